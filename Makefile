@@ -1,0 +1,42 @@
+# Two commands are enough: `make demo` and `make test`. Each sets up what it needs, and is quick the second time.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export TUNEGATE_CACHE ?= $(CURDIR)/build/cache
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: setup demo test test-fast test-slow lint format bench clean help
+
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup:           ## environment, pinned dependencies, embedded model and data
+	@PYTHON=$(PYTHON) bash requirements/setup.sh
+
+demo: setup      ## the main job, end to end, for real; FRESH=1 runs every stage again
+	@$(BIN)/python examples/demo/demo.py $(if $(FRESH),--fresh)
+
+test: setup      ## fast tests and the core end-to-end ones
+	$(BIN)/pytest -m "not slow" $(ARGS)
+
+test-fast: setup ## without the end-to-end ones
+	$(BIN)/pytest -m "not slow and not e2e" $(ARGS)
+
+test-slow: setup ## real but slow
+	$(BIN)/pytest -m slow $(ARGS)
+
+lint: setup      ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	bash requirements/typecheck.sh
+	$(BIN)/lint-imports
+
+format: setup    ## rewrite formatting and imports
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: setup     ## the scripts of benchmarks/, short form
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script --short || exit 1; done
+
+clean:           ## remove what was built (the environment stays)
+	rm -rf build

@@ -1,0 +1,131 @@
+"""The folders that stages pass on. `X.open(path)` checks kind, schema version and sizes; `ft verify` re-hashes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from tunegate.core import manifest as manifests
+from tunegate.core.errors import UserError
+from tunegate.core.files import read_json
+from tunegate.core.manifest import Input, Manifest
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished folder: its path and its manifest."""
+
+    path: Path
+    manifest: Manifest
+    kind: ClassVar[str] = ""
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a folder of this kind.
+
+        Raises UserError when it is another kind, unfinished, or a file it lists is missing or has another size.
+        """
+        manifest = manifests.read(path)
+        if manifest.kind != cls.kind:
+            raise UserError(f"is a {manifest.kind} folder, a {cls.kind} folder is needed here", where=str(path))
+        for item in manifest.outputs:
+            file = path / str(item["path"])
+            if not file.is_file():
+                raise UserError(f"{item['path']} is missing", where=str(path), hint=f"ft verify {path}")
+            if file.stat().st_size != item["bytes"]:
+                raise UserError(
+                    f"{item['path']} has {file.stat().st_size} bytes, its manifest says {item['bytes']}",
+                    where=str(path),
+                    hint=f"ft verify {path}",
+                )
+        return cls(path, manifest)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that names the content."""
+        return self.manifest.digest
+
+    def as_input(self, role: str) -> Input:
+        """This folder, seen as an input of the next stage."""
+        return self.manifest.as_input(role, self.path)
+
+
+class Dataset(Artifact):
+    """`train.jsonl`, `eval.jsonl`, `rejected.jsonl`, `profile.json`."""
+
+    kind = "dataset"
+
+    @property
+    def train_path(self) -> Path:
+        """Rows to train on."""
+        return self.path / "train.jsonl"
+
+    @property
+    def eval_path(self) -> Path:
+        """Rows held out before any cleaning."""
+        return self.path / "eval.jsonl"
+
+
+class Run(Artifact):
+    """An adapter or full weights with tokenizer, `config.yaml` and `metrics.jsonl`.
+
+    `manifest.facts`: `method`, `base` (the model as the user named it), `template_digest`, `mask` (its certificate).
+    """
+
+    kind = "run"
+
+    @property
+    def method(self) -> str:
+        """lora, qlora or full (or a method without weights)."""
+        return str(self.manifest.facts["method"])
+
+    @property
+    def base(self) -> str:
+        """The base model, as it was named."""
+        return str(self.manifest.facts["base"])
+
+
+class Release(Artifact):
+    """What vLLM loads, with `release.yaml` and a model card.
+
+    `manifest.facts`: `base`, `quantization` (none, awq, ...), `template_digest`, `bytes`.
+    """
+
+    kind = "release"
+
+    @property
+    def quantization(self) -> str:
+        """none, awq, ..."""
+        return str(self.manifest.facts["quantization"])
+
+
+class EvalReport(Artifact):
+    """`results.jsonl`, `report.json`, `report.html`, `junit.xml`, `summary.md`."""
+
+    kind = "eval_report"
+
+    def report(self) -> dict[str, Any]:
+        """The parsed `report.json`."""
+        document: dict[str, Any] = read_json(self.path / "report.json")
+        return document
+
+    @property
+    def results_path(self) -> Path:
+        """One row an item."""
+        return self.path / "results.jsonl"
+
+
+class GateDecision(Artifact):
+    """`decision.json`: the policy, both report digests, each condition with its numbers, the verdict."""
+
+    kind = "gate_decision"
+
+
+KINDS: dict[str, type[Artifact]] = {c.kind: c for c in (Dataset, Run, Release, EvalReport, GateDecision)}
+
+
+def open_any(path: Path) -> Artifact:
+    """Open a folder of whatever kind its manifest says."""
+    kind = manifests.read(path).kind
+    if kind not in KINDS:
+        raise UserError(f"unknown kind {kind!r}", where=str(path / manifests.NAME))
+    return KINDS[kind].open(path)

@@ -1,0 +1,127 @@
+"""The chat template: rendered one way everywhere, masked by prefix, named by a digest.
+
+A tokenizer here is any transformers fast tokenizer; nothing of transformers is imported.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunegate.core.errors import UserError
+from tunegate.core.files import canonical_json, sha256_text
+from tunegate.core.rows import Message
+
+IGNORE_INDEX = -100
+PROBE = (
+    {"role": "system", "content": "Answer in JSON. Zahlen: 0123456789."},
+    {"role": "user", "content": 'naïve café 東京 🙂 \t two  spaces\nline {"a": [1, 2.5]} <|im_end|>'},
+    {"role": "assistant", "content": '{"ok": true}'},
+)
+
+
+@dataclass(frozen=True)
+class Masked:
+    """One rendered conversation: token ids, and labels that are -100 outside the assistant's turns.
+
+    stopped: every assistant turn ends with a stop token that is learnt.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    stopped: bool
+
+    @property
+    def label_tokens(self) -> int:
+        """Tokens that the loss is computed on."""
+        return sum(label != IGNORE_INDEX for label in self.labels)
+
+
+class MaskError(UserError):
+    """This conversation cannot be masked with this template."""
+
+
+def template_digest(tokenizer: Any) -> str:
+    """SHA-256 of the template's text: equal digests render equal prompts."""
+    return sha256_text(_template(tokenizer))
+
+
+def probe_digest(tokenizer: Any) -> str:
+    """SHA-256 over the token ids of a fixed conversation (digits, spaces, scripts, emoji, special-token text).
+
+    Two tokenizers with one digest turn the same messages into the same ids, on this probe.
+    """
+    return sha256_text(canonical_json(render_ids(tokenizer, PROBE)))
+
+
+def render(
+    tokenizer: Any, messages: Sequence[Message], *, tools: list[Any] | None = None, generate: bool = False
+) -> str:
+    """The conversation as text; with `generate` it ends where the assistant's answer begins.
+
+    Raises UserError when the template refuses these messages.
+    """
+    _template(tokenizer)
+    try:
+        text: str = tokenizer.apply_chat_template(
+            list(messages), tools=tools, add_generation_prompt=generate, tokenize=False
+        )
+    except Exception as error:  # jinja2's errors, and whatever a template calls
+        raise UserError(f"the chat template refuses these messages: {error}") from None
+    return text
+
+
+def render_ids(
+    tokenizer: Any, messages: Sequence[Message], *, tools: list[Any] | None = None, generate: bool = False
+) -> list[int]:
+    """The conversation as token ids, as the server makes them: the rendered text, no special tokens added."""
+    text = render(tokenizer, messages, tools=tools, generate=generate)
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def mask(
+    tokenizer: Any, messages: Sequence[Message], stop_ids: Sequence[int], *, tools: list[Any] | None = None
+) -> Masked:
+    """Token ids and labels of one conversation; the loss falls on the assistant's turns and on the stop token after each.
+
+    The rendered text is tokenized once, as it is at inference. Each turn's span comes from rendering the messages up to
+    it and with it: what stands between is the answer, the template's text after the stop token left out.
+    Raises MaskError when a prefix is not a prefix of the whole (the template rewrites earlier turns), or when a token
+    straddles the start of an answer (the model would never see that split at inference).
+    """
+    text = render(tokenizer, messages, tools=tools)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+    labels = [IGNORE_INDEX] * len(ids)
+    stopped = True
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        start, end = _span(tokenizer, messages, index, tools, text)
+        inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
+        if any(offsets[i][0] < start for i in inside):
+            raise MaskError(f"turn {index}: a token straddles the start of the answer")
+        stop = next((n for n in range(len(inside) - 1, -1, -1) if ids[inside[n]] in stop_ids), None)
+        stopped &= stop is not None
+        for i in inside if stop is None else inside[: stop + 1]:
+            labels[i] = ids[i]
+    return Masked(ids, labels, stopped)
+
+
+def _span(
+    tokenizer: Any, messages: Sequence[Message], index: int, tools: list[Any] | None, text: str
+) -> tuple[int, int]:
+    before = render(tokenizer, messages[:index], tools=tools, generate=True)
+    after = render(tokenizer, messages[: index + 1], tools=tools)
+    if not after.startswith(before) or not text.startswith(after):
+        raise MaskError(f"turn {index}: the template renders the prompt differently with and without the answer")
+    return len(before), len(after)
+
+
+def _template(tokenizer: Any) -> str:
+    template = getattr(tokenizer, "chat_template", None)
+    if not isinstance(template, str) or not template:
+        raise UserError(
+            "the model has no chat template", hint="use an instruct model, or add chat_template.jinja to its folder"
+        )
+    return template

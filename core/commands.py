@@ -1,0 +1,131 @@
+"""The command-line frame that `ft` and `ftadvise` share: lazy sub-commands and one place where errors become exits."""
+
+import errno
+import importlib
+import os
+import sys
+import tempfile
+import traceback
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import typer
+from tunegate.core.errors import ExitCode, InfrastructureError, TunegateError, UsageError
+from typer.core import TyperCommand, TyperGroup
+
+Command = TyperCommand | TyperGroup
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a sub-command lives (`module:attribute` of a Typer app) and what `--help` says about it."""
+
+    target: str
+    help: str
+
+    def load(self) -> Any:
+        """Import the module and return its click command."""
+        module, _, attribute = self.target.partition(":")
+        return typer.main.get_command(getattr(importlib.import_module(module), attribute))
+
+
+class LazyGroup(TyperGroup):
+    """A group that knows its sub-commands by name and loads one only when it is called."""
+
+    entries: ClassVar[dict[str, Entry]] = {}
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names in the order of the table, loading nothing."""
+        return list(self.entries)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A placeholder that carries the help line; enough for `--help` and for completion."""
+        entry = self.entries.get(cmd_name)
+        return TyperCommand(name=cmd_name, help=entry.help) if entry else None
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        """The real command, loaded now."""
+        self.commands = {name: self.get_command(ctx, name) for name in self.entries}
+        name, _, rest = super().resolve_command(ctx, args)
+        command = self.entries[name or ""].load()
+        command.name = name
+        return name, command, rest
+
+
+class DefaultCommandGroup(TyperGroup):
+    """A group whose first argument may be left out: `ft eval TARGET` means `ft eval run TARGET`."""
+
+    default = "run"
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Insert the default sub-command unless the first argument names one or asks for help."""
+        if args and args[0] not in self.commands and args[0] not in ("--help",):
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+
+def run(app: Any, *, prog: str, argv: list[str] | None = None) -> int:
+    """Run a Typer app or click command and return the exit code; every expected error becomes one line.
+
+    With `--json` among the arguments, an error is the JSON object of the contract on standard output.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    ours = argv[: argv.index("--")] if "--" in argv else argv
+    debug = "--debug" in ours
+    argv = [a for a in ours if a != "--debug"] + argv[len(ours) :]
+    command = app if isinstance(app, TyperCommand | TyperGroup) else typer.main.get_command(app)
+    try:
+        code = command.main(args=argv, prog_name=prog, standalone_mode=False)
+        if code == ExitCode.INTERRUPTED:
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else ExitCode.OK
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.OK
+    except Exception as error:
+        return _fail(_as_ours(error, prog, debug), as_json="--json" in ours)
+
+
+def _as_ours(error: Exception, prog: str, debug: bool) -> TunegateError:
+    from typer._click.exceptions import ClickException, NoArgsIsHelpError
+
+    if isinstance(error, TunegateError):
+        if debug:
+            traceback.print_exc()
+        return error
+    if isinstance(error, NoArgsIsHelpError):
+        print(error.format_message(), file=sys.stderr)
+        return UsageError("a command is missing", hint=f"see {prog} --help")
+    if isinstance(error, ClickException):
+        ctx = getattr(error, "ctx", None)
+        return UsageError(error.format_message(), hint=f"see {ctx.command_path if ctx else prog} --help")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return InfrastructureError(
+            "no space left on the device",
+            where=error.filename,
+            hint="free disk space, then run the command again; nothing half-written was kept",
+        )
+    if isinstance(error, PermissionError):
+        return UsageError("permission denied", where=str(error.filename), hint="check the owner and mode of that path")
+    if debug:
+        traceback.print_exc()
+        return TunegateError(f"internal error: {error!r}", hint="this is a bug of ours")
+    with tempfile.NamedTemporaryFile("w", prefix="tunegate-", suffix=".log", delete=False) as log:
+        traceback.print_exc(file=log)
+    return TunegateError(
+        f"internal error: {type(error).__name__}: {error}",
+        hint=f"this is a bug of ours; traceback in {log.name}, or run with --debug",
+    )
+
+
+def _fail(error: TunegateError, *, as_json: bool) -> int:
+    from tunegate.core.console import emit_json
+
+    if as_json:
+        emit_json(error.as_json())
+    else:
+        print(f"error: {error.line()}", file=sys.stderr)
+    return error.exit_code

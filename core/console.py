@@ -1,0 +1,118 @@
+"""What a user sees: results on standard output, progress and messages on standard error.
+
+With `--json` standard output carries exactly one JSON object. When standard error is not a terminal, progress is one
+plain line now and then instead of a bar that redraws itself.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, Protocol
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
+
+
+def out() -> Console:
+    """Standard output, for results. Plain (no colour, no wrapping of long lines) when it is not a terminal."""
+    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+
+
+def err() -> Console:
+    """Standard error, for progress and messages."""
+    return Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
+
+
+def say(message: str) -> None:
+    """Print one message line to standard error; `message` is text, not markup."""
+    err().print(message, markup=False)
+
+
+def warn(message: str) -> None:
+    """Print one warning line to standard error."""
+    err().print(f"warning: {message}", style="yellow", markup=False)
+
+
+def emit_json(payload: dict[str, Any]) -> None:
+    """Print the one JSON object of `--json`. NaN and infinity are refused: they are not JSON."""
+    sys.stdout.write(json.dumps(payload, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+    sys.stdout.flush()
+
+
+def table(title: str | None, columns: list[str], rows: list[list[str]], *, left: int = 1) -> None:
+    """Print a table on standard output; the first `left` columns are left-aligned, the others right-aligned."""
+    grid = Table(title=title, title_justify="left", header_style="bold", title_style="bold")
+    for index, name in enumerate(columns):
+        grid.add_column(name, justify="left" if index < left else "right", overflow="fold")
+    for row in rows:
+        grid.add_row(*(cell.replace("[", "\\[") for cell in row))
+    out().print(grid)
+
+
+class Ticker(Protocol):
+    """Called as work goes on: `advance` more units done, and the text shown beside the bar."""
+
+    def __call__(self, advance: int = 1, text: str | None = None) -> None: ...
+
+
+@contextmanager
+def progress(description: str, total: int | None) -> Iterator[Ticker]:
+    """Show progress of `total` units (None: unknown) on standard error: a bar on a terminal, else plain lines."""
+    if sys.stderr.isatty():
+        with _bar(description, total) as ticker:
+            yield ticker
+    else:
+        yield _PlainTicker(description, total)
+
+
+@contextmanager
+def _bar(description: str, total: int | None) -> Iterator[Ticker]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=err(), transient=False) as bar:
+        task = bar.add_task(description, total=total, text="")
+
+        def tick(advance: int = 1, text: str | None = None) -> None:
+            bar.advance(task, advance)
+            if text is not None:
+                bar.update(task, text=text)
+
+        yield tick
+
+
+class _PlainTicker:
+    """One line every ten seconds and one at the end: readable in a CI log."""
+
+    def __init__(self, description: str, total: int | None, every_s: float = 10.0) -> None:
+        self._description, self._total, self._every_s = description, total, every_s
+        self._done, self._text = 0, ""
+        self._start = self._last = time.monotonic()
+
+    def __call__(self, advance: int = 1, text: str | None = None) -> None:
+        self._done += advance
+        self._text = self._text if text is None else text
+        now = time.monotonic()
+        if now - self._last >= self._every_s or self._done == self._total:
+            self._last = now
+            of = f"/{self._total}" if self._total is not None else ""
+            say(f"{self._description}: {self._done}{of} after {now - self._start:.0f} s {self._text}".rstrip())

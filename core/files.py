@@ -1,0 +1,111 @@
+"""Writing files and folders so that a reader never sees half of one, and hashing them."""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tunegate.core.errors import UserError
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text, so it can be hashed."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))
+
+
+def sha256_text(text: str) -> str:
+    """Hex SHA-256 of UTF-8 text (lone surrogates pass as they are)."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes, read in blocks."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: temporary name beside it, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a fault is a UserError with file and line."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("no such file", where=str(path)) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 at byte {error.start}", where=str(path)) from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
+
+
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Refuse an output folder that already holds something, unless `force`.
+
+    Raises UserError. Called before any work, so that an hour of it is not thrown away at the end.
+    """
+    if path.is_dir() and not any(path.iterdir()):
+        return
+    if path.exists() and not force:
+        raise UserError(
+            "the output exists already", where=str(path), hint="choose another --out, or pass --force to replace it"
+        )
+
+
+@contextmanager
+def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """Give a temporary folder beside `path` and rename it to `path` when the block ends well.
+
+    On any error, Ctrl-C included, the temporary folder is removed and `path` is as it was.
+    """
+    refuse_existing(path, force=force)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
+    temporary.mkdir()
+    try:
+        yield temporary
+        retired = None
+        if path.exists():
+            retired = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
+            path.rename(retired)
+        temporary.rename(path)
+        if retired is not None:
+            shutil.rmtree(retired)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def relative_files(folder: Path) -> list[str]:
+    """Every file and symlink below `folder`, hidden ones included, as sorted POSIX paths relative to it."""
+    found = []
+    for directory, names, files in os.walk(folder, followlinks=False):
+        links = [n for n in names if (Path(directory) / n).is_symlink()]
+        found += [(Path(directory) / name).relative_to(folder).as_posix() for name in files + links]
+    return sorted(found)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size in bytes of all regular files below `folder`."""
+    return sum((folder / name).stat().st_size for name in relative_files(folder) if not (folder / name).is_symlink())

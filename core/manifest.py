@@ -1,0 +1,225 @@
+"""`manifest.json`: what a folder is, what it was made from, and how to make it again. Written last."""
+
+import re
+import subprocess
+import sys
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tunegate.core.errors import UserError
+from tunegate.core.files import canonical_json, read_json, relative_files, sha256_file, sha256_text, write_json
+from tunegate.core.machine import hardware, versions
+
+NAME = "manifest.json"
+SCHEMA_VERSION = 1
+_SECRET_OPTION = re.compile(r"(?i)^--?[\w-]*(key|token|secret|password)[\w-]*(=.*)?$")
+_SECRET_VALUE = re.compile(r"\b(sk-|hf_|ghp_|AKIA|xox[bp]-)[\w-]{8,}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One thing an artifact was made from; `inputs` nests its own, so that lineage survives without the folders."""
+
+    role: str
+    kind: str
+    path: str
+    digest: str
+    created: str | None = None
+    inputs: tuple["Input", ...] = ()
+
+    @staticmethod
+    def of_file(path: Path, role: str) -> "Input":
+        """A plain file, identified by the SHA-256 of its bytes."""
+        return Input(role=role, kind="file", path=str(path), digest=sha256_file(path))
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "Input":
+        """Rebuild from the manifest's JSON."""
+        nested = tuple(Input.from_json(item) for item in value.get("inputs", []))
+        return Input(**{**value, "inputs": nested})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The content of `manifest.json`.
+
+    outputs: {path, sha256, bytes} of every file in the folder but the manifest. digest: SHA-256 over kind and outputs,
+    the identity of the folder's content. facts: what the stage wants known (counts, scores, checks).
+    """
+
+    kind: str
+    created: str
+    digest: str
+    command: list[str]
+    config: dict[str, Any]
+    seeds: dict[str, int]
+    inputs: tuple[Input, ...]
+    outputs: list[dict[str, Any]]
+    facts: dict[str, Any]
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    git_commit: str | None
+    schema_version: int = SCHEMA_VERSION
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def as_input(self, role: str, path: Path) -> Input:
+        """This folder, seen as an input of the next stage."""
+        return Input(
+            role=role, kind=self.kind, path=str(path), digest=self.digest, created=self.created, inputs=self.inputs
+        )
+
+
+def now() -> str:
+    """UTC time to the second, ISO 8601."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def redact(arguments: list[str]) -> list[str]:
+    """A command line without secrets: values of key, token, secret and password options, and known key shapes."""
+    shown: list[str] = []
+    hide_next = False
+    for argument in arguments:
+        if hide_next and not argument.startswith("-"):
+            shown.append("***")
+            hide_next = False
+            continue
+        hide_next = bool(_SECRET_OPTION.match(argument)) and "=" not in argument and not argument.endswith("-file")
+        if _SECRET_OPTION.match(argument) and "=" in argument:
+            argument = argument.partition("=")[0] + "=***"
+        shown.append(_SECRET_VALUE.sub("***", argument))
+    return shown
+
+
+def write(
+    folder: Path,
+    kind: str,
+    *,
+    inputs: list[Input],
+    config: dict[str, Any],
+    seeds: dict[str, int] | None = None,
+    facts: dict[str, Any] | None = None,
+) -> Manifest:
+    """Hash every file in `folder` and write its manifest last; the folder is complete from then on."""
+    outputs = _outputs(folder)
+    program = Path(sys.argv[0]).name
+    manifest = Manifest(
+        kind=kind,
+        created=now(),
+        digest=digest_of(kind, outputs),
+        command=redact([program, *sys.argv[1:]]),
+        config=config,
+        seeds=seeds or {},
+        inputs=tuple(inputs),
+        outputs=outputs,
+        facts=facts or {},
+        versions=versions(),
+        hardware=hardware(),
+        git_commit=_git_commit(),
+    )
+    document = asdict(manifest)
+    document.pop("extra")
+    write_json(folder / NAME, {**document, "self_sha256": sha256_text(canonical_json(document))})
+    return manifest
+
+
+def read(folder: Path) -> Manifest:
+    """Read a folder's manifest.
+
+    Raises UserError when there is none (the folder is not an artifact, or was never finished), when it is damaged, or
+    when a newer Tunegate wrote it.
+    """
+    path = folder / NAME
+    if not folder.is_dir():
+        raise UserError("no such folder", where=str(folder))
+    if not path.is_file():
+        raise UserError(
+            "no manifest.json: not a Tunegate folder, or one that was never finished",
+            where=str(folder),
+            hint="run the stage that makes it again",
+        )
+    document = read_json(path)
+    if not isinstance(document, dict) or "schema_version" not in document or "kind" not in document:
+        raise UserError("not a Tunegate manifest", where=str(path))
+    if not isinstance(document["schema_version"], int) or document["schema_version"] > SCHEMA_VERSION:
+        raise UserError(
+            f"written by a newer version (manifest schema {document['schema_version']}, this one reads {SCHEMA_VERSION})",
+            where=str(path),
+            hint="upgrade tunegate",
+        )
+    document.pop("self_sha256", None)
+    try:
+        return Manifest(**{**document, "inputs": tuple(Input.from_json(i) for i in document["inputs"])})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"damaged manifest: {error}", where=str(path), hint="ft verify says more") from None
+
+
+def verify(folder: Path) -> list[dict[str, str]]:
+    """Re-hash a folder against its manifest: a list of {path, problem}, empty when every byte is as it was."""
+    manifest = read(folder)
+    document = read_json(folder / NAME)
+    claimed = document.pop("self_sha256", None)
+    problems = []
+    if claimed != sha256_text(canonical_json(document)):
+        problems.append({"path": NAME, "problem": "the manifest itself was changed"})
+    listed = {str(item["path"]): item for item in manifest.outputs}
+    present = set(relative_files(folder)) - {NAME}
+    for name in sorted(present | set(listed)):
+        if (folder / name).is_symlink():
+            problems.append({"path": name, "problem": "is a symlink"})
+        elif name not in listed:
+            problems.append({"path": name, "problem": "not in the manifest"})
+        elif name not in present:
+            problems.append({"path": name, "problem": "missing"})
+        elif sha256_file(folder / name) != listed[name]["sha256"]:
+            size, expected = (folder / name).stat().st_size, listed[name]["bytes"]
+            note = "" if size == expected else f" ({size} bytes, expected {expected})"
+            problems.append({"path": name, "problem": f"content changed{note}"})
+    if not problems and manifest.digest != digest_of(manifest.kind, manifest.outputs):
+        problems.append({"path": NAME, "problem": "digest does not match the files listed"})
+    return problems
+
+
+def lineage(inputs: tuple[Input, ...], depth: int = 1) -> list[dict[str, Any]]:
+    """The ancestors, nearest first: {depth, role, kind, digest, created, path}."""
+    rows: list[dict[str, Any]] = []
+    for item in inputs:
+        rows.append(
+            {
+                "depth": depth,
+                "role": item.role,
+                "kind": item.kind,
+                "digest": item.digest,
+                "created": item.created,
+                "path": item.path,
+            }
+        )
+        rows += lineage(item.inputs, depth + 1)
+    return rows
+
+
+def digest_of(kind: str, outputs: list[dict[str, Any]]) -> str:
+    """SHA-256 over the kind and each file's path and hash: equal content, equal digest, wherever and whenever made."""
+    files = sorted((str(item["path"]), str(item["sha256"])) for item in outputs)
+    return sha256_text(canonical_json({"kind": kind, "files": files}))
+
+
+def _outputs(folder: Path) -> list[dict[str, Any]]:
+    names = [name for name in relative_files(folder) if name != NAME]
+    return [{"path": n, "sha256": sha256_file(folder / n), "bytes": (folder / n).stat().st_size} for n in names]
+
+
+def _git_commit() -> str | None:
+    """Commit of the user's working directory, with `-dirty` when it has changes; None outside a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,204 @@
+"""One row of data, and the JSONL reader that every stage uses. Lines are parsed as JSON and nothing else is inferred."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tunegate.core.errors import UserError, nearest
+from tunegate.core.files import canonical_json, sha256_text
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+KEYS = ("messages", "id", "group", "tags", "schema", "accept", "tools")
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One example: a conversation whose last assistant turn is what is expected.
+
+    id: given, else the first 16 hex digits of the content's SHA-256. schema: JSON Schema of the answer. accept: list of
+    admissible outputs. extra: keys we do not know, kept as they are. file, line: where it was read.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    group: str | None = None
+    tags: dict[str, Any] = field(default_factory=dict)
+    schema: dict[str, Any] | bool | None = None
+    accept: list[Any] | None = None
+    tools: list[Any] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    file: str = ""
+    line: int = 0
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The turns the model is given."""
+        return self.messages[:-1]
+
+    @property
+    def expected(self) -> str:
+        """The answer's text; empty for an answer that only calls tools."""
+        return str(self.messages[-1].get("content") or "")
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as it is written to JSONL; absent fields are left out."""
+        optional = {"group": self.group, "schema": self.schema, "accept": self.accept, "tools": self.tools}
+        kept = {key: value for key, value in optional.items() if value is not None}
+        tags = {"tags": self.tags} if self.tags else {}
+        return {"id": self.id, "messages": list(self.messages), **tags, **kept, **self.extra}
+
+
+def content_id(messages: Iterable[Message], tools: list[Any] | None) -> str:
+    """16 hex digits that name a row by its content (messages and tools)."""
+    return sha256_text(canonical_json({"messages": list(messages), "tools": tools}))[:16]
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Read a JSONL file of rows, streaming.
+
+    Byte order mark, CRLF and blank lines are accepted; U+2028 inside a string does not end a line.
+    Raises UserError with file and line for anything else that is not a row, and when there is no row at all.
+    """
+    number = 0
+    for number, value in read_jsonl(path):
+        yield parse_row(value, str(path), number)
+    if number == 0:
+        raise UserError("the file is empty", where=str(path), hint='expected one {"messages": [...]} per line')
+
+
+def read_unique_rows(path: Path) -> list[Row]:
+    """All rows of a file. Raises UserError when two rows share an id (results could not be told apart)."""
+    rows = list(read_rows(path))
+    seen: dict[str, int] = {}
+    for row in rows:
+        if row.id in seen:
+            raise UserError(
+                f"id {row.id!r} is also on line {seen[row.id]}",
+                where=f"{path}:{row.line}",
+                hint="ids must be unique; leave them out to get one from the content",
+            )
+        seen[row.id] = row.line
+    return rows
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    """Yield (line number, parsed value) of a JSONL file; blank lines are passed over."""
+    if not path.exists():
+        raise UserError("no such file", where=str(path))
+    if path.is_dir():
+        raise UserError("is a folder, a JSONL file is needed here", where=str(path))
+    with path.open("rb") as stream:
+        for number, raw in enumerate(stream, 1):
+            line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+            if line.strip():
+                yield number, parse_json(line, f"{path}:{number}")
+
+
+def parse_json(raw: bytes, where: str) -> Any:
+    """Strict JSON: UTF-8, no NaN or Infinity, no key twice in one object. Raises UserError with `where`."""
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"not UTF-8 (byte {error.start + 1} of the line)", where=where, hint="save the file as UTF-8"
+        ) from None
+    try:
+        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise UserError(f"not valid JSON: {error.msg} at column {error.colno}", where=where) from None
+    except RecursionError:
+        raise UserError("JSON nested too deeply", where=where) from None
+    except ValueError as error:
+        raise UserError(str(error), where=where) from None
+
+
+def parse_row(value: Any, file: str, line: int) -> Row:
+    """Check one parsed JSON value and make a Row of it. Raises UserError naming file, line and JSON pointer."""
+    where = f"{file}:{line}"
+    if not isinstance(value, dict):
+        raise UserError(f"expected an object, found {_kind(value)}", where=where)
+    if "messages" not in value:
+        found = ", ".join(map(repr, list(value)[:6])) or "no keys"
+        raise UserError(f'no "messages" (found {found})', where=where, hint=nearest_key(list(value)))
+    messages = _messages(value["messages"], where)
+    types: tuple[tuple[str, type | tuple[type, ...]], ...] = (
+        ("id", (str, int)),
+        ("group", (str, int)),
+        ("tags", dict),
+        ("schema", (dict, bool)),
+        ("accept", list),
+        ("tools", list),
+    )
+    for key, kind in types:
+        if value.get(key) is not None and not isinstance(value[key], kind):
+            raise UserError(f'"{key}" must not be {_kind(value[key])}', where=f"{where} /{key}")
+    group = value.get("group")
+    identity = value.get("id")
+    return Row(
+        id=content_id(messages, value.get("tools")) if identity is None else str(identity),
+        messages=messages,
+        group=None if group is None else str(group),
+        tags=value.get("tags") or {},
+        schema=value.get("schema"),
+        accept=value.get("accept"),
+        tools=value.get("tools"),
+        extra={key: item for key, item in value.items() if key not in KEYS},
+        file=file,
+        line=line,
+    )
+
+
+def nearest_key(found: list[str]) -> str:
+    """A hint for a row without `messages`: a key misspelt, or another known format."""
+    for key in found:
+        if "did you mean" in (hint := nearest(key, ["messages"])):
+            return hint
+    return 'a row is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}; "ft data prepare" reads other formats'
+
+
+def _messages(value: Any, where: str) -> tuple[Message, ...]:
+    if not isinstance(value, list) or not value:
+        raise UserError(f'"messages" must be a non-empty list, found {_kind(value)}', where=where)
+    for index, message in enumerate(value):
+        pointer = f"{where} /messages/{index}"
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise UserError('a message needs "role" and "content"', where=pointer)
+        role = message["role"]
+        if role not in ROLES:
+            raise UserError(f"unknown role {role!r}", where=pointer, hint=nearest(role, list(ROLES)))
+        content = message.get("content")
+        if content is None and not message.get("tool_calls"):
+            raise UserError("a message without content", where=pointer)
+        if content is not None and not isinstance(content, str):
+            raise UserError(f"content must be text, found {_kind(content)}", where=pointer)
+    if not any(message["role"] == "assistant" for message in value):
+        raise UserError("no assistant turn: there is nothing to learn from or to compare with", where=where)
+    if value[-1]["role"] != "assistant":
+        raise UserError(
+            f"the last turn is {value[-1]['role']!r}, it must be the assistant's expected answer", where=where
+        )
+    return tuple(value)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"key {twice!r} stands twice in one object")
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _kind(value: Any) -> str:
+    """A JSON value's type, in JSON's words."""
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__) + (" that is empty" if value in ([], {}, "") else "")
