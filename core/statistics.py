@@ -1,0 +1,331 @@
+"""Intervals, paired tests and power for scores of models.
+
+In a pair (baseline, candidate) of the same item, b counts the items fixed (wrong before, right now), c those broken,
+n all pairs; the difference is candidate minus baseline, (b - c) / n. alpha is one-sided in tests; an interval of
+level 1 - 2 alpha leaves alpha on each side, so that a test and its interval agree.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+from tunegate.core.distributions import (
+    beta_cdf,
+    binomial_cdf,
+    binomial_sf,
+    normal_quantile,
+    solve,
+    student_quantile,
+    student_sf,
+)
+
+BOOTSTRAP_LIMIT = 5000  # above this many clusters the central limit theorem holds and resampling adds only noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An estimate with its interval. low or high is None where the data set no bound on that side."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+def wilson(passed: float, n: float, *, level: float = 0.95) -> Interval:
+    """Score interval of a rate (Wilson 1927, eq. 8 of Brown, Cai & DasGupta 2001)."""
+    if n <= 0:
+        return Interval(value=0.0, low=0.0, high=1.0, n=0)
+    z2 = normal_quantile((1.0 + level) / 2.0) ** 2
+    p = passed / n
+    centre = (p + z2 / (2.0 * n)) / (1.0 + z2 / n)
+    half = math.sqrt(z2 * (p * (1.0 - p) / n + z2 / (4.0 * n * n))) / (1.0 + z2 / n)
+    low = 0.0 if passed <= 0 else max(0.0, centre - half)
+    high = 1.0 if passed >= n else min(1.0, centre + half)
+    return Interval(value=p, low=low, high=high, n=round(n))
+
+
+def clopper_pearson(passed: float, n: float, *, level: float) -> Interval:
+    """Exact interval of a rate (Clopper & Pearson 1934). Real arguments are allowed: effective counts of clustered rows
+    (Korn & Graubard 1998)."""
+    if n <= 0:
+        return Interval(value=0.0, low=0.0, high=1.0, n=0)
+    tail = (1.0 - level) / 2.0
+    low = 0.0 if passed <= 0 else solve(lambda p: tail - beta_cdf(p, passed, n - passed + 1.0), 0.0, 1.0)
+    high = 1.0 if passed >= n else solve(lambda p: 1.0 - beta_cdf(p, passed + 1.0, n - passed) - tail, 0.0, 1.0)
+    return Interval(value=passed / n, low=low, high=high, n=round(n))
+
+
+def newcombe(passed_1: int, n_1: int, passed_2: int, n_2: int, *, level: float = 0.95) -> Interval:
+    """Difference of two independent rates, first minus second (Newcombe 1998, method 10)."""
+    one, two = wilson(passed_1, n_1, level=level), wilson(passed_2, n_2, level=level)
+    assert one.low is not None
+    assert one.high is not None
+    assert two.low is not None
+    assert two.high is not None
+    difference = one.value - two.value
+    low = difference - math.hypot(one.value - one.low, two.high - two.value)
+    high = difference + math.hypot(one.high - one.value, two.value - two.low)
+    return Interval(value=difference, low=low, high=high, n=n_1 + n_2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class McNemar:
+    """Exact p-values of McNemar's test. better: one-sided, that the candidate is better; worse: that it is worse."""
+
+    two_sided: float
+    better: float
+    worse: float
+    mid_p: float
+
+
+def mcnemar(b: int, c: int) -> McNemar:
+    """Exact McNemar test: under equality b ~ Bin(b + c, 1/2). mid_p as Fagerland, Lydersen & Laake 2013, eq. 3."""
+    better, worse = binomial_sf(b, b + c, 0.5), binomial_sf(c, b + c, 0.5)
+    two_sided = min(1.0, 2.0 * min(better, worse))
+    point = math.exp(_log_binomial(b + c, b) - (b + c) * math.log(2.0))
+    return McNemar(two_sided=two_sided, better=better, worse=worse, mid_p=min(1.0, max(0.0, two_sided - point)))
+
+
+def _log_binomial(n: int, k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
+def tango_statistic(b: float, c: float, n: float, difference: float) -> float:
+    """Score statistic of H0: the true difference is `difference` (Tango 1998, Statistics in Medicine 17, eq. 13-16)."""
+    w = b + c - difference * (2.0 * n - b + c)
+    p21 = (w + math.sqrt(max(0.0, w * w + 8.0 * n * c * difference * (1.0 - difference)))) / (4.0 * n)
+    variance = n * (2.0 * p21 + difference * (1.0 - difference))
+    distance = b - c - n * difference
+    if variance <= 1e-15 * n:
+        return 0.0 if abs(distance) < 1e-12 * n else math.copysign(math.inf, distance)
+    return distance / math.sqrt(variance)
+
+
+def tango_interval(
+    b: int, c: int, n: int, *, level: float, design_effect: float = 1.0, df: float = math.inf
+) -> Interval:
+    """Interval of the paired difference: the values that Tango's test does not reject.
+
+    design_effect, df: for rows in clusters, the statistic is divided by the root of the design effect and read on
+    Student's t with (clusters - 1) degrees of freedom (Rao & Scott 1992; Yang, Sun & Hardin 2012 for matched pairs).
+    """
+    if n == 0:
+        return Interval(value=0.0, low=-1.0, high=1.0, n=0)
+    bound = student_quantile((1.0 + level) / 2.0, df) * math.sqrt(design_effect)
+    value = (b - c) / n
+    low = solve(lambda d: tango_statistic(b, c, n, d) - bound, -1.0, value)
+    high = solve(lambda d: tango_statistic(b, c, n, d) + bound, value, 1.0)
+    return Interval(value=value, low=low, high=high, n=n)
+
+
+def non_inferior_p(b: int, c: int, n: int, margin: float, *, design_effect: float = 1.0, df: float = math.inf) -> float:
+    """One-sided p of H0: difference <= -margin (Tango 1998). With margin 0 it is McNemar's score test."""
+    if n == 0:
+        return 1.0
+    return student_sf(tango_statistic(b, c, n, -margin) / math.sqrt(design_effect), df)
+
+
+def exact_non_inferior_p(b: int, c: int, n: int, margin: float, *, gamma: float = 0.001) -> float:
+    """Exact unconditional p of the same hypothesis, for few discordant pairs, where the score test errs too often.
+
+    The largest P(T >= T observed) over the probability of a broken item, searched within its 1 - gamma exact interval,
+    plus gamma (Berger & Boos 1994). Cost grows with b + c: meant for b + c up to about a hundred.
+    """
+    if n == 0:
+        return 1.0
+    observed = tango_statistic(b, c, n, -margin)
+    box = clopper_pearson(c, n, level=1.0 - gamma)
+    assert box.low is not None
+    assert box.high is not None
+    low, high = max(margin, box.low), min((1.0 + margin) / 2.0, max(margin, box.high))
+    grid = [low + (high - low) * (i / 40.0) ** 2 for i in range(41)]
+    least = _least_fixed(n, margin, observed, grid[-1])
+    return min(1.0, max(_tail_mass(n, q, q - margin, least) for q in grid) + gamma)
+
+
+def _least_fixed(n: int, margin: float, observed: float, largest: float) -> list[int]:
+    """For each count of broken items, the fewest fixed ones with which the statistic is at least `observed`."""
+    least, fixed = [], 0
+    for broken in range(min(n, math.ceil(n * largest + 9.0 * math.sqrt(n * largest) + 10.0)) + 1):
+        while fixed <= n - broken and tango_statistic(fixed, broken, n, -margin) < observed - 1e-10:
+            fixed += 1
+        least.append(fixed)
+    return least
+
+
+def _tail_mass(n: int, broken_p: float, fixed_p: float, least: list[int]) -> float:
+    """P(fixed >= least[broken]) of a trinomial with these two probabilities."""
+    total = 0.0
+    share = min(1.0, max(0.0, fixed_p / (1.0 - broken_p))) if broken_p < 1.0 else 0.0
+    for broken, fixed in enumerate(least):
+        log_mass = _log_binomial(n, broken) + (broken * math.log(broken_p) if broken else 0.0)
+        log_mass += (n - broken) * math.log1p(-broken_p) if broken_p < 1.0 else -math.inf
+        if log_mass > -32.0:
+            total += math.exp(log_mass) * binomial_sf(fixed, n - broken, share)
+    return total
+
+
+def design_effect(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float]:
+    """(variance of the mean with clusters / without, degrees of freedom), at least 1.
+
+    Where the values do not vary at all the clusters' correlation cannot be seen: it is taken as 1, the worst.
+    """
+    sizes: dict[Hashable, int] = {}
+    for cluster in clusters:
+        sizes[cluster] = sizes.get(cluster, 0) + 1
+    n = len(values)
+    if len(sizes) == n:
+        return 1.0, math.inf
+    worst = sum(size * size for size in sizes.values()) / n
+    df = max(1.0, len(sizes) - 1.0)
+    mean = sum(values) / n
+    plain = sum((v - mean) ** 2 for v in values) / (n * n)
+    if plain == 0.0 or len(sizes) < 2:
+        return worst, df
+    return max(1.0, clustered_se(values, clusters) ** 2 / plain), df
+
+
+def clustered_se(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
+    """Standard error of the mean when rows of one cluster are not independent (Miller 2024, arXiv 2411.00640, eq. 4),
+    with the C / (C - 1) correction for few clusters. With every row its own cluster it is the usual one."""
+    n = len(values)
+    mean = math.fsum(values) / n
+    sums: dict[Hashable, float] = {}
+    for value, cluster in zip(values, clusters, strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + value - mean
+    count = len(sums)
+    if count < 2:
+        return math.inf
+    return math.sqrt(count / (count - 1.0) * math.fsum(s * s for s in sums.values())) / n
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanTest:
+    """A mean with its interval, and the one-sided p-values that it is above and below each asked-for value."""
+
+    interval: Interval
+    draws: tuple[float, ...]
+    se: float
+    df: float
+
+    def p_above(self, value: float) -> float:
+        """One-sided p of H0: the mean is at most `value`."""
+        return self._p(self.interval.value - value, sign=1.0)
+
+    def p_below(self, value: float) -> float:
+        """One-sided p of H0: the mean is at least `value`."""
+        return self._p(value - self.interval.value, sign=-1.0)
+
+    def _p(self, distance: float, *, sign: float) -> float:
+        if self.se == 0.0 or math.isinf(self.se):
+            return 0.0 if distance > 0 and self.se == 0.0 else 1.0
+        t = distance / self.se
+        if not self.draws:
+            return student_sf(t, self.df)
+        return (1 + sum(sign * draw >= t for draw in self.draws)) / (1 + len(self.draws))
+
+
+def bootstrap_mean(
+    values: Sequence[float],
+    clusters: Sequence[Hashable] | None = None,
+    *,
+    level: float,
+    draws: int = 4000,
+    seed: int = 0,
+) -> MeanTest:
+    """Mean of scores that are not 0/1, or of their paired differences, by the studentised bootstrap over clusters.
+
+    Each draw resamples whole clusters and gives t* = (mean* - mean) / se*; the interval is
+    mean - t*[1 - a/2] se .. mean - t*[a/2] se (Efron & Tibshirani 1993, section 12.5). Above `BOOTSTRAP_LIMIT`
+    clusters Student's t takes its place. The seed is fixed: the same scores give the same interval.
+    """
+    groups = list(range(len(values))) if clusters is None else list(clusters)
+    n, count = len(values), len(set(groups))
+    if n == 0:
+        return MeanTest(interval=Interval(value=0.0, low=None, high=None, n=0), draws=(), se=math.inf, df=1.0)
+    mean, se, df = math.fsum(values) / n, clustered_se(values, groups), max(1.0, count - 1.0)
+    if math.isinf(se) or se == 0.0:
+        bound = None if math.isinf(se) else mean
+        return MeanTest(interval=Interval(value=mean, low=bound, high=bound, n=n), draws=(), se=se, df=df)
+    if count > BOOTSTRAP_LIMIT:
+        half = student_quantile((1.0 + level) / 2.0, df) * se
+        return MeanTest(interval=Interval(value=mean, low=mean - half, high=mean + half, n=n), draws=(), se=se, df=df)
+    studentised = _studentised_draws(values, groups, draws, seed)
+    tail = (1.0 - level) / 2.0
+    low = mean - _quantile(studentised, 1.0 - tail) * se
+    high = mean - _quantile(studentised, tail) * se
+    return MeanTest(interval=Interval(value=mean, low=low, high=high, n=n), draws=tuple(studentised), se=se, df=df)
+
+
+def _studentised_draws(values: Sequence[float], groups: Sequence[Hashable], draws: int, seed: int) -> list[float]:
+    """Sorted t* of `draws` resamples of whole clusters."""
+    import numpy as np
+
+    names = {name: index for index, name in enumerate(dict.fromkeys(groups))}
+    member = np.array([names[g] for g in groups])
+    sums = np.bincount(member, weights=np.asarray(values, dtype=float))
+    sizes = np.bincount(member).astype(float)
+    mean, count = sums.sum() / sizes.sum(), len(names)
+    generator = np.random.default_rng(seed)
+    found: list[float] = []
+    block = max(1, 2_000_000 // count)
+    for start in range(0, draws, block):
+        chosen = generator.integers(0, count, size=(min(block, draws - start), count))
+        total, size = sums[chosen].sum(axis=1), sizes[chosen].sum(axis=1)
+        means = total / size
+        residual = sums[chosen] - means[:, None] * sizes[chosen]
+        se = np.sqrt(count / (count - 1.0) * (residual**2).sum(axis=1)) / size
+        # A resample without spread says nothing about the tails on its own: it counts as extreme on its side.
+        found += ((means - mean) / np.maximum(se, 1e-12)).tolist()
+    return sorted(max(-1e6, min(1e6, t)) for t in found)
+
+
+def _quantile(ordered: Sequence[float], probability: float) -> float:
+    return ordered[min(len(ordered) - 1, max(0, math.ceil(probability * len(ordered)) - 1))]
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given (Holm 1979): reject where the adjusted p is under alpha."""
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
+
+
+def percentile(values: Sequence[float], probability: float, *, level: float) -> Interval:
+    """A percentile and its distribution-free interval from order statistics (David & Nagaraja 2003, section 7.1).
+
+    value: the smallest observation at or above the share `probability`. A bound is None where n is too small for one:
+    p95 has no upper bound at 90 % under 59 values.
+    """
+    ordered, n = sorted(values), len(values)
+    if n == 0:
+        return Interval(value=math.nan, low=None, high=None, n=0)
+    tail = (1.0 - level) / 2.0
+    ranks = range(1, n + 1)
+    low = _last(ranks, lambda r: binomial_sf(r, n, probability) >= 1.0 - tail)
+    high = _first(ranks, lambda r: binomial_cdf(r - 1, n, probability) >= 1.0 - tail)
+    return Interval(
+        value=_quantile(ordered, probability),
+        low=None if low is None else ordered[low - 1],
+        high=None if high is None else ordered[high - 1],
+        n=n,
+    )
+
+
+def _first(ranks: range, holds: Callable[[int], bool]) -> int | None:
+    """The first rank from which a monotone condition holds."""
+    low, high = 0, len(ranks)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if holds(ranks[middle]) else (middle + 1, high)
+    return ranks[low] if low < len(ranks) else None
+
+
+def _last(ranks: range, holds: Callable[[int], bool]) -> int | None:
+    """The last rank up to which a monotone condition holds."""
+    beyond = _first(ranks, lambda r: not holds(r))
+    last = ranks[-1] if beyond is None else beyond - 1
+    return last if last >= ranks[0] else None
