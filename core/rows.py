@@ -1,17 +1,21 @@
 """One row of data, and the JSONL reader that every stage uses. Lines are parsed as JSON and nothing else is inferred."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+import msgspec
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.files import canonical_json, sha256_text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 KEYS = ("messages", "id", "group", "tags", "schema", "accept", "tools")
 Message = dict[str, Any]
+_FAST = msgspec.json.Decoder()
+_ENCODER = msgspec.json.Encoder()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +102,22 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def parse_json(raw: bytes, where: str) -> Any:
-    """Strict JSON: UTF-8, no NaN or Infinity, no key twice in one object. Raises UserError with `where`."""
+    """Strict JSON: UTF-8, no NaN or Infinity, no key twice in one object, no lone surrogate, no number beyond a double.
+
+    Integers keep every digit. The fast parser (msgspec) takes a line when writing it again gives as many quotation marks:
+    a key that stood twice would be missing. Whatever it refuses, or this count does, is read by the slow, exact one.
+    Raises UserError with `where`.
+    """
+    try:
+        value = _FAST.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return _parse_exactly(raw, where)
+    if raw.count(b'"') != _ENCODER.encode(value).count(b'"') or b"\\u0022" in raw:
+        return _parse_exactly(raw, where)
+    return value
+
+
+def _parse_exactly(raw: bytes, where: str) -> Any:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -106,13 +125,31 @@ def parse_json(raw: bytes, where: str) -> Any:
             f"not UTF-8 (byte {error.start + 1} of the line)", where=where, hint="save the file as UTF-8"
         ) from None
     try:
-        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
+        if pointer := lone_surrogate(value):
+            raise UserError("a lone surrogate: half of a character", where=f"{where} {pointer}")
     except json.JSONDecodeError as error:
         raise UserError(f"not valid JSON: {error.msg} at column {error.colno}", where=where) from None
     except RecursionError:
         raise UserError("JSON nested too deeply", where=where) from None
     except ValueError as error:
         raise UserError(str(error), where=where) from None
+    return value
+
+
+def lone_surrogate(value: Any, pointer: str = "") -> str | None:
+    """JSON pointer of the first text that holds half of a surrogate pair (it cannot be written as UTF-8), else None."""
+    if isinstance(value, str):
+        return (pointer or "/") if any("\ud800" <= c <= "\udfff" for c in value) else None
+    if isinstance(value, dict):
+        items: Iterable[tuple[Any, Any]] = value.items()
+        if any(lone_surrogate(key) for key in value):
+            return pointer or "/"
+    elif isinstance(value, list):
+        items = enumerate(value)
+    else:
+        return None
+    return next((found for key, item in items if (found := lone_surrogate(item, f"{pointer}/{key}"))), None)
 
 
 def parse_row(value: Any, file: str, line: int) -> Row:
@@ -190,6 +227,13 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"key {twice!r} stands twice in one object")
     return value
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text} is beyond the range of a number")
+    return number
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -1,0 +1,210 @@
+"""Duplicates, conflicts and contrast pairs. A row goes only for a direct twin that is kept, and only with the same answer.
+
+exact        the same messages and tools, byte for byte
+normalized   the same input (every turn, the tools) after NFKC, case folding and punctuation to space, and the same answer
+near         the same system text and tools, inputs whose 4-grams overlap by at least the threshold, the same numbers in
+             them, and the same answer
+conflict     the same normalised input, another answer: listed, kept
+contrast     near input, another answer: listed, kept
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tunegate.core.errors import UserError
+from tunegate.core.files import canonical_json
+from tunegate.core.rows import Row, content_id
+from tunegate.train.data.near import NearIndex, band_keys
+from tunegate.train.data.normalize import RULE_NAMES, answer_key, normalized, prompt_key
+from tunegate.train.data.rejected import Reason, Rejected
+
+NEAR_THRESHOLD = 0.9
+# A step that removes more than this share of a source stops (`--yes` goes on): no honest set is mostly copies.
+MOST_REMOVED = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class DedupConfig:
+    """Which rules remove rows."""
+
+    normalized: bool = True
+    """remove rows equal after normalisation"""
+    near: bool = True
+    """remove near duplicates"""
+    near_threshold: float = NEAR_THRESHOLD
+    """overlap of character 4-grams from which two inputs are near, 0 to 1"""
+    keep: str = "first"
+    """which of two twins is kept: first or longest (input and answer in characters)"""
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.near_threshold <= 1:
+            raise UserError("must be between 0.5 and 1", where="--near-threshold")
+        if self.keep not in ("first", "longest"):
+            raise UserError("must be first or longest", where="--keep")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two rows: the kept one first. score: overlap of their inputs, 1.0 under a rule of equality."""
+
+    a: Row
+    b: Row
+    score: float
+
+    def to_json(self) -> dict[str, object]:
+        """Ids, places, texts and answers, for `pairs.jsonl` and `--json`."""
+        return {
+            "score": round(self.score, 4),
+            **{
+                name: {"id": row.id, "file": row.file, "line": row.line, "input": _shown(row), "answer": row.expected}
+                for name, row in (("a", self.a), ("b", self.b))
+            },
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deduplicated:
+    """kept: in the order they came. conflicts, contrast_pairs: both rows of each are kept. borderline: pairs with scores
+    just above and below the threshold. skipped: comparisons left out of over-full buckets."""
+
+    kept: list[Row]
+    rejected: list[Rejected]
+    conflicts: list[Pair]
+    contrast_pairs: list[Pair]
+    borderline: list[Pair]
+    skipped: int
+
+    def count(self, reason: Reason) -> int:
+        """Rows removed for a reason."""
+        return sum(item.reason is reason for item in self.rejected)
+
+
+def deduplicate(rows: Sequence[Row], config: DedupConfig) -> Deduplicated:
+    """Apply the rules in order: exact, normalised, near."""
+    ordered = list(rows)
+    if config.keep == "longest":
+        ordered.sort(key=lambda row: -len(canonical_json(list(row.messages))))
+    rejected: list[Rejected] = []
+    kept = _exact(ordered, rejected)
+    kept, conflicts = _normalized(kept, config, rejected)
+    kept, contrast, borderline, skipped = _near(kept, config, rejected)
+    places = {id(row): index for index, row in enumerate(rows)}
+    kept.sort(key=lambda row: places[id(row)])
+    return Deduplicated(
+        kept=kept,
+        rejected=sorted(rejected, key=lambda item: (item.file, item.line)),
+        conflicts=conflicts,
+        contrast_pairs=contrast,
+        borderline=borderline,
+        skipped=skipped,
+    )
+
+
+def refuse_mass_removal(rows: Sequence[Row], rejected: Sequence[Rejected], *, yes: bool) -> None:
+    """Raises UserError when more than half of a source's rows would go, unless `yes`."""
+    if yes:
+        return
+    before: dict[str, int] = defaultdict(int)
+    removed: dict[str, dict[Reason, int]] = defaultdict(lambda: defaultdict(int))
+    for row in rows:
+        before[row.file] += 1
+    for item in rejected:
+        removed[item.file][item.reason] += 1
+    for file, reasons in removed.items():
+        total = sum(reasons.values())
+        if total > MOST_REMOVED * before[file]:
+            why = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+            raise UserError(
+                f"cleaning would remove {total} of {before[file]} rows ({why})",
+                where=file,
+                hint="look at them with `ft data dedup`; pass --yes when that is right",
+            )
+
+
+def _exact(rows: list[Row], rejected: list[Rejected]) -> list[Row]:
+    first: dict[str, Row] = {}
+    kept = []
+    for row in rows:
+        twin = first.setdefault(content_id(row.messages, row.tools), row)
+        if twin is row:
+            kept.append(row)
+        else:
+            rejected.append(_removed(row, Reason.DUPLICATE_EXACT, twin, "same messages and tools, byte for byte", 1.0))
+    return kept
+
+
+def _normalized(rows: list[Row], config: DedupConfig, rejected: list[Rejected]) -> tuple[list[Row], list[Pair]]:
+    answers: dict[str, dict[str, Row]] = {}
+    kept, conflicts = [], []
+    for row in rows:
+        known = answers.setdefault(prompt_key(row), {})
+        answer = answer_key(row)
+        twin = known.get(answer)
+        if twin is not None and config.normalized:
+            rule = f"{RULE_NAMES['normalized']}; same answer"
+            rejected.append(_removed(row, Reason.DUPLICATE_NORMALIZED, twin, rule, 1.0))
+            continue
+        if twin is None:
+            conflicts += [Pair(a=other, b=row, score=1.0) for other in list(known.values())[:1]]
+            known[answer] = row
+        kept.append(row)
+    return kept, conflicts
+
+
+def _near(
+    rows: list[Row], config: DedupConfig, rejected: list[Rejected]
+) -> tuple[list[Row], list[Pair], list[Pair], int]:
+    if not config.near:
+        return rows, [], [], 0
+    texts = [near_text(row) for row in rows]
+    indexes: dict[str, NearIndex] = defaultdict(NearIndex)
+    members: dict[str, list[tuple[Row, str]]] = defaultdict(list)
+    kept: list[Row] = []
+    contrast: list[Pair] = []
+    borderline: list[Pair] = []
+    floor = config.near_threshold - 0.02
+    for row, text, keys in zip(rows, texts, band_keys(texts), strict=True):
+        frame = frame_key(row)
+        index, answer = indexes[frame], answer_key(row)
+        found = [(members[frame][at], score) for at, score in index.near(text, keys, floor)]
+        borderline += [Pair(a=m[0], b=row, score=s) for m, s in found if abs(s - config.near_threshold) <= 0.02]
+        near = [(member, score) for member, score in found if score >= config.near_threshold]
+        twin = next(((member, score) for member, score in near if member[1] == answer), None)
+        if twin is not None:
+            rule = f"4-gram overlap >= {config.near_threshold:g}; same numbers; same answer"
+            rejected.append(_removed(row, Reason.DUPLICATE_NEAR, twin[0][0], rule, twin[1]))
+            continue
+        contrast += [Pair(a=member[0], b=row, score=score) for member, score in near[:1]]
+        index.add(text, keys)
+        members[frame].append((row, answer))
+        kept.append(row)
+    return kept, contrast, borderline, sum(index.skipped for index in indexes.values())
+
+
+def near_text(row: Row) -> str:
+    """The text near duplicates are compared by: the normalised turns of the input but the system's."""
+    return normalized(
+        "\n".join(str(t.get("content") or "") for t in row.prompt if t["role"] not in ("system", "developer"))
+    )
+
+
+def frame_key(row: Row) -> str:
+    """What must be equal for two rows to be near: system text, tools, roles and tool calls of the input."""
+    frame = [
+        [
+            t["role"],
+            t.get("tool_calls"),
+            *([normalized(str(t.get("content") or ""))] if t["role"] in ("system", "developer") else []),
+        ]
+        for t in row.prompt
+    ]
+    return canonical_json([frame, row.tools or []])
+
+
+def _removed(row: Row, reason: Reason, twin: Row, rule: str, score: float) -> Rejected:
+    return Rejected.of(row, reason, kept=twin.id, rule=rule, score=round(score, 4))
+
+
+def _shown(row: Row) -> str:
+    return "\n".join(str(t.get("content") or "") for t in row.prompt if t["role"] == "user")[:500]

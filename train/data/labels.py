@@ -1,0 +1,46 @@
+"""What a row is labelled with, for stratifying and for the profile."""
+
+import json
+from collections.abc import Sequence
+
+from tunegate.core.errors import UserError, nearest
+from tunegate.core.rows import Row
+
+# Keys that hold a class by custom, in the order they are tried, in tags and beside the messages.
+CUSTOMARY = ("label", "intent", "category", "class")
+# Answers count as labels when they are short and few: at most 5 % of the rows and 1,000 distinct ones.
+LABEL_CHARACTERS = 64
+LABEL_SHARE = 0.05
+LABELS_MOST = 1000
+
+
+def labels(rows: Sequence[Row], key: str | None = None) -> tuple[str | None, list[str | None]]:
+    """(where labels come from, the label of each row).
+
+    With `key`: that tag, or that key beside the messages; raises UserError when no row has it. Without: a customary key
+    that every row has, else the answers themselves when they are short and few, else (None, no labels).
+    """
+    if key is not None:
+        found = [of_key(row, key) for row in rows]
+        if rows and not any(found):
+            known = sorted({name for row in rows[:1000] for name in (*row.tags, *row.extra)})
+            raise UserError(f"no row has {key!r}", where="--label", hint=nearest(key, known) if known else None)
+        return key, found
+    for name in CUSTOMARY:
+        found = [of_key(row, name) for row in rows]
+        if rows and all(found):
+            return name, found
+    answers = [row.expected.strip() for row in rows]
+    if rows and max(map(len, answers)) <= LABEL_CHARACTERS and not any(a[:1] in ("{", "[") for a in answers):
+        distinct = len(set(answers))
+        if all(answers) and 2 <= distinct <= min(LABELS_MOST, max(2, LABEL_SHARE * len(rows))):
+            return "answer", list(answers)
+    return None, [None] * len(rows)
+
+
+def of_key(row: Row, key: str) -> str | None:
+    """The value under `key` in the tags, else beside the messages, as text; None when absent or not a scalar."""
+    value = row.tags.get(key, row.extra.get(key))
+    if isinstance(value, str):
+        return value
+    return json.dumps(value) if isinstance(value, int | float | bool) else None

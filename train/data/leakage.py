@@ -1,0 +1,131 @@
+"""Train against eval, as a ladder of named rules from strict to loose, reported per eval item.
+
+`exact` raw user text; `lower_spaces`; `normalized` (NFKC, case-folded, punctuation to space); `ngram`: every run of 13
+words of the eval text is compared with those of train (texts shorter than that are not seen at all, and their share is
+said); `near`: 4-gram overlap at or above the threshold, beyond `normalized`.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunegate.core.rows import Row
+from tunegate.train.data.dedup import NEAR_THRESHOLD
+from tunegate.train.data.near import NearIndex, band_keys
+from tunegate.train.data.normalize import RULES, answer_key, user_text
+
+# 13-grams of words: Brown et al. 2020 (GPT-3, appendix C).
+NGRAM = 13
+EQUALITY = {"exact": "raw", "lower_spaces": "lower_spaces", "normalized": "normalized", "alphanumeric": "alphanumeric"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """One eval row met in train. rule: the strictest rule that finds it; score: overlap (1.0 under a rule of equality).
+    same_answer: whether the train row has its answer."""
+
+    eval_row: Row
+    train_row: Row
+    rule: str
+    score: float
+    same_answer: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Ids, places and the eval row's text."""
+        return {
+            "eval_id": self.eval_row.id,
+            "eval_line": self.eval_row.line,
+            "train_id": self.train_row.id,
+            "train_line": self.train_row.line,
+            "rule": self.rule,
+            "score": round(self.score, 4),
+            "same_answer": self.same_answer,
+            "text": user_text(self.eval_row)[:500],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Leakage:
+    """counts: eval rows found by each rule (the rules of equality include the stricter ones; `near` is what they miss).
+    ngram_blind: share of eval rows too short to own an n-gram. clean: eval rows that no rule up to `normalized` finds."""
+
+    counts: dict[str, int]
+    ngram_blind: float
+    hits: list[Hit]
+    clean: list[Row]
+    n: int
+
+
+def leakage(train: Sequence[Row], held_out: Sequence[Row], *, near_threshold: float = NEAR_THRESHOLD) -> Leakage:
+    """Compare the user texts of two sets under every rule."""
+    counts: dict[str, int] = {}
+    found: dict[int, Hit] = {}
+    texts = [user_text(row) for row in held_out]
+    for name, rule_name in EQUALITY.items():
+        rule = RULES[rule_name]
+        known: dict[str, list[Row]] = defaultdict(list)
+        for row in train:
+            known[rule(user_text(row))].append(row)
+        counts[name] = 0
+        for index, row in enumerate(held_out):
+            if twins := known.get(rule(texts[index])):
+                counts[name] += 1
+                found.setdefault(index, _hit(row, twins, name, 1.0))
+    counts["ngram"], blind = _ngram(train, held_out, found)
+    counts["near"] = _near(train, held_out, near_threshold, found)
+    strict = ("exact", "lower_spaces", "normalized")
+    clean = [row for index, row in enumerate(held_out) if index not in found or found[index].rule not in strict]
+    return Leakage(
+        counts=counts,
+        ngram_blind=blind,
+        hits=[found[index] for index in sorted(found)],
+        clean=clean,
+        n=len(held_out),
+    )
+
+
+def _ngram(train: Sequence[Row], held_out: Sequence[Row], found: dict[int, Hit]) -> tuple[int, float]:
+    wanted: dict[int, list[int]] = defaultdict(list)
+    blind = 0
+    for index, row in enumerate(held_out):
+        windows = {hash(gram) for gram in _windows(row)}
+        blind += not windows
+        for window in windows:
+            wanted[window].append(index)
+    hit: dict[int, Row] = {}
+    for row in train if wanted else ():
+        for gram in _windows(row):
+            for index in wanted.get(hash(gram), ()):
+                hit.setdefault(index, row)
+    for index, twin in hit.items():
+        found.setdefault(index, _hit(held_out[index], [twin], "ngram", 1.0))
+    return len(hit), blind / len(held_out) if held_out else 0.0
+
+
+def _windows(row: Row) -> Iterator[tuple[str, ...]]:
+    words = RULES["normalized"](user_text(row)).split()
+    return (tuple(words[at : at + NGRAM]) for at in range(len(words) - NGRAM + 1))
+
+
+def _near(train: Sequence[Row], held_out: Sequence[Row], threshold: float, found: dict[int, Hit]) -> int:
+    """Eval rows near a train row that no rule up to `normalized` found."""
+    rule = RULES["normalized"]
+    index = NearIndex()
+    train_texts = [rule(user_text(row)) for row in train]
+    for text, keys in zip(train_texts, band_keys(train_texts), strict=True):
+        index.add(text, keys)
+    missed = [at for at in range(len(held_out)) if at not in found or found[at].rule in ("alphanumeric", "ngram")]
+    texts = [rule(user_text(held_out[at])) for at in missed]
+    count = 0
+    for at, text, keys in zip(missed, texts, band_keys(texts), strict=True):
+        for twin, score in index.near(text, keys, threshold)[:1]:
+            count += 1
+            found.setdefault(at, _hit(held_out[at], [train[twin]], "near", score))
+    return count
+
+
+def _hit(row: Row, twins: Sequence[Row], rule: str, score: float) -> Hit:
+    answer = answer_key(row)
+    same = next((twin for twin in twins if answer_key(twin) == answer), None)
+    return Hit(eval_row=row, train_row=same or twins[0], rule=rule, score=score, same_answer=same is not None)

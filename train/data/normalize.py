@@ -1,0 +1,99 @@
+"""The named rules by which two texts count as the same, from strict to loose. Digits are never dropped."""
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable
+from typing import Any
+
+from tunegate.core.files import canonical_json
+from tunegate.core.rows import Row
+
+_SPACES = re.compile(r"\s+")
+
+
+def lower_spaces(text: str) -> str:
+    """Lower case, runs of white space to one space, none at the ends."""
+    return _SPACES.sub(" ", text.lower()).strip()
+
+
+def normalized(text: str) -> str:
+    """NFKC, case-folded, punctuation (Unicode categories P*) to space, white space collapsed.
+
+    Symbols such as `<`, `+` and currency signs stay: they change what is asked.
+    """
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(folded.translate(_PUNCTUATION).split())
+
+
+def alphanumeric(text: str) -> str:
+    """Letters and digits only, of the normalised text."""
+    return "".join(c for c in normalized(text) if c.isalnum())
+
+
+RULES: dict[str, Callable[[str], str]] = {
+    "raw": str,
+    "lower_spaces": lower_spaces,
+    "normalized": normalized,
+    "alphanumeric": alphanumeric,
+}
+RULE_NAMES = {
+    "raw": "raw text",
+    "lower_spaces": "lower case, white space collapsed",
+    "normalized": "NFKC, case-folded, punctuation to space",
+    "alphanumeric": "letters and digits only",
+}
+
+
+def user_text(row: Row) -> str:
+    """What the user said: all user turns, one a line."""
+    return "\n".join(str(turn.get("content") or "") for turn in row.messages if turn["role"] == "user")
+
+
+def prompt_key(row: Row, rule: Callable[[str], str] = normalized) -> str:
+    """The whole input under a rule: every turn but the answer, with roles and tool calls, and the tools offered."""
+    turns = [
+        [turn["role"], rule(str(turn.get("content") or "")), *([turn["tool_calls"]] if turn.get("tool_calls") else [])]
+        for turn in row.prompt
+    ]
+    return canonical_json([turns, row.tools or []])
+
+
+def answer_key(row: Row) -> str:
+    """The answer, so that equal answers compare equal: JSON by value (key order and spaces do not matter), else text
+    with white space collapsed; tool calls by value without their ids."""
+    answer = row.messages[-1]
+    calls = [_call(call) for call in answer.get("tool_calls") or []]
+    text = row.expected
+    try:
+        value: Any = json.loads(text) if text.lstrip()[:1] in ("{", "[") else _SPACES.sub(" ", text).strip()
+    except (ValueError, RecursionError):
+        value = _SPACES.sub(" ", text).strip()
+    return json.dumps([value, calls], ensure_ascii=False, sort_keys=True)
+
+
+def _call(call: Any) -> Any:
+    if not isinstance(call, dict):
+        return call
+    function = call.get("function")
+    if not isinstance(function, dict):
+        return {key: value for key, value in call.items() if key != "id"}
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError):
+            pass
+    return {"name": function.get("name"), "arguments": arguments}
+
+
+class _Table(dict[int, int]):
+    """A `str.translate` table, filled as characters are met: punctuation becomes a space."""
+
+    def __missing__(self, code: int) -> int:
+        mapped = 32 if unicodedata.category(chr(code)).startswith("P") else code
+        self[code] = mapped
+        return mapped
+
+
+_PUNCTUATION = _Table()

@@ -1,0 +1,277 @@
+"""`prepare`: from files to a Dataset folder. The hold-out is chosen first; only then is what is left cleaned.
+
+read -> same ids and copies -> hold-out by group -> train: duplicates, leaks -> checks -> profile -> folder
+Every row in is in `train.jsonl`, in `eval.jsonl` or in `rejected.jsonl` with its reason; the same input and seed give the
+same bytes.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tunegate.core import manifest
+from tunegate.core.artifacts import Dataset
+from tunegate.core.errors import UserError
+from tunegate.core.files import new_folder, write_json, write_text
+from tunegate.core.manifest import Input
+from tunegate.core.profile import DatasetProfile
+from tunegate.core.rows import Row, content_id, read_rows
+from tunegate.train.data import bfcl
+from tunegate.train.data.check import Finding, check_row, claims_json, short_outputs_matter
+from tunegate.train.data.clean import CleanConfig, clean
+from tunegate.train.data.dedup import DedupConfig, Pair, deduplicate, refuse_mass_removal
+from tunegate.train.data.labels import labels, of_key
+from tunegate.train.data.normalize import normalized, prompt_key, user_text
+from tunegate.train.data.read import Fault, Reading, read, sources
+from tunegate.train.data.rejected import Reason, Rejected
+from tunegate.train.data.split import Split, SplitConfig, split
+from tunegate.train.data.tokens import counter
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Everything that decides what `prepare` writes."""
+
+    reading: Reading = field(default_factory=Reading)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    clean: CleanConfig = field(default_factory=CleanConfig)
+    group: str | None = None
+    """tag or key of the row whose value rows of one source share; None: the row's `group`, else its user text"""
+    label: str | None = None
+    """tag or key of the row's label; None: found out"""
+    keep_eval: Path | None = None
+    """an earlier eval.jsonl or Dataset folder, whose rows stay held out"""
+    keep_leaks: bool = False
+    """keep train rows whose normalised user text stands in eval"""
+    on_error: str = "stop"
+    """stop at the first malformed line, or reject it"""
+    model: str | None = None
+    """whose tokenizer counts tokens; None: an estimate"""
+    yes: bool = False
+    """go on when a step would remove over half of a source"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What `prepare` did. rows_in = train + eval + sum(rejected)."""
+
+    rows_in: int
+    train: int
+    eval: int
+    rejected: dict[str, int]
+    findings: dict[str, int]
+    split: Split
+    label_source: str | None
+    conflicts: int
+    contrast_pairs: int
+    near_skipped: int
+    notes: list[str]
+    profile: DatasetProfile
+
+
+def prepare(names: Sequence[str], out: Path, config: PrepareConfig, *, force: bool = False) -> tuple[Dataset, Report]:
+    """Read the sources, split, clean, and write a Dataset folder.
+
+    Raises UserError for bad input (with `on_error` stop: the first malformed line), before anything is written.
+    """
+    files = sources(names)
+    rejected: list[Rejected] = []
+    rows = _admitted(read(names, config.reading), config, rejected)
+    rows_in = len(rows) + len(rejected)
+    rows = _distinct(rows, config, rejected)
+    if not rows:
+        raise UserError("no row is left", where=", ".join(names), hint="every line was rejected")
+    label_source, found_labels = labels(rows, config.label)
+    groups = [group_of(row, config.group) for row in rows]
+    keep, notes = _kept_flags(rows, config.keep_eval)
+    chosen = split(groups, found_labels, config.split, keep)
+    held_out = [row for row, flag in zip(rows, chosen.held_out, strict=True) if flag]
+    train = [row for row, flag in zip(rows, chosen.held_out, strict=True) if not flag]
+    if not train:
+        raise UserError("nothing is left to train on", where=", ".join(names), hint="lower --eval-fraction or add rows")
+    train, pairs, skipped = _cleaned_train(train, held_out, config, rejected)
+    token_counter = counter(config.model)
+    train, cleaned = clean(train, held_out, config.clean, token_counter)
+    rejected += cleaned.rejected
+    findings = _findings([*train, *held_out])
+    notes += [*cleaned.notes, *_short_note(train)]
+    profile = DatasetProfile.from_rows(
+        train,
+        count_tokens=token_counter.count if token_counter.exact else None,
+        token_source=token_counter.source,
+        label_of=_label_of(label_source),
+        label_source=label_source,
+    )
+    counts = Counter(str(item.reason) for item in rejected)
+    report = Report(
+        rows_in=rows_in,
+        train=len(train),
+        eval=len(held_out),
+        rejected={str(reason): counts[reason] for reason in Reason if counts[reason]},
+        findings=dict(sorted(Counter(f.code for f in findings).items())) | cleaned.findings,
+        split=chosen,
+        label_source=label_source,
+        conflicts=len(pairs["conflict"]),
+        contrast_pairs=len(pairs["contrast"]),
+        near_skipped=skipped,
+        notes=notes,
+        profile=profile,
+    )
+    assert rows_in == report.train + report.eval + sum(report.rejected.values()), "rows were lost"
+    inputs = [replace(Input.of_file(file, "source"), path=bfcl.shown_path(file)) for file in files]
+    if config.keep_eval is not None:
+        inputs.append(Input.of_file(_eval_file(config.keep_eval), "kept_eval"))
+    dataset = _write(out, train, held_out, rejected, pairs, findings, report, inputs, config, force=force)
+    return dataset, report
+
+
+def group_of(row: Row, key: str | None = None) -> str:
+    """What rows that must land on one side share: the value under `key`, else the row's group, else its normalised user
+    text, else (no user turn) its whole input."""
+    if key is not None and (value := of_key(row, key)) is not None:
+        return value
+    if row.group is not None:
+        return row.group
+    return normalized(user_text(row)) or prompt_key(row)
+
+
+def jsonl(values: Iterable[Any]) -> str:
+    """JSON Lines: one value a line, keys in the order they have, no spaces after separators left out of texts."""
+    return "".join(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n" for value in values)
+
+
+def _admitted(stream: Iterable[Row | Fault], config: PrepareConfig, rejected: list[Rejected]) -> list[Row]:
+    """The rows; a fault stops everything or is rejected, as configured."""
+    rows: list[Row] = []
+    for item in stream:
+        if isinstance(item, Row):
+            rows.append(item)
+        elif config.on_error == "reject":
+            rejected.append(Rejected.fault(item))
+        else:
+            raise UserError(
+                item.error.message,
+                where=item.error.where,
+                hint=item.error.hint or "mend the line, or pass --on-error reject to set such lines aside",
+            )
+    return rows
+
+
+def _distinct(rows: list[Row], config: PrepareConfig, rejected: list[Rejected]) -> list[Row]:
+    """Rows with different ids. One id with the same content twice is a copy; with other content it is an error."""
+    first: dict[str, Row] = {}
+    kept = []
+    for row in rows:
+        other = first.setdefault(row.id, row)
+        if other is row:
+            kept.append(row)
+        elif content_id(other.messages, other.tools) == content_id(row.messages, row.tools):
+            rule = "same id, messages and tools"
+            rejected.append(Rejected.of(row, Reason.DUPLICATE_EXACT, kept=other.id, rule=rule, score=1.0))
+        elif config.on_error == "reject":
+            message = f"the id is also on {other.file}:{other.line}, with other content"
+            rejected.append(Rejected.of(row, Reason.DUPLICATE_ID, kept=other.id, message=message))
+        else:
+            raise UserError(
+                f"id {row.id!r} also stands on {other.file}:{other.line}, with other content",
+                where=f"{row.file}:{row.line} /id",
+                hint="ids must be unique; leave them out to get one from the content",
+            )
+    return kept
+
+
+def _cleaned_train(
+    train: list[Row], held_out: list[Row], config: PrepareConfig, rejected: list[Rejected]
+) -> tuple[list[Row], dict[str, list[Pair]], int]:
+    """Train without duplicates and without rows that leak eval; eval is looked at only, never changed."""
+    result = deduplicate(train, config.dedup)
+    removed = list(result.rejected)
+    kept = result.kept
+    if not config.keep_leaks:
+        texts = {key: row for row in reversed(held_out) if (key := normalized(user_text(row)))}
+        leaks = [row for row in kept if normalized(user_text(row)) in texts]
+        rule = "user text equal to an eval row's: NFKC, case-folded, punctuation to space"
+        removed += [
+            Rejected.of(row, Reason.LEAKS_EVAL, kept=texts[normalized(user_text(row))].id, rule=rule, score=1.0)
+            for row in leaks
+        ]
+        gone = set(map(id, leaks))
+        kept = [row for row in kept if id(row) not in gone]
+    refuse_mass_removal(train, removed, yes=config.yes)
+    rejected += removed
+    pairs = {"conflict": result.conflicts, "contrast": result.contrast_pairs, "borderline": result.borderline}
+    return kept, pairs, result.skipped
+
+
+def _kept_flags(rows: list[Row], keep_eval: Path | None) -> tuple[list[bool], list[str]]:
+    """One flag a row: whether it is in the earlier evaluation set, by id or by normalised user text."""
+    if keep_eval is None:
+        return [], []
+    old = list(read_rows(_eval_file(keep_eval)))
+    ids = {row.id for row in old}
+    texts = {normalized(user_text(row)) for row in old} - {""}
+    missing = len(ids - {row.id for row in rows})
+    flags = [row.id in ids or normalized(user_text(row)) in texts for row in rows]
+    notes = [f"{missing} of the {len(ids)} rows of {keep_eval} are not in the sources any more"] if missing else []
+    return flags, notes
+
+
+def _eval_file(path: Path) -> Path:
+    return path / "eval.jsonl" if path.is_dir() else path
+
+
+def _findings(rows: list[Row]) -> list[Finding]:
+    claims = claims_json(rows)
+    return [finding for row in rows for finding in check_row(row, claims_json=claims)]
+
+
+def _short_note(train: list[Row]) -> list[str]:
+    matter, why = short_outputs_matter(train)
+    return [] if matter else [f"the rule of 20 output tokens is off: {why}"]
+
+
+def _label_of(source: str | None) -> Any:
+    if source is None:
+        return None
+    return (lambda row: row.expected.strip()) if source == "answer" else (lambda row: of_key(row, source))
+
+
+def _write(
+    out: Path,
+    train: list[Row],
+    held_out: list[Row],
+    rejected: list[Rejected],
+    pairs: dict[str, list[Pair]],
+    findings: list[Finding],
+    report: Report,
+    inputs: list[Input],
+    config: PrepareConfig,
+    *,
+    force: bool,
+) -> Dataset:
+    facts = {key: value for key, value in asdict(report).items() if key not in ("profile", "split")}
+    facts["split"] = {
+        "threshold": report.split.threshold,
+        "pinned": report.split.pinned,
+        "kept": report.split.kept,
+        "label_source": report.label_source,
+    }
+    settings = json.loads(json.dumps(asdict(config), default=str))
+    with new_folder(out, force=force) as folder:
+        write_text(folder / "train.jsonl", jsonl(row.to_json() for row in train))
+        write_text(folder / "eval.jsonl", jsonl(row.to_json() for row in held_out))
+        write_text(folder / "rejected.jsonl", jsonl(item.to_json() for item in rejected))
+        write_text(
+            folder / "pairs.jsonl",
+            jsonl({"kind": kind, **pair.to_json()} for kind, found in pairs.items() for pair in found),
+        )
+        write_text(folder / "findings.jsonl", jsonl(finding.to_json() for finding in findings))
+        write_json(folder / "profile.json", report.profile.to_json())
+        manifest.write(
+            folder, "dataset", inputs=inputs, config=settings, seeds={"split": config.split.seed}, facts=facts
+        )
+    return Dataset.open(out)

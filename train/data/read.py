@@ -1,0 +1,321 @@
+"""Reading what users have: JSONL, JSON, CSV, TSV and Parquet, plain or compressed, into rows that know where they stood.
+
+Every line gives a Row or a Fault; nothing is skipped in silence, and a fault in one line does not hide the next.
+"""
+
+import csv
+import gzip
+import io
+import json
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from tunegate.core.errors import UserError, nearest
+from tunegate.core.rows import Row, parse_json, parse_row
+from tunegate.train.data import bfcl
+from tunegate.train.data.formats import Columns, detect, to_row
+
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+}
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_OTHER_UNICODE = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """A line that is not a row: why (one line), where (`file:line` and a JSON pointer), and its text as far as it can be
+    read (at most 2,000 characters)."""
+
+    error: UserError
+    file: str
+    line: int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How files are read. format: None finds it out per file; columns: for data in no known format; tag_keys: keys of
+    the record that become tags."""
+
+    format: str | None = None
+    columns: Columns | None = None
+    tag_keys: tuple[str, ...] = ()
+
+
+Line = tuple[int, Any]
+
+
+def sources(names: Iterable[str]) -> list[Path]:
+    """The files that `names` mean: a builtin's files, a file, or all data files of a folder, in order of name.
+
+    Raises UserError for a missing path, a folder without data files, and a file named twice.
+    """
+    files: list[Path] = []
+    for name in names:
+        if name.startswith("builtin:"):
+            _known_builtin(name)
+            files += bfcl.files()
+            continue
+        path = Path(name)
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.is_file() and file_kind(p, strict=False))
+            if not inside:
+                raise UserError("no data file in this folder", where=name, hint="known: " + ", ".join(SUFFIXES))
+            files += inside
+        elif path.exists():
+            files.append(path)
+        else:
+            raise UserError("no such file", where=name)
+    for index, file in enumerate(files):
+        if file in files[:index]:
+            raise UserError("given twice", where=str(file), hint="every row would be a duplicate of itself")
+    return files
+
+
+def read(names: Iterable[str], reading: Reading) -> Iterator[Row | Fault]:
+    """All rows and faults of all sources, streaming, in order.
+
+    Raises UserError for what spoils a whole file: missing, empty, wrong compression, no known format.
+    """
+    for name in names:
+        if name.startswith("builtin:"):
+            _known_builtin(name)
+            yield from bfcl.load().rows
+        else:
+            for file in sources([name]):
+                yield from read_file(file, reading)
+
+
+def strictly(rows: Iterable[Row | Fault]) -> Iterator[Row]:
+    """The rows; the first fault is raised."""
+    for row in rows:
+        if isinstance(row, Fault):
+            raise row.error
+        yield row
+
+
+def read_file(path: Path, reading: Reading) -> Iterator[Row | Fault]:
+    """The rows and faults of one file."""
+    form = reading.format
+    count = 0
+    for number, value in _lines(path):
+        count += 1
+        where = f"{path}:{number}"
+        try:
+            if isinstance(value, Fault):
+                raise value.error
+            if reading.columns is None and form is None:
+                form = detect(value, where)
+            yield parse_row(
+                _tagged(to_row(value, form or "", where, reading.columns), reading, where), str(path), number
+            )
+        except UserError as error:
+            text = value.text if isinstance(value, Fault) else json.dumps(value, ensure_ascii=True)[:2000]
+            yield Fault(error=error, file=str(path), line=number, text=text)
+    if count == 0:
+        raise UserError("the file holds no rows", where=str(path), hint='expected one {"messages": [...]} per line')
+
+
+def file_kind(path: Path, *, strict: bool = True) -> str | None:
+    """jsonl, json, csv, tsv or parquet, by the suffix under any .gz or .zst.
+
+    Raises UserError for an unknown suffix when `strict`, else returns None.
+    """
+    suffixes = [s.lower() for s in path.suffixes]
+    while suffixes and suffixes[-1] in (".gz", ".zst"):
+        suffixes.pop()
+    kind = SUFFIXES.get(suffixes[-1]) if suffixes else None
+    if kind is None and strict:
+        raise UserError(
+            f"unknown kind of file {suffixes[-1] if suffixes else 'without a suffix'!r}",
+            where=str(path),
+            hint="rename it to one of: " + ", ".join(SUFFIXES) + " (and .gz or .zst after it)",
+        )
+    return kind
+
+
+def _known_builtin(name: str) -> None:
+    if name != bfcl.NAME:
+        raise UserError(f"no builtin data {name!r}", hint=nearest(name, [bfcl.NAME]))
+
+
+def _tagged(record: dict[str, Any], reading: Reading, where: str) -> dict[str, Any]:
+    """The record with the asked-for keys moved into its tags."""
+    if not reading.tag_keys:
+        return record
+    for key in reading.tag_keys:
+        if key not in record:
+            raise UserError(f"no key {key!r} to make a tag of", where=where, hint=nearest(key, list(record)))
+    rest = {key: value for key, value in record.items() if key not in reading.tag_keys}
+    return {**rest, "tags": {**(rest.get("tags") or {}), **{key: record[key] for key in reading.tag_keys}}}
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Any]]:
+    kind = file_kind(path)
+    if kind == "parquet":
+        from tunegate.train.data.parquet import records
+
+        yield from records(path)
+        return
+    with opened(path) as stream:
+        try:
+            if kind == "jsonl":
+                yield from _jsonl(path, stream)
+            elif kind == "json":
+                yield from _json(path, stream)
+            else:
+                yield from _csv(path, stream, "\t" if kind == "tsv" else ",")
+        except (EOFError, zlib.error, gzip.BadGzipFile, OSError) as error:
+            raise UserError(f"the compressed file is damaged or cut: {error}", where=str(path)) from None
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file, decompressed by what it starts with (gzip, Zstandard), not by its name.
+
+    Raises UserError for UTF-16 and UTF-32, and for a name that promises a compression the file does not have.
+    """
+    with path.open("rb") as raw:
+        start = raw.read(4)
+        raw.seek(0)
+        if start.startswith(_OTHER_UNICODE):
+            raise UserError("UTF-16 or UTF-32 text", where=str(path), hint="save the file as UTF-8")
+        if start.startswith(_GZIP):
+            with gzip.open(raw, "rb") as stream:
+                yield io.BufferedReader(stream)
+        elif start.startswith(_ZSTD):
+            import pyarrow
+
+            with pyarrow.input_stream(raw, compression="zstd") as compressed:
+                yield io.BufferedReader(compressed)
+        elif start and path.suffix.lower() in (".gz", ".zst"):
+            raise UserError(f"is no {path.suffix} file: it starts with {start!r}", where=str(path))
+        else:
+            yield raw
+
+
+def _jsonl(path: Path, stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
+    for number, raw in enumerate(stream, 1):
+        line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
+        if line.strip():
+            try:
+                yield number, parse_json(line, f"{path}:{number}")
+            except UserError as error:
+                yield number, _fault(error, path, number, line)
+
+
+def _fault(error: UserError, path: Path, number: int, raw: bytes) -> Fault:
+    return Fault(error=error, file=str(path), line=number, text=raw[:2000].decode("utf-8", "backslashreplace"))
+
+
+def _json(path: Path, stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
+    """A JSON array of records; JSON Lines under the suffix .json are read too."""
+    raw = stream.read().removeprefix(b"\xef\xbb\xbf")
+    head = raw.lstrip()[:1]
+    if head != b"[":
+        first = raw.lstrip().split(b"\n", 1)[0]
+        try:
+            json.loads(first)
+        except ValueError:
+            _refuse_document(raw, path)
+        yield from _jsonl(path, io.BytesIO(raw))
+        return
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError("not UTF-8", where=f"{path}:{line}", hint="save the file as UTF-8") from None
+    yield from _array(path, text)
+
+
+def _refuse_document(raw: bytes, path: Path) -> None:
+    document = parse_json(raw, str(path))
+    lists = [key for key, value in document.items() if isinstance(value, list)] if isinstance(document, dict) else []
+    hint = (
+        f"write the list under {lists[0]!r} to a file of its own" if lists else "a file is a JSON array or JSON Lines"
+    )
+    raise UserError("one JSON object, not a list of records", where=str(path), hint=hint)
+
+
+def _array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    decoder = json.JSONDecoder()
+    at = text.index("[") + 1
+    line, counted = 1, 0
+    expected: tuple[str, ...] = ("]", "value")
+    while True:
+        while at < len(text) and text[at] in " \t\r\n":
+            at += 1
+        line, counted = line + text.count("\n", counted, at), at
+        where = f"{path}:{line}"
+        char = text[at : at + 1]
+        if char == "]" and "]" in expected:
+            break
+        if "," in expected:
+            if char != ",":
+                raise UserError('not valid JSON: expected "," or "]"', where=where)
+            at, expected = at + 1, ("value",)
+            continue
+        try:
+            _, end = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            raise UserError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
+        except RecursionError:
+            raise UserError("JSON nested too deeply", where=where) from None
+        part = text[at:end].encode("utf-8")
+        try:
+            yield line, parse_json(part, where)
+        except UserError as error:
+            yield line, _fault(error, path, line, part)
+        at, expected = end, ("]", ",")
+    if text[at + 1 :].strip():
+        raise UserError("not valid JSON: text after the array", where=f"{path}:{line}")
+
+
+def _csv(path: Path, stream: IO[bytes], delimiter: str) -> Iterator[tuple[int, Any]]:
+    """CSV with a header line; every cell stays text, but for `messages`, `conversations` and `tools`, which hold JSON."""
+    csv.field_size_limit(sys.maxsize)
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    number = 1
+    try:
+        header = next(reader, [])
+        if not header:
+            return
+        if len(set(header)) != len(header) or "" in header:
+            raise UserError("the header has an empty or repeated column name", where=f"{path}:1")
+        number = reader.line_num + 1
+        for cells in reader:
+            if cells:
+                yield number, _cells(header, cells, path, number, delimiter)
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"not valid CSV: {error}", where=f"{path}:{number}") from None
+    except UnicodeDecodeError:
+        raise UserError(
+            "not UTF-8 in or after this line", where=f"{path}:{number}", hint="save the file as UTF-8"
+        ) from None
+
+
+def _cells(header: list[str], cells: list[str], path: Path, number: int, delimiter: str) -> Any:
+    where = f"{path}:{number}"
+    try:
+        if len(cells) != len(header):
+            raise UserError(f"{len(cells)} cells under {len(header)} column names", where=where)
+        record: dict[str, Any] = dict(zip(header, cells, strict=True))
+        for key in ("messages", "conversations", "tools"):
+            if record.get(key):
+                record[key] = parse_json(record[key].encode("utf-8"), f"{where} /{key}")
+        return record
+    except UserError as error:
+        return _fault(error, path, number, delimiter.join(cells).encode("utf-8"))
