@@ -1,0 +1,130 @@
+"""Predictions against measurements: the error of each class, its interval's coverage, and what could not be predicted."""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunegate.advisor.errors import class_errors, half_width, interval
+from tunegate.advisor.facts import Record, read_csv, table
+from tunegate.advisor.measured import NEEDED, Case, NotPredictedError, parse
+from tunegate.advisor.predict import predict
+
+MIN_ROWS_TO_FAIL = 5  # a class of fewer rows is shown, never failed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One row predicted. measured, predicted, low, high: in the unit of the row's class."""
+
+    case: Case
+    measured: float
+    predicted: float
+    low: float
+    high: float
+
+    @property
+    def error(self) -> float:
+        """Relative error of the prediction."""
+        return self.predicted / self.measured - 1.0
+
+    @property
+    def residual(self) -> float:
+        """log(measured / predicted)."""
+        return math.log(self.measured / self.predicted)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backtest:
+    """All pairs, and the rows without a prediction as (id, reason, class)."""
+
+    pairs: tuple[Pair, ...]
+    skipped: tuple[tuple[str, str, str], ...]
+
+    def by_class(self) -> dict[str, list[Pair]]:
+        """Pairs by class, in the order of the file."""
+        groups: dict[str, list[Pair]] = defaultdict(list)
+        for pair in self.pairs:
+            groups[pair.case.kind].append(pair)
+        return dict(groups)
+
+    def worse_than_recorded(self) -> list[str]:
+        """Classes whose MAPE exceeds their recorded bound, each as a sentence."""
+        found = []
+        for kind, pairs in self.by_class().items():
+            recorded = class_errors().get(kind)
+            mape = statistics.fmean(abs(pair.error) for pair in pairs)
+            if recorded and len(pairs) >= MIN_ROWS_TO_FAIL and mape > recorded.bound:
+                found.append(f"{kind}: MAPE {mape:.3f} over {len(pairs)} rows exceeds the bound {recorded.bound:.3f}")
+        return found
+
+
+def rows_of(path: Path | None) -> Sequence[Record]:
+    """Rows of the shipped collection, or of a user's CSV file of the same columns. Raises UserError."""
+    return table("measured") if path is None else read_csv(path, NEEDED)
+
+
+def backtest(rows: Sequence[Record]) -> Backtest:
+    """Predict every row that can be predicted; name the others with their reason."""
+    pairs, skipped = [], []
+    for number, row in enumerate(rows, 1):
+        try:
+            case = parse(row)
+            value = predict(case)
+        except NotPredictedError as reason:
+            skipped.append((row["id"] or f"row {number}", str(reason), row["kind"]))
+            continue
+        low, high = interval(value, case.kind)
+        pairs.append(Pair(case=case, measured=case.value, predicted=value, low=low, high=high))
+    return Backtest(pairs=tuple(pairs), skipped=tuple(skipped))
+
+
+def summary(pairs: Sequence[Pair]) -> dict[str, float]:
+    """n, mape, median_ape, bias, within_interval of a group of pairs (fractions)."""
+    errors = [pair.error for pair in pairs]
+    inside = sum(pair.low <= pair.measured <= pair.high for pair in pairs)
+    return {
+        "n": len(pairs),
+        "mape": statistics.fmean(abs(e) for e in errors),
+        "median_ape": statistics.median(abs(e) for e in errors),
+        "bias": statistics.fmean(errors),
+        "within_interval": inside / len(pairs),
+    }
+
+
+def as_json(result: Backtest) -> dict[str, object]:
+    """What `ftadvise backtest --json` prints."""
+    return {
+        "classes": {kind: summary(pairs) for kind, pairs in result.by_class().items()},
+        "rows": [
+            {
+                "id": pair.case.id,
+                "class": pair.case.kind,
+                "measured": pair.measured,
+                "predicted": pair.predicted,
+                "low": pair.low,
+                "high": pair.high,
+            }
+            for pair in result.pairs
+        ],
+        "skipped": [{"id": name, "reason": reason} for name, reason, _ in result.skipped],
+        "worse": result.worse_than_recorded(),
+    }
+
+
+def coverage_of_left_out_sources(result: Backtest) -> dict[tuple[str, str], tuple[int, float, float, float]]:
+    """By (class, source): rows, MAPE, bias, and the share of rows inside an interval made from the OTHER sources."""
+    found = {}
+    for kind, pairs in result.by_class().items():
+        for source in sorted({pair.case.source for pair in pairs}):
+            own = [pair for pair in pairs if pair.case.source == source]
+            others = [pair.residual for pair in pairs if pair.case.source != source]
+            if not others:
+                continue
+            width = half_width(others)
+            inside = sum(abs(pair.residual) <= width for pair in own) / len(own)
+            numbers = summary(own)
+            found[kind, source] = (len(own), numbers["mape"], numbers["bias"], inside)
+    return found

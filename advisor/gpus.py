@@ -1,0 +1,101 @@
+"""GPUs by name, from the shipped table or a user's file of the same columns."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from tunegate.advisor.facts import Record, key, number, read_csv, table
+from tunegate.core.errors import UserError, nearest
+
+NEEDED = ("name", "memory_GB", "bandwidth_GBps", "bf16_dense_TFLOPS")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One accelerator (or `cpu`).
+
+    memory_gb: 1e9 bytes. bandwidth_gbps: 1e9 bytes/s. tflops: dense bf16 (fp16 where there is no bf16), 1e12/s.
+    fp8_tflops: None where the chip has no FP8 units. price_low, price_high: $/hour, None where unknown.
+    """
+
+    name: str
+    memory_gb: float
+    bandwidth_gbps: float
+    tflops: float
+    fp8_tflops: float | None = None
+    price_low: float | None = None
+    price_high: float | None = None
+    prices: str = ""
+    source: str = ""
+    notes: str = ""
+
+    @property
+    def usable_gb(self) -> float:
+        """Memory a program gets, 1e9 bytes: vendors print GiB for all but the newest chips (80 GB is 85.9e9 bytes, of
+        which the driver shows 79.6 GiB = 85.5e9); we count the printed figure, which errs on the safe side."""
+        return self.memory_gb
+
+    @property
+    def price(self) -> float | None:
+        """Planning price, $/hour: geometric mean of the lowest and highest known."""
+        if self.price_low is None or self.price_high is None:
+            return None
+        return float((self.price_low * self.price_high) ** 0.5)
+
+    @property
+    def is_cpu(self) -> bool:
+        """True for the row that stands for a machine without a GPU."""
+        return self.name == "cpu"
+
+
+def known_gpus(extra: Path | None = None) -> dict[str, Gpu]:
+    """Every GPU by name; rows of a user's file (same columns) replace or add. Raises UserError for a bad file."""
+    gpus = dict(_shipped())
+    if extra is not None:
+        for line, row in enumerate(read_csv(extra, NEEDED), 2):
+            gpus[row["name"]] = _gpu(row, where=f"{extra}:{line}")
+    return gpus
+
+
+def find_gpu(name: str, extra: Path | None = None) -> Gpu:
+    """The GPU that `name` means. Raises UserError with the nearest names."""
+    gpus = known_gpus(extra)
+    index = {key(gpu): gpu for gpu in gpus}
+    for row in table("gpus"):
+        index.update({key(alias): row["name"] for alias in row["aliases"].split(";") if alias})
+    found = index.get(key(name.split("(")[0])) or index.get(key(name))
+    if found is None:
+        raise UserError(f"unknown GPU {name!r}", where="gpu", hint=nearest(name, list(gpus)))
+    return gpus[found]
+
+
+def parse_hardware(text: str, extra: Path | None = None) -> tuple[Gpu, int]:
+    """`L4`, `H100:2` or `cpu` as (GPU, count). Raises UserError for an unknown GPU or a count that is not 1..1024."""
+    name, _, count = text.partition(":")
+    if count and not (count.isdigit() and 1 <= int(count) <= 1024):
+        raise UserError(f"not a number of GPUs: {count!r}", where="--hardware", hint="for example L4:1")
+    return find_gpu(name, extra), int(count or 1)
+
+
+@cache
+def _shipped() -> dict[str, Gpu]:
+    return {row["name"]: _gpu(row, where="gpus.csv") for row in table("gpus")}
+
+
+def _gpu(row: Record, *, where: str) -> Gpu:
+    values = {name: number(row[name]) for name in NEEDED[1:]}
+    for name, value in values.items():
+        if value is None or value <= 0:
+            raise UserError(f"{name} of {row['name']!r} must be a positive number, found {row[name]!r}", where=where)
+    return Gpu(
+        name=row["name"],
+        memory_gb=values["memory_GB"] or 0.0,
+        bandwidth_gbps=values["bandwidth_GBps"] or 0.0,
+        tflops=values["bf16_dense_TFLOPS"] or 0.0,
+        fp8_tflops=number(row.get("fp8_dense_TFLOPS", "")),
+        price_low=number(row.get("price_low_usd_h", "")),
+        price_high=number(row.get("price_high_usd_h", "")),
+        prices=row.get("price_points_with_source_and_date", ""),
+        source=row.get("spec_source", ""),
+        notes=row.get("notes", ""),
+    )

@@ -1,0 +1,118 @@
+"""Models by name: the shipped table of architectures, a local folder, or a shape interpolated from a size."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from tunegate.advisor.facts import Record, key, table
+from tunegate.core.architecture import Architecture, from_folder
+from tunegate.core.errors import UserError, nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownModel:
+    """A model of the table. spec: how `ft train --model` takes it. offered: considered when no model is named."""
+
+    name: str
+    spec: str
+    architecture: Architecture
+    license: str
+    offered: bool
+    source: str
+
+
+@cache
+def known_models() -> dict[str, KnownModel]:
+    """Every model of the table, by its name."""
+    return {row["name"]: _model(row) for row in table("models")}
+
+
+def find(name: str, *, params_b: float | None = None) -> KnownModel:
+    """The model that `name` means: a folder with config.json, a hub id, a builtin, or a loose name of the table.
+
+    params_b: size in 1e9 parameters, used when the name alone says only the family (`Llama 2`).
+    Raises UserError with the nearest names.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return KnownModel(
+            name=folder.name,
+            spec=name,
+            architecture=from_folder(folder),
+            license="",
+            offered=False,
+            source=str(folder / "config.json"),
+        )
+    found = _index().get(key(name))
+    if found is None and params_b is not None:
+        size = f"{params_b:g}b"
+        found = _index().get(key(f"{name}-{size}")) or _index().get(key(f"{name} {round(params_b)}B"))
+    if found is None:
+        raise UserError(f"unknown model {name!r}", where="model", hint=nearest(name, list(known_models())))
+    spec = name if "/" in name or ":" in name else found.spec
+    return dataclasses.replace(found, spec=spec)
+
+
+def find_or_typical(name: str, params_b: float | None) -> KnownModel:
+    """As `find`; a decoder of known size but unknown shape gets one scaled from the nearest known model.
+
+    Such a shape has `architecture.exact == False` and every estimate from it says that it extrapolates.
+    Raises UserError when the size is unknown as well.
+    """
+    try:
+        return find(name, params_b=params_b)
+    except UserError:
+        size = params_b or _size_in(name)
+        if size is None or size <= 0:
+            raise
+        return KnownModel(
+            name=name, spec=name, architecture=typical(size), license="", offered=False, source="scaled from its size"
+        )
+
+
+def typical(params_b: float) -> Architecture:
+    """A Llama-type shape of about this size (1e9 parameters): the nearest known one with more or fewer layers."""
+    known = [m.architecture for m in known_models().values() if m.architecture.gated and m.architecture.experts == 1]
+    near = min(known, key=lambda a: abs(a.params / 1e9 / params_b - 1.0) if a.params / 1e9 > params_b else abs(params_b / (a.params / 1e9) - 1.0))
+    per_layer = near.linear_params / near.layers
+    layers = max(1, round((params_b * 1e9 - near.embedding_params) / per_layer))
+    return dataclasses.replace(near, layers=layers, exact=False, sliding_window=None)
+
+
+def _size_in(name: str) -> float | None:
+    found = re.search(r"(\d+(?:\.\d+)?)\s*[bB](?![a-z])", name)
+    return float(found.group(1)) if found else None
+
+
+@cache
+def _index() -> dict[str, KnownModel]:
+    index = {}
+    for row in table("models"):
+        for name in (row["name"], *filter(None, row["aliases"].split(";"))):
+            index[key(name)] = known_models()[row["name"]]
+    return index
+
+
+def _model(row: Record) -> KnownModel:
+    whole = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "experts", "experts_per_token")
+    window = row["sliding_window"]
+    architecture = Architecture(
+        **{name: int(row[name]) for name in whole},
+        gated=row["gated"] == "1",
+        tied=row["tied"] == "1",
+        sliding_window=int(window) if window else None,
+        full_attention_layers=int(row["full_attention_layers"]),
+        qkv_bias=row["qkv_bias"] == "1",
+        qk_norm=row["qk_norm"] == "1",
+        norms_per_layer=int(row["norms_per_layer"]),
+    )
+    return KnownModel(
+        name=row["name"],
+        spec=row["hub_id"] or row["name"],
+        architecture=architecture,
+        license=row["license"],
+        offered=row["offered"] == "1",
+        source=row["source"],
+    )

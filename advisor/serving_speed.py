@@ -1,0 +1,189 @@
+"""Speed of serving: prefill and decode rooflines with per-layer overhead, continuous batching, the KV cache's cap.
+
+    t_dec(B)  = max((W + B * ctx * kv) / (eff * BW * n), 2 Nc B / (mfu * peak * n)) + ov * L + ov_seq * B + allreduce
+    t_pre     = (2 Nc s + 2 L q s^2) / (mfu * peak * n) + allreduce
+    TPOT(B)   = t_dec(B) + B * t_pre / out_tokens            (continuous batching, closed loop)
+
+Roofline after Williams et al. 2009; prefill compute-bound and decode bandwidth-bound as in the transformer inference
+arithmetic of kipply (2022). Seconds inside, milliseconds at the edge. Constants fitted on measured.csv are marked.
+"""
+
+from dataclasses import dataclass
+
+from tunegate.advisor.gpus import Gpu
+from tunegate.advisor.training_memory import weights_gb
+from tunegate.core.architecture import Architecture
+
+QUANTIZATIONS = ("bf16", "fp8", "awq")
+LINK_GBPS = 158.0  # effective all-reduce bandwidth over NVLink, 1e9 bytes/s. Fitted.
+ALLREDUCE_S = 4.4e-6  # start of one all-reduce; two a layer. Fitted.
+RUNTIME_GB = 2.0  # per GPU, beside weights and cache: CUDA graphs, activations, workspace
+MEMORY_SHARE = 0.9  # of the GPU that the engine may take (vLLM's default gpu_memory_utilization)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """One serving program, all fitted.
+
+    bandwidth: share of the memory bandwidth reached in decoding, of at most max_gbps. layer_ms, sequence_ms: overhead per step and layer,
+    per step and sequence. attention_ns: per step, cached token, layer and query head where the attention kernel, not
+    bandwidth, is the bound. prefill_floor_ms: least time of a prefill. mfu: share of the dense peak reached in matrix
+    products, by weight format.
+    """
+
+    bandwidth: float = 0.92
+    max_gbps: float = 1e9
+    layer_ms: float = 0.059
+    sequence_ms: float = 0.035
+    attention_ns: float = 0.0
+    prefill_floor_ms: float = 0.0
+    mfu_bf16: float = 0.80
+    mfu_fp8: float = 0.66
+    mfu_fp4: float = 0.50
+    mfu_4bit: float = 0.40
+
+    def mfu(self, quantization: str) -> float:
+        """Share of the peak of `quantization`."""
+        return {"bf16": self.mfu_bf16, "fp8": self.mfu_fp8, "fp4": self.mfu_fp4}.get(quantization, self.mfu_4bit)
+
+
+ENGINES = {
+    "vllm": Engine(),
+    "trtllm": Engine(layer_ms=0.045, sequence_ms=0.03),
+    "vllm-0.6": Engine(layer_ms=0.13, sequence_ms=0.07),
+    "vllm-rocm": Engine(layer_ms=0.17, sequence_ms=0.25, attention_ns=0.2),
+    "lmdeploy": Engine(layer_ms=0.04, sequence_ms=0.15),
+    "llamacpp": Engine(layer_ms=0.08, bandwidth=0.85, max_gbps=1300.0),
+    "autoawq-gemm": Engine(layer_ms=0.05, bandwidth=0.85, prefill_floor_ms=57.0),
+    "autoawq-gemv": Engine(layer_ms=0.03, bandwidth=0.85, prefill_floor_ms=57.0, mfu_4bit=0.065),
+    "hf": Engine(layer_ms=0.5),
+    "litgpt": Engine(layer_ms=0.8),
+    "litgpt-bnb": Engine(layer_ms=1.6),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingSetup:
+    """One configuration. gpus: tensor parallel size. kv_bytes: bytes of one cached value. prefix_hit: share of the
+    input found in the prefix cache."""
+
+    architecture: Architecture
+    gpu: Gpu
+    gpus: int = 1
+    quantization: str = "bf16"
+    input_tokens: float
+    output_tokens: float
+    engine: str = "vllm"
+    kv_bytes: float = 2.0
+    prefix_hit: float = 0.0
+
+    @property
+    def fresh_tokens(self) -> float:
+        """Input tokens that must be computed."""
+        return max(1.0, self.input_tokens * (1.0 - self.prefix_hit))
+
+    @property
+    def mean_context(self) -> float:
+        """Mean tokens in the cache of a sequence while it is decoded."""
+        return self.input_tokens + self.output_tokens / 2
+
+
+def peak_flops(setup: ServingSetup) -> float:
+    """FLOP/s that matrix products reach on all GPUs. 4-bit weights compute in 16 bits, FP4 at twice the FP8 rate."""
+    gpu, quantization = setup.gpu, setup.quantization
+    peak = gpu.tflops
+    if quantization == "fp8":
+        peak = gpu.fp8_tflops or gpu.tflops
+    elif quantization == "fp4" and gpu.fp8_tflops:
+        peak = 2.0 * gpu.fp8_tflops
+    return ENGINES[setup.engine].mfu(quantization) * peak * 1e12 * setup.gpus
+
+
+def allreduce_s(setup: ServingSetup, tokens: float) -> float:
+    """Seconds of the two all-reduces a layer that tensor parallelism needs for one step over `tokens` tokens."""
+    if setup.gpus == 1:
+        return 0.0
+    a = setup.architecture
+    return 2.0 * a.layers * (ALLREDUCE_S + 2.0 * tokens * a.hidden / (LINK_GBPS * 1e9))
+
+
+def prefill_s(setup: ServingSetup) -> float:
+    """Seconds to prefill one prompt."""
+    a, s = setup.architecture, setup.fresh_tokens
+    flops = 2.0 * a.compute_params * s + 2.0 * a.layers * a.q_width * s * min(s, a.kv_tokens(setup.input_tokens))
+    floor = ENGINES[setup.engine].prefill_floor_ms / 1e3
+    return max(flops / peak_flops(setup), floor) + allreduce_s(setup, s)
+
+
+def decode_s(setup: ServingSetup, concurrency: float) -> float:
+    """Seconds of one decoding step with `concurrency` sequences in it."""
+    a, engine = setup.architecture, ENGINES[setup.engine]
+    weights = weights_gb(a, setup.quantization) * 1e9 - (0.0 if a.tied else 2.0 * a.vocab * a.hidden)
+    if a.experts > 1:  # a step reads the experts that its tokens are routed to, at most all
+        read = min(1.0, concurrency * a.experts_per_token / a.experts)
+        experts = a.linear_params - a.active_linear_params
+        weights -= (1.0 - read) * experts * (weights / a.params)
+    cache = concurrency * a.kv_tokens(setup.mean_context) * a.kv_bytes_per_token(setup.kv_bytes)
+    bandwidth = engine.bandwidth * min(setup.gpu.bandwidth_gbps, engine.max_gbps) * 1e9
+    memory = (weights + cache) / (bandwidth * setup.gpus)
+    compute = 2.0 * a.compute_params * concurrency / peak_flops(setup)
+    overhead = (engine.layer_ms * a.layers + engine.sequence_ms * concurrency) / 1e3
+    overhead += engine.attention_ns * 1e-9 * concurrency * setup.mean_context * a.layers * a.heads
+    return max(memory, compute) + overhead + allreduce_s(setup, concurrency)
+
+
+def memory_gb(setup: ServingSetup) -> float:
+    """GB needed per GPU before any cache: weights and the runtime."""
+    return weights_gb(setup.architecture, setup.quantization) / setup.gpus + RUNTIME_GB
+
+
+def max_concurrency(setup: ServingSetup) -> float:
+    """Sequences whose mean context fits the KV cache; below 1 the model does not fit."""
+    a = setup.architecture
+    free = (MEMORY_SHARE * setup.gpu.memory_gb - memory_gb(setup)) * setup.gpus * 1e9
+    return free / (a.kv_tokens(setup.mean_context) * a.kv_bytes_per_token(setup.kv_bytes))
+
+
+def tpot_s(setup: ServingSetup, concurrency: float) -> float:
+    """Seconds per output token in a closed loop of `concurrency` clients; those that do not fit the cache wait."""
+    running = min(concurrency, max(1.0, max_concurrency(setup)))
+    return decode_s(setup, running) + running * prefill_s(setup) / setup.output_tokens
+
+
+def throughput(setup: ServingSetup, concurrency: float) -> float:
+    """Output tokens per second of the whole engine in a closed loop."""
+    return min(concurrency, max(1.0, max_concurrency(setup))) / tpot_s(setup, concurrency)
+
+
+def ttft_s(setup: ServingSetup, concurrency: float) -> float:
+    """Seconds to the first token at a steady load: its own prefill, those ahead of it, half a step, the front end.
+
+    Of the other sequences each starts once per service time, so concurrency * t_pre / (out * TPOT) prefills overlap.
+    """
+    running = min(concurrency, max(1.0, max_concurrency(setup)))
+    pre, step = prefill_s(setup), tpot_s(setup, running)
+    overlapping = (running - 1.0) * pre / (pre + setup.output_tokens * step)
+    return pre * (1.0 + overlapping) + 0.5 * decode_s(setup, running) + 0.015
+
+
+def benchmark_ttft_s(setup: ServingSetup, concurrency: float) -> float:
+    """Mean seconds to the first token as closed-loop benchmarks report it: all clients start at once, so prefills queue.
+
+    The ratio to one prefill grows as 0.85 * sqrt(B) (fitted); sequences beyond the cache wait for a whole service.
+    """
+    fits = max(1.0, max_concurrency(setup))
+    running = min(concurrency, fits)
+    burst = prefill_s(setup) * max(1.0, 0.85 * running**0.5)
+    service = prefill_s(setup) + setup.output_tokens * tpot_s(setup, running)
+    return burst + 0.5 * decode_s(setup, running) + 0.015 + max(0.0, concurrency / fits - 1.0) * service
+
+
+def memory_in_use_gb(setup: ServingSetup, concurrency: float) -> float:
+    """GB on all GPUs of a program that allocates as it goes: weights, the cache at full length, one layer's MLP.
+
+    The MLP of a prefill holds three arrays of width I in 16 bits: 6I bytes per prompt token.
+    """
+    a = setup.architecture
+    tokens = setup.input_tokens + setup.output_tokens
+    cache = concurrency * a.kv_tokens(tokens) * a.kv_bytes_per_token(setup.kv_bytes)
+    return weights_gb(a, setup.quantization) + (cache + 6.0 * a.ffn * setup.input_tokens * concurrency) / 1e9 + 0.2

@@ -1,0 +1,205 @@
+"""The shape of a decoder-only transformer, read from its `config.json`, and what follows from it exactly.
+
+Symbols (the same in every formula of the advisor): L layers, h hidden size, I feed-forward size, n_h query heads,
+n_kv key-value heads, d head dimension, V vocabulary.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunegate.core.errors import UserError, nearest
+from tunegate.core.files import read_json
+from tunegate.core.methods import ALL_LINEAR
+
+_PLAIN_MLP = ("gpt_neox", "mpt", "opt", "bloom", "falcon", "phi", "gpt2", "gptj", "starcoder2", "gpt_bigcode")
+_QKV_BIAS = ("qwen", "qwen2", "qwen2_moe", "qwen2_5")
+_QK_NORM = ("qwen3", "qwen3_moe", "gemma3", "gemma3_text", "olmo2")
+_FOUR_NORMS = ("gemma2", "gemma3", "gemma3_text")
+_MLP = ("gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Shape of one model.
+
+    hidden, ffn, vocab: widths. gated: SwiGLU-type feed-forward (three matrices) rather than two. tied: the output
+    matrix is the embedding. experts, experts_per_token: 1 when dense; `ffn` is then one expert's width.
+    sliding_window: tokens a windowed layer looks back, None when every layer sees all. full_attention_layers: layers
+    that see all (only meaningful with a window). exact: False for a shape interpolated from a parameter count.
+    """
+
+    layers: int
+    hidden: int
+    ffn: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    gated: bool = True
+    tied: bool = False
+    experts: int = 1
+    experts_per_token: int = 1
+    sliding_window: int | None = None
+    full_attention_layers: int = 0
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    norms_per_layer: int = 2
+    exact: bool = True
+
+    @property
+    def q_width(self) -> int:
+        """Width of all query heads together."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """Width of all key heads together (values have the same)."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of each linear module of one layer, of one expert where there are several."""
+        h, q, kv = self.hidden, self.q_width, self.kv_width
+        shapes = {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h)}
+        if self.gated:
+            shapes["gate_proj"] = (h, self.ffn)
+        shapes["up_proj"] = (h, self.ffn)
+        shapes["down_proj"] = (self.ffn, h)
+        return shapes
+
+    @property
+    def linear_params(self) -> int:
+        """Parameters in the linear modules of all layers: what 4-bit quantization reaches."""
+        return self.layers * sum(a * b * self._copies(name) for name, (a, b) in self.linear_shapes.items())
+
+    @property
+    def active_linear_params(self) -> int:
+        """The part of `linear_params` that one token passes through (fewer than all in a mixture of experts)."""
+        per_token = {name: (self.experts_per_token if name in _MLP else 1) for name in self.linear_shapes}
+        return self.layers * sum(a * b * per_token[name] for name, (a, b) in self.linear_shapes.items())
+
+    @property
+    def embedding_params(self) -> int:
+        """Input embedding, plus the output matrix when it is its own."""
+        return self.vocab * self.hidden * (1 if self.tied else 2)
+
+    @property
+    def params(self) -> int:
+        """All parameters: embeddings, linear modules, routers, biases, norms."""
+        small = self.norms_per_layer * self.hidden
+        small += (self.q_width + 2 * self.kv_width) if self.qkv_bias else 0
+        small += 2 * self.head_dim if self.qk_norm else 0
+        small += self.hidden * self.experts if self.experts > 1 else 0
+        return self.embedding_params + self.linear_params + self.layers * small + self.hidden
+
+    @property
+    def compute_params(self) -> int:
+        """Parameters multiplied for one token: active linear modules and the output matrix."""
+        return self.active_linear_params + self.vocab * self.hidden
+
+    def kv_bytes_per_token(self, bytes_per_value: float = 2.0) -> float:
+        """Bytes of keys and values that one token adds in all layers: 2 * L * n_kv * d * bytes."""
+        return 2.0 * self.layers * self.kv_width * bytes_per_value
+
+    def kv_tokens(self, context: float) -> float:
+        """Tokens of cache that a context of this length keeps, averaged over layers (less with a sliding window)."""
+        if self.sliding_window is None or context <= self.sliding_window:
+            return context
+        full = self.full_attention_layers / self.layers
+        return full * context + (1.0 - full) * self.sliding_window
+
+    def lora_params(self, rank: int, targets: Iterable[str] = ALL_LINEAR) -> int:
+        """Trainable parameters of LoRA: rank * (inputs + outputs) of each target module (arXiv 2106.09685, section 4).
+
+        Raises UserError for a target this architecture does not have.
+        """
+        shapes = self.linear_shapes
+        chosen = list(dict.fromkeys(targets))
+        for name in chosen:
+            if name not in shapes and not (name in ALL_LINEAR and not self.gated):
+                raise UserError(f"no module {name!r} in this model", where="targets", hint=nearest(name, list(shapes)))
+        return self.layers * sum(rank * sum(shapes[n]) * self._copies(n) for n in chosen if n in shapes)
+
+    def _copies(self, name: str) -> int:
+        return self.experts if name in _MLP else 1
+
+
+def from_config(config: Mapping[str, Any], *, where: str = "config.json") -> Architecture:
+    """Read a transformers configuration.
+
+    Raises UserError for encoder-decoders, latent attention (MLA) and configurations without the needed keys: for those
+    the formulas do not hold.
+    """
+    text = config.get("text_config")
+    config = {**config, **text} if isinstance(text, Mapping) else config
+    if config.get("is_encoder_decoder"):
+        raise UserError("an encoder-decoder model: only decoder-only models are modelled", where=where)
+    if config.get("kv_lora_rank"):
+        raise UserError("multi-head latent attention is not modelled", where=where)
+    kind = str(config.get("model_type", ""))
+    hidden = _number(config, where, "hidden_size", "n_embd", "d_model")
+    layers = _number(config, where, "num_hidden_layers", "n_layer", "n_layers")
+    heads = _number(config, where, "num_attention_heads", "n_head", "n_heads")
+    head_dim = int(config.get("head_dim") or hidden // heads)
+    experts = int(config.get("num_local_experts") or config.get("num_experts") or config.get("n_routed_experts") or 1)
+    ffn = config.get("moe_intermediate_size") if experts > 1 else None
+    ffn = ffn or config.get("intermediate_size") or config.get("ffn_dim") or config.get("n_inner") or 4 * hidden
+    window, full_layers = _window(config, layers)
+    return Architecture(
+        layers=layers,
+        hidden=hidden,
+        ffn=int(ffn),
+        heads=heads,
+        kv_heads=_kv_heads(config, kind, heads),
+        head_dim=head_dim,
+        vocab=_number(config, where, "vocab_size"),
+        gated=kind not in _PLAIN_MLP,
+        tied=bool(config.get("tie_word_embeddings", kind in ("gemma", "gemma2", "gemma3", "gemma3_text", "mpt", "opt"))),
+        experts=experts,
+        experts_per_token=int(config.get("num_experts_per_tok") or 1) if experts > 1 else 1,
+        sliding_window=window,
+        full_attention_layers=full_layers,
+        qkv_bias=bool(config.get("attention_bias", kind in _QKV_BIAS)),
+        qk_norm=kind in _QK_NORM,
+        norms_per_layer=4 if kind in _FOUR_NORMS else 2,
+    )
+
+
+def from_folder(folder: Path) -> Architecture:
+    """Read `config.json` of a model folder. Raises UserError when there is none or it is not usable."""
+    path = folder / "config.json"
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise UserError("expected an object", where=str(path))
+    return from_config(config, where=str(path))
+
+
+def _number(config: Mapping[str, Any], where: str, *names: str) -> int:
+    for name in names:
+        value = config.get(name)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+        if value is not None:
+            raise UserError(f"{name} must be a positive whole number, found {value!r}", where=where)
+    raise UserError(f"no {names[0]}: not the configuration of a decoder-only model", where=where)
+
+
+def _kv_heads(config: Mapping[str, Any], kind: str, heads: int) -> int:
+    if config.get("multi_query") and not config.get("new_decoder_architecture"):
+        return 1
+    default = config.get("num_kv_heads") if kind == "falcon" else None
+    return int(config.get("num_key_value_heads") or default or heads)
+
+
+def _window(config: Mapping[str, Any], layers: int) -> tuple[int | None, int]:
+    """(sliding window or None, layers with full attention)."""
+    window = config.get("sliding_window")
+    if not window or config.get("use_sliding_window") is False:
+        return None, 0
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list) and kinds:
+        return int(window), sum(1 for kind in kinds if kind == "full_attention")
+    pattern = config.get("sliding_window_pattern")
+    return int(window), layers // int(pattern) if pattern else 0
