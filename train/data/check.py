@@ -49,6 +49,7 @@ class Finding:
 
 
 CODES = {
+    "duplicate_id": "an id that an earlier row has",
     "empty_turn": "a turn without text",
     "role_order": "two turns of one role in a row, or the first turn not system or user",
     "tool_calls": "tool calls and tool answers that do not belong together",

@@ -5,145 +5,235 @@ from typing import Annotated
 
 import typer
 from tunegate.core.console import JsonOption, emit_json
-from tunegate.core.errors import UserError
-from tunegate.train.data.formats import Columns
-from tunegate.train.data.read import Reading
+from tunegate.core.errors import ExitCode
+from tunegate.train.data import options as o
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
     help="Make a dataset from your files: hold out, check, deduplicate.",
-    epilog="Example: ft data prepare my.jsonl --out data/",
+    epilog="Example: ft data prepare builtin:bfcl --out data/",
 )
-
-Sources = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="IN...",
-        help="Files (.jsonl, .json, .csv, .tsv, .parquet, also .gz or .zst), folders of them, or builtin:bfcl.",
-        show_default=False,
-    ),
-]
-Out = Annotated[Path, typer.Option("--out", help="Folder to write.", show_default=False)]
-Force = Annotated[bool, typer.Option("--force", help="Replace the output when it exists.")]
-Format = Annotated[
-    str | None,
-    typer.Option("--format", help="messages, sharegpt, alpaca or prompt_completion; found out when left out."),
-]
-PromptKey = Annotated[str | None, typer.Option("--prompt-key", help="Key of the input, for data in no known format.")]
-CompletionKey = Annotated[str | None, typer.Option("--completion-key", help="Key of the output, beside --prompt-key.")]
-SystemKey = Annotated[str | None, typer.Option("--system-key", help="Key of a system text, beside --prompt-key.")]
-TagKeys = Annotated[list[str] | None, typer.Option("--tag", help="Key that becomes a tag (may be repeated).")]
-Fraction = Annotated[float, typer.Option("--eval-fraction", help="Share of the groups held out.")]
-MinEval = Annotated[int, typer.Option("--min-eval", help="Rows held out at least (never more than a third).")]
-PerLabel = Annotated[int, typer.Option("--min-per-label", help="Groups of each label held out at least.")]
-Seed = Annotated[int, typer.Option("--seed", help="Another seed, another hold-out.")]
-Group = Annotated[str | None, typer.Option("--group", help="Tag or key that rows of one source share.")]
-Label = Annotated[str | None, typer.Option("--label", help="Tag or key of the label; found out when left out.")]
-Model = Annotated[str | None, typer.Option("--model", help="Model whose tokenizer counts tokens; else an estimate.")]
-OnError = Annotated[str, typer.Option("--on-error", help="A malformed line: stop, or reject it and go on.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Go on when a step would remove over half of a source.")]
-NearThreshold = Annotated[
-    float, typer.Option("--near-threshold", help="Overlap of 4-grams from which two inputs are near.")
-]
-
-
-def reading(
-    form: str | None, prompt: str | None, completion: str | None, system: str | None, tags: list[str] | None
-) -> Reading:
-    """The options about reading, as one value. Raises UserError for keys that do not go together."""
-    if (prompt is None) != (completion is None) or (system is not None and prompt is None):
-        raise UserError("--prompt-key and --completion-key belong together", where="--prompt-key")
-    if form is not None and prompt is not None:
-        raise UserError("either --format or --prompt-key", where="--format")
-    columns = Columns(prompt=prompt, completion=completion or "", system=system) if prompt is not None else None
-    return Reading(format=form, columns=columns, tag_keys=tuple(tags or ()))
-
-
-@app.callback()
-def data() -> None:
-    """Make a dataset from your files: hold out, check, deduplicate."""
 
 
 @app.command(epilog="Example: ft data prepare builtin:bfcl --out data/bfcl")
 def prepare(
-    names: Sources,
-    out: Out,
-    eval_fraction: Fraction = 0.1,
-    min_eval: MinEval = 100,
-    min_per_label: PerLabel = 1,
-    seed: Seed = 0,
-    group: Group = None,
-    label: Label = None,
-    keep_eval: Annotated[
-        Path | None, typer.Option("--keep-eval", help="Earlier eval.jsonl or dataset: its rows stay held out.")
-    ] = None,
-    near: Annotated[bool, typer.Option("--near/--no-near", help="Remove near duplicates from train.")] = True,
-    near_threshold: NearThreshold = 0.9,
-    keep: Annotated[str, typer.Option("--keep", help="Which of two twins stays: first or longest.")] = "first",
-    keep_leaks: Annotated[
-        bool, typer.Option("--keep-leaks", help="Keep train rows whose user text stands in eval.")
-    ] = False,
-    model: Model = None,
-    max_length: Annotated[
-        int | None, typer.Option("--max-length", help="Tokens a row may have; reports longer.")
-    ] = None,
-    drop_long: Annotated[bool, typer.Option("--drop-long", help="Remove rows over --max-length from train.")] = False,
-    min_output_tokens: Annotated[
-        int | None, typer.Option("--min-output-tokens", help="Remove train rows with a shorter answer.")
-    ] = None,
-    drop_invalid: Annotated[
-        bool, typer.Option("--drop-invalid", help="Remove train rows whose answer breaks JSON or its schema.")
-    ] = False,
-    drop_refusals: Annotated[bool, typer.Option("--drop-refusals", help="Remove train rows that refuse.")] = False,
-    secrets: Annotated[
-        str, typer.Option("--secrets", help="Probable secrets in train: flag, mask or remove.")
-    ] = "flag",
-    form: Format = None,
-    prompt_key: PromptKey = None,
-    completion_key: CompletionKey = None,
-    system_key: SystemKey = None,
-    tag: TagKeys = None,
-    on_error: OnError = "stop",
-    yes: Yes = False,
-    force: Force = False,
+    ctx: typer.Context,
+    names: o.Sources,
+    out: o.Out,
+    eval_fraction: o.Fraction = 0.1,
+    min_eval: o.MinEval = 100,
+    min_per_label: o.PerLabel = 1,
+    seed: o.Seed = 0,
+    group: o.Group = None,
+    label: o.Label = None,
+    keep_eval: o.KeepEval = None,
+    near: o.Near = True,
+    near_threshold: o.NearThreshold = 0.9,
+    keep: o.Keep = "first",
+    keep_leaks: o.KeepLeaks = False,
+    model: o.Model = None,
+    max_length: o.MaxLength = None,
+    drop_long: o.DropLong = False,
+    min_output_tokens: o.MinOutput = None,
+    drop_invalid: o.DropInvalid = False,
+    drop_refusals: o.DropRefusals = False,
+    secrets: o.Secrets = "flag",
+    form: o.Format = None,
+    prompt_key: o.PromptKey = None,
+    completion_key: o.CompletionKey = None,
+    system_key: o.SystemKey = None,
+    tag: o.TagKeys = None,
+    on_error: o.OnError = "stop",
+    yes: o.Yes = False,
+    force: o.Force = False,
     as_json: JsonOption = False,
 ) -> None:
     """Hold out, clean, check and profile, in that order; writes a dataset folder and prints one report."""
     from tunegate.core.files import refuse_existing
-    from tunegate.train.data.clean import CleanConfig
-    from tunegate.train.data.dedup import DedupConfig
-    from tunegate.train.data.prepare import PrepareConfig
     from tunegate.train.data.prepare import prepare as run
-    from tunegate.train.data.show import prepared, prepared_json
-    from tunegate.train.data.split import SplitConfig
+    from tunegate.train.data.show import prepared
 
-    if on_error not in ("stop", "reject"):
-        raise UserError("must be stop or reject", where="--on-error")
     refuse_existing(out, force=force)
-    config = PrepareConfig(
-        reading=reading(form, prompt_key, completion_key, system_key, tag),
-        split=SplitConfig(eval_fraction=eval_fraction, min_eval=min_eval, min_per_label=min_per_label, seed=seed),
-        dedup=DedupConfig(near=near, near_threshold=near_threshold, keep=keep),
-        clean=CleanConfig(
-            max_length=max_length,
-            drop_long=drop_long,
-            min_output_tokens=min_output_tokens,
-            drop_invalid=drop_invalid,
-            drop_refusals=drop_refusals,
-            secrets=secrets,
-        ),
-        group=group,
-        label=label,
-        keep_eval=keep_eval,
-        keep_leaks=keep_leaks,
-        on_error=on_error,
-        model=model,
-        yes=yes,
-    )
-    dataset, report = run(names, out, config, force=force)
+    config = o.configured(ctx.params)
+    prepared(*run(names, out, config, force=force), config, as_json=as_json)
+
+
+@app.command(epilog="Example: ft data split builtin:bfcl --out split/ --eval-fraction 0.2")
+def split(
+    ctx: typer.Context,
+    names: o.Sources,
+    out: o.Out,
+    eval_fraction: o.Fraction = 0.1,
+    min_eval: o.MinEval = 100,
+    min_per_label: o.PerLabel = 1,
+    seed: o.Seed = 0,
+    group: o.Group = None,
+    label: o.Label = None,
+    keep_eval: o.KeepEval = None,
+    form: o.Format = None,
+    prompt_key: o.PromptKey = None,
+    completion_key: o.CompletionKey = None,
+    system_key: o.SystemKey = None,
+    tag: o.TagKeys = None,
+    on_error: o.OnError = "stop",
+    force: o.Force = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Only hold out: a dataset folder whose train rows are not cleaned (copies under one id apart)."""
+    from tunegate.core.files import refuse_existing
+    from tunegate.train.data.prepare import prepare as run
+    from tunegate.train.data.show import prepared
+
+    refuse_existing(out, force=force)
+    nothing = {"exact": False, "normalized": False, "near": False, "keep_leaks": True}
+    config = o.configured({**ctx.params, **nothing})
+    prepared(*run(names, out, config, force=force), config, as_json=as_json)
+
+
+@app.command(epilog="Example: ft data inspect builtin:bfcl --html profile.html")
+def inspect(
+    ctx: typer.Context,
+    names: o.Sources,
+    label: o.Label = None,
+    model: o.Model = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Also write a page with histograms.")] = None,
+    form: o.Format = None,
+    prompt_key: o.PromptKey = None,
+    completion_key: o.CompletionKey = None,
+    system_key: o.SystemKey = None,
+    tag: o.TagKeys = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a set looks like: lengths, labels, answers, languages."""
+    from tunegate.train.data.show import inspected
+    from tunegate.train.data.steps import profile
+
+    found = profile(names, o.reading(ctx.params), label=label, model=model)
+    if html is not None:
+        from tunegate.core.files import write_text
+        from tunegate.train.data.page import page
+
+        write_text(html, page(found, ", ".join(names)))
+    inspected(found, html, as_json=as_json)
+
+
+@app.command(epilog="Example: ft data check builtin:bfcl")
+def check(
+    ctx: typer.Context,
+    names: o.Sources,
+    model: o.Model = None,
+    max_length: o.MaxLength = None,
+    show_all: Annotated[bool, typer.Option("--all", help="Print every finding, not five of each kind.")] = False,
+    form: o.Format = None,
+    prompt_key: o.PromptKey = None,
+    completion_key: o.CompletionKey = None,
+    system_key: o.SystemKey = None,
+    tag: o.TagKeys = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Every problem with file, line and JSON pointer; exit code 2 when a line is no row, 0 for doubts only."""
+    from tunegate.train.data.show import checked
+    from tunegate.train.data.steps import check as run
+
+    result = run(names, o.reading(ctx.params), model=model, max_length=max_length)
+    checked(result, show_all=show_all, as_json=as_json)
+    if result.errors:
+        raise typer.Exit(ExitCode.BAD_INPUT)
+
+
+@app.command(epilog="Example: ft data clean my.jsonl --drop-refusals --secrets mask --out clean/")
+def clean(
+    ctx: typer.Context,
+    names: o.Sources,
+    out: o.Out,
+    model: o.Model = None,
+    max_length: o.MaxLength = None,
+    drop_long: o.DropLong = False,
+    min_output_tokens: o.MinOutput = None,
+    drop_invalid: o.DropInvalid = False,
+    drop_refusals: o.DropRefusals = False,
+    secrets: o.Secrets = "flag",
+    form: o.Format = None,
+    prompt_key: o.PromptKey = None,
+    completion_key: o.CompletionKey = None,
+    system_key: o.SystemKey = None,
+    tag: o.TagKeys = None,
+    on_error: o.OnError = "stop",
+    yes: o.Yes = False,
+    force: o.Force = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Row by row: remove what is too long, too short, invalid or a refusal; mask or remove secrets."""
+    from tunegate.train.data.show import cleaned
+    from tunegate.train.data.steps import clean as run
+
+    cleaned(run(names, out, o.configured(ctx.params), force=force), out, as_json=as_json)
+
+
+@app.command(epilog="Example: ft data dedup my.jsonl --near-threshold 0.85")
+def dedup(
+    ctx: typer.Context,
+    names: o.Sources,
+    out: o.OutOrNone = None,
+    near: o.Near = True,
+    near_threshold: o.NearThreshold = 0.9,
+    keep: o.Keep = "first",
+    form: o.Format = None,
+    prompt_key: o.PromptKey = None,
+    completion_key: o.CompletionKey = None,
+    system_key: o.SystemKey = None,
+    tag: o.TagKeys = None,
+    on_error: o.OnError = "stop",
+    yes: o.Yes = False,
+    force: o.Force = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Duplicates, conflicts and contrast pairs, with the pairs just above and below the threshold and its curve."""
+    from tunegate.train.data.show import deduplicated
+    from tunegate.train.data.steps import dedup as run
+
+    result = run(names, out, o.configured(ctx.params), force=force)
+    deduplicated(result, near_threshold, out, as_json=as_json)
+
+
+@app.command(epilog="Example: ft data leakage --train data/train.jsonl --eval data/eval.jsonl --clean eval-clean.jsonl")
+def leakage(
+    train: Annotated[str, typer.Option("--train", help="What is trained on.", show_default=False)],
+    held_out: Annotated[str, typer.Option("--eval", help="What is evaluated on.", show_default=False)],
+    clean: Annotated[Path | None, typer.Option("--clean", help="Write the eval rows no strict rule finds.")] = None,
+    near_threshold: o.NearThreshold = 0.9,
+    as_json: JsonOption = False,
+) -> None:
+    """Eval rows that also stand in train, by named rules from strict to loose."""
+    from tunegate.train.data.show import leaked
+    from tunegate.train.data.steps import leakage as run
+
+    leaked(run(train, held_out, clean=clean, near_threshold=near_threshold), clean, as_json=as_json)
+
+
+@app.command(epilog="Example: ft data convert builtin:bfcl --to trl --out bfcl.jsonl")
+def convert(
+    ctx: typer.Context,
+    names: o.Sources,
+    to: Annotated[str, typer.Option("--to", help="openai, sharegpt, alpaca or trl.", show_default=False)],
+    out: o.OutFile,
+    drop: Annotated[list[str] | None, typer.Option("--drop", help="Key to leave out knowingly (repeatable).")] = None,
+    form: o.Format = None,
+    prompt_key: o.PromptKey = None,
+    completion_key: o.CompletionKey = None,
+    system_key: o.SystemKey = None,
+    tag: o.TagKeys = None,
+    force: o.Force = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write rows in another format; a row that would not come back unchanged is refused, naming the field."""
+    from tunegate.core.console import say
+    from tunegate.train.data.steps import convert as run
+
+    count = run(names, out, to, o.reading(ctx.params), tuple(drop or ()), force=force)
     if as_json:
-        emit_json(prepared_json(dataset, report))
+        emit_json({"rows": count, "to": to, "out": str(out)})
     else:
-        prepared(dataset, report, config)
+        say(f"{count} rows written to {out}")

@@ -10,7 +10,7 @@ contrast     near input, another answer: listed, kept
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tunegate.core.errors import UserError
 from tunegate.core.files import canonical_json
@@ -20,6 +20,9 @@ from tunegate.train.data.normalize import RULE_NAMES, answer_key, normalized, pr
 from tunegate.train.data.rejected import Reason, Rejected
 
 NEAR_THRESHOLD = 0.9
+# Thresholds of the curve, and how far from the chosen one a pair is shown as borderline.
+CURVE = (0.98, 0.95, 0.9, 0.85, 0.8, 0.7)
+BORDER = 0.02
 # A step that removes more than this share of a source stops (`--yes` goes on): no honest set is mostly copies.
 MOST_REMOVED = 0.5
 
@@ -28,6 +31,8 @@ MOST_REMOVED = 0.5
 class DedupConfig:
     """Which rules remove rows."""
 
+    exact: bool = True
+    """remove rows with the same messages and tools"""
     normalized: bool = True
     """remove rows equal after normalisation"""
     near: bool = True
@@ -38,8 +43,8 @@ class DedupConfig:
     """which of two twins is kept: first or longest (input and answer in characters)"""
 
     def __post_init__(self) -> None:
-        if not 0.5 <= self.near_threshold <= 1:
-            raise UserError("must be between 0.5 and 1", where="--near-threshold")
+        if not CURVE[-1] <= self.near_threshold <= 1:
+            raise UserError(f"must be between {CURVE[-1]} and 1", where="--near-threshold")
         if self.keep not in ("first", "longest"):
             raise UserError("must be first or longest", where="--keep")
 
@@ -66,13 +71,15 @@ class Pair:
 @dataclass(frozen=True, kw_only=True)
 class Deduplicated:
     """kept: in the order they came. conflicts, contrast_pairs: both rows of each are kept. borderline: pairs with scores
-    just above and below the threshold. skipped: comparisons left out of over-full buckets."""
+    just above and below the threshold. curve: at other thresholds, the rows with an earlier row that near, and how many
+    of these have no such row with their own answer. skipped: comparisons left out of over-full buckets."""
 
     kept: list[Row]
     rejected: list[Rejected]
     conflicts: list[Pair]
     contrast_pairs: list[Pair]
     borderline: list[Pair]
+    curve: list[dict[str, float]]
     skipped: int
 
     def count(self, reason: Reason) -> int:
@@ -86,18 +93,19 @@ def deduplicate(rows: Sequence[Row], config: DedupConfig) -> Deduplicated:
     if config.keep == "longest":
         ordered.sort(key=lambda row: -len(canonical_json(list(row.messages))))
     rejected: list[Rejected] = []
-    kept = _exact(ordered, rejected)
+    kept = _exact(ordered, rejected) if config.exact else ordered
     kept, conflicts = _normalized(kept, config, rejected)
-    kept, contrast, borderline, skipped = _near(kept, config, rejected)
+    kept, step = _near(kept, config, rejected)
     places = {id(row): index for index, row in enumerate(rows)}
     kept.sort(key=lambda row: places[id(row)])
     return Deduplicated(
         kept=kept,
         rejected=sorted(rejected, key=lambda item: (item.file, item.line)),
         conflicts=conflicts,
-        contrast_pairs=contrast,
-        borderline=borderline,
-        skipped=skipped,
+        contrast_pairs=step.contrast,
+        borderline=step.borderline,
+        curve=step.curve,
+        skipped=step.skipped,
     )
 
 
@@ -152,34 +160,60 @@ def _normalized(rows: list[Row], config: DedupConfig, rejected: list[Rejected]) 
     return kept, conflicts
 
 
-def _near(
-    rows: list[Row], config: DedupConfig, rejected: list[Rejected]
-) -> tuple[list[Row], list[Pair], list[Pair], int]:
+@dataclass(kw_only=True)
+class _NearStep:
+    """What the near rule found, besides the rows it keeps."""
+
+    contrast: list[Pair] = field(default_factory=list)
+    borderline: list[Pair] = field(default_factory=list)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    skipped: int = 0
+
+
+def _near(rows: list[Row], config: DedupConfig, rejected: list[Rejected]) -> tuple[list[Row], _NearStep]:
+    step = _NearStep()
     if not config.near:
-        return rows, [], [], 0
+        return rows, step
     texts = [near_text(row) for row in rows]
     indexes: dict[str, NearIndex] = defaultdict(NearIndex)
     members: dict[str, list[tuple[Row, str]]] = defaultdict(list)
     kept: list[Row] = []
-    contrast: list[Pair] = []
-    borderline: list[Pair] = []
-    floor = config.near_threshold - 0.02
+    best: list[tuple[float, float]] = []
     for row, text, keys in zip(rows, texts, band_keys(texts), strict=True):
-        frame = frame_key(row)
-        index, answer = indexes[frame], answer_key(row)
-        found = [(members[frame][at], score) for at, score in index.near(text, keys, floor)]
-        borderline += [Pair(a=m[0], b=row, score=s) for m, s in found if abs(s - config.near_threshold) <= 0.02]
-        near = [(member, score) for member, score in found if score >= config.near_threshold]
-        twin = next(((member, score) for member, score in near if member[1] == answer), None)
+        frame, answer = frame_key(row), answer_key(row)
+        index = indexes[frame]
+        found = [(*members[frame][at], score) for at, score in index.near(text, keys, CURVE[-1])]
+        if found:
+            best.append((found[0][2], max((s for _, known, s in found if known == answer), default=0.0)))
+        step.borderline += [
+            Pair(a=other, b=row, score=s) for other, _, s in found if abs(s - config.near_threshold) <= BORDER
+        ]
+        near = [item for item in found if item[2] >= config.near_threshold]
+        twin = next((item for item in near if item[1] == answer), None)
         if twin is not None:
             rule = f"4-gram overlap >= {config.near_threshold:g}; same numbers; same answer"
-            rejected.append(_removed(row, Reason.DUPLICATE_NEAR, twin[0][0], rule, twin[1]))
+            rejected.append(_removed(row, Reason.DUPLICATE_NEAR, twin[0], rule, twin[2]))
             continue
-        contrast += [Pair(a=member[0], b=row, score=score) for member, score in near[:1]]
+        unlike = [item for item in near if near_text(item[0]) != text]  # equal texts are conflicts, listed already
+        step.contrast += [Pair(a=other, b=row, score=score) for other, _, score in unlike[:1]]
         index.add(text, keys)
         members[frame].append((row, answer))
         kept.append(row)
-    return kept, contrast, borderline, sum(index.skipped for index in indexes.values())
+    step.curve = _curve(best)
+    step.skipped = sum(index.skipped for index in indexes.values())
+    return kept, step
+
+
+def _curve(best: list[tuple[float, float]]) -> list[dict[str, float]]:
+    """best: for each row with a near one, the highest score, and the highest among those with its answer."""
+    return [
+        {
+            "threshold": at,
+            "rows": sum(score >= at for score, _ in best),
+            "other_answer": sum(score >= at > same for score, same in best),
+        }
+        for at in CURVE
+    ]
 
 
 def near_text(row: Row) -> str:

@@ -1,7 +1,7 @@
 """What a row is labelled with, for stratifying and for the profile."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.rows import Row
@@ -36,6 +36,13 @@ def labels(rows: Sequence[Row], key: str | None = None) -> tuple[str | None, lis
         if all(answers) and 2 <= distinct <= min(LABELS_MOST, max(2, LABEL_SHARE * len(rows))):
             return "answer", list(answers)
     return None, [None] * len(rows)
+
+
+def reader(source: str | None) -> Callable[[Row], str | None] | None:
+    """The function that reads a row's label, for the source that `labels` gave."""
+    if source is None:
+        return None
+    return (lambda row: row.expected.strip()) if source == "answer" else (lambda row: of_key(row, source))
 
 
 def of_key(row: Row, key: str) -> str | None:

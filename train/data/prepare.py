@@ -23,10 +23,10 @@ from tunegate.train.data import bfcl
 from tunegate.train.data.check import Finding, check_row, claims_json, short_outputs_matter
 from tunegate.train.data.clean import CleanConfig, clean
 from tunegate.train.data.dedup import DedupConfig, Pair, deduplicate, refuse_mass_removal
-from tunegate.train.data.labels import labels, of_key
+from tunegate.train.data.labels import labels, of_key, reader
 from tunegate.train.data.normalize import normalized, prompt_key, user_text
 from tunegate.train.data.read import Fault, Reading, read, sources
-from tunegate.train.data.rejected import Reason, Rejected
+from tunegate.train.data.rejected import Reason, Rejected, tally
 from tunegate.train.data.split import Split, SplitConfig, split
 from tunegate.train.data.tokens import counter
 
@@ -78,9 +78,9 @@ def prepare(names: Sequence[str], out: Path, config: PrepareConfig, *, force: bo
 
     Raises UserError for bad input (with `on_error` stop: the first malformed line), before anything is written.
     """
-    files = sources(names)
+    sources(names)
     rejected: list[Rejected] = []
-    rows = _admitted(read(names, config.reading), config, rejected)
+    rows = admitted(read(names, config.reading), config, rejected)
     rows_in = len(rows) + len(rejected)
     rows = _distinct(rows, config, rejected)
     if not rows:
@@ -103,15 +103,14 @@ def prepare(names: Sequence[str], out: Path, config: PrepareConfig, *, force: bo
         train,
         count_tokens=token_counter.count if token_counter.exact else None,
         token_source=token_counter.source,
-        label_of=_label_of(label_source),
+        label_of=reader(label_source),
         label_source=label_source,
     )
-    counts = Counter(str(item.reason) for item in rejected)
     report = Report(
         rows_in=rows_in,
         train=len(train),
         eval=len(held_out),
-        rejected={str(reason): counts[reason] for reason in Reason if counts[reason]},
+        rejected=tally(rejected),
         findings=dict(sorted(Counter(f.code for f in findings).items())) | cleaned.findings,
         split=chosen,
         label_source=label_source,
@@ -122,11 +121,16 @@ def prepare(names: Sequence[str], out: Path, config: PrepareConfig, *, force: bo
         profile=profile,
     )
     assert rows_in == report.train + report.eval + sum(report.rejected.values()), "rows were lost"
-    inputs = [replace(Input.of_file(file, "source"), path=bfcl.shown_path(file)) for file in files]
+    inputs = source_inputs(names)
     if config.keep_eval is not None:
         inputs.append(Input.of_file(_eval_file(config.keep_eval), "kept_eval"))
     dataset = _write(out, train, held_out, rejected, pairs, findings, report, inputs, config, force=force)
     return dataset, report
+
+
+def source_inputs(names: Sequence[str]) -> list[Input]:
+    """The source files with their hashes; a builtin's under its own name."""
+    return [replace(Input.of_file(file, "source"), path=bfcl.shown_path(file)) for file in sources(names)]
 
 
 def group_of(row: Row, key: str | None = None) -> str:
@@ -144,7 +148,7 @@ def jsonl(values: Iterable[Any]) -> str:
     return "".join(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n" for value in values)
 
 
-def _admitted(stream: Iterable[Row | Fault], config: PrepareConfig, rejected: list[Rejected]) -> list[Row]:
+def admitted(stream: Iterable[Row | Fault], config: PrepareConfig, rejected: list[Rejected]) -> list[Row]:
     """The rows; a fault stops everything or is rejected, as configured."""
     rows: list[Row] = []
     for item in stream:
@@ -232,12 +236,6 @@ def _findings(rows: list[Row]) -> list[Finding]:
 def _short_note(train: list[Row]) -> list[str]:
     matter, why = short_outputs_matter(train)
     return [] if matter else [f"the rule of 20 output tokens is off: {why}"]
-
-
-def _label_of(source: str | None) -> Any:
-    if source is None:
-        return None
-    return (lambda row: row.expected.strip()) if source == "answer" else (lambda row: of_key(row, source))
 
 
 def _write(

@@ -1,5 +1,7 @@
 """Why a row is in `rejected.jsonl`: the reasons are an enumeration, and each row says where it came from."""
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -59,3 +61,9 @@ class Rejected:
         content = {"row": self.row} if self.row is not None else {"text": self.text}
         place = {"reason": str(self.reason), "file": self.file, "line": self.line}
         return {**place, **{key: value for key, value in details.items() if value is not None}, **content}
+
+
+def tally(rejected: Iterable[Rejected]) -> dict[str, int]:
+    """How many rows went for each reason, in the order of the enumeration; reasons without rows are left out."""
+    counts = Counter(item.reason for item in rejected)
+    return {str(reason): counts[reason] for reason in Reason if counts[reason]}

@@ -1,20 +1,186 @@
 """Reports of `ft data` on standard output, and their JSON."""
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from tunegate.core.artifacts import Dataset
-from tunegate.core.console import out, table
+from tunegate.core.console import emit_json, out, table
 from tunegate.core.profile import DatasetProfile, Lengths
+from tunegate.core.rows import Row
 from tunegate.train.data.check import CODES
+from tunegate.train.data.clean import Cleaned
+from tunegate.train.data.dedup import Deduplicated, Pair
+from tunegate.train.data.leakage import NGRAM, Leakage
+from tunegate.train.data.normalize import RULE_NAMES
 from tunegate.train.data.prepare import PrepareConfig, Report
+from tunegate.train.data.rejected import Reason, tally
 from tunegate.train.data.split import detectable_drop
+from tunegate.train.data.steps import Checked
 
 # Shares of items whose verdict differs between two systems: close releases of one model, and unlike models.
 DISCORDANCES = (0.05, 0.2)
+# Lines of each kind shown when not all are asked for.
+SHOWN = 5
 
 
-def prepared_json(dataset: Dataset, report: Report) -> dict[str, Any]:
-    """The object of `ft data prepare --json`."""
+def lines(*texts: str) -> None:
+    """Print lines on standard output as they are (no markup)."""
+    for text in texts:
+        out().print(text, markup=False)
+
+
+def prepared(dataset: Dataset, report: Report, config: PrepareConfig, *, as_json: bool) -> None:
+    """The one report of `ft data prepare` and `ft data split`."""
+    if as_json:
+        emit_json(_prepared_json(dataset, report))
+        return
+    removed = [[f"rejected: {reason}", f"{count:,}"] for reason, count in report.rejected.items()]
+    counts = [["in", f"{report.rows_in:,}"], ["train", f"{report.train:,}"], ["eval", f"{report.eval:,}"]]
+    table(None, ["rows", "n"], [*counts, *removed])
+    lines(
+        *_split_lines(report, config),
+        *_finding_lines(report),
+        *report.notes,
+        *_length_lines(report.profile),
+        f"dataset: {dataset.path}  (digest {dataset.digest[:12]})",
+    )
+
+
+def inspected(profile: DatasetProfile, html: Path | None, *, as_json: bool) -> None:
+    """What `ft data inspect` prints."""
+    if as_json:
+        emit_json(profile.to_json())
+        return
+    names = (
+        ("input characters", profile.input_characters),
+        ("output characters", profile.output_characters),
+        ("input tokens", profile.input_tokens),
+        ("output tokens", profile.output_tokens),
+    )
+    rows = [[n, *(f"{v:,}" for v in (x.p50, x.p90, x.p95, x.p99, x.longest, x.total))] for n, x in names]
+    table(f"{profile.rows:,} rows", ["length", "median", "90 %", "95 %", "99 %", "longest", "total"], rows)
+    for name, counts in _distributions(profile):
+        table(None, [name, "rows", "share"], [[k, f"{v:,}", f"{v / profile.rows:.1%}"] for k, v in counts])
+    lines(
+        f"tokens by {profile.token_source}",
+        f"answers that are JSON: {profile.json_outputs:.1%}; rows with a schema: {profile.schema_rows:,}; "
+        f"with tools: {profile.tool_rows:,}; system prompts: {profile.system_prompts:,}",
+        f"different inputs: {profile.distinct_inputs:,}; different outputs: {profile.distinct_outputs:,}",
+        *([f"page: {html}"] if html else []),
+    )
+
+
+def checked(result: Checked, *, show_all: bool, as_json: bool) -> None:
+    """What `ft data check` prints."""
+    if as_json:
+        emit_json(
+            {
+                "rows": result.rows,
+                "errors": result.errors,
+                "findings": result.findings,
+                "tokens_cut": result.tokens_cut,
+                "token_source": result.token_source,
+                "items": [finding.to_json() for finding in result.items],
+            }
+        )
+        return
+    shown: dict[str, int] = {}
+    for finding in result.items:
+        shown[finding.code] = shown.get(finding.code, 0) + 1
+        if finding.code == "error":
+            lines(f"error: {finding.message}")
+        elif show_all or shown[finding.code] <= SHOWN:
+            lines(f"{finding.to_json()['where']}: {finding.code}: {finding.message}")
+    lines(f"{result.rows:,} rows, {result.errors:,} lines that are no rows")
+    lines(*(f"{count:,} x {code}: {CODES.get(code, code)}" for code, count in result.findings.items()))
+    if result.tokens_cut is not None:
+        lines(f"training would cut {result.tokens_cut:,} tokens ({result.token_source})")
+
+
+def cleaned(result: tuple[int, list[Row], Cleaned], folder: Path, *, as_json: bool) -> None:
+    """What `ft data clean` prints."""
+    rows_in, kept, found = result
+    rejected = tally(found.rejected)
+    if as_json:
+        emit_json(
+            {
+                "rows_in": rows_in,
+                "kept": len(kept),
+                "rejected": rejected,
+                "findings": found.findings,
+                "notes": found.notes,
+                "out": str(folder),
+            }
+        )
+        return
+    removed = [[f"rejected: {reason}", f"{count:,}"] for reason, count in rejected.items()]
+    table(None, ["rows", "n"], [["in", f"{rows_in:,}"], ["kept", f"{len(kept):,}"], *removed])
+    lines(*(f"{n} x {CODES.get(code, code)}" for code, n in found.findings.items()), *found.notes, f"rows: {folder}")
+
+
+def deduplicated(result: Deduplicated, threshold: float, folder: Path | None, *, as_json: bool) -> None:
+    """What `ft data dedup` prints."""
+    counts = {
+        "rows_in": len(result.kept) + len(result.rejected),
+        "exact": result.count(Reason.DUPLICATE_EXACT),
+        "normalized": result.count(Reason.DUPLICATE_NORMALIZED),
+        "near": result.count(Reason.DUPLICATE_NEAR),
+        "malformed": result.count(Reason.MALFORMED),
+        "conflicts": len(result.conflicts),
+        "contrast_pairs": len(result.contrast_pairs),
+        "kept": len(result.kept),
+    }
+    if as_json:
+        pairs = {
+            "conflicts": result.conflicts,
+            "contrast_pairs": result.contrast_pairs,
+            "borderline": result.borderline,
+        }
+        shown = {name: [pair.to_json() for pair in found[:100]] for name, found in pairs.items()}
+        rules = {"normalized": RULE_NAMES["normalized"], "near": _near_rule(threshold)}
+        more = {"rules": rules, "curve": result.curve, "pairs": shown, "out": str(folder) if folder else None}
+        emit_json({**counts, **more})
+        return
+    table(None, ["rows", "n"], [[name.replace("_", " "), f"{n:,}"] for name, n in counts.items()])
+    lines(f"normalized: {RULE_NAMES['normalized']}; near: {_near_rule(threshold)}")
+    if result.curve:
+        curve = [[f"{p['threshold']:.2f}", f"{p['rows']:,}", f"{p['other_answer']:,}"] for p in result.curve]
+        table("rows with a nearer one, by threshold", ["overlap", "rows", "only with another answer"], curve)
+    _show_pairs(f"just around the threshold {threshold:g}", result.borderline)
+    _show_pairs("conflicts: same input, another answer", result.conflicts)
+    _show_pairs("contrast pairs: near input, another answer", result.contrast_pairs)
+    lines(*([f"rows: {folder}"] if folder else ["nothing was written; --out DIR writes what is kept"]))
+
+
+def leaked(result: Leakage, clean: Path | None, *, as_json: bool) -> None:
+    """What `ft data leakage` prints."""
+    if as_json:
+        emit_json(
+            {
+                **result.counts,
+                "n": result.n,
+                "clean": len(result.clean),
+                "ngram_blind": round(result.ngram_blind, 4),
+                "rules": {"exact": RULE_NAMES["raw"], **{k: v for k, v in RULE_NAMES.items() if k in result.counts}},
+                "items": [hit.to_json() for hit in result.hits],
+            }
+        )
+        return
+    names = {**RULE_NAMES, "exact": RULE_NAMES["raw"]}
+    names["ngram"] = f"{NGRAM} words in a row ({result.ngram_blind:.0%} of eval rows are too short to have them)"
+    names["near"] = "4-gram overlap, beyond normalized"
+    rows = [[name, names[name], f"{count:,}"] for name, count in result.counts.items()]
+    table(f"{result.n:,} eval rows also in train", ["rule", "what it compares", "rows"], rows, left=2)
+    for hit in result.hits[:SHOWN]:
+        same = "same answer" if hit.same_answer else "ANOTHER answer"
+        lines(f"{hit.eval_row.file}:{hit.eval_row.line} {hit.rule} train line {hit.train_row.line}, {same}")
+    lines(f"{len(result.clean):,} of {result.n:,} eval rows are clean up to normalized")
+    lines(*([f"clean rows: {clean}"] if clean else []))
+
+
+def _prepared_json(dataset: Dataset, report: Report) -> dict[str, Any]:
+    drops = {f"discordance_{d}": round(detectable_drop(report.eval, d), 4) for d in DISCORDANCES if report.eval}
     return {
         "rows_in": report.rows_in,
         "train": report.train,
@@ -26,68 +192,68 @@ def prepared_json(dataset: Dataset, report: Report) -> dict[str, Any]:
         "eval_fraction_used": report.split.threshold,
         "pinned_groups": len(report.split.pinned),
         "kept_eval": report.split.kept,
-        "detectable_drop": {f"discordance_{d}": round(detectable_drop(report.eval, d), 4) for d in DISCORDANCES}
-        if report.eval
-        else {},
+        "detectable_drop": drops,
         "label_source": report.label_source,
+        "tokens": {"source": report.profile.token_source, "output": asdict(report.profile.output_tokens)},
         "notes": report.notes,
         "out": str(dataset.path),
         "digest": dataset.digest,
     }
 
 
-def prepared(dataset: Dataset, report: Report, config: PrepareConfig) -> None:
-    """Print the one report of `ft data prepare`."""
-    removed = [[f"rejected: {reason}", f"{count:,}"] for reason, count in report.rejected.items()]
-    table(
-        None,
-        ["rows", "n"],
-        [["in", f"{report.rows_in:,}"], ["train", f"{report.train:,}"], ["eval", f"{report.eval:,}"], *removed],
-    )
-    console = out()
-    for line in [*_split_lines(report, config), *_finding_lines(report), *report.notes]:
-        console.print(line, markup=False)
-    console.print(_length_line(report.profile), markup=False)
-    console.print(f"dataset: {dataset.path}  (digest {dataset.digest[:12]})", markup=False)
-
-
 def _split_lines(report: Report, config: PrepareConfig) -> list[str]:
     share = report.eval / max(1, report.train + report.eval)
-    lines = [f"held out before any cleaning: {report.eval} rows ({share:.1%}), by group, seed {config.split.seed}"]
+    texts = [f"held out before any cleaning: {report.eval} rows ({share:.1%}), by group, seed {config.split.seed}"]
     if report.split.threshold > config.split.eval_fraction:
-        lines[0] += (
-            f"; --min-eval raised the fraction from {config.split.eval_fraction:g} to {report.split.threshold:.3f}"
-        )
+        texts[0] += f"; --min-eval raised the share from {config.split.eval_fraction:g} to {report.split.threshold:.3f}"
     if report.split.pinned:
-        lines.append(
-            f"{len(report.split.pinned)} groups pinned to eval so that each label ({report.label_source}) is in it"
-        )
+        n = len(report.split.pinned)
+        texts.append(f"{n} groups pinned to eval so that each label ({report.label_source}) is in it")
     if report.split.kept:
-        lines.append(f"{report.split.kept} rows stay in eval as before")
+        texts.append(f"{report.split.kept} rows stay in eval as before")
     if report.eval:
-        small, large = (detectable_drop(report.eval, d) for d in DISCORDANCES)
-        lines.append(
-            f"such an eval set can show a drop of {100 * small:.1f} points when {DISCORDANCES[0]:.0%} of the answers change, "
-            f"{100 * large:.1f} when {DISCORDANCES[1]:.0%} do (80 % power)"
+        small, large = (f"{100 * detectable_drop(report.eval, d):.1f}" for d in DISCORDANCES)
+        texts.append(
+            f"such an eval set can show a drop of {small} points when {DISCORDANCES[0]:.0%} of the answers change, "
+            f"of {large} when {DISCORDANCES[1]:.0%} do (80 % power)"
         )
-    return lines
+    return texts
 
 
 def _finding_lines(report: Report) -> list[str]:
-    lines = [f"{count} x {CODES.get(code, code)}" for code, count in report.findings.items()]
+    texts = [f"{count} x {CODES.get(code, code)}" for code, count in report.findings.items()]
     if report.conflicts:
-        lines.append(f"{report.conflicts} conflicts (same input, another answer) kept: pairs.jsonl")
+        texts.append(f"conflicts (same input, another answer), kept, in pairs.jsonl: {report.conflicts}")
     if report.contrast_pairs:
-        lines.append(f"{report.contrast_pairs} contrast pairs (near input, another answer) kept: pairs.jsonl")
+        texts.append(f"contrast pairs (near input, another answer), kept, in pairs.jsonl: {report.contrast_pairs}")
     if report.near_skipped:
-        lines.append(f"{report.near_skipped} comparisons left out of over-full buckets")
-    return lines
+        texts.append(f"comparisons left out of over-full buckets: {report.near_skipped}")
+    return texts
 
 
-def _length_line(profile: DatasetProfile) -> str:
+def _length_lines(profile: DatasetProfile) -> list[str]:
     def words(lengths: Lengths) -> str:
         return f"median {lengths.p50}, 95 % under {lengths.p95}, longest {lengths.longest}"
 
-    return (
-        f"tokens ({profile.token_source}): input {words(profile.input_tokens)}; output {words(profile.output_tokens)}"
-    )
+    given, answer = words(profile.input_tokens), words(profile.output_tokens)
+    return [f"tokens of train by {profile.token_source}: input {given}; output {answer}"]
+
+
+def _distributions(profile: DatasetProfile) -> list[tuple[str, list[tuple[str, int]]]]:
+    found = [(f"label ({profile.label_source})", list(profile.labels.items())[:20])] if profile.labels else []
+    return [*found, ("turns", list(profile.turns.items())[:10]), ("script", list(profile.scripts.items())[:10])]
+
+
+def _near_rule(threshold: float) -> str:
+    return f"overlap of character 4-grams of the input >= {threshold:g}, same numbers, same answer"
+
+
+def _show_pairs(title: str, pairs: list[Pair]) -> None:
+    if not pairs:
+        return
+    lines(f"{title} ({len(pairs)}):")
+    for pair in sorted(pairs, key=lambda pair: -pair.score)[:SHOWN]:
+        for name, row in (("", pair.a), ("  ~ ", pair.b)):
+            text = " ".join(str(row.prompt[-1].get("content") or "").split())[:100] if row.prompt else ""
+            lines(f"  {name}{row.file}:{row.line} {text!r} -> {row.expected[:60]!r}")
+        lines(f"    overlap {pair.score:.3f}")

@@ -1,0 +1,106 @@
+"""The options of `ft data`, each said once, and how they become the settings of the steps."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from tunegate.core.errors import UserError
+
+if TYPE_CHECKING:
+    from tunegate.train.data.prepare import PrepareConfig
+    from tunegate.train.data.read import Reading
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IN...",
+        help="Files (.jsonl, .json, .csv, .tsv, .parquet, also .gz or .zst), folders of them, or builtin:bfcl.",
+        show_default=False,
+    ),
+]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write.", show_default=False)]
+OutOrNone = Annotated[Path | None, typer.Option("--out", help="Folder to write; without it nothing is written.")]
+OutFile = Annotated[Path, typer.Option("--out", help="File to write.", show_default=False)]
+Force = Annotated[bool, typer.Option("--force", help="Replace the output when it exists.")]
+Format = Annotated[
+    str | None, typer.Option("--format", help="messages, sharegpt, alpaca or prompt_completion; else found out.")
+]
+PromptKey = Annotated[str | None, typer.Option("--prompt-key", help="Key of the input, for data in no known format.")]
+CompletionKey = Annotated[str | None, typer.Option("--completion-key", help="Key of the output, with --prompt-key.")]
+SystemKey = Annotated[str | None, typer.Option("--system-key", help="Key of a system text, with --prompt-key.")]
+TagKeys = Annotated[list[str] | None, typer.Option("--tag", help="Key that becomes a tag (may be repeated).")]
+OnError = Annotated[str, typer.Option("--on-error", help="At a malformed line: stop, or reject it and go on.")]
+
+Fraction = Annotated[float, typer.Option("--eval-fraction", help="Share of the groups held out.")]
+MinEval = Annotated[int, typer.Option("--min-eval", help="Rows held out at least (never more than a third).")]
+PerLabel = Annotated[int, typer.Option("--min-per-label", help="Groups of each label held out at least.")]
+Seed = Annotated[int, typer.Option("--seed", help="Another seed, another hold-out.")]
+Group = Annotated[str | None, typer.Option("--group", help="Tag or key that rows of one source share.")]
+Label = Annotated[str | None, typer.Option("--label", help="Tag or key of the label; else found out.")]
+KeepEval = Annotated[
+    Path | None, typer.Option("--keep-eval", help="Earlier eval.jsonl or dataset: its rows stay held out.")
+]
+
+Near = Annotated[bool, typer.Option("--near/--no-near", help="Remove near duplicates.")]
+NearThreshold = Annotated[
+    float, typer.Option("--near-threshold", help="Overlap of 4-grams from which two inputs are near.")
+]
+Keep = Annotated[str, typer.Option("--keep", help="Which of two twins stays: first or longest.")]
+KeepLeaks = Annotated[bool, typer.Option("--keep-leaks", help="Keep train rows whose user text stands in eval.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Go on when a step would remove over half of a source.")]
+
+Model = Annotated[str | None, typer.Option("--model", help="Model whose tokenizer counts tokens; else an estimate.")]
+MaxLength = Annotated[int | None, typer.Option("--max-length", help="Tokens a row may have; longer ones are reported.")]
+DropLong = Annotated[bool, typer.Option("--drop-long", help="Remove rows over --max-length.")]
+MinOutput = Annotated[int | None, typer.Option("--min-output-tokens", help="Remove rows with a shorter answer.")]
+DropInvalid = Annotated[
+    bool, typer.Option("--drop-invalid", help="Remove rows whose answer breaks JSON or its schema.")
+]
+DropRefusals = Annotated[bool, typer.Option("--drop-refusals", help="Remove rows whose answer refuses.")]
+Secrets = Annotated[str, typer.Option("--secrets", help="Probable secrets and personal data: flag, mask or remove.")]
+
+
+def reading(params: dict[str, Any]) -> "Reading":
+    """The options about reading, as one value. Raises UserError for keys that do not go together."""
+    from tunegate.train.data.formats import FORMATS, Columns
+    from tunegate.train.data.read import Reading
+
+    form, prompt, completion, system = (params.get(k) for k in ("form", "prompt_key", "completion_key", "system_key"))
+    if (prompt is None) != (completion is None) or (system is not None and prompt is None):
+        raise UserError("--prompt-key and --completion-key belong together", where="--prompt-key")
+    if form is not None and prompt is not None:
+        raise UserError("either --format or --prompt-key", where="--format")
+    if form is not None:
+        one_of("--format", form, FORMATS)
+    columns = Columns(prompt=prompt, completion=str(completion), system=system) if prompt is not None else None
+    return Reading(format=form, columns=columns, tag_keys=tuple(params.get("tag") or ()))
+
+
+def one_of(option: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises UserError unless `value` is one of the known ones."""
+    if value not in known:
+        raise UserError(f"must be {', '.join(known[:-1])} or {known[-1]}, not {value!r}", where=option)
+
+
+def configured(params: dict[str, Any]) -> "PrepareConfig":
+    """The settings of all steps from a command's parameters; what a command has no option for keeps its default."""
+    from dataclasses import fields
+
+    from tunegate.train.data.clean import CleanConfig
+    from tunegate.train.data.dedup import DedupConfig
+    from tunegate.train.data.prepare import PrepareConfig
+    from tunegate.train.data.split import SplitConfig
+
+    def part(kind: type[Any]) -> Any:
+        names = {field.name for field in fields(kind)}
+        return kind(**{name: value for name, value in params.items() if name in names})
+
+    one_of("--on-error", params.get("on_error", "stop"), ("stop", "reject"))
+    own = ("group", "label", "keep_eval", "keep_leaks", "on_error", "model", "yes")
+    return PrepareConfig(
+        reading=reading(params),
+        split=part(SplitConfig),
+        dedup=part(DedupConfig),
+        clean=part(CleanConfig),
+        **{name: params[name] for name in own if name in params},
+    )

@@ -1,0 +1,180 @@
+"""The single steps of `ft data`, over sources: what each command calls."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+
+from tunegate.core import manifest
+from tunegate.core.artifacts import Dataset
+from tunegate.core.errors import UserError
+from tunegate.core.files import new_folder, refuse_existing, write_text
+from tunegate.core.profile import DatasetProfile
+from tunegate.core.rows import Row
+from tunegate.train.data.check import Finding, check_row, claims_json
+from tunegate.train.data.clean import TEMPLATE_TOKENS_PER_TURN, Cleaned
+from tunegate.train.data.clean import clean as clean_rows
+from tunegate.train.data.dedup import Deduplicated, deduplicate, refuse_mass_removal
+from tunegate.train.data.export import export
+from tunegate.train.data.labels import labels, reader
+from tunegate.train.data.leakage import Leakage
+from tunegate.train.data.leakage import leakage as compare
+from tunegate.train.data.prepare import PrepareConfig, admitted, jsonl, source_inputs
+from tunegate.train.data.read import Fault, Reading, read, strictly
+from tunegate.train.data.rejected import Rejected
+from tunegate.train.data.tokens import counter, lengths
+
+# Rows looked at to tell what a set is like, before it streams by.
+SAMPLE = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """rows read; errors: lines that are no rows; findings: counts by code; items: errors and findings in order, at most
+    `KEPT_ITEMS` of each kind; tokens_cut: tokens beyond max_length (None: not asked)."""
+
+    rows: int
+    errors: int
+    findings: dict[str, int]
+    items: list[Finding]
+    tokens_cut: int | None
+    token_source: str
+
+
+KEPT_ITEMS = 1000
+
+
+def profile(names: Sequence[str], reading: Reading, *, label: str | None, model: str | None) -> DatasetProfile:
+    """Profile sources as they stream by; labels are decided on the first rows."""
+    rows = strictly(read(names, reading))
+    sample = list(islice(rows, SAMPLE))
+    source, _ = labels(sample, label)
+    tokens = counter(model)
+    return DatasetProfile.from_rows(
+        chain(sample, rows),
+        count_tokens=tokens.count if tokens.exact else None,
+        token_source=tokens.source,
+        label_of=reader(source),
+        label_source=source,
+    )
+
+
+def check(names: Sequence[str], reading: Reading, *, model: str | None, max_length: int | None) -> Checked:
+    """Check sources as they stream by, in memory that does not grow with them (ids apart: 8 bytes and a line each)."""
+    stream = read(names, reading)
+    sample = list(islice(stream, SAMPLE))
+    claims = claims_json(row for row in sample if isinstance(row, Row))
+    tokens = counter(model)
+    counts: Counter[str] = Counter()
+    items: list[Finding] = []
+    rows = errors = cut = 0
+    seen: dict[int, tuple[str, int]] = {}
+    for item in chain(sample, stream):
+        if isinstance(item, Fault):
+            errors += 1
+            found = [Finding(code="error", file=item.file, line=item.line, pointer="", message=item.error.line())]
+        else:
+            rows += 1
+            found = list(check_row(item, claims_json=claims))
+            file, line = seen.setdefault(hash(item.id), (item.file, item.line))
+            if (file, line) != (item.file, item.line):
+                found.append(_finding(item, "duplicate_id", "/id", f"id {item.id!r} also stands on {file}:{line}"))
+            if max_length is not None:
+                over = sum(*lengths([item], tokens)) + TEMPLATE_TOKENS_PER_TURN * len(item.messages) - max_length
+                if over > 0:
+                    cut += over
+                    found.append(_finding(item, "too_long", "", f"{over} tokens over {max_length} ({tokens.source})"))
+        for finding in found:
+            counts[finding.code] += 1
+            if counts[finding.code] <= KEPT_ITEMS:
+                items.append(finding)
+    return Checked(
+        rows=rows,
+        errors=errors,
+        findings={code: n for code, n in sorted(counts.items()) if code != "error"},
+        items=items,
+        tokens_cut=cut if max_length is not None else None,
+        token_source=tokens.source,
+    )
+
+
+def clean(names: Sequence[str], out: Path, config: PrepareConfig, *, force: bool) -> tuple[int, list[Row], Cleaned]:
+    """Clean row by row into a folder: (rows in, rows kept, what was removed and found)."""
+    refuse_existing(out, force=force)
+    rejected: list[Rejected] = []
+    rows = admitted(read(names, config.reading), config, rejected)
+    kept, result = clean_rows(rows, [], config.clean, counter(config.model))
+    refuse_mass_removal(rows, result.rejected, yes=config.yes)
+    result = replace(result, rejected=[*rejected, *result.rejected])
+    _write_rows(out, names, kept, result.rejected, [], force=force)
+    return len(rows) + len(rejected), kept, result
+
+
+def dedup(names: Sequence[str], out: Path | None, config: PrepareConfig, *, force: bool) -> Deduplicated:
+    """Deduplicate sources, into a folder when there is `out`."""
+    if out is not None:
+        refuse_existing(out, force=force)
+    rejected: list[Rejected] = []
+    rows = admitted(read(names, config.reading), config, rejected)
+    result = deduplicate(rows, config.dedup)
+    if out is not None:
+        refuse_mass_removal(rows, result.rejected, yes=config.yes)
+    result = replace(result, rejected=[*rejected, *result.rejected])
+    if out is not None:
+        pairs = [
+            {"kind": kind, **pair.to_json()}
+            for kind, found in (("conflict", result.conflicts), ("contrast", result.contrast_pairs))
+            for pair in found
+        ]
+        _write_rows(out, names, result.kept, result.rejected, pairs, force=force)
+    return result
+
+
+def leakage(train: str, held_out: str, *, clean: Path | None, near_threshold: float) -> Leakage:
+    """Compare two sources (a Dataset folder stands for its train or eval rows); write the clean eval rows when asked."""
+    sides = [_side(train, "train"), _side(held_out, "eval")]
+    result = compare(*(list(strictly(read([name], Reading()))) for name in sides), near_threshold=near_threshold)
+    if clean is not None:
+        write_text(clean, jsonl(row.to_json() for row in result.clean))
+    return result
+
+
+def convert(
+    names: Sequence[str], out: Path, target: str, reading: Reading, drop: tuple[str, ...], *, force: bool
+) -> int:
+    """Write sources in another format; returns the number of rows. Nothing is written when one is refused."""
+    if out.exists() and not force:
+        raise UserError("the output exists already", where=str(out), hint="choose another --out, or pass --force")
+    lines = list(export(strictly(read(names, reading)), target, drop))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, "".join(line + "\n" for line in lines))
+    return len(lines)
+
+
+def _side(name: str, side: str) -> str:
+    if Path(name).is_dir() and (Path(name) / manifest.NAME).is_file():
+        dataset = Dataset.open(Path(name))
+        return str(dataset.train_path if side == "train" else dataset.eval_path)
+    return name
+
+
+def _finding(row: Row, code: str, pointer: str, message: str) -> Finding:
+    return Finding(code=code, file=row.file, line=row.line, pointer=pointer, message=message)
+
+
+def _write_rows(
+    out: Path,
+    names: Sequence[str],
+    kept: Iterable[Row],
+    rejected: Iterable[Rejected],
+    pairs: list[dict[str, object]],
+    *,
+    force: bool,
+) -> None:
+    with new_folder(out, force=force) as folder:
+        write_text(folder / "rows.jsonl", jsonl(row.to_json() for row in kept))
+        write_text(folder / "rejected.jsonl", jsonl(item.to_json() for item in rejected))
+        if pairs:
+            write_text(folder / "pairs.jsonl", jsonl(pairs))
+        manifest.write(folder, "rows", inputs=source_inputs(names), config={})
