@@ -39,7 +39,7 @@ def render(report: dict[str, Any], results: Rows, baseline_results: Rows | None 
     """
     baseline = rows(baseline_results)
     comparison = obj(report.get("comparison"))
-    flips = rows(comparison.get("flips"))
+    results, flips = rows(results), rows(comparison.get("flips"))
     primary = str(obj(report.get("task")).get("primary") or "")
     style = _asset("report.css")
     script = "(() => {\n'use strict';\n" + "\n".join(map(_asset, SCRIPTS)) + "\n})();\n"
@@ -107,7 +107,7 @@ def _subheading(report: dict[str, Any], comparison: dict[str, Any]) -> str:
 
 def _data(report: dict[str, Any], results: Rows, baseline: Rows, flips: Rows) -> dict[str, Any]:
     """What `report.js` reads: the items, and which characters to make visible (the same ones as in the static part)."""
-    task = obj(report.get("task"))
+    keys = obj(report.get("task")).get("slices")
     other = {as_text(row.get("id")): row for row in baseline}
     flip = {as_text(item.get("id")): item for item in flips}
     items = [_item(row, other, flip) for row in results]
@@ -115,12 +115,15 @@ def _data(report: dict[str, Any], results: Rows, baseline: Rows, flips: Rows) ->
         "items": items,
         "compared": bool(baseline or flips),
         "answers": bool(baseline),
-        "slices": [as_text(key) for key in task.get("slices") or []]
-        or sorted({key for item in items for key in item["tags"]}),
+        "slices": [as_text(key) for key in keys] if isinstance(keys, list) and keys else _tag_names(items),
         "outcomes": html_sections.OUTCOMES,
         "hidden": [list(pair) for pair in HIDDEN_RANGES],
         "labels": {str(code): label for code, label in LABELS.items()},
     }
+
+
+def _tag_names(items: list[dict[str, Any]]) -> list[str]:
+    return sorted({key for item in items for key in item["tags"]})
 
 
 def _item(row: dict[str, Any], others: dict[str, dict[str, Any]], flips: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from tunegate.core.statistics import wilson
 from tunegate.evalkit.render.html_plots import interval_plot, stacked_bar
 from tunegate.evalkit.render.html_text import (
     count,
@@ -138,19 +139,15 @@ def _condition_plot(item: dict[str, Any], metric: str, rule: str, limit: float |
 def baseline_metric(difference: dict[str, Any], candidate: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
     """The baseline's own score: as saved, else from the four counts with a Wilson interval, else by subtraction.
 
-    Wilson 1927; Brown, Cai and DasGupta 2001, eq. 4, at 95 % (z = 1.959964). Returns {value, low, high}, any may be None.
+    Returns {value, low, high}; any may be missing.
     """
     if finite(saved.get("value")) is not None:
         return saved
-    both, broken = finite(difference.get("both_pass")), finite(difference.get("broken"))
-    fixed, neither = finite(difference.get("fixed")), finite(difference.get("both_fail"))
-    if both is not None and broken is not None and fixed is not None and neither is not None:
-        n = both + broken + fixed + neither
-        if n > 0:
-            z2, share = 1.959964**2, (both + broken) / n
-            middle, scale = (share + z2 / (2 * n)) / (1 + z2 / n), 1.959964 / (1 + z2 / n)
-            half = scale * (share * (1 - share) / n + z2 / (4 * n * n)) ** 0.5
-            return {"value": share, "low": max(0.0, middle - half), "high": min(1.0, middle + half)}
+    counts = [finite(difference.get(key)) for key in ("both_pass", "broken", "fixed", "both_fail")]
+    known = [n for n in counts if n is not None]
+    if len(known) == len(counts) and sum(known) > 0:
+        rate = wilson(known[0] + known[1], sum(known))
+        return {"value": rate.value, "low": rate.low, "high": rate.high}
     value, change = finite(candidate.get("value")), finite(difference.get("difference"))
     return {"value": value - change} if value is not None and change is not None else {}
 

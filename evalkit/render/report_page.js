@@ -273,6 +273,7 @@ function onKey(event) {
 
 let waiting = 0;
 buildFilters();
+get('without-script').hidden = true;
 get('filters').hidden = get('pager').hidden = !items.length;
 get('search').addEventListener('input', () => {
   clearTimeout(waiting);
