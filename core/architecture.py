@@ -156,7 +156,9 @@ def from_config(config: Mapping[str, Any], *, where: str = "config.json") -> Arc
         head_dim=head_dim,
         vocab=_number(config, where, "vocab_size"),
         gated=kind not in _PLAIN_MLP,
-        tied=bool(config.get("tie_word_embeddings", kind in ("gemma", "gemma2", "gemma3", "gemma3_text", "mpt", "opt"))),
+        tied=bool(
+            config.get("tie_word_embeddings", kind in ("gemma", "gemma2", "gemma3", "gemma3_text", "mpt", "opt"))
+        ),
         experts=experts,
         experts_per_token=int(config.get("num_experts_per_tok") or 1) if experts > 1 else 1,
         sliding_window=window,

@@ -28,6 +28,10 @@ class SchemaFaultError(UserError):
     """The schema itself is at fault: not a schema, refers to what is not there, or cannot be checked within bounds."""
 
 
+class SchemaBoundsError(SchemaFaultError):
+    """Checking one instance would take too long or too deep; the schema or the instance may be to blame."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Violation:
     """One place where an instance breaks its schema. pointer: JSON pointer into the instance; rule: the keyword."""
@@ -73,9 +77,9 @@ class Checker:
                 hint="references are never fetched; put the schema under $defs",
             ) from None
         except RecursionError:
-            raise SchemaFaultError("the schema or the instance nests too deeply to check", where=self._where) from None
+            raise SchemaBoundsError("the schema or the instance nests too deeply to check", where=self._where) from None
         except _ExhaustedError as error:
-            raise SchemaFaultError(f"checking takes too long: {error}", where=self._where) from None
+            raise SchemaBoundsError(f"checking takes too long: {error}", where=self._where) from None
         return found
 
 

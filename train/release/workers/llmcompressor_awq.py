@@ -1,0 +1,160 @@
+"""AWQ W4A16 with llm-compressor. Runs in an environment of its own, so it imports nothing of ours.
+
+Usage: python llmcompressor_awq.py JOB.json
+The job: {"model", "out": folders, "calibration": JSONL of {"input_ids", "loss_mask"}, "group_size", "symmetric",
+"batch_size", "ignore", "grid", "search", "seed"}. Writes the quantized folder, and result.json beside the job. Progress goes to
+standard error, one line a layer: `layer I/N`.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
+
+
+def batches(path: str, size: int, pad: int) -> list[dict]:
+    """Calibration batches of at most `size` rows, right-padded, longest rows first; padding is masked everywhere."""
+    import torch
+
+    rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    rows.sort(key=lambda row: -len(row["input_ids"]))
+    made = []
+    for start in range(0, len(rows), size):
+        group = rows[start : start + size]
+        width = len(group[0]["input_ids"])
+        filled = {"input_ids": pad, "loss_mask": 0}
+        batch = {
+            key: torch.tensor([row[key] + [fill] * (width - len(row[key])) for row in group])
+            for key, fill in filled.items()
+        }
+        batch["attention_mask"] = torch.tensor(
+            [[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in group]
+        )
+        made.append(batch)
+    return made
+
+
+def without_pinning() -> None:
+    """llm-compressor 0.14.0.1 pins memory even where there is no accelerator, which torch refuses (its issue 2813)."""
+    import torch
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    if not torch.accelerator.is_available():
+        IntermediatesCache.pin_memory = lambda self, *args, **kwargs: None
+
+
+def modifier(search: str, grid: int, layers: int):
+    """The AWQ modifier for a search.
+
+    `module` is llm-compressor's own: each candidate scale runs the whole parent module on all calibration tokens.
+    `gram` measures the same kind of error at the outputs of the linear layers themselves, from their input's second
+    moment: with G = X^T X over the answer tokens, sum ||X (Wq - W)^T||^2 = trace((Wq - W) G (Wq - W)^T). One pass over
+    the tokens gives G; a candidate then costs a product of the layer's own size, however many tokens there were.
+    """
+    import torch
+    from llmcompressor.core.session_functions import active_session
+    from llmcompressor.modifiers.transform.awq import AWQModifier
+    from pydantic import PrivateAttr
+
+    class Reported(AWQModifier):
+        _done: int = PrivateAttr(default=0)
+
+        def on_sequential_epoch_end(self, *args, **kwargs):
+            self._done += 1
+            print(f"layer {min(self._done, layers)}/{layers}", file=sys.stderr, flush=True)
+            return super().on_sequential_epoch_end(*args, **kwargs)
+
+    class Gram(Reported):
+        _grams: dict = PrivateAttr(default_factory=dict)
+        _mapping: object = PrivateAttr(default=None)
+
+        def _setup_activation_cache_hooks(self):
+            super()._setup_activation_cache_hooks()
+            for mapping in self._resolved_mappings:
+                layer = mapping.activation_hook_target or mapping.balance_layers[0]
+                self.register_hook(layer, self._collector(mapping.smooth_name), "forward")
+
+        def _collector(self, name):
+            def collect(_module, args, _output):
+                state = active_session().state
+                tokens = args[0].detach()[state.loss_masks[state.current_batch_idx].bool()].float()
+                self._grams[name] = self._grams.get(name, 0) + tokens.T @ tokens
+
+            return collect
+
+        def _compute_best_scale(self, mapping, fp16_outputs, orig_layer_weights):
+            self._mapping = mapping
+            try:
+                return super()._compute_best_scale(mapping, self._run_samples(mapping.parent), orig_layer_weights)
+            finally:
+                self._mapping = None
+                del self._grams[mapping.smooth_name]
+
+        def _run_samples(self, module):
+            if self._mapping is None:
+                return [torch.zeros(1)]
+            return [layer.weight.detach().float().clone() for layer in self._mapping.balance_layers]
+
+        def _compute_loss(self, exact, quantized):
+            gram = self._grams[self._mapping.smooth_name]
+            return sum(float((((q - w) @ gram) * (q - w)).sum()) for w, q in zip(exact, quantized, strict=True))
+
+    return {"gram": Gram, "module": Reported}[search](duo_scaling=True, n_grid=grid)
+
+
+def main(job_path: str) -> None:
+    """Run one job."""
+    job = json.loads(Path(job_path).read_text(encoding="utf-8"))
+    started = time.monotonic()
+    import torch
+    from loguru import logger
+
+    logger.remove()
+    logger.add(sys.stderr, level="WARNING")
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+    from llmcompressor import oneshot
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+    from torch.utils.data import DataLoader
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(job["seed"])
+    without_pinning()
+    tokenizer = AutoTokenizer.from_pretrained(job["model"])
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.bfloat16)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    data = batches(job["calibration"], job["batch_size"], pad)
+    weights = QuantizationArgs(
+        num_bits=4, type="int", symmetric=job["symmetric"], strategy="group", group_size=job["group_size"]
+    )
+    scheme = QuantizationScheme(targets=["Linear"], weights=weights)
+    with contextlib.redirect_stdout(sys.stderr):
+        oneshot(
+            model=model,
+            tokenizer=tokenizer,
+            dataset=DataLoader(data, batch_size=None),
+            num_calibration_samples=len(data),
+            use_loss_mask=True,
+            recipe=[
+                modifier(job["search"], job["grid"], model.config.num_hidden_layers),
+                QuantizationModifier(config_groups={"group_0": scheme}, ignore=job["ignore"]),
+            ],
+        )
+        model.save_pretrained(job["out"], save_compressed=True)
+        tokenizer.save_pretrained(job["out"])
+    result = {
+        "seconds": time.monotonic() - started,
+        "rows_used": sum(len(batch["input_ids"]) for batch in data),
+        "tokens_used": int(sum(batch["attention_mask"].sum() for batch in data)),
+    }
+    Path(job_path).with_name("result.json").write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
