@@ -43,6 +43,12 @@ class Gpu:
         return float((self.price_low * self.price_high) ** 0.5)
 
     @property
+    def link_gbps(self) -> float:
+        """Effective bandwidth between two of them, 1e9 bytes/s: NVLink (fitted on measured.csv), else PCIe 4.0 x16."""
+        linked = self.name.startswith(("A100-40GB", "A100-80GB", "H100-SXM", "H200", "B200", "GB", "MI300X"))
+        return 158.0 if linked else 20.0
+
+    @property
     def is_cpu(self) -> bool:
         """True for the row that stands for a machine without a GPU."""
         return self.name == "cpu"

@@ -169,7 +169,7 @@ def _throughput(case: Case) -> float:
     if not case.row["batch_or_concurrency"].isdigit():
         out *= OFFLINE_DERATE
     if "decode" in case.row["unit"]:
-        return concurrency / serving.decode_s(setup, concurrency)
+        return concurrency / serving.curve(setup).decode_s(concurrency)
     if "total(in+out)" in case.text:
         return out * (setup.input_tokens + setup.output_tokens) / setup.output_tokens
     if case.row["unit"].startswith("req"):
@@ -187,7 +187,7 @@ def _ttft(case: Case) -> float:
 
 
 def _tpot(case: Case) -> float:
-    return 1e3 * serving.tpot_s(serving_setup(case), case.batch())
+    return 1e3 * serving.curve(serving_setup(case)).tpot_s(case.batch())
 
 
 def _infer_memory(case: Case) -> float:

@@ -15,7 +15,6 @@ from tunegate.advisor.training_memory import weights_gb
 from tunegate.core.architecture import Architecture
 
 QUANTIZATIONS = ("bf16", "fp8", "awq")
-LINK_GBPS = 158.0  # effective all-reduce bandwidth over NVLink, 1e9 bytes/s. Fitted.
 ALLREDUCE_S = 4.4e-6  # start of one all-reduce; two a layer. Fitted.
 RUNTIME_GB = 2.0  # per GPU, beside weights and cache: CUDA graphs, activations, workspace
 MEMORY_SHARE = 0.9  # of the GPU that the engine may take (vLLM's default gpu_memory_utilization)
@@ -49,6 +48,7 @@ class Engine:
 
 ENGINES = {
     "vllm": Engine(),
+    "vllm-cpu": Engine(layer_ms=0.5, sequence_ms=5.5, mfu_bf16=0.5),
     "trtllm": Engine(layer_ms=0.045, sequence_ms=0.03),
     "vllm-0.6": Engine(layer_ms=0.13, sequence_ms=0.07),
     "vllm-rocm": Engine(layer_ms=0.17, sequence_ms=0.25, attention_ns=0.2),
@@ -104,7 +104,7 @@ def allreduce_s(setup: ServingSetup, tokens: float) -> float:
     if setup.gpus == 1:
         return 0.0
     a = setup.architecture
-    return 2.0 * a.layers * (ALLREDUCE_S + 2.0 * tokens * a.hidden / (LINK_GBPS * 1e9))
+    return 2.0 * a.layers * (ALLREDUCE_S + 2.0 * tokens * a.hidden / (setup.gpu.link_gbps * 1e9))
 
 
 def prefill_s(setup: ServingSetup) -> float:
@@ -115,21 +115,75 @@ def prefill_s(setup: ServingSetup) -> float:
     return max(flops / peak_flops(setup), floor) + allreduce_s(setup, s)
 
 
-def decode_s(setup: ServingSetup, concurrency: float) -> float:
-    """Seconds of one decoding step with `concurrency` sequences in it."""
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A configuration's times as functions of the sequences in the engine; all in seconds.
+
+    dense_s: reading the weights every step reads. expert_s, expert_share: reading all experts, and the share one token
+    is routed to. cache_s, compute_s, sequence_s: per sequence. fixed_s: per step. prefill_s: of one prompt. fits:
+    sequences that the cache holds. output_tokens: mean answer.
+    """
+
+    dense_s: float
+    expert_s: float
+    expert_share: float
+    cache_s: float
+    compute_s: float
+    sequence_s: float
+    fixed_s: float
+    prefill_s: float
+    fits: float
+    output_tokens: float
+
+    def decode_s(self, concurrency: float) -> float:
+        """One decoding step."""
+        experts = self.expert_s * min(1.0, concurrency * self.expert_share)
+        memory = self.dense_s + experts + concurrency * self.cache_s
+        return max(memory, concurrency * self.compute_s) + self.fixed_s + concurrency * self.sequence_s
+
+    def tpot_s(self, concurrency: float) -> float:
+        """Per output token in a closed loop; sequences that do not fit the cache wait."""
+        running = min(concurrency, max(1.0, self.fits))
+        return self.decode_s(running) + running * self.prefill_s / self.output_tokens
+
+    def ttft_s(self, concurrency: float) -> float:
+        """To the first token at a steady load: its own prefill, those that overlap it, half a step, the front end.
+
+        Each other sequence prefills once per service time, so (B - 1) * t_pre / S of them overlap.
+        """
+        running = min(concurrency, max(1.0, self.fits))
+        service = self.prefill_s + self.output_tokens * self.tpot_s(running)
+        overlapping = max(0.0, running - 1.0) * self.prefill_s / service
+        return self.prefill_s * (1.0 + overlapping) + 0.5 * self.decode_s(running) + 0.015
+
+    def service_s(self, concurrency: float) -> float:
+        """A whole call."""
+        return self.ttft_s(concurrency) + self.output_tokens * self.tpot_s(concurrency)
+
+
+def curve(setup: ServingSetup) -> Curve:
+    """The times of a configuration, worked out once."""
     a, engine = setup.architecture, ENGINES[setup.engine]
-    weights = weights_gb(a, setup.quantization) * 1e9 - (0.0 if a.tied else 2.0 * a.vocab * a.hidden)
-    if a.experts > 1:  # a step reads the experts that its tokens are routed to, at most all
-        read = min(1.0, concurrency * a.experts_per_token / a.experts)
-        experts = a.linear_params - a.active_linear_params
-        weights -= (1.0 - read) * experts * (weights / a.params)
-    cache = concurrency * a.kv_tokens(setup.mean_context) * a.kv_bytes_per_token(setup.kv_bytes)
-    bandwidth = engine.bandwidth * min(setup.gpu.bandwidth_gbps, engine.max_gbps) * 1e9
-    memory = (weights + cache) / (bandwidth * setup.gpus)
-    compute = 2.0 * a.compute_params * concurrency / peak_flops(setup)
-    overhead = (engine.layer_ms * a.layers + engine.sequence_ms * concurrency) / 1e3
-    overhead += engine.attention_ns * 1e-9 * concurrency * setup.mean_context * a.layers * a.heads
-    return max(memory, compute) + overhead + allreduce_s(setup, concurrency)
+    bandwidth = engine.bandwidth * min(setup.gpu.bandwidth_gbps, engine.max_gbps) * 1e9 * setup.gpus
+    weights = weights_gb(a, setup.quantization) * 1e9
+    read = weights - (0.0 if a.tied else 2.0 * a.vocab * a.hidden)  # of the input embedding one row is read
+    experts = read * (a.linear_params - a.active_linear_params) / a.params * a.experts / max(1, a.experts - a.experts_per_token)
+    experts = experts if a.experts > 1 else 0.0
+    cache = a.kv_tokens(setup.mean_context) * a.kv_bytes_per_token(setup.kv_bytes) / bandwidth
+    attention = engine.attention_ns * 1e-9 * setup.mean_context * a.layers * a.heads
+    start, per_sequence = allreduce_s(setup, 0.0), allreduce_s(setup, 1.0) - allreduce_s(setup, 0.0)
+    return Curve(
+        dense_s=(read - experts) / bandwidth,
+        expert_s=experts / bandwidth,
+        expert_share=a.experts_per_token / a.experts,
+        cache_s=cache,
+        compute_s=2.0 * a.compute_params / peak_flops(setup),
+        sequence_s=engine.sequence_ms / 1e3 + attention + per_sequence,
+        fixed_s=engine.layer_ms * a.layers / 1e3 + start,
+        prefill_s=prefill_s(setup),
+        fits=max_concurrency(setup),
+        output_tokens=setup.output_tokens,
+    )
 
 
 def memory_gb(setup: ServingSetup) -> float:
@@ -144,26 +198,10 @@ def max_concurrency(setup: ServingSetup) -> float:
     return free / (a.kv_tokens(setup.mean_context) * a.kv_bytes_per_token(setup.kv_bytes))
 
 
-def tpot_s(setup: ServingSetup, concurrency: float) -> float:
-    """Seconds per output token in a closed loop of `concurrency` clients; those that do not fit the cache wait."""
-    running = min(concurrency, max(1.0, max_concurrency(setup)))
-    return decode_s(setup, running) + running * prefill_s(setup) / setup.output_tokens
-
-
 def throughput(setup: ServingSetup, concurrency: float) -> float:
     """Output tokens per second of the whole engine in a closed loop."""
-    return min(concurrency, max(1.0, max_concurrency(setup))) / tpot_s(setup, concurrency)
-
-
-def ttft_s(setup: ServingSetup, concurrency: float) -> float:
-    """Seconds to the first token at a steady load: its own prefill, those ahead of it, half a step, the front end.
-
-    Of the other sequences each starts once per service time, so concurrency * t_pre / (out * TPOT) prefills overlap.
-    """
-    running = min(concurrency, max(1.0, max_concurrency(setup)))
-    pre, step = prefill_s(setup), tpot_s(setup, running)
-    overlapping = (running - 1.0) * pre / (pre + setup.output_tokens * step)
-    return pre * (1.0 + overlapping) + 0.5 * decode_s(setup, running) + 0.015
+    of = curve(setup)
+    return min(concurrency, max(1.0, of.fits)) / of.tpot_s(concurrency)
 
 
 def benchmark_ttft_s(setup: ServingSetup, concurrency: float) -> float:
@@ -171,11 +209,12 @@ def benchmark_ttft_s(setup: ServingSetup, concurrency: float) -> float:
 
     The ratio to one prefill grows as 0.85 * sqrt(B) (fitted); sequences beyond the cache wait for a whole service.
     """
-    fits = max(1.0, max_concurrency(setup))
+    of = curve(setup)
+    fits = max(1.0, of.fits)
     running = min(concurrency, fits)
-    burst = prefill_s(setup) * max(1.0, 0.85 * running**0.5)
-    service = prefill_s(setup) + setup.output_tokens * tpot_s(setup, running)
-    return burst + 0.5 * decode_s(setup, running) + 0.015 + max(0.0, concurrency / fits - 1.0) * service
+    burst = of.prefill_s * max(1.0, 0.85 * running**0.5)
+    service = of.prefill_s + of.output_tokens * of.tpot_s(running)
+    return burst + 0.5 * of.decode_s(running) + 0.015 + max(0.0, concurrency / fits - 1.0) * service
 
 
 def memory_in_use_gb(setup: ServingSetup, concurrency: float) -> float:

@@ -36,6 +36,8 @@ SPEEDS = {
     ("hf", "adapter"): Speed(floor_ms=5.0, hfu_max=0.80, half_width=2890.0),
     ("hf", "full"): Speed(floor_ms=5.0, hfu_max=0.74, half_width=600.0),
     ("deepspeed", "full"): Speed(floor_ms=11.0, hfu_max=0.74, half_width=600.0),
+    ("cpu", "adapter"): Speed(floor_ms=5.0, hfu_max=0.30, half_width=300.0, dequant_ms=200.0),
+    ("cpu", "full"): Speed(floor_ms=5.0, hfu_max=0.30, half_width=300.0),
     ("litgpt", "adapter"): Speed(floor_ms=4.5, hfu_max=0.82, half_width=2890.0),
     ("unsloth", "adapter"): Speed(floor_ms=4.0, hfu_max=0.98, half_width=2890.0, dequant_ms=5.0),
     ("torchtune", "adapter"): Speed(floor_ms=1.5, hfu_max=0.68, half_width=600.0, dequant_ms=1.0),

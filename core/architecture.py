@@ -6,6 +6,7 @@ n_kv key-value heads, d head dimension, V vocabulary.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class Architecture:
         """Width of all key heads together (values have the same)."""
         return self.kv_heads * self.head_dim
 
-    @property
+    @cached_property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """(inputs, outputs) of each linear module of one layer, of one expert where there are several."""
         h, q, kv = self.hidden, self.q_width, self.kv_width
@@ -69,12 +70,12 @@ class Architecture:
         shapes["down_proj"] = (self.ffn, h)
         return shapes
 
-    @property
+    @cached_property
     def linear_params(self) -> int:
         """Parameters in the linear modules of all layers: what 4-bit quantization reaches."""
         return self.layers * sum(a * b * self._copies(name) for name, (a, b) in self.linear_shapes.items())
 
-    @property
+    @cached_property
     def active_linear_params(self) -> int:
         """The part of `linear_params` that one token passes through (fewer than all in a mixture of experts)."""
         per_token = {name: (self.experts_per_token if name in _MLP else 1) for name in self.linear_shapes}
@@ -85,7 +86,7 @@ class Architecture:
         """Input embedding, plus the output matrix when it is its own."""
         return self.vocab * self.hidden * (1 if self.tied else 2)
 
-    @property
+    @cached_property
     def params(self) -> int:
         """All parameters: embeddings, linear modules, routers, biases, norms."""
         small = self.norms_per_layer * self.hidden
@@ -94,7 +95,7 @@ class Architecture:
         small += self.hidden * self.experts if self.experts > 1 else 0
         return self.embedding_params + self.linear_params + self.layers * small + self.hidden
 
-    @property
+    @cached_property
     def compute_params(self) -> int:
         """Parameters multiplied for one token: active linear modules and the output matrix."""
         return self.active_linear_params + self.vocab * self.hidden

@@ -1,0 +1,153 @@
+"""What the user asks for: options, a file, or the defaults that are stated as assumptions."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from tunegate.core.errors import UserError, nearest
+
+NEEDS = ("format", "style", "latency", "cost", "quality", "privacy")
+CHOICES = {
+    "privacy": ("public", "no-egress"),
+    "facts": ("static", "changing"),
+    "domain": ("near", "far"),
+    "ops": ("low", "medium", "high"),
+    "quality": ("normal", "high", "max"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constraints:
+    """The question.
+
+    calls_per_day: mean. input_tokens, output_tokens: mean per call. p95_ms: whole answer, 95th percentile. privacy:
+    no-egress means data may not leave machines of ours. facts: changing knowledge must be looked up. needs: ordered,
+    the first is the priority. examples: training rows at hand. domain: far means language the base has hardly seen.
+    budget_usd: one-off. monthly_budget_usd: running. quality: max buys it at any size. hardware: GPU[:COUNT] owned, or
+    cpu. ops: appetite to run servers. model: fixes the base model. peak_factor: busiest hour over mean. stated: names
+    given by the user or measured from data; the rest are assumptions.
+    """
+
+    calls_per_day: float = 1000.0
+    input_tokens: float = 600.0
+    output_tokens: float = 150.0
+    p95_ms: float | None = None
+    privacy: str = "public"
+    facts: str = "static"
+    needs: tuple[str, ...] = ()
+    examples: int = 0
+    domain: str = "near"
+    budget_usd: float | None = None
+    monthly_budget_usd: float | None = None
+    quality: str = "normal"
+    hardware: str | None = None
+    ops: str = "medium"
+    model: str | None = None
+    peak_factor: float = 3.0
+    stated: frozenset[str] = field(default_factory=frozenset)
+
+    @property
+    def priority(self) -> str | None:
+        """The first need, None when there is none."""
+        return self.needs[0] if self.needs else None
+
+    def wants(self, *names: str) -> bool:
+        """True when any of these needs was named."""
+        return any(name in self.needs for name in names)
+
+
+NAMES = tuple(f.name for f in fields(Constraints) if f.name != "stated")
+_POSITIVE = {"calls_per_day": 1e10, "input_tokens": 1e7, "output_tokens": 1e6, "p95_ms": 1e8, "peak_factor": 1e3}
+_NOT_NEGATIVE = {"examples": 1e10, "budget_usd": 1e10, "monthly_budget_usd": 1e10}
+
+
+def from_mapping(values: Mapping[str, Any], *, where: str = "") -> Constraints:
+    """Check values and make Constraints; a None is as if absent.
+
+    Raises UserError for an unknown key (nearest name), a wrong type, an absurd number, an unknown choice.
+    """
+    clean: dict[str, Any] = {}
+    for raw, value in values.items():
+        name = str(raw).replace("-", "_")
+        if name not in NAMES:
+            raise UserError(f"unknown constraint {raw!r}", where=where or None, hint=nearest(name, list(NAMES)))
+        if value is not None:
+            clean[name] = _check(name, value, where)
+    return Constraints(**clean, stated=frozenset(clean))
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """A YAML file of constraints as a mapping. Raises UserError with the line of a fault."""
+    import yaml
+
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError("no such file", where=str(path)) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"not YAML: {getattr(error, 'problem', error)}", where=f"{path}{line}") from None
+    if not isinstance(document, dict):
+        raise UserError("expected a mapping of constraints", where=str(path), hint=f"keys: {', '.join(NAMES)}")
+    return document
+
+
+def refuse_contradictions(c: Constraints) -> None:
+    """Raise UserError naming the two constraints that cannot both hold."""
+    if c.wants("privacy") and c.privacy == "public" and "privacy" in c.stated:
+        raise _contradiction("needs: privacy", "privacy: public", "say --privacy no-egress, or drop privacy from --needs")
+    own_nothing = c.hardware is None
+    if c.privacy == "no-egress" and c.ops == "low" and own_nothing:
+        raise _contradiction(
+            "privacy: no-egress", "ops: low", "data that may not leave needs servers of your own: --ops medium, or name --hardware"
+        )
+    if c.privacy == "no-egress" and c.monthly_budget_usd == 0 and own_nothing:
+        raise _contradiction("privacy: no-egress", "monthly_budget_usd: 0", "name the hardware you own, or give a budget")
+    if c.domain == "far" and c.examples == 0 and "examples" in c.stated and c.quality == "max":
+        raise _contradiction("quality: max", "examples: 0", "a far domain is learned from examples: collect some first")
+
+
+def with_data(c: Constraints, measured: Mapping[str, float]) -> Constraints:
+    """Constraints with lengths and row count measured from data, where the user did not state them."""
+    new = {name: value for name, value in measured.items() if name not in c.stated}
+    if "examples" in new:
+        new["examples"] = int(new["examples"])
+    return replace(c, **new, stated=c.stated | frozenset(new))  # type: ignore[arg-type]
+
+
+def _contradiction(one: str, other: str, hint: str) -> UserError:
+    return UserError(f"contradictory constraints: {one} and {other}", where="constraints", hint=hint)
+
+
+def _check(name: str, value: Any, where: str) -> Any:
+    place = f"{where}: {name}" if where else name
+    if name in CHOICES:
+        if value not in CHOICES[name]:
+            raise UserError(f"unknown {name} {value!r}", where=place, hint=nearest(str(value), list(CHOICES[name])))
+        return value
+    if name == "needs":
+        parts = [p.strip() for p in value.split(",")] if isinstance(value, str) else [str(p) for p in value]
+        parts = [p for p in parts if p]
+        for part in parts:
+            if part not in NEEDS:
+                raise UserError(f"unknown need {part!r}", where=place, hint=nearest(part, list(NEEDS)))
+        return tuple(dict.fromkeys(parts))
+    if name in ("hardware", "model"):
+        return str(value)
+    return _number(name, value, place)
+
+
+def _number(name: str, value: Any, place: str) -> float | int:
+    try:
+        amount = float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} must be a number, found {value!r}", where=place) from None
+    limit = _POSITIVE.get(name) or _NOT_NEGATIVE[name]
+    lowest_fails = amount <= 0 if name in _POSITIVE else amount < 0
+    if not math.isfinite(amount) or lowest_fails or amount > limit:
+        least = "more than 0" if name in _POSITIVE else "at least 0"
+        raise UserError(f"{name} must be {least} and at most {limit:g}, found {value!r}", where=place)
+    return int(amount) if name == "examples" else amount

@@ -1,0 +1,165 @@
+"""What a file of examples says: lengths, answers' format, labels, duplicates. One streaming pass."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from tunegate.core.model_source import BUILTIN_PREFIX, BUILTINS, cache_folder
+from tunegate.core.rows import Row, read_rows
+
+SAMPLE = 2000  # rows tokenized to learn characters per token
+CHARS_PER_TOKEN = 3.6  # of English chat and JSON when no tokenizer is at hand
+TURN_TOKENS = 6  # a chat template's markers for one turn
+MAX_LABELS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataProfile:
+    """Facts about a file of rows.
+
+    Token counts are means unless named; loss_tokens is the sum over answers. json_share: answers that parse as JSON
+    objects or lists. json_shapes: distinct sets of top-level keys among them. labels: distinct answers, None when there
+    are more than MAX_LABELS. duplicates: rows whose prompt and answer stood before. conflicts: prompts seen with
+    another answer. counted_with: the tokenizer, or `estimate`.
+    """
+
+    rows: int
+    input_tokens: float
+    output_tokens: float
+    longest_tokens: float
+    p95_tokens: float
+    p95_output_tokens: float
+    loss_tokens: float
+    json_share: float
+    json_shapes: int
+    labels: int | None
+    duplicates: int
+    conflicts: int
+    tool_share: float
+    counted_with: str
+
+    @property
+    def mean_tokens(self) -> float:
+        """Tokens of a whole row."""
+        return self.input_tokens + self.output_tokens
+
+    @property
+    def strict_format(self) -> bool:
+        """True when nearly every answer is JSON."""
+        return self.json_share >= 0.9
+
+    @property
+    def narrow(self) -> bool:
+        """True when answers come from a small set of labels or are all JSON: a narrow, checkable task."""
+        return self.strict_format or (self.labels is not None and self.rows >= 5 * self.labels)
+
+
+def profile(path: Path, model: str | None = None) -> DataProfile:
+    """Read a JSONL file of rows once. Raises UserError with file and line for a bad row, and for an empty file."""
+    counter, counted_with = tokenizer_for(model)
+    return summarise(read_rows(path), counter, counted_with)
+
+
+def summarise(rows: Iterable[Row], counter: Callable[[list[str]], int] | None, counted_with: str) -> DataProfile:
+    """Profile any rows; `counter` counts the tokens of texts, None to estimate from characters."""
+    tally = _Tally()
+    stream = iter(rows)
+    texts = [tally.add(row) for row in islice(stream, SAMPLE)]
+    per_token = CHARS_PER_TOKEN
+    if counter is not None and (characters := sum(map(len, texts))):
+        per_token = max(0.5, characters / max(1, counter(texts)))
+    del texts
+    for row in stream:
+        tally.add(row)
+    return tally.result(per_token, counted_with)
+
+
+def tokenizer_for(model: str | None) -> tuple[Callable[[list[str]], int] | None, str]:
+    """A counter of tokens from a tokenizer.json at hand (model folder or unpacked builtin), and its name."""
+    path = _tokenizer_file(model)
+    if path is None:
+        return None, "estimate"
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    return (lambda texts: sum(len(e.ids) for e in tokenizer.encode_batch(texts, add_special_tokens=False))), str(model)
+
+
+def _tokenizer_file(model: str | None) -> Path | None:
+    if not model:
+        return None
+    folder = Path(model).expanduser()
+    if model.startswith(BUILTIN_PREFIX) and (entry := BUILTINS.get(model.removeprefix(BUILTIN_PREFIX))):
+        folder = cache_folder() / "models" / f"{Path(entry['file']).stem}-{entry['sha256'][:12]}"
+    file = folder / "tokenizer.json"
+    return file if file.is_file() else None
+
+
+class _Tally:
+    def __init__(self) -> None:
+        self.inputs: list[int] = []
+        self.outputs: list[int] = []
+        self.turns: list[int] = []
+        self.json = self.tools = self.duplicates = self.conflicts = 0
+        self.shapes: set[frozenset[str]] = set()
+        self.labels: set[str] | None = set()
+        self.answers: dict[int, int] = {}
+
+    def add(self, row: Row) -> str:
+        """Count one row and return its text."""
+        prompt = "\n".join(str(m.get("content") or "") for m in row.prompt)
+        if row.tools:
+            prompt += json.dumps(row.tools)
+            self.tools += 1
+        answer = row.expected
+        self.inputs.append(len(prompt))
+        self.outputs.append(len(answer))
+        self.turns.append(len(row.messages))
+        key, value = hash(prompt), hash(answer)
+        if key not in self.answers:
+            self.answers[key] = value
+        elif self.answers[key] == value:
+            self.duplicates += 1
+        else:
+            self.conflicts += 1
+        if self.labels is not None:
+            self.labels.add(answer)
+            if len(self.labels) > MAX_LABELS:
+                self.labels = None
+        self._json(answer)
+        return prompt + answer
+
+    def _json(self, answer: str) -> None:
+        if answer[:1] not in ("{", "["):
+            return
+        try:
+            value = json.loads(answer)
+        except ValueError:
+            return
+        self.json += 1
+        if len(self.shapes) < 1000:
+            self.shapes.add(frozenset(value) if isinstance(value, dict) else frozenset(["[]"]))
+
+    def result(self, per_token: float, counted_with: str) -> DataProfile:
+        n = len(self.inputs)
+        whole = sorted((i + o) / per_token + TURN_TOKENS * t for i, o, t in zip(self.inputs, self.outputs, self.turns, strict=True))
+        outputs = sorted(o / per_token for o in self.outputs)
+        return DataProfile(
+            rows=n,
+            input_tokens=statistics.fmean(self.inputs) / per_token + TURN_TOKENS * statistics.fmean(self.turns),
+            output_tokens=max(1.0, statistics.fmean(outputs)),
+            longest_tokens=whole[-1],
+            p95_tokens=whole[int(0.95 * (n - 1))],
+            p95_output_tokens=outputs[int(0.95 * (n - 1))],
+            loss_tokens=sum(outputs),
+            json_share=self.json / n,
+            json_shapes=len(self.shapes),
+            labels=len(self.labels) if self.labels is not None else None,
+            duplicates=self.duplicates,
+            conflicts=self.conflicts,
+            tool_share=self.tools / n,
+            counted_with=counted_with,
+        )

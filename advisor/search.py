@@ -1,0 +1,286 @@
+"""One search over method x base model x quantization x GPU x count x vendor: every option with its reasons to refuse.
+
+The space is a product, but it factorises: how a model is served does not depend on how it was trained (an adapter is
+merged), and where it is trained does not depend on where it is served. So the best training machine of each (method,
+model) and the serving plans of each (model, prompt shape) are worked out once and joined; the result is the same as
+enumerating the product, `considered` counts the product's size.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from tunegate.advisor import serving_plan, training_plan
+from tunegate.advisor.constraints import Constraints
+from tunegate.advisor.data_profile import DataProfile
+from tunegate.advisor.gpus import Gpu, known_gpus, parse_hardware
+from tunegate.advisor.models import KnownModel, find, known_models
+from tunegate.advisor.prices import ApiPrice
+from tunegate.advisor.rules import TUNED
+from tunegate.advisor.training_memory import weights_gb
+
+FEW_SHOTS = 8
+RETRIEVED_TOKENS = 1200.0
+OFFERED_GPUS = ("T4", "L4", "A10G", "RTX4090", "L40S", "A100-40GB", "A100-80GB", "H100-SXM", "H200", "B200")
+API_FIRST_TOKEN_S, API_TOKENS_PER_S = 0.6, 80.0  # a hosted API's typical speed: an assumption
+# An ordering device, not a forecast of accuracy: see docs/advisor.md.
+PROXY_AT_1B, PROXY_PER_DECADE, PROXY_FRONTIER = 0.50, 0.11, 0.80
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One way to do it. vendor: API provider, empty when served on GPUs. quality: proxy in 0..1 that orders options.
+    violations: (constraint, relative excess, smallest change that would admit it)."""
+
+    method: str
+    model: str
+    spec: str
+    params_b: float
+    quantization: str
+    quality: float
+    monthly_usd: float
+    train_usd: float
+    p95_ms: float
+    vendor: str = ""
+    serving: serving_plan.ServingPlan | None = None
+    training: training_plan.TrainingPlan | None = None
+    violations: tuple[tuple[str, float, str], ...] = ()
+
+    @property
+    def feasible(self) -> bool:
+        """No constraint refuses it."""
+        return not self.violations
+
+    @property
+    def label(self) -> str:
+        """`qlora Llama-3.1-8B awq on L4:1`."""
+        if self.serving is None:
+            return f"{self.method} with {self.vendor}/{self.model}"
+        where = f"{self.serving.gpu.name}:{self.serving.gpus}"
+        return f"{self.method} {self.model} {self.quantization} on {where}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """Options found, and how many combinations they stand for."""
+
+    options: list[Option] = field(default_factory=list)
+    considered: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Market:
+    """What can be had: models, machines to serve and to train on, API offers. owned: machines cost nothing more."""
+
+    models: list[KnownModel]
+    machines: list[tuple[Gpu, int]]
+    owned: bool
+    offers: tuple[ApiPrice, ...]
+
+
+def market(c: Constraints, offers: tuple[ApiPrice, ...]) -> Market:
+    """Models, machines and offers that the constraints leave in question. Raises UserError for unknown names."""
+    models = [find(c.model)] if c.model else [m for m in known_models().values() if m.offered]
+    if c.hardware:
+        gpu, count = parse_hardware(c.hardware)
+        machines = [(gpu, n) for n in (1, 2, 4, 8, 16, 32) if n < count] + [(gpu, count)]
+        if gpu.is_cpu and not c.model:
+            models = [m for m in models if m.architecture.params < 1e9]
+        return Market(models=models, machines=machines, owned=True, offers=offers)
+    gpus = known_gpus()
+    machines = [(gpus[name], n) for name in OFFERED_GPUS for n in (1, 2, 4, 8)]
+    return Market(models=models, machines=machines, owned=False, offers=offers)
+
+
+def quality_proxy(method: str, params_b: float, c: Constraints, profile: DataProfile | None, *, frontier: bool = False) -> float:
+    """Orders options by what the evidence says of them, 0..1.
+
+    Size: 0.11 per decade (scaling of benchmark scores, coarse). A prompted model loses up to 0.25 on a strict format as
+    it gets smaller than 10B. Tuning closes the gap to a ceiling 0.28 above the base as n / (n + 400) rows come in
+    (LoRA Land: +34 points). Changing facts without retrieval cost 0.2 (arXiv 2405.05904).
+    """
+    decade = math.log10(max(params_b, 0.05))
+    base = PROXY_FRONTIER if frontier else min(0.78, PROXY_AT_1B + PROXY_PER_DECADE * decade)
+    strict = c.wants("format", "style") or bool(profile and profile.strict_format)
+    weakness = 0.0 if frontier else 0.25 * min(1.0, max(0.0, (1.0 - decade) / 2.0))
+    value = base - (weakness if strict and method not in TUNED else 0.0)
+    if method == "few_shot":
+        value += 0.03 + (0.4 * weakness if strict and params_b >= 1.0 else 0.0)
+    if method in TUNED:
+        rows = c.examples / (c.examples + 400.0)
+        far = 1.15 if method == "full" and c.domain == "far" else 1.0
+        value += 0.28 * rows * far * (0.99 if method == "qlora" else 1.0)
+    if c.facts == "changing" and method not in ("rag", "rag_lora"):
+        value -= 0.2
+    return max(0.0, min(0.97, value))
+
+
+def prompt_shape(method: str, c: Constraints) -> tuple[float, float]:
+    """(input tokens, share of them found in the prefix cache) of one call with this method."""
+    shots = min(FEW_SHOTS, c.examples) * (c.input_tokens + c.output_tokens)
+    if method == "few_shot":
+        return c.input_tokens + shots, shots / (c.input_tokens + shots)
+    if method in ("rag", "rag_lora"):
+        return c.input_tokens + RETRIEVED_TOKENS, 0.0
+    return c.input_tokens, 0.0
+
+
+def search(c: Constraints, profile: DataProfile | None, goods: Market) -> Space:
+    """Every option worth showing: for each (method, model) its best plan on each kind of machine, and each API offer."""
+    load = serving_plan.load_of(c.calls_per_day, c.peak_factor, c.p95_ms, _spread(profile))
+    options, considered = [], 0
+    for model in goods.models:
+        for shape in ("prompt", "few_shot", "rag"):
+            plans, tried = _serving_plans(model, shape, c, load, goods)
+            methods = {"prompt": ("prompt", "lora", "qlora", "full"), "few_shot": ("few_shot",), "rag": ("rag", "rag_lora")}
+            for method in methods[shape]:
+                training = _training(model, method, c, profile, goods)
+                considered += tried * (len(goods.machines) if training else 1)
+                options += [_self_hosted(method, model, plan, training, c, profile, goods) for plan in plans]
+    for offer in goods.offers:
+        for method in ("prompt", "few_shot", "rag", "hosted_api"):
+            considered += 1
+            options.append(_hosted(method, offer, c, profile))
+    return Space(options=options, considered=considered)
+
+
+def pareto(options: list[Option]) -> list[Option]:
+    """Feasible options that none beats on quality, monthly cost and latency at once; best quality first."""
+    ordered = sorted((o for o in options if o.feasible), key=lambda o: (-o.quality, o.monthly_usd + o.train_usd / 12, o.p95_ms))
+    front: list[Option] = []
+    for option in ordered:
+        cost = option.monthly_usd + option.train_usd / 12
+        if not any(f.monthly_usd + f.train_usd / 12 <= cost and f.p95_ms <= option.p95_ms for f in front):
+            front.append(option)
+    return front
+
+
+def _serving_plans(
+    model: KnownModel, shape: str, c: Constraints, load: serving_plan.Load, goods: Market
+) -> tuple[list[serving_plan.ServingPlan], int]:
+    tokens, hit = prompt_shape(shape, c)
+    best: dict[tuple[str, str], serving_plan.ServingPlan] = {}
+    tried = 0
+    for gpu, limit in _largest(goods.machines).values():
+        for quantization in _quantizations(gpu):
+            weights = weights_gb(model.architecture, quantization)
+            counts = [n for n in serving_plan.smallest_counts(weights, gpu, 1 if c.p95_ms is None else 3) if n <= limit] or [limit]
+            for count in counts:
+                tried += 1
+                setup = serving_plan.setup_for(model.architecture, gpu, count, quantization, (tokens, c.output_tokens), hit)
+                plan = serving_plan.plan(model.name, setup, load, owned=goods.owned)
+                key = (gpu.name, quantization)
+                if key not in best or _plan_key(plan) < _plan_key(best[key]):
+                    best[key] = plan
+    return list(best.values()), tried
+
+
+def _plan_key(plan: serving_plan.ServingPlan) -> tuple[float, float, float, float]:
+    return (plan.misfit_gb, plan.late_by_ms, plan.monthly_usd, plan.p95_ms)
+
+
+def _largest(machines: list[tuple[Gpu, int]]) -> dict[str, tuple[Gpu, int]]:
+    return {gpu.name: (gpu, count) for gpu, count in machines}
+
+
+def _quantizations(gpu: Gpu) -> tuple[str, ...]:
+    if gpu.is_cpu:
+        return ("bf16",)
+    return ("bf16", "fp8", "awq") if gpu.fp8_tflops else ("bf16", "awq")
+
+
+def _training(model: KnownModel, method: str, c: Constraints, profile: DataProfile | None, goods: Market) -> training_plan.TrainingPlan | None:
+    if method not in TUNED:
+        return None
+    longest = profile.longest_tokens if profile else 2.0 * (c.input_tokens + c.output_tokens)
+    kind = "lora" if method == "rag_lora" else method
+    recipe = training_plan.recipe_for(model.architecture, kind, examples=c.examples, longest_tokens=longest)
+    mean = c.input_tokens + c.output_tokens
+    return training_plan.cheapest(
+        model.architecture, recipe, goods.machines, examples=c.examples, mean_tokens=mean, owned=goods.owned
+    )
+
+
+def _self_hosted(
+    method: str, model: KnownModel, plan: serving_plan.ServingPlan, training: training_plan.TrainingPlan | None,
+    c: Constraints, profile: DataProfile | None, goods: Market,
+) -> Option:  # fmt: skip
+    size = model.architecture.params / 1e9
+    return Option(
+        method=method,
+        model=model.name,
+        spec=model.spec,
+        params_b=size,
+        quantization=plan.quantization,
+        quality=quality_proxy(method, size, c, profile) - (0.01 if plan.quantization == "awq" else 0.0),
+        monthly_usd=plan.monthly_usd,
+        train_usd=training.usd if training else 0.0,
+        p95_ms=plan.p95_ms,
+        serving=plan,
+        training=training,
+        violations=tuple(_violations(method, plan, training, c, goods)),
+    )
+
+
+def _violations(
+    method: str, plan: serving_plan.ServingPlan, training: training_plan.TrainingPlan | None, c: Constraints, goods: Market
+) -> list[tuple[str, float, str]]:
+    found: list[tuple[str, float, str]] = []
+    gpu = plan.gpu
+    if plan.misfit_gb:
+        found.append(("serving memory", plan.misfit_gb / gpu.memory_gb, f"{plan.misfit_gb:.1f} GB more per GPU than {gpu.name}:{plan.gpus} has"))
+        return found
+    if plan.late_by_ms and c.p95_ms:
+        found.append(("p95_ms", plan.late_by_ms / c.p95_ms, f"raise p95_ms from {c.p95_ms:g} to {plan.p95_ms:.0f}"))
+    owned_units = goods.machines[-1][1]
+    if goods.owned and plan.replicas * plan.gpus > owned_units:
+        need = plan.replicas * plan.gpus
+        found.append(("hardware", need / owned_units - 1, f"{need} x {gpu.name} instead of {owned_units} at the busiest hour"))
+    if c.monthly_budget_usd is not None and plan.monthly_usd > c.monthly_budget_usd:
+        found.append(("monthly_budget_usd", plan.monthly_usd / max(1.0, c.monthly_budget_usd) - 1, f"raise monthly_budget_usd to {plan.monthly_usd:.0f}"))
+    if not math.isfinite(plan.monthly_usd):
+        found.append(("price", 1.0, f"no rental price is known for {gpu.name}"))
+    if training is None:
+        return found
+    if c.examples < 1:
+        found.append(("examples", 1.0, "collect at least 100 examples"))
+    if not training.fits:
+        need = f"{training.memory_gb:.1f} GB per GPU to train, {training.gpu.name} has {training.gpu.memory_gb:g}"
+        found.append(("training memory", training.memory_gb / training.gpu.memory_gb - 1, need))
+    if c.budget_usd is not None and training.usd > c.budget_usd:
+        found.append(("budget_usd", training.usd / max(1.0, c.budget_usd) - 1, f"raise budget_usd to {training.usd:.0f}"))
+    return found
+
+
+def _hosted(method: str, offer: ApiPrice, c: Constraints, profile: DataProfile | None) -> Option:
+    tokens, hit = prompt_shape(method, c)
+    monthly = offer.per_call(tokens, c.output_tokens, hit) * c.calls_per_day * 365 / 12
+    p95 = 1e3 * (API_FIRST_TOKEN_S + _spread(profile) * c.output_tokens / API_TOKENS_PER_S)
+    violations: list[tuple[str, float, str]] = []
+    if c.privacy == "no-egress":
+        violations.append(("privacy", 1.0, "privacy: public"))
+    if c.p95_ms is not None and p95 > c.p95_ms:
+        violations.append(("p95_ms", p95 / c.p95_ms - 1, f"raise p95_ms from {c.p95_ms:g} to {p95:.0f}"))
+    if c.monthly_budget_usd is not None and monthly > c.monthly_budget_usd:
+        violations.append(("monthly_budget_usd", monthly / max(1.0, c.monthly_budget_usd) - 1, f"raise monthly_budget_usd to {monthly:.0f}"))
+    if c.model:
+        violations.append(("model", 1.0, f"leave out --model {c.model}"))
+    quality = quality_proxy(method, offer.params_b or 1.0, c, profile, frontier=not offer.open_weights)
+    return Option(
+        method=method,
+        model=offer.model,
+        spec=offer.model,
+        params_b=offer.params_b,
+        quantization="none",
+        quality=quality,
+        monthly_usd=monthly,
+        train_usd=0.0,
+        p95_ms=p95,
+        vendor=offer.provider,
+        violations=tuple(violations),
+    )
+
+
+def _spread(profile: DataProfile | None) -> float:
+    if profile is None:
+        return serving_plan.LENGTH_SPREAD
+    return max(1.0, profile.p95_output_tokens / profile.output_tokens)

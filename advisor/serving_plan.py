@@ -1,0 +1,141 @@
+"""How many machines carry a load within a latency bound, and what they cost: open loop, billed by the hour."""
+
+import math
+from dataclasses import dataclass
+
+from tunegate.advisor import queueing
+from tunegate.advisor.gpus import Gpu
+from tunegate.advisor.serving_speed import RUNTIME_GB, Curve, ServingSetup, curve, memory_gb
+from tunegate.core.architecture import Architecture
+
+MAX_UTILISATION = 0.7  # of the highest stable load that is planned for
+LENGTH_SPREAD = 1.5  # 95th percentile of an answer's length over its mean, where no data says otherwise
+HOURS_PER_MONTH = 730.0
+MAX_REPLICAS = 256
+SCHEDULER_LIMIT = 256.0  # sequences in one engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServingPlan:
+    """A configuration sized for its load.
+
+    gpus: per replica. p95_ms: a whole answer at the busiest hour. monthly_usd: rent (0 for owned machines).
+    max_calls_per_s: what one replica carries at MAX_UTILISATION. usd_per_1k: at the mean load. misfit: GB missing, 0
+    when it fits. late_by_ms: how far above the latency bound it stays however many replicas there are.
+    """
+
+    model: str
+    quantization: str
+    gpu: Gpu
+    gpus: int
+    replicas: int
+    p95_ms: float
+    ttft_ms: float
+    tpot_ms: float
+    monthly_usd: float
+    max_calls_per_s: float
+    misfit_gb: float = 0.0
+    late_by_ms: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What must be carried. peak: calls per second in the busiest hour. mean: over the day. p95_s: bound, None for
+    none. length_spread: 95th percentile over mean of the answers' length."""
+
+    peak: float
+    mean: float
+    p95_s: float | None
+    length_spread: float = LENGTH_SPREAD
+
+
+def load_of(calls_per_day: float, peak_factor: float, p95_ms: float | None, length_spread: float = LENGTH_SPREAD) -> Load:
+    """The load of so many calls a day."""
+    mean = calls_per_day / 86_400.0
+    return Load(peak=mean * peak_factor, mean=mean, p95_s=p95_ms / 1e3 if p95_ms else None, length_spread=length_spread)
+
+
+def setup_for(architecture: Architecture, gpu: Gpu, gpus: int, quantization: str, tokens: tuple[float, float], hit: float) -> ServingSetup:
+    """A serving configuration of our own: vLLM, FP8 cache with FP8 weights, 16-bit otherwise."""
+    return ServingSetup(
+        architecture=architecture,
+        gpu=gpu,
+        gpus=gpus,
+        quantization=quantization,
+        input_tokens=tokens[0],
+        output_tokens=tokens[1],
+        engine="vllm-cpu" if gpu.is_cpu else ("vllm-rocm" if gpu.name.startswith("MI") else "vllm"),
+        kv_bytes=1.0 if quantization == "fp8" else 2.0,
+        prefix_hit=hit,
+    )
+
+
+def plan(name: str, setup: ServingSetup, load: Load, *, owned: bool) -> ServingPlan:
+    """Size one configuration: the fewest replicas that stay below MAX_UTILISATION and within the latency bound."""
+    missing = memory_gb(setup) - 0.9 * setup.gpu.memory_gb
+    times = curve(setup)
+    if missing > 0 or times.fits < 1.0:
+        need = max(missing, 0.1)
+        return _unfit(name, setup, need)
+    limit = min(SCHEDULER_LIMIT, times.fits)
+    capacity = MAX_UTILISATION * limit / times.service_s(limit)
+    replicas = max(1, math.ceil(load.peak / capacity))
+    late = 0.0
+    if load.p95_s is not None:
+        late = max(0.0, _p95_s(times, 0.0, limit, load.length_spread)[0] - load.p95_s)
+    p95, running = _p95_s(times, load.peak / replicas, limit, load.length_spread)
+    while not late and load.p95_s is not None and p95 > load.p95_s and replicas < MAX_REPLICAS:
+        replicas = max(replicas + 1, math.ceil(replicas * 1.25))
+        p95, running = _p95_s(times, load.peak / replicas, limit, load.length_spread)
+    if load.p95_s is not None and p95 > load.p95_s:
+        late = max(late, p95 - load.p95_s)
+    price = 0.0 if owned else (setup.gpu.price or math.inf)
+    return ServingPlan(
+        model=name,
+        quantization=setup.quantization,
+        gpu=setup.gpu,
+        gpus=setup.gpus,
+        replicas=replicas,
+        p95_ms=1e3 * p95,
+        ttft_ms=1e3 * times.ttft_s(running),
+        tpot_ms=1e3 * times.tpot_s(running),
+        monthly_usd=price * setup.gpus * replicas * HOURS_PER_MONTH,
+        max_calls_per_s=capacity,
+        late_by_ms=1e3 * late,
+    )
+
+
+def _unfit(name: str, setup: ServingSetup, missing: float) -> ServingPlan:
+    return ServingPlan(
+        model=name,
+        quantization=setup.quantization,
+        gpu=setup.gpu,
+        gpus=setup.gpus,
+        replicas=1,
+        p95_ms=math.inf,
+        ttft_ms=math.inf,
+        tpot_ms=math.inf,
+        monthly_usd=math.inf,
+        max_calls_per_s=0.0,
+        misfit_gb=missing,
+    )
+
+
+def _p95_s(times: Curve, arrivals: float, limit: float, spread: float) -> tuple[float, float]:
+    """(95th percentile of a whole answer, sequences in the engine): a long answer at that load, and the wait for a place."""
+    running = queueing.load(arrivals, times.service_s, limit)
+    if running is None:
+        return math.inf, limit
+    running = max(1.0, running)
+    first, per_token = times.ttft_s(running), times.tpot_s(running)
+    places = max(1, int(limit))
+    # Fewer than half the places taken on average: nobody waits (C < 0.05 from 4 places on; 1 to 3 are computed).
+    crowded = running > 0.5 * places or places < 4
+    wait = queueing.wait_quantile(places, arrivals, first + times.output_tokens * per_token) if crowded else 0.0
+    return first + spread * times.output_tokens * per_token + wait, running
+
+
+def smallest_counts(weights_gb: float, gpu: Gpu, how_many: int) -> tuple[int, ...]:
+    """GPU counts worth trying: the smallest powers of two that hold the weights; none above 8."""
+    counts = [n for n in (1, 2, 4, 8) if weights_gb / n + RUNTIME_GB < 0.88 * gpu.memory_gb]
+    return tuple(counts[:how_many])

@@ -1,0 +1,139 @@
+"""The cheapest machine that a fine-tuning fits on, and what it takes there."""
+
+import math
+from dataclasses import dataclass
+
+from tunegate.advisor import training_memory as memory
+from tunegate.advisor import training_time as timing
+from tunegate.advisor.gpus import Gpu
+from tunegate.core.architecture import Architecture
+from tunegate.core.methods import ALL_LINEAR
+
+FIT_MARGIN = 0.95  # of the GPU's memory that the estimate may reach
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The settings a training run would have; the `train:` section of a recommendation."""
+
+    method: str
+    rank: int = 16
+    alpha: int = 32
+    targets: tuple[str, ...] = ALL_LINEAR
+    learning_rate: float = 5e-4
+    epochs: int = 3
+    micro_batch: int = 4
+    accumulation: int = 1
+    max_length: int = 1024
+    checkpointing: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPlan:
+    """A run on a machine. memory_gb: peak per GPU. hours: wall clock. usd: rent, 0 for owned machines."""
+
+    recipe: Recipe
+    gpu: Gpu
+    gpus: int
+    memory_gb: float
+    fits: bool
+    tokens_per_s: float
+    hours: float
+    usd: float
+    trainable: int
+
+
+def recipe_for(architecture: Architecture, method: str, *, examples: int, longest_tokens: float) -> Recipe:
+    """Starting values by size (LoRA Without Regret; the Tinker learning-rate sweep; below 1B: our demo's).
+
+    The optimizer batch is 16 rows up to 3B, else 32; epochs 3 up to 10,000 rows, 2 up to 50,000, else 1.
+    """
+    size = architecture.params / 1e9
+    adapter_rate = 5e-4 if size < 4 else (3e-4 if size < 27 else 2e-4)
+    rows = 4 if size < 1 else (16 if size <= 3 else 32)
+    micro = 4 if size < 15 else 1
+    length = 2 ** max(8, math.ceil(math.log2(max(longest_tokens, 1.0))))
+    return Recipe(
+        method=method,
+        rank=16,
+        alpha=32,
+        learning_rate=adapter_rate / (10.0 if method == "full" else 1.0),
+        epochs=3 if examples <= 10_000 else (2 if examples <= 50_000 else 1),
+        micro_batch=micro,
+        accumulation=max(1, rows // micro),
+        max_length=min(32_768, max(512, length)),
+    )
+
+
+def plan(architecture: Architecture, recipe: Recipe, gpu: Gpu, gpus: int, *, examples: int, mean_tokens: float, owned: bool) -> TrainingPlan:
+    """Memory, time and cost of one run on one machine. Several GPUs shard full tuning and large bases (FSDP)."""
+    full = recipe.method == "full"
+    trainable = architecture.params if full else architecture.lora_params(recipe.rank, recipe.targets)
+    quantization = "nf4-dq" if recipe.method == "qlora" else "bf16"
+    setup = memory.TrainingMemory(
+        architecture=architecture,
+        method=recipe.method,
+        micro_batch=recipe.micro_batch,
+        seq_len=recipe.max_length,
+        checkpointing=recipe.checkpointing,
+        trainable=0 if full else trainable,
+        quantization="bf16" if full else quantization,
+        state="amp" if full else "pure_bf16",
+        sharded_over=gpus,
+    )
+    peak = memory.peak_gb(setup)
+    step = timing.TrainingStep(
+        architecture=architecture,
+        gpu=gpu,
+        method=recipe.method,
+        tokens=recipe.micro_batch * mean_tokens,
+        seq_len=mean_tokens,
+        checkpointing=recipe.checkpointing,
+        quantization="bf16" if full else quantization,
+        software="cpu" if gpu.is_cpu else "hf",
+        accumulation=recipe.accumulation,
+        sharded_over=gpus,
+    )
+    speed = timing.tokens_per_s(step)
+    hours = timing.hours(examples=max(1, examples), mean_tokens=mean_tokens, epochs=recipe.epochs, tokens_per_second=speed, gpus=gpus)
+    price = 0.0 if owned else (gpu.price or math.inf)
+    return TrainingPlan(
+        recipe=recipe,
+        gpu=gpu,
+        gpus=gpus,
+        memory_gb=peak,
+        fits=peak <= FIT_MARGIN * gpu.memory_gb,
+        tokens_per_s=speed * gpus,
+        hours=hours,
+        usd=price * gpus * hours,
+        trainable=trainable,
+    )
+
+
+def cheapest(
+    architecture: Architecture, recipe: Recipe, machines: list[tuple[Gpu, int]], *, examples: int, mean_tokens: float, owned: bool
+) -> TrainingPlan:
+    """The cheapest fitting machine (micro-batch 1 where 4 does not fit); else the one that misses by the least memory."""
+    plans: list[TrainingPlan] = []
+    fitted: set[str] = set()
+    for gpu, gpus in machines:
+        if gpu.name in fitted:  # more of the same GPU cost more and finish sooner: the smallest number is the cheapest
+            continue
+        found = plan(architecture, recipe, gpu, gpus, examples=examples, mean_tokens=mean_tokens, owned=owned)
+        if not found.fits and recipe.micro_batch > 1:
+            smaller = _with_micro_batch(recipe, 1)
+            found = plan(architecture, smaller, gpu, gpus, examples=examples, mean_tokens=mean_tokens, owned=owned)
+        plans.append(found)
+        if found.fits:
+            fitted.add(gpu.name)
+    fitting = [p for p in plans if p.fits]
+    if fitting:
+        return min(fitting, key=lambda p: (p.usd, p.hours))
+    return min(plans, key=lambda p: p.memory_gb / p.gpu.memory_gb)
+
+
+def _with_micro_batch(recipe: Recipe, size: int) -> Recipe:
+    import dataclasses
+
+    rows = recipe.micro_batch * recipe.accumulation
+    return dataclasses.replace(recipe, micro_batch=size, accumulation=rows // size)
