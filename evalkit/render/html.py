@@ -183,10 +183,12 @@ def _score(value: Any) -> dict[str, Any]:
 
 
 def _messages(value: Any) -> list[list[str]]:
-    """[role, text] for each turn; parts and tool calls as JSON."""
+    """[role, text] for each turn; text parts joined, other parts and tool calls as JSON."""
     turns = []
     for turn in rows(value):
-        text = as_text(turn.get("content"))
+        content = turn.get("content")
+        parts = content if isinstance(content, list) else [content]
+        text = "\n".join(as_text(obj(part).get("text") or part) for part in parts)
         calls = as_text(turn["tool_calls"]) if turn.get("tool_calls") else ""
         turns.append([as_text(turn.get("role")), "\n".join(part for part in (text, calls) if part)])
     return turns

@@ -44,7 +44,8 @@ def key_figures(report: dict[str, Any], flips: list[dict[str, Any]]) -> str:
         facts.append((f"Score, {shown(primary)}", number(score["value"], metric=primary, rate=rate), "candidate"))
     if obj(report.get("comparison")):
         kinds = Counter(str(flip.get("direction")) for flip in flips)
-        facts.append(("Changed", f"▲ {kinds['fixed']:,} &nbsp;▼ {kinds['broken']:,}", "fixed, broken"))
+        links = "&ensp;".join(_flip_link(name, sign, kinds[name]) for name, sign in (("broken", "▼"), ("fixed", "▲")))
+        facts.append(("Changed", links, "broken, fixed"))
     latency = obj(obj(report.get("latency")).get("latency_ms"))
     if finite(latency.get("p95")) is not None:
         facts.append(
@@ -57,6 +58,12 @@ def key_figures(report: dict[str, Any], flips: list[dict[str, Any]]) -> str:
         facts.append(("Size on disk", number(report["size_bytes"], metric="_bytes"), ""))
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in facts)
     return f'<dl class="figures">{cells}</dl>' if cells else ""
+
+
+def _flip_link(name: str, sign: str, n: int) -> str:
+    return (
+        f'<button type="button" class="link" data-filter="change={name}" aria-label="{n} {name}">{sign} {n:,}</button>'
+    )
 
 
 def _outcome_note(report: dict[str, Any]) -> str:
@@ -86,7 +93,7 @@ def causes(flips: list[dict[str, Any]]) -> str:
         return f'<td class="num">{link if n else "0"}</td>'
 
     body = "".join(
-        f'<tr><th scope="row">{shown(name)}</th>{cell(name, "broken")}{cell(name, "fixed")}</tr>'
+        f'<tr><th scope="row">{shown(name.replace("_", " "))}</th>{cell(name, "broken")}{cell(name, "fixed")}</tr>'
         for name in names[:_FEW]
     )
     if len(names) > _FEW:

@@ -37,7 +37,11 @@ def verdict(report: dict[str, Any]) -> str:
             "<code>ft eval --against</code> a baseline, for a verdict.</p></div></div>"
         )
     word = str(decision.get("decision", "unknown"))
-    conditions = rows(decision.get("conditions"))
+    order = ["FAIL", "INCONCLUSIVE"]
+    conditions = sorted(
+        rows(decision.get("conditions")),
+        key=lambda item: order.index(item["decision"]) if item.get("decision") in order else len(order),
+    )
     body = "".join(_condition(item) for item in conditions)
     table = (
         '<table class="conditions"><caption class="quiet-caption">Conditions of the gate</caption><thead><tr><th scope="col">Result</th>'

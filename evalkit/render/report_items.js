@@ -47,7 +47,7 @@ function itemRow(item, words) {
     element('th', { scope: 'row', className: 'c-item' }, id, asked ? element('span', { className: 'asked', dir: 'auto' }, ...snippet(asked, words)) : null),
     element('td', { className: 'c-answer' }, answer.text
       ? element('span', { className: 'answer-line', dir: 'auto' }, ...snippet(answer.text, words)) : element('i', {}, 'empty answer')),
-    element('td', { className: 'c-why' }, item.cause ? element('span', { className: 'cause' }, item.change === 'fixed' ? 'was: ' : '', ...visible(plain(item.cause))) : null,
+    element('td', { className: 'c-why' }, item.cause ? element('span', { className: 'cause' }, item.change === 'fixed' ? 'was: ' : '', ...snippet(plain(item.cause), words, 80)) : null,
       why ? element('span', { className: 'why' }, ...snippet(why, words, 120)) : null),
     element('td', { className: 'c-ms num' }, answer.ms === null ? '–' : whole(answer.ms)),
     element('td', { className: 'c-tokens num' }, answer.tokens === null ? '–' : whole(answer.tokens)));
