@@ -156,7 +156,7 @@ def parse_row(value: Any, file: str, line: int) -> Row:
     """Check one parsed JSON value and make a Row of it. Raises UserError naming file, line and JSON pointer."""
     where = f"{file}:{line}"
     if not isinstance(value, dict):
-        raise UserError(f"expected an object, found {_kind(value)}", where=where)
+        raise UserError(f"expected an object, found {json_kind(value)}", where=where)
     if "messages" not in value:
         found = ", ".join(map(repr, list(value)[:6])) or "no keys"
         raise UserError(f'no "messages" (found {found})', where=where, hint=nearest_key(list(value)))
@@ -170,8 +170,9 @@ def parse_row(value: Any, file: str, line: int) -> Row:
         ("tools", list),
     )
     for key, kind in types:
-        if value.get(key) is not None and not isinstance(value[key], kind):
-            raise UserError(f'"{key}" must not be {_kind(value[key])}', where=f"{where} /{key}")
+        boolean = isinstance(value.get(key), bool) and key != "schema"
+        if boolean or (value.get(key) is not None and not isinstance(value[key], kind)):
+            raise UserError(f'"{key}" must not be {json_kind(value[key])}', where=f"{where} /{key}")
     group = value.get("group")
     identity = value.get("id")
     return Row(
@@ -198,7 +199,7 @@ def nearest_key(found: list[str]) -> str:
 
 def _messages(value: Any, where: str) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
-        raise UserError(f'"messages" must be a non-empty list, found {_kind(value)}', where=where)
+        raise UserError(f'"messages" must be a non-empty list, found {json_kind(value)}', where=where)
     for index, message in enumerate(value):
         pointer = f"{where} /messages/{index}"
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
@@ -206,11 +207,13 @@ def _messages(value: Any, where: str) -> tuple[Message, ...]:
         role = message["role"]
         if role not in ROLES:
             raise UserError(f"unknown role {role!r}", where=pointer, hint=nearest(role, list(ROLES)))
+        if not isinstance(message.get("tool_calls"), list | None):
+            raise UserError("tool_calls must be a list", where=f"{pointer}/tool_calls")
         content = message.get("content")
         if content is None and not message.get("tool_calls"):
             raise UserError("a message without content", where=pointer)
         if content is not None and not isinstance(content, str):
-            raise UserError(f"content must be text, found {_kind(content)}", where=pointer)
+            raise UserError(f"content must be text, found {json_kind(content)}", where=pointer)
     if not any(message["role"] == "assistant" for message in value):
         raise UserError("no assistant turn: there is nothing to learn from or to compare with", where=where)
     if value[-1]["role"] != "assistant":
@@ -240,8 +243,8 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-def _kind(value: Any) -> str:
-    """A JSON value's type, in JSON's words."""
+def json_kind(value: Any) -> str:
+    """A JSON value's type, in JSON's words: `a number`, `text`, `a list that is empty`."""
     if value is None:
         return "null"
     names = {bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunegate.core.errors import UserError, nearest
-from tunegate.core.rows import nearest_key
+from tunegate.core.rows import json_kind, nearest_key
 
 Record = dict[str, Any]
 FORMATS = ("messages", "sharegpt", "alpaca", "prompt_completion")
@@ -53,7 +53,7 @@ def candidates(record: Record) -> list[str]:
 def detect(record: Any, where: str) -> str:
     """The one format of a record. Raises UserError when there is none, or more than one (naming the candidates)."""
     if not isinstance(record, dict):
-        raise UserError(f"expected an object, found {type(record).__name__}", where=where)
+        raise UserError(f"expected an object, found {json_kind(record)}", where=where)
     found = candidates(record)
     if len(found) == 1:
         return found[0]
@@ -72,7 +72,11 @@ def detect(record: Any, where: str) -> str:
 def to_row(record: Any, form: str, where: str, columns: Columns | None = None) -> Record:
     """One record of format `form` (or of the named `columns`) as a row. Raises UserError with a JSON pointer."""
     if not isinstance(record, dict):
-        raise UserError(f"expected an object, found {type(record).__name__}", where=where)
+        raise UserError(f"expected an object, found {json_kind(record)}", where=where)
+    if "messages" in record and (columns is not None or form != "messages"):
+        raise UserError(
+            'a key "messages" beside another format', where=f"{where} /messages", hint="rename it, or --format messages"
+        )
     if columns is not None:
         return _from_columns(record, columns, where)
     if form not in READERS:
@@ -132,6 +136,7 @@ def _tools(record: Record, where: str) -> Record:
 
 
 def _alpaca(record: Record, where: str) -> Record:
+    _require(record, ("instruction", "output"), where)
     instruction, given, output = (_text(record, key, where) for key in ("instruction", "input", "output"))
     messages = [_system(record["system"], where)] if record.get("system") else []
     messages += _history(record.get("history") or [], where)
@@ -154,6 +159,7 @@ def _history(pairs: Any, where: str) -> Iterator[Record]:
 
 
 def _prompt_completion(record: Record, where: str) -> Record:
+    _require(record, ("prompt", "completion"), where)
     prompt, completion = record["prompt"], record["completion"]
     if isinstance(prompt, list) != isinstance(completion, list):
         raise UserError(
@@ -168,14 +174,18 @@ def _prompt_completion(record: Record, where: str) -> Record:
 
 
 def _from_columns(record: Record, columns: Columns, where: str) -> Record:
-    for key in (columns.prompt, columns.completion, *([columns.system] if columns.system else [])):
-        if key not in record:
-            raise UserError(f"no key {key!r}", where=where, hint=nearest(key, list(record)))
+    _require(record, (columns.prompt, columns.completion, *([columns.system] if columns.system else [])), where)
     used = {columns.prompt, columns.completion, columns.system}
     messages = [_system(record[columns.system], where)] if columns.system and record[columns.system] else []
     messages.append({"role": "user", "content": _text(record, columns.prompt, where)})
     messages.append({"role": "assistant", "content": _text(record, columns.completion, where)})
     return {"messages": messages, **{key: value for key, value in record.items() if key not in used}}
+
+
+def _require(record: Record, keys: tuple[str, ...], where: str) -> None:
+    for key in keys:
+        if key not in record:
+            raise UserError(f"no key {key!r}", where=where, hint=nearest(key, list(record)) if record else None)
 
 
 def _system(text: Any, where: str) -> Record:
@@ -190,7 +200,7 @@ def _text(record: Record, key: str, where: str) -> str:
         return ""
     if not isinstance(value, str):
         raise UserError(
-            f"{key} must be text, found {type(value).__name__}",
+            f"{key} must be text, found {json_kind(value)}",
             where=f"{where} /{key}",
             hint="numbers, lists and objects are not turned into text: write the text you mean",
         )

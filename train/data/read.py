@@ -285,20 +285,18 @@ def _array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
 def _csv(path: Path, stream: IO[bytes], delimiter: str) -> Iterator[tuple[int, Any]]:
     """CSV with a header line; every cell stays text, but for `messages`, `conversations` and `tools`, which hold JSON."""
     csv.field_size_limit(sys.maxsize)
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-    reader = csv.reader(text, delimiter=delimiter, strict=True)
     number = 1
     try:
-        header = next(reader, [])
-        if not header:
-            return
-        if len(set(header)) != len(header) or "" in header:
-            raise UserError("the header has an empty or repeated column name", where=f"{path}:1")
-        number = reader.line_num + 1
-        for cells in reader:
-            if cells:
-                yield number, _cells(header, cells, path, number, delimiter)
+        with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
+            reader = csv.reader(text, delimiter=delimiter, strict=True)
+            header = next(reader, [])
+            if len(set(header)) != len(header) or "" in header:
+                raise UserError("the header has an empty or repeated column name", where=f"{path}:1")
             number = reader.line_num + 1
+            for cells in reader:
+                if cells:
+                    yield number, _cells(header, cells, path, number, delimiter)
+                number = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"not valid CSV: {error}", where=f"{path}:{number}") from None
     except UnicodeDecodeError:
