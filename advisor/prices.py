@@ -10,12 +10,13 @@ from tunegate.core.errors import UserError, nearest
 
 NEEDED = ("provider", "model", "input_usd_mtok", "output_usd_mtok")
 STALE_DAYS = 120
+KNOWN_DATES = {"0.2.3": "2026-11-23"}  # when the data of a genai-prices version was looked at
 
 
 @dataclass(frozen=True, kw_only=True)
 class ApiPrice:
     """One offer. Prices per 1e6 tokens in USD. open_weights: the name of the open model behind it, empty for a closed
-    one. params_b: its size in 1e9, 0 when unknown. date: when the price was recorded."""
+    one. params_b: its size in 1e9, 0 when unknown. tier: small, mid or flagship of a closed one. date: when recorded."""
 
     provider: str
     model: str
@@ -24,6 +25,7 @@ class ApiPrice:
     cached_usd_mtok: float | None = None
     open_weights: str = ""
     params_b: float = 0.0
+    tier: str = ""
     date: str = ""
     source: str = ""
 
@@ -103,8 +105,11 @@ def package_version() -> str:
 
 
 def package_date() -> str:
-    """Date of the installed genai-prices data: that of its files."""
+    """Date of the installed genai-prices data: known for the pinned version, else that of its files."""
     import genai_prices
+
+    if known := KNOWN_DATES.get(package_version()):
+        return known
 
     stamp = Path(genai_prices.__file__).stat().st_mtime
     return datetime.datetime.fromtimestamp(stamp, datetime.UTC).date().isoformat()
@@ -136,6 +141,7 @@ def _offer(row: dict[str, str]) -> ApiPrice:
         cached_usd_mtok=number(row.get("cached_usd_mtok", "")),
         open_weights=row.get("open_weights", ""),
         params_b=number(row.get("params_b", "")) or 0.0,
+        tier=row.get("tier", ""),
         date=row.get("date", ""),
         source=row.get("source", ""),
     )

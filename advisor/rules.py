@@ -130,7 +130,11 @@ ARTICLE_RULES = (
     Rule(
         id="article-maximum-quality",
         says="Maximum quality and the budget for it: full tuning of a large model.",
-        when=lambda s: s.constraints.quality == "max" and s.large_budget and s.examples >= FEW_EXAMPLES,
+        when=lambda s: (
+            (s.constraints.quality == "max" or s.constraints.priority == "quality")
+            and s.large_budget
+            and s.examples >= FEW_EXAMPLES
+        ),
         source=ARTICLE,
         grade="C",
         scope="budgets that pay for several 80 GB GPUs",

@@ -23,7 +23,8 @@ RETRIEVED_TOKENS = 1200.0
 OFFERED_GPUS = ("T4", "L4", "A10G", "RTX4090", "L40S", "A100-40GB", "A100-80GB", "H100-SXM", "H200", "B200")
 API_FIRST_TOKEN_S, API_TOKENS_PER_S = 0.6, 80.0  # a hosted API's typical speed: an assumption
 # An ordering device, not a forecast of accuracy: see docs/advisor.md.
-PROXY_AT_1B, PROXY_PER_DECADE, PROXY_FRONTIER = 0.50, 0.11, 0.80
+PROXY_AT_1B, PROXY_PER_DECADE = 0.50, 0.11
+PROXY_CLOSED = {"small": 0.70, "mid": 0.77, "flagship": 0.82}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ def market(c: Constraints, offers: tuple[ApiPrice, ...]) -> Market:
     return Market(models=models, machines=machines, owned=False, offers=offers)
 
 
-def quality_proxy(method: str, params_b: float, c: Constraints, profile: DataProfile | None, *, frontier: bool = False) -> float:
+def quality_proxy(method: str, params_b: float, c: Constraints, profile: DataProfile | None, tier: str = "") -> float:
     """Orders options by what the evidence says of them, 0..1.
 
     Size: 0.11 per decade (scaling of benchmark scores, coarse). A prompted model loses up to 0.25 on a strict format as
@@ -99,9 +100,9 @@ def quality_proxy(method: str, params_b: float, c: Constraints, profile: DataPro
     (LoRA Land: +34 points). Changing facts without retrieval cost 0.2 (arXiv 2405.05904).
     """
     decade = math.log10(max(params_b, 0.05))
-    base = PROXY_FRONTIER if frontier else min(0.78, PROXY_AT_1B + PROXY_PER_DECADE * decade)
+    base = PROXY_CLOSED[tier] if tier else min(0.78, PROXY_AT_1B + PROXY_PER_DECADE * decade)
     strict = c.wants("format", "style") or bool(profile and profile.strict_format)
-    weakness = 0.0 if frontier else 0.25 * min(1.0, max(0.0, (1.0 - decade) / 2.0))
+    weakness = 0.0 if tier else 0.25 * min(1.0, max(0.0, (1.0 - decade) / 2.0))
     value = base - (weakness if strict and method not in TUNED else 0.0)
     if method == "few_shot":
         value += 0.03 + (0.4 * weakness if strict and params_b >= 1.0 else 0.0)
@@ -264,7 +265,7 @@ def _hosted(method: str, offer: ApiPrice, c: Constraints, profile: DataProfile |
         violations.append(("monthly_budget_usd", monthly / max(1.0, c.monthly_budget_usd) - 1, f"raise monthly_budget_usd to {monthly:.0f}"))
     if c.model:
         violations.append(("model", 1.0, f"leave out --model {c.model}"))
-    quality = quality_proxy(method, offer.params_b or 1.0, c, profile, frontier=not offer.open_weights)
+    quality = quality_proxy(method, offer.params_b or 1.0, c, profile, "" if offer.open_weights else (offer.tier or "mid"))
     return Option(
         method=method,
         model=offer.model,

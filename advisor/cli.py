@@ -1,0 +1,42 @@
+"""`ftadvise`: the table of commands. A command's code is imported only when it is called."""
+
+import sys
+from typing import ClassVar
+
+import typer
+from tunegate.core.commands import Entry, LazyGroup, run
+
+
+class AdviseGroup(LazyGroup):
+    """The sub-commands of `ftadvise`."""
+
+    entries: ClassVar[dict[str, Entry]] = {
+        "recommend": Entry("tunegate.advisor.cli_recommend:app", "Should we fine-tune, with what, on what, at what price?"),
+        "estimate": Entry("tunegate.advisor.cli_estimate:app", "Memory, speed and cost of one configuration (train, serve)."),
+        "breakeven": Entry("tunegate.advisor.cli_breakeven:app", "Self-hosting against an API over calls a day."),
+        "gpus": Entry("tunegate.advisor.cli_tables:gpus_app", "GPUs known, with prices, dates and sources."),
+        "prices": Entry("tunegate.advisor.cli_tables:prices_app", "API prices known, with dates and sources."),
+        "rules": Entry("tunegate.advisor.cli_tables:rules_app", "The rules with their evidence, scope and conflicts."),
+        "backtest": Entry("tunegate.advisor.cli_backtest:backtest_app", "Predictions against measurements, error by class."),
+        "calibrate": Entry("tunegate.advisor.cli_backtest:calibrate_app", "Learn this machine's speed from a log of its own."),
+    }
+
+
+app = typer.Typer(
+    cls=AdviseGroup,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["--help", "-h"]},
+    epilog="Example: ftadvise recommend my.jsonl --needs format,cost --calls-per-day 20000",
+)
+
+
+@app.callback()
+def root() -> None:
+    """Should we fine-tune, with what, on what, at what price, and would it pay?"""
+
+
+def main() -> None:
+    """Entry point of the `ftadvise` console script."""
+    sys.exit(run(app, prog="ftadvise"))

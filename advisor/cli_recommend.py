@@ -1,0 +1,80 @@
+"""`ftadvise recommend`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from tunegate.core.console import JsonOption, emit_json, say
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+
+@app.command(
+    epilog="Example: ftadvise recommend --needs format,cost --examples 5000 --calls-per-day 20000 --out recommendation.yaml"
+)
+def recommend(
+    data: Annotated[Path | None, typer.Argument(help="JSONL of examples: lengths, count and format are measured.")] = None,
+    constraints: Annotated[Path | None, typer.Option(help="YAML of the options below; options win.")] = None,
+    calls_per_day: Annotated[float | None, typer.Option(help="Mean calls a day (assumed 1000).")] = None,
+    input_tokens: Annotated[float | None, typer.Option(help="Mean prompt tokens of a call.")] = None,
+    output_tokens: Annotated[float | None, typer.Option(help="Mean answer tokens of a call.")] = None,
+    p95_ms: Annotated[float | None, typer.Option(help="Bound on a whole answer, 95th percentile, ms.")] = None,
+    privacy: Annotated[str | None, typer.Option(help="public, or no-egress: data may not leave your machines.")] = None,
+    facts: Annotated[str | None, typer.Option(help="static, or changing: knowledge that must be looked up.")] = None,
+    needs: Annotated[
+        str | None, typer.Option(help="Of format,style,latency,cost,quality,privacy; the first is the priority.")
+    ] = None,
+    examples: Annotated[int | None, typer.Option(help="Training examples at hand.")] = None,
+    domain: Annotated[str | None, typer.Option(help="near, or far: language the base has hardly seen.")] = None,
+    budget_usd: Annotated[float | None, typer.Option(help="One-off budget, USD.")] = None,
+    monthly_budget_usd: Annotated[float | None, typer.Option(help="Running budget, USD a month.")] = None,
+    quality: Annotated[str | None, typer.Option(help="normal, high or max.")] = None,
+    hardware: Annotated[str | None, typer.Option(help="GPU[:COUNT] you own, or cpu.")] = None,
+    ops: Annotated[str | None, typer.Option(help="Appetite to run servers: low, medium or high.")] = None,
+    model: Annotated[str | None, typer.Option(help="Fix the base model: hub id, folder, builtin:smollm2-135m.")] = None,
+    peak_factor: Annotated[float | None, typer.Option(help="Busiest hour over the mean (assumed 3).")] = None,
+    prices: Annotated[Path | None, typer.Option(help="CSV of API prices that replace or add to the shipped ones.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write recommendation.yaml here; without it nothing is written.")] = None,
+    launch: Annotated[str | None, typer.Option(help="sky: also write a SkyPilot task beside --out.")] = None,
+    why: Annotated[bool, typer.Option("--why", help="Show rules, votes, what would flip the answer, probes.")] = False,
+    json_: JsonOption = False,
+) -> None:
+    """Say whether to fine-tune, with what, on what and at what price; every assumption is named."""
+    from tunegate.advisor import render
+    from tunegate.advisor.constraints import from_mapping, read_file
+    from tunegate.advisor.prices import offers
+    from tunegate.advisor.recommend import recommend as answer_for
+
+    stated: dict[str, Any] = {
+        "calls_per_day": calls_per_day, "input_tokens": input_tokens, "output_tokens": output_tokens, "p95_ms": p95_ms,
+        "privacy": privacy, "facts": facts, "needs": needs, "examples": examples, "domain": domain,
+        "budget_usd": budget_usd, "monthly_budget_usd": monthly_budget_usd, "quality": quality, "hardware": hardware,
+        "ops": ops, "model": model, "peak_factor": peak_factor,
+    }  # fmt: skip
+    from_file = from_mapping(read_file(constraints), where=str(constraints)) if constraints else None
+    asked = from_mapping(_merged(from_file, stated))
+    measured = None
+    if data is not None:
+        from tunegate.advisor.data_profile import profile
+
+        measured = profile(data, asked.model)
+    answer = answer_for(asked, measured, offers(prices))
+    if out is not None:
+        render.write_yaml(answer, out)
+        say(f"wrote {out}; run it with: ft train DATASET --from {out} --out RUN")
+    if launch is not None:
+        from tunegate.advisor.launch import write_task
+
+        say(f"wrote {write_task(answer, launch, out)}")
+    if json_:
+        emit_json(render.as_json(answer))
+    else:
+        render.print_answer(answer, why=why)
+        if out is None:
+            say("nothing was written: --out FILE writes recommendation.yaml for ft train --from")
+
+
+def _merged(from_file: Any, stated: dict[str, Any]) -> dict[str, Any]:
+    """File values under option values; only what was stated, so that defaults stay assumptions."""
+    values = {name: getattr(from_file, name) for name in from_file.stated} if from_file is not None else {}
+    return {**values, **{name: value for name, value in stated.items() if value is not None}}

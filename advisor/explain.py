@@ -1,0 +1,227 @@
+"""Why this answer: refused options with what would admit them, assumptions with what hangs on them, probes, a tornado."""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from tunegate.advisor.constraints import Constraints
+from tunegate.advisor.prices import snapshot, stale_note
+from tunegate.advisor.recommend import Recommendation, recommend
+from tunegate.advisor.rules import METHODS, RULES, TUNED, Situation, fired, scores
+from tunegate.advisor.search import Option
+from tunegate.core.errors import UserError
+
+Json = dict[str, Any]
+
+
+def rejected(answer: Recommendation) -> list[Json]:
+    """One entry for each method not chosen, for hosted APIs that a constraint refuses, and for closed fine-tuning."""
+    entries = []
+    for method in METHODS:
+        if method == answer.chosen.method:
+            continue
+        options = [o for o in answer.space.options if o.method == method]
+        if any(o.feasible for o in options):
+            entries.append(_outscored(answer, method))
+        elif options:
+            entries.append(_refused(options, method))
+    refused_offers = [o for o in answer.space.options if o.vendor and o.method == "hosted_api" and not o.feasible]
+    if refused_offers and answer.chosen.method == "hosted_api":
+        entries.append(_refused(refused_offers, f"{len(refused_offers)} other API offers"))
+    if answer.constraints.privacy == "public":
+        reason = "provider-lifecycle: closed to new users"
+        entries.append({"option": "fine-tuning at OpenAI", "constraint": reason, "change": "none: choose open weights"})
+    return entries
+
+
+def _refused(options: list[Option], name: str) -> Json:
+    near = min(options, key=lambda o: (len(o.violations), sum(v[1] for v in o.violations)))
+    constraint, _, change = max(near.violations, key=lambda v: v[1])
+    return {"option": f"{name} ({near.label})", "constraint": constraint, "change": change}
+
+
+def _outscored(answer: Recommendation, method: str) -> Json:
+    gap = answer.score[answer.chosen.method] - answer.score[method]
+    against = [r.id for r in answer.fired if r.votes.get(method, 0.0) < r.votes.get(answer.chosen.method, 0.0)]
+    flips = [text for text, other in _variations(answer.situation) if _winner(other) == method]
+    change = flips[0] if flips else f"none of the single changes tried: it is {gap:.1f} points of evidence behind"
+    return {"option": method, "constraint": f"evidence: {', '.join(against) or 'simpler method preferred'}", "change": change}
+
+
+def _winner(situation: Situation) -> str:
+    totals = scores(situation)
+    return max(METHODS, key=lambda m: totals[m])
+
+
+def _variations(s: Situation) -> Iterator[tuple[str, Situation]]:
+    """Single changes to the question, small ones first."""
+    c = s.constraints
+    for count in (50, 500, 1000, 5000, 100_001):
+        if count != c.examples:
+            yield f"{count} examples instead of {c.examples}", _with(s, examples=count)
+    if s.small_base:
+        yield "a base of 7B instead of one below 1B", dataclasses.replace(s, base_b=7.0, cpu_only=False)
+    if s.fits_16bit:
+        yield "a GPU on which the base does not fit in 16 bits", dataclasses.replace(s, fits_16bit=False, cpu_only=False)
+    elif s.fits_16bit is None:
+        yield "a GPU of your own on which the base fits in 16 bits", dataclasses.replace(s, fits_16bit=True)
+    if not c.needs:
+        yield "a need for a strict format", _with(s, needs=("format",))
+    else:
+        yield "none of the needs", _with(s, needs=())
+    yield "facts that change", _with(s, facts="changing")
+    yield "facts that change, and a strict format", _with(s, facts="changing", needs=("format", *c.needs))
+    yield "no appetite for running servers (ops: low)", _with(s, ops="low")
+    yield "a far domain with 100,001 examples", _with(s, domain="far", examples=100_001)
+    yield "quality: max with a large budget", dataclasses.replace(_with(s, quality="max"), large_budget=True)
+
+
+def _with(s: Situation, **changes: Any) -> Situation:
+    return dataclasses.replace(s, constraints=dataclasses.replace(s.constraints, **changes))
+
+
+def assumptions(answer: Recommendation) -> list[Json]:
+    """What was not stated, its value, and what changes when it is wrong."""
+    c, entries = answer.constraints, []
+    effects = {
+        "calls_per_day": "scales the monthly cost; decides whether owning machines can pay",
+        "input_tokens": "scales API cost and prefill time",
+        "output_tokens": "scales cost and latency",
+        "peak_factor": "replicas follow the busiest hour",
+        "examples": _flip(answer, examples=(50, 5000)),
+        "facts": _flip(answer, facts=("changing",)),
+        "domain": _flip(answer, domain=("far",)),
+        "ops": _flip(answer, ops=("low",)),
+        "needs": _flip(answer, needs=((), ("format",))),
+        "privacy": "public lets APIs compete; no-egress refuses them",
+        "p95_ms": "no latency bound was given: none refuses an option",
+        "quality": _flip(answer, quality=("max",)),
+        "budget_usd": "no one-off limit was given",
+        "monthly_budget_usd": "no monthly limit was given",
+        "hardware": "machines are rented at the geometric mean of known prices",
+        "model": "the base was free to choose",
+    }
+    for name, effect in effects.items():
+        if name not in c.stated:
+            value = getattr(c, name)
+            entries.append({"name": name, "value": list(value) if isinstance(value, tuple) else value, "matters": effect})
+    entries += _fixed_assumptions(answer)
+    return entries
+
+
+def _flip(answer: Recommendation, **alternatives: tuple[Any, ...]) -> str:
+    (name, values), = alternatives.items()
+    found = []
+    for value in values:
+        winner = _winner(_with(answer.situation, **{name: value}))
+        if winner != answer.chosen.method:
+            shown = ",".join(value) or "none" if isinstance(value, tuple) else value
+            found.append(f"{shown} would favour {winner}")
+    return "; ".join(found) or "no plausible value changes the method"
+
+
+def _fixed_assumptions(answer: Recommendation) -> list[Json]:
+    c, chosen = answer.constraints, answer.chosen
+    entries: list[Json] = []
+    if answer.situation.cpu_only:
+        rented = "no GPU is owned and none may be rented: data must not leave" if c.privacy == "no-egress" else "no GPU is used"
+        entries.append({"name": "machines", "value": rented, "matters": "a GPU would admit bases of 7B and more"})
+        entries.append({"name": "cpu_speed", "value": "computed, not measured here", "matters": "wide: run ftadvise calibrate on this machine"})
+    if answer.profile and answer.profile.counted_with == "estimate":
+        entries.append({"name": "token_counts", "value": "3.6 characters a token", "matters": "lengths off by up to 20 %: no tokenizer was at hand"})
+    if chosen.serving and not c.hardware:
+        note = f"{chosen.serving.gpu.prices}"
+        entries.append({"name": "gpu_price", "value": chosen.serving.gpu.price, "matters": f"monthly cost is proportional; vendors differ: {note}"})
+    if chosen.vendor:
+        offer = next(o for o in snapshot() if o.model == chosen.model and o.provider == chosen.vendor)
+        note = stale_note(offer.date)
+        entries.append({"name": "api_price", "value": f"{offer.date} {offer.source}", "matters": note or "cost is proportional"})
+        entries.append({"name": "api_speed", "value": "0.6 s to the first token, 80 tokens/s", "matters": "p95 of an API is not in our hands"})
+    entries.append({"name": "engineering", "value": "40 h once, 8 h a month, $100/h, paid off in 12 months", "matters": "the largest part of a small service's cost"})
+    return entries
+
+
+def rules_json(answer: Recommendation) -> list[Json]:
+    """Every rule, fired or not."""
+    ids = {rule.id for rule in answer.fired}
+    return [
+        {
+            "id": r.id, "says": r.says, "fired": r.id in ids, "grade": r.grade, "source": r.source, "scope": r.scope,
+            "conflicts": list(r.conflicts), "note": r.note, "votes": dict(r.votes),
+        }
+        for r in RULES
+    ]  # fmt: skip
+
+
+def outweighed(answer: Recommendation) -> list[str]:
+    """For each fired rule that favoured other methods: by what it was outweighed."""
+    chosen = answer.chosen.method
+    sentences = []
+    for rule in answer.fired:
+        best = max(rule.votes, key=lambda m: rule.votes[m], default=chosen)
+        if rule.votes.get(best, 0.0) <= 0 or rule.votes.get(chosen, 0.0) >= rule.votes[best]:
+            continue
+        stronger = [r for r in answer.fired if r.votes.get(chosen, 0.0) > r.votes.get(best, 0.0) and r.id != rule.id]
+        if stronger:
+            names = ", ".join(f"{r.id} (+{r.votes.get(chosen, 0.0) - r.votes.get(best, 0.0):g}, grade {r.grade})" for r in stronger)
+            sentences.append(f"{rule.id} favours {best}; outweighed by {names}")
+    return sentences
+
+
+TORNADO = ("calls_per_day", "input_tokens", "output_tokens", "examples", "peak_factor")
+
+
+def tornado(answer: Recommendation, factor: float = 10.0) -> list[Json]:
+    """Each quantity divided and multiplied by `factor`, one at a time: does the answer change, and the monthly cost?
+
+    Entries with the largest change of monthly cost first.
+    """
+    rows = []
+    for name in TORNADO:
+        value = getattr(answer.constraints, name)
+        ends = [_again(answer, name, value / factor), _again(answer, name, value * factor)]
+        costs = [e.chosen.monthly_usd for e in ends if e] or [answer.chosen.monthly_usd]
+        flips = sorted({f"{e.chosen.method} {e.chosen.model}" for e in ends if e and e.chosen.method != answer.chosen.method})
+        rows.append({"name": name, "low_usd": min(costs), "high_usd": max(costs), "flips_to": flips})
+    return sorted(rows, key=lambda r: r["low_usd"] - r["high_usd"])
+
+
+def _again(answer: Recommendation, name: str, value: float) -> Recommendation | None:
+    c = answer.constraints
+    if name == "examples":
+        value = int(value)
+    elif name == "peak_factor":
+        value = max(1.0, value)
+    changed: Constraints = dataclasses.replace(c, **{name: value}, stated=c.stated | {name})
+    try:
+        return recommend(changed, None if answer.profile is None else dataclasses.replace(answer.profile, rows=changed.examples))
+    except UserError:
+        return None
+
+
+def probes(answer: Recommendation) -> list[str]:
+    """The cheapest experiments that could change the answer, cheapest first."""
+    c, found = answer.constraints, []
+    if answer.chosen.method in TUNED:
+        rows = min(200, max(20, c.examples // 4))
+        found.append(f"score the untuned base with your best prompt on {rows} held-out examples: if it passes, do not train")
+        hours = answer.chosen.training.hours / max(1, answer.chosen.training.recipe.epochs) / 4 if answer.chosen.training else 0.0
+        found.append(f"train one epoch on a quarter of the data ({_duration(hours)}) and on half: a flat curve says more rows will not help")
+    else:
+        found.append("score zero-shot, few-shot and a larger model on 200 examples: a gap that few-shot closes needs no training")
+    if c.facts == "changing":
+        found.append("ask 100 questions with the right passage pasted in: what still fails is not a retrieval problem")
+    return found
+
+
+def _duration(hours: float) -> str:
+    return f"about {hours:.1f} h" if hours >= 1 else f"about {max(1, math.ceil(hours * 60))} min"
+
+
+def votes_table(situation: Situation) -> list[tuple[str, str, str]]:
+    """(rule id, grade, votes) of every rule that fired."""
+    return [
+        (r.id, r.grade, ", ".join(f"{m} {p:+g}" for m, p in sorted(r.votes.items(), key=lambda x: -x[1])) or "informs only")
+        for r in fired(situation)
+    ]

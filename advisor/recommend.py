@@ -1,0 +1,177 @@
+"""The answer: rules choose the method, the search finds the cheapest way to do it that no constraint refuses."""
+
+import dataclasses
+from dataclasses import dataclass
+
+from tunegate.advisor import break_even, training_plan
+from tunegate.advisor.constraints import Constraints, refuse_contradictions, with_data
+from tunegate.advisor.data_profile import DataProfile
+from tunegate.advisor.models import find
+from tunegate.advisor.prices import ApiPrice, snapshot
+from tunegate.advisor.rules import METHODS, TUNED, Rule, Situation, fired, scores
+from tunegate.advisor.search import Market, Option, Space, market, pareto, search
+from tunegate.core.errors import UserError
+
+LARGE_BUDGET_USD = 5000.0
+TYPICAL_BASE = "Llama-3.1-8B"
+BAND_TUNED = (6.0, 15.0)  # 1e9 parameters: where LoRA Land's adapters stand
+BAND_LARGE = (30.0, 1e6)
+LATENCY_BUDGET = 2.0  # times the cheapest option's cost that may be spent on being faster
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommendation:
+    """The answer with everything it rests on."""
+
+    constraints: Constraints
+    profile: DataProfile | None
+    situation: Situation
+    chosen: Option
+    score: dict[str, float]
+    fired: tuple[Rule, ...]
+    space: Space
+    front: tuple[Option, ...]
+    competitor: ApiPrice
+    break_even: float | None
+
+    @property
+    def base_spec(self) -> str:
+        """The model as `ft train --model` takes it."""
+        return self.chosen.spec
+
+
+def recommend(c: Constraints, profile: DataProfile | None = None, offers: tuple[ApiPrice, ...] | None = None) -> Recommendation:
+    """Answer a question. Raises UserError for contradictory constraints, unknown names, and when nothing is feasible."""
+    if profile is not None:
+        measured = {"input_tokens": profile.input_tokens, "output_tokens": profile.output_tokens, "examples": profile.rows}
+        c = with_data(c, measured)
+    refuse_contradictions(c)
+    offers = snapshot() if offers is None else offers
+    goods = market(c, offers)
+    situation = situation_of(c, profile, goods)
+    space = search(c, profile, goods)
+    totals = scores(situation)
+    chosen = choose(situation, space, totals)
+    competitor = _competitor(chosen, offers)
+    return Recommendation(
+        constraints=c,
+        profile=profile,
+        situation=situation,
+        chosen=chosen,
+        score=totals,
+        fired=tuple(fired(situation)),
+        space=space,
+        front=tuple(pareto(space.options)),
+        competitor=competitor,
+        break_even=_break_even(chosen, competitor, c, goods),
+    )
+
+
+def situation_of(c: Constraints, profile: DataProfile | None, goods: Market) -> Situation:
+    """What the rules look at."""
+    cpu_only = goods.owned and goods.machines[-1][0].is_cpu
+    base = None
+    if c.model or cpu_only:
+        base = max(m.architecture.params for m in goods.models) / 1e9
+    fits = None
+    if goods.owned:
+        architecture = (find(c.model) if c.model else max(goods.models, key=lambda m: m.architecture.params) if cpu_only else find(TYPICAL_BASE)).architecture
+        longest = profile.longest_tokens if profile else 2.0 * (c.input_tokens + c.output_tokens)
+        recipe = training_plan.recipe_for(architecture, "lora", examples=c.examples, longest_tokens=longest)
+        mean = c.input_tokens + c.output_tokens
+        fits = training_plan.cheapest(architecture, recipe, goods.machines, examples=c.examples, mean_tokens=mean, owned=True).fits
+    large = c.budget_usd >= LARGE_BUDGET_USD if c.budget_usd is not None else c.quality == "max"
+    return Situation(constraints=c, profile=profile, base_b=base, cpu_only=cpu_only, fits_16bit=fits, large_budget=large)
+
+
+def choose(situation: Situation, space: Space, totals: dict[str, float]) -> Option:
+    """The best method that has a feasible option, and its best option.
+
+    Raises UserError naming the binding constraint when nothing is feasible.
+    """
+    ranked = sorted(METHODS, key=lambda m: -totals[m])  # a stable sort: ties go to the simpler method
+    for method in ranked:
+        options = [o for o in space.options if o.method == method and o.feasible]
+        if options:
+            return best_of(options, situation)
+    misfits = ("serving memory", "privacy", "model")
+    nearest_miss = min(
+        space.options, key=lambda o: (any(v[0] in misfits for v in o.violations), sum(v[1] for v in o.violations))
+    )
+    constraint, _, change = max(nearest_miss.violations, key=lambda v: v[1])
+    raise UserError(
+        f"no option meets the constraints; the nearest is {nearest_miss.label}", where=constraint, hint=f"smallest change: {change}"
+    )
+
+
+def best_of(options: list[Option], situation: Situation) -> Option:
+    """Among one method's feasible options: those of the size the evidence is about, then cheap, fast or good."""
+    c = situation.constraints
+    options = _in_band(options, situation)
+    if c.quality == "max" or (c.priority == "quality" and situation.large_budget):
+        return min(options, key=lambda o: (-round(o.quality, 2), _cost(o), o.p95_ms))
+    cheapest = min(_cost(o) for o in options)
+    if c.priority == "latency":
+        options = [o for o in options if _cost(o) <= max(1.0, LATENCY_BUDGET * cheapest)]
+        return min(options, key=lambda o: (o.p95_ms, _cost(o)))
+    return min(options, key=lambda o: (_cost(o), -o.quality, o.p95_ms))
+
+
+def _in_band(options: list[Option], situation: Situation) -> list[Option]:
+    c, method = situation.constraints, options[0].method
+    if c.model or situation.cpu_only:
+        most = max(o.quality for o in options)
+        return options if c.model else [o for o in options if o.quality >= most - 0.03]
+    if method in TUNED:
+        large = method == "full" or c.quality == "max" or (c.priority == "quality" and situation.large_budget)
+        low, high = BAND_LARGE if large else BAND_TUNED
+        inside = [o for o in options if low <= o.params_b <= high]
+        if inside:
+            return inside
+        largest = max(o.params_b for o in options)
+        return [o for o in options if o.params_b >= 0.8 * largest] if large else _nearest_below(options, low)
+    best = max(o.quality for o in options)
+    if c.priority == "cost":  # a prompt that costs little: anything not far behind
+        return [o for o in options if o.quality >= best - 0.15]
+    return [o for o in options if o.quality >= best - 0.06]
+
+
+def _nearest_below(options: list[Option], low: float) -> list[Option]:
+    below = [o for o in options if o.params_b < low]
+    size = max(o.params_b for o in below) if below else min(o.params_b for o in options)
+    return [o for o in options if o.params_b == size]
+
+
+def _cost(option: Option) -> float:
+    return option.monthly_usd + option.train_usd / break_even.PAID_OFF_MONTHS
+
+
+def _competitor(chosen: Option, offers: tuple[ApiPrice, ...]) -> ApiPrice:
+    """The API to beat: hosted open weights at least about as large as the chosen base, the cheapest of them."""
+    alike = [o for o in offers if o.open_weights and o.params_b >= min(0.9 * chosen.params_b, 60.0) and o.name != f"{chosen.vendor}/{chosen.model}"]
+    return min(alike or list(offers), key=lambda o: o.input_usd_mtok + o.output_usd_mtok)
+
+
+def self_hosted(chosen: Option, c: Constraints, max_replicas: int | None) -> break_even.SelfHosted | None:
+    """The chosen service with its costs; None when it is an API."""
+    plan = chosen.serving
+    if plan is None:
+        return None
+    tuned = chosen.training is not None
+    base = break_even.SelfHosted(usd_per_hour=0.0, max_calls_per_s=plan.max_calls_per_s)
+    return dataclasses.replace(
+        base,
+        usd_per_hour=plan.monthly_usd / 730.0 / plan.replicas,
+        peak_factor=c.peak_factor,
+        once_usd=chosen.train_usd + base.once_usd * (1.0 if tuned else 0.5),
+        max_replicas=max_replicas,
+    )
+
+
+def _break_even(chosen: Option, competitor: ApiPrice, c: Constraints, goods: Market) -> float | None:
+    owned = goods.machines[-1][1] if goods.owned else None
+    replicas = max(1, owned // chosen.serving.gpus) if owned and chosen.serving else None
+    own = self_hosted(chosen, c, replicas)
+    if own is None:
+        return None
+    return break_even.break_even(own, competitor, c.input_tokens, c.output_tokens)

@@ -1,0 +1,186 @@
+"""A recommendation as the contract's JSON, as `recommendation.yaml`, and as text."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from tunegate.advisor import explain
+from tunegate.advisor.errors import significant, spoken
+from tunegate.advisor.recommend import Recommendation
+from tunegate.advisor.search import Option
+from tunegate.core.console import out, table
+from tunegate.core.errors import UserError
+from tunegate.core.files import write_text
+
+Json = dict[str, Any]
+SCHEMA_VERSION = 1
+
+
+def option_json(option: Option) -> Json:
+    """One option with the keys of the contract's `recommendation`."""
+    plan = option.serving
+    return {
+        "method": option.method,
+        "model": f"{option.vendor}/{option.model}" if option.vendor else option.spec,
+        "quantization": option.quantization,
+        "gpu": plan.gpu.name if plan else None,
+        "gpus": plan.gpus * plan.replicas if plan else 0,
+        "monthly_usd": _finite(option.monthly_usd),
+        "train_usd": _finite(option.train_usd),
+        "p95_ms": _finite(option.p95_ms),
+        "quality_proxy": significant(option.quality, 3),
+        "replicas": plan.replicas if plan else 0,
+    }
+
+
+def as_json(answer: Recommendation) -> Json:
+    """What `ftadvise recommend --json` prints."""
+    chosen = answer.chosen
+    training = chosen.training
+    document: Json = {
+        "recommendation": option_json(chosen),
+        "pareto": [option_json(o) for o in answer.front[:25]],
+        "rejected": explain.rejected(answer),
+        "rules": explain.rules_json(answer),
+        "assumptions": explain.assumptions(answer),
+        "break_even": {
+            "calls_per_day": "never" if answer.break_even is None else significant(answer.break_even, 3),
+            "against": answer.competitor.name,
+        },
+        "scores": answer.score,
+        "outweighed": explain.outweighed(answer),
+        "probes": explain.probes(answer),
+        "considered": answer.space.considered,
+        "constraints": constraints_json(answer),
+    }
+    if training is not None:
+        document["training"] = {
+            "gpu": training.gpu.name,
+            "gpus": training.gpus,
+            "memory_gb": significant(training.memory_gb, 3),
+            "hours": significant(training.hours, 3),
+            "trainable_params": training.trainable,
+        }
+    if answer.profile is not None:
+        document["data"] = {name: _finite(v) if isinstance(v, float) else v for name, v in vars(answer.profile).items()}
+    return document
+
+
+def constraints_json(answer: Recommendation) -> Json:
+    """The constraints as they were used, with which of them were stated."""
+    c = answer.constraints
+    values = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(c).items() if k != "stated"}
+    return {**{k: _finite(v) if isinstance(v, float) else v for k, v in values.items()}, "stated": sorted(c.stated)}
+
+
+def train_section(answer: Recommendation) -> Json:
+    """The `train:` mapping that `ft train --from` reads as it is."""
+    chosen, training = answer.chosen, answer.chosen.training
+    method = {"rag_lora": "lora", "hosted_api": "prompt"}.get(chosen.method, chosen.method)
+    model = f"{chosen.vendor}/{chosen.model}" if chosen.vendor else chosen.spec
+    if training is None:
+        return {"method": method, "model": model}
+    r = training.recipe
+    section: Json = {"method": method, "model": model}
+    if method != "full":
+        section |= {"rank": r.rank, "alpha": r.alpha, "targets": list(r.targets)}
+    return section | {
+        "learning_rate": r.learning_rate,
+        "num_train_epochs": r.epochs,
+        "per_device_train_batch_size": r.micro_batch,
+        "gradient_accumulation_steps": r.accumulation,
+        "max_length": r.max_length,
+        "seed": 0,
+    }
+
+
+def write_yaml(answer: Recommendation, path: Path) -> None:
+    """Write `recommendation.yaml` atomically. Raises UserError when its folder does not exist."""
+    import yaml
+    from tunegate.core.manifest import now
+
+    if not path.parent.is_dir():
+        raise UserError("no such folder", where=str(path.parent), hint="make it first, or choose another --out")
+    document = {
+        "schema_version": SCHEMA_VERSION,
+        "created": now(),
+        "recommendation": option_json(answer.chosen),
+        "constraints": constraints_json(answer),
+        "train": train_section(answer),
+    }
+    write_text(path, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+
+
+def print_answer(answer: Recommendation, *, why: bool) -> None:
+    """The answer for people."""
+    chosen, c = answer.chosen, answer.constraints
+    say = lambda text="": out().print(text, markup=False)  # noqa: E731
+    say(f"recommendation: {chosen.method}  {_where(chosen)}")
+    say(f"  {_costs(chosen)}")
+    if chosen.training is not None:
+        _print_training(answer, say)
+    for sentence in explain.outweighed(answer):
+        say(f"  {sentence}")
+    if chosen.serving is not None:
+        against = answer.competitor.name
+        meets = "never" if answer.break_even is None else f"from {answer.break_even:,.0f} calls a day"
+        say(f"  cheaper than {against}: {meets} (at {c.calls_per_day:,.0f} calls a day now)")
+    say(f"  {answer.space.considered:,} combinations considered, {len(answer.front)} on the Pareto front")
+    _print_rejected(answer)
+    _print_assumptions(answer)
+    if why:
+        _print_why(answer)
+    else:
+        say("--why shows the rules that fired, what would flip the answer, and the cheapest probe.")
+
+
+def _where(chosen: Option) -> str:
+    plan = chosen.serving
+    if plan is None:
+        return f"{chosen.vendor}/{chosen.model} (API)"
+    machines = f"{plan.replicas} x {plan.gpu.name}" + (f":{plan.gpus}" if plan.gpus > 1 else "")
+    return f"{chosen.spec}, {chosen.quantization}, on {machines}"
+
+
+def _costs(chosen: Option) -> str:
+    text = f"${chosen.monthly_usd:,.0f} a month, ${chosen.train_usd:,.2f} to train, p95 {chosen.p95_ms:,.0f} ms"
+    if chosen.serving is not None:
+        text += f" (time per token {spoken(chosen.serving.tpot_ms, 'ms', 'tpot')}, computed)"
+    return text
+
+
+def _print_training(answer: Recommendation, say: Any) -> None:
+    t = answer.chosen.training
+    assert t is not None
+    machine = f"{t.gpus} x {t.gpu.name}"
+    say(f"  training on {machine}: {spoken(t.memory_gb, 'GB', 'train_mem')}; {t.hours:.2g} h for {answer.constraints.examples} examples")
+    if t.gpu.is_cpu:
+        say("  CPU speeds are computed and rough (a factor of 3 either way); ftadvise calibrate makes them yours")
+
+
+def _print_rejected(answer: Recommendation) -> None:
+    rows = [[r["option"], r["constraint"], r["change"]] for r in explain.rejected(answer)]
+    table("not chosen", ["option", "because of", "smallest change that would admit it"], rows, left=3)
+
+
+def _print_assumptions(answer: Recommendation) -> None:
+    rows = [[a["name"], str(a["value"]), a["matters"]] for a in explain.assumptions(answer)]
+    table("assumed, not stated", ["name", "value", "what hangs on it"], rows, left=3)
+
+
+def _print_why(answer: Recommendation) -> None:
+    from tunegate.advisor.rules import RULES
+
+    says = {rule.id: (rule.says, rule.source) for rule in RULES}
+    rows = [[i, g, says[i][0], v, says[i][1]] for i, g, v in explain.votes_table(answer.situation)]
+    table("rules that fired", ["rule", "grade", "says", "votes", "source"], rows, left=5)
+    totals = ", ".join(f"{m} {s:+.1f}" for m, s in sorted(answer.score.items(), key=lambda x: -x[1]))
+    out().print(f"votes: {totals}", markup=False)
+    rows = [[t["name"], f"{t['low_usd']:,.0f}", f"{t['high_usd']:,.0f}", ", ".join(t["flips_to"]) or "no"] for t in explain.tornado(answer)]
+    table("each quantity a tenth and ten times", ["assumption", "$/month low", "high", "flips the answer to"], rows)
+    for probe in explain.probes(answer):
+        out().print(f"probe: {probe}", markup=False)
+
+
+def _finite(value: float) -> float | None:
+    return significant(value, 6) if math.isfinite(value) else None
