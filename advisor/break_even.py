@@ -79,7 +79,9 @@ def break_even(own: SelfHosted, offer: ApiPrice, input_tokens: float, output_tok
     return None
 
 
-def curve(own: SelfHosted, offer: ApiPrice, input_tokens: float, output_tokens: float, points: int = 61) -> list[tuple[float, float | None, float]]:
+def curve(
+    own: SelfHosted, offer: ApiPrice, input_tokens: float, output_tokens: float, points: int = 61
+) -> list[tuple[float, float | None, float]]:
     """(calls per day, own monthly USD or None, API monthly USD) on a logarithmic axis from 100 to 1e8."""
     loads = [10 ** (2 + 6 * i / (points - 1)) for i in range(points)]
     return [(n, own.monthly_usd(n), api_monthly_usd(offer, n, input_tokens, output_tokens)) for n in loads]

@@ -13,7 +13,9 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
     epilog="Example: ftadvise recommend --needs format,cost --examples 5000 --calls-per-day 20000 --out recommendation.yaml"
 )
 def recommend(
-    data: Annotated[Path | None, typer.Argument(help="JSONL of examples: lengths, count and format are measured.")] = None,
+    data: Annotated[
+        Path | None, typer.Argument(help="JSONL of examples: lengths, count and format are measured.")
+    ] = None,
     constraints: Annotated[Path | None, typer.Option(help="YAML of the options below; options win.")] = None,
     calls_per_day: Annotated[float | None, typer.Option(help="Mean calls a day (assumed 1000).")] = None,
     input_tokens: Annotated[float | None, typer.Option(help="Mean prompt tokens of a call.")] = None,
@@ -33,8 +35,12 @@ def recommend(
     ops: Annotated[str | None, typer.Option(help="Appetite to run servers: low, medium or high.")] = None,
     model: Annotated[str | None, typer.Option(help="Fix the base model: hub id, folder, builtin:smollm2-135m.")] = None,
     peak_factor: Annotated[float | None, typer.Option(help="Busiest hour over the mean (assumed 3).")] = None,
-    prices: Annotated[Path | None, typer.Option(help="CSV of API prices that replace or add to the shipped ones.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Write recommendation.yaml here; without it nothing is written.")] = None,
+    prices: Annotated[
+        Path | None, typer.Option(help="CSV of API prices that replace or add to the shipped ones.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Write recommendation.yaml here; without it nothing is written.")
+    ] = None,
     launch: Annotated[str | None, typer.Option(help="sky: also write a SkyPilot task beside --out.")] = None,
     why: Annotated[bool, typer.Option("--why", help="Show rules, votes, what would flip the answer, probes.")] = False,
     json_: JsonOption = False,

@@ -98,14 +98,20 @@ def read_file(path: Path) -> dict[str, Any]:
 def refuse_contradictions(c: Constraints) -> None:
     """Raise UserError naming the two constraints that cannot both hold."""
     if c.wants("privacy") and c.privacy == "public" and "privacy" in c.stated:
-        raise _contradiction("needs: privacy", "privacy: public", "say --privacy no-egress, or drop privacy from --needs")
+        raise _contradiction(
+            "needs: privacy", "privacy: public", "say --privacy no-egress, or drop privacy from --needs"
+        )
     own_nothing = c.hardware is None
     if c.privacy == "no-egress" and c.ops == "low" and own_nothing:
         raise _contradiction(
-            "privacy: no-egress", "ops: low", "data that may not leave needs servers of your own: --ops medium, or name --hardware"
+            "privacy: no-egress",
+            "ops: low",
+            "data that may not leave needs servers of your own: --ops medium, or name --hardware",
         )
     if c.privacy == "no-egress" and c.monthly_budget_usd == 0 and own_nothing:
-        raise _contradiction("privacy: no-egress", "monthly_budget_usd: 0", "name the hardware you own, or give a budget")
+        raise _contradiction(
+            "privacy: no-egress", "monthly_budget_usd: 0", "name the hardware you own, or give a budget"
+        )
     if c.domain == "far" and c.examples == 0 and "examples" in c.stated and c.quality == "max":
         raise _contradiction("quality: max", "examples: 0", "a far domain is learned from examples: collect some first")
 

@@ -145,7 +145,9 @@ class _Tally:
 
     def result(self, per_token: float, counted_with: str) -> DataProfile:
         n = len(self.inputs)
-        whole = sorted((i + o) / per_token + TURN_TOKENS * t for i, o, t in zip(self.inputs, self.outputs, self.turns, strict=True))
+        whole = sorted(
+            (i + o) / per_token + TURN_TOKENS * t for i, o, t in zip(self.inputs, self.outputs, self.turns, strict=True)
+        )
         outputs = sorted(o / per_token for o in self.outputs)
         return DataProfile(
             rows=n,

@@ -43,10 +43,15 @@ def _refused(options: list[Option], name: str) -> Json:
 
 def _outscored(answer: Recommendation, method: str) -> Json:
     gap = answer.score[answer.chosen.method] - answer.score[method]
-    against = [r.id for r in answer.fired if r.votes.get(method, 0.0) < r.votes.get(answer.chosen.method, 0.0)]
+    won = {r.id: r.votes.get(answer.chosen.method, 0.0) - r.votes.get(method, 0.0) for r in answer.fired}
+    against = sorted((rule for rule, lead in won.items() if lead > 0), key=lambda rule: -won[rule])[:3]
     flips = [text for text, other in _variations(answer.situation) if _winner(other) == method]
     change = flips[0] if flips else f"none of the single changes tried: it is {gap:.1f} points of evidence behind"
-    return {"option": method, "constraint": f"evidence: {', '.join(against) or 'simpler method preferred'}", "change": change}
+    return {
+        "option": method,
+        "constraint": f"evidence: {', '.join(against) or 'simpler method preferred'}",
+        "change": change,
+    }
 
 
 def _winner(situation: Situation) -> str:
@@ -63,7 +68,10 @@ def _variations(s: Situation) -> Iterator[tuple[str, Situation]]:
     if s.small_base:
         yield "a base of 7B instead of one below 1B", dataclasses.replace(s, base_b=7.0, cpu_only=False)
     if s.fits_16bit:
-        yield "a GPU on which the base does not fit in 16 bits", dataclasses.replace(s, fits_16bit=False, cpu_only=False)
+        yield (
+            "a GPU on which the base does not fit in 16 bits",
+            dataclasses.replace(s, fits_16bit=False, cpu_only=False),
+        )
     elif s.fits_16bit is None:
         yield "a GPU of your own on which the base fits in 16 bits", dataclasses.replace(s, fits_16bit=True)
     if not c.needs:
@@ -105,13 +113,15 @@ def assumptions(answer: Recommendation) -> list[Json]:
     for name, effect in effects.items():
         if name not in c.stated:
             value = getattr(c, name)
-            entries.append({"name": name, "value": list(value) if isinstance(value, tuple) else value, "matters": effect})
+            entries.append(
+                {"name": name, "value": list(value) if isinstance(value, tuple) else value, "matters": effect}
+            )
     entries += _fixed_assumptions(answer)
     return entries
 
 
 def _flip(answer: Recommendation, **alternatives: tuple[Any, ...]) -> str:
-    (name, values), = alternatives.items()
+    ((name, values),) = alternatives.items()
     found = []
     for value in values:
         winner = _winner(_with(answer.situation, **{name: value}))
@@ -125,20 +135,56 @@ def _fixed_assumptions(answer: Recommendation) -> list[Json]:
     c, chosen = answer.constraints, answer.chosen
     entries: list[Json] = []
     if answer.situation.cpu_only:
-        rented = "no GPU is owned and none may be rented: data must not leave" if c.privacy == "no-egress" else "no GPU is used"
+        rented = (
+            "no GPU is owned and none may be rented: data must not leave"
+            if c.privacy == "no-egress"
+            else "no GPU is used"
+        )
         entries.append({"name": "machines", "value": rented, "matters": "a GPU would admit bases of 7B and more"})
-        entries.append({"name": "cpu_speed", "value": "computed, not measured here", "matters": "wide: run ftadvise calibrate on this machine"})
+        entries.append(
+            {
+                "name": "cpu_speed",
+                "value": "computed, not measured here",
+                "matters": "wide: run ftadvise calibrate on this machine",
+            }
+        )
     if answer.profile and answer.profile.counted_with == "estimate":
-        entries.append({"name": "token_counts", "value": "3.6 characters a token", "matters": "lengths off by up to 20 %: no tokenizer was at hand"})
+        entries.append(
+            {
+                "name": "token_counts",
+                "value": "3.6 characters a token",
+                "matters": "lengths off by up to 20 %: no tokenizer was at hand",
+            }
+        )
     if chosen.serving and not c.hardware:
         note = f"{chosen.serving.gpu.prices}"
-        entries.append({"name": "gpu_price", "value": chosen.serving.gpu.price, "matters": f"monthly cost is proportional; vendors differ: {note}"})
+        entries.append(
+            {
+                "name": "gpu_price",
+                "value": chosen.serving.gpu.price,
+                "matters": f"monthly cost is proportional; vendors differ: {note}",
+            }
+        )
     if chosen.vendor:
         offer = next(o for o in snapshot() if o.model == chosen.model and o.provider == chosen.vendor)
         note = stale_note(offer.date)
-        entries.append({"name": "api_price", "value": f"{offer.date} {offer.source}", "matters": note or "cost is proportional"})
-        entries.append({"name": "api_speed", "value": "0.6 s to the first token, 80 tokens/s", "matters": "p95 of an API is not in our hands"})
-    entries.append({"name": "engineering", "value": "40 h once, 8 h a month, $100/h, paid off in 12 months", "matters": "the largest part of a small service's cost"})
+        entries.append(
+            {"name": "api_price", "value": f"{offer.date} {offer.source}", "matters": note or "cost is proportional"}
+        )
+        entries.append(
+            {
+                "name": "api_speed",
+                "value": "0.6 s to the first token, 80 tokens/s",
+                "matters": "p95 of an API is not in our hands",
+            }
+        )
+    entries.append(
+        {
+            "name": "engineering",
+            "value": "40 h once, 8 h a month, $100/h, paid off in 12 months",
+            "matters": "the largest part of a small service's cost",
+        }
+    )
     return entries
 
 
@@ -162,9 +208,10 @@ def outweighed(answer: Recommendation) -> list[str]:
         best = max(rule.votes, key=lambda m: rule.votes[m], default=chosen)
         if rule.votes.get(best, 0.0) <= 0 or rule.votes.get(chosen, 0.0) >= rule.votes[best]:
             continue
-        stronger = [r for r in answer.fired if r.votes.get(chosen, 0.0) > r.votes.get(best, 0.0) and r.id != rule.id]
+        lead = {r.id: r.votes.get(chosen, 0.0) - r.votes.get(best, 0.0) for r in answer.fired if r.id != rule.id}
+        stronger = sorted((r for r in answer.fired if lead.get(r.id, 0.0) > 0), key=lambda r: -lead[r.id])[:3]
         if stronger:
-            names = ", ".join(f"{r.id} (+{r.votes.get(chosen, 0.0) - r.votes.get(best, 0.0):g}, grade {r.grade})" for r in stronger)
+            names = ", ".join(f"{r.id} (+{lead[r.id]:g}, grade {r.grade})" for r in stronger)
             sentences.append(f"{rule.id} favours {best}; outweighed by {names}")
     return sentences
 
@@ -182,7 +229,9 @@ def tornado(answer: Recommendation, factor: float = 10.0) -> list[Json]:
         value = getattr(answer.constraints, name)
         ends = [_again(answer, name, value / factor), _again(answer, name, value * factor)]
         costs = [e.chosen.monthly_usd for e in ends if e] or [answer.chosen.monthly_usd]
-        flips = sorted({f"{e.chosen.method} {e.chosen.model}" for e in ends if e and e.chosen.method != answer.chosen.method})
+        flips = sorted(
+            {f"{e.chosen.method} {e.chosen.model}" for e in ends if e and e.chosen.method != answer.chosen.method}
+        )
         rows.append({"name": name, "low_usd": min(costs), "high_usd": max(costs), "flips_to": flips})
     return sorted(rows, key=lambda r: r["low_usd"] - r["high_usd"])
 
@@ -193,9 +242,12 @@ def _again(answer: Recommendation, name: str, value: float) -> Recommendation | 
         value = int(value)
     elif name == "peak_factor":
         value = max(1.0, value)
-    changed: Constraints = dataclasses.replace(c, **{name: value}, stated=c.stated | {name})
+    different: dict[str, Any] = {name: value, "stated": c.stated | {name}}
+    changed: Constraints = dataclasses.replace(c, **different)
     try:
-        return recommend(changed, None if answer.profile is None else dataclasses.replace(answer.profile, rows=changed.examples))
+        return recommend(
+            changed, None if answer.profile is None else dataclasses.replace(answer.profile, rows=changed.examples)
+        )
     except UserError:
         return None
 
@@ -205,11 +257,21 @@ def probes(answer: Recommendation) -> list[str]:
     c, found = answer.constraints, []
     if answer.chosen.method in TUNED:
         rows = min(200, max(20, c.examples // 4))
-        found.append(f"score the untuned base with your best prompt on {rows} held-out examples: if it passes, do not train")
-        hours = answer.chosen.training.hours / max(1, answer.chosen.training.recipe.epochs) / 4 if answer.chosen.training else 0.0
-        found.append(f"train one epoch on a quarter of the data ({_duration(hours)}) and on half: a flat curve says more rows will not help")
+        found.append(
+            f"score the untuned base with your best prompt on {rows} held-out examples: if it passes, do not train"
+        )
+        hours = (
+            answer.chosen.training.hours / max(1, answer.chosen.training.recipe.epochs) / 4
+            if answer.chosen.training
+            else 0.0
+        )
+        found.append(
+            f"train one epoch on a quarter of the data ({_duration(hours)}) and on half: a flat curve says more rows will not help"
+        )
     else:
-        found.append("score zero-shot, few-shot and a larger model on 200 examples: a gap that few-shot closes needs no training")
+        found.append(
+            "score zero-shot, few-shot and a larger model on 200 examples: a gap that few-shot closes needs no training"
+        )
     if c.facts == "changing":
         found.append("ask 100 questions with the right passage pasted in: what still fails is not a retrieval problem")
     return found
@@ -222,6 +284,10 @@ def _duration(hours: float) -> str:
 def votes_table(situation: Situation) -> list[tuple[str, str, str]]:
     """(rule id, grade, votes) of every rule that fired."""
     return [
-        (r.id, r.grade, ", ".join(f"{m} {p:+g}" for m, p in sorted(r.votes.items(), key=lambda x: -x[1])) or "informs only")
+        (
+            r.id,
+            r.grade,
+            ", ".join(f"{m} {p:+g}" for m, p in sorted(r.votes.items(), key=lambda x: -x[1])) or "informs only",
+        )
         for r in fired(situation)
     ]

@@ -14,8 +14,8 @@ Record = dict[str, str]
 @cache
 def table(name: str) -> tuple[Record, ...]:
     """Rows of `advisor/tables/NAME.csv`, as text."""
-    with (resources.files("tunegate.advisor") / "tables" / f"{name}.csv").open(encoding="utf-8", newline="") as stream:
-        return tuple(csv.DictReader(stream))
+    text = (resources.files("tunegate.advisor") / "tables" / f"{name}.csv").read_text(encoding="utf-8")
+    return tuple(csv.DictReader(text.splitlines()))
 
 
 def read_csv(path: Path, needed: tuple[str, ...]) -> list[Record]:

@@ -54,8 +54,16 @@ class Case:
     @property
     def text(self) -> str:
         """All free text of the row, lower case."""
-        names = ("method", "quant", "optimizer", "unit", "notes", "source_repo_or_paper", "source_path_or_table",
-                 "seq_len_or_in_len")
+        names = (
+            "method",
+            "quant",
+            "optimizer",
+            "unit",
+            "notes",
+            "source_repo_or_paper",
+            "source_path_or_table",
+            "seq_len_or_in_len",
+        )
         return " ".join(self.row.get(name, "") for name in names).lower()
 
     def tokens(self, column: str) -> float:

@@ -75,7 +75,14 @@ def find_or_typical(name: str, params_b: float | None) -> KnownModel:
 def typical(params_b: float) -> Architecture:
     """A Llama-type shape of about this size (1e9 parameters): the nearest known one with more or fewer layers."""
     known = [m.architecture for m in known_models().values() if m.architecture.gated and m.architecture.experts == 1]
-    near = min(known, key=lambda a: abs(a.params / 1e9 / params_b - 1.0) if a.params / 1e9 > params_b else abs(params_b / (a.params / 1e9) - 1.0))
+    near = min(
+        known,
+        key=lambda a: (
+            abs(a.params / 1e9 / params_b - 1.0)
+            if a.params / 1e9 > params_b
+            else abs(params_b / (a.params / 1e9) - 1.0)
+        ),
+    )
     per_layer = near.linear_params / near.layers
     layers = max(1, round((params_b * 1e9 - near.embedding_params) / per_layer))
     return dataclasses.replace(near, layers=layers, exact=False, sliding_window=None)
@@ -96,10 +103,17 @@ def _index() -> dict[str, KnownModel]:
 
 
 def _model(row: Record) -> KnownModel:
-    whole = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocab", "experts", "experts_per_token")
     window = row["sliding_window"]
     architecture = Architecture(
-        **{name: int(row[name]) for name in whole},
+        layers=int(row["layers"]),
+        hidden=int(row["hidden"]),
+        ffn=int(row["ffn"]),
+        heads=int(row["heads"]),
+        kv_heads=int(row["kv_heads"]),
+        head_dim=int(row["head_dim"]),
+        vocab=int(row["vocab"]),
+        experts=int(row["experts"]),
+        experts_per_token=int(row["experts_per_token"]),
         gated=row["gated"] == "1",
         tied=row["tied"] == "1",
         sliding_window=int(window) if window else None,

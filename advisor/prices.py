@@ -91,7 +91,7 @@ def live(model: str, provider: str | None) -> ApiPrice | None:
         model=done.model.id,
         input_usd_mtok=float(done.input_price) * 100,
         output_usd_mtok=float(done.output_price) * 100,
-        cached_usd_mtok=float(cached) if isinstance(cached, int | float) or hasattr(cached, "as_tuple") else None,
+        cached_usd_mtok=_plain(cached),
         date=package_date(),
         source=f"genai-prices {package_version()}",
     )
@@ -145,3 +145,10 @@ def _offer(row: dict[str, str]) -> ApiPrice:
         date=row.get("date", ""),
         source=row.get("source", ""),
     )
+
+
+def _plain(value: object) -> float | None:
+    """A price as a number; None for tiered prices and for none at all."""
+    from decimal import Decimal
+
+    return float(value) if isinstance(value, int | float | Decimal) else None

@@ -20,7 +20,9 @@ def erlang_c(servers: int, offered: float) -> float:
     return blocked / (1.0 - utilisation + utilisation * blocked)
 
 
-def wait_quantile(servers: int, arrivals: float, service: float, quantile: float = 0.95, variability: float = 1.0) -> float:
+def wait_quantile(
+    servers: int, arrivals: float, service: float, quantile: float = 0.95, variability: float = 1.0
+) -> float:
     """Seconds an arrival waits at most with probability `quantile`; infinite when unstable.
 
     P(W > t) = C * exp(-(c*mu - lambda) t) in M/M/c; `variability` = (Ca^2 + Cs^2) / 2 scales it (Allen-Cunneen).

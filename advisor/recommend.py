@@ -40,10 +40,16 @@ class Recommendation:
         return self.chosen.spec
 
 
-def recommend(c: Constraints, profile: DataProfile | None = None, offers: tuple[ApiPrice, ...] | None = None) -> Recommendation:
+def recommend(
+    c: Constraints, profile: DataProfile | None = None, offers: tuple[ApiPrice, ...] | None = None
+) -> Recommendation:
     """Answer a question. Raises UserError for contradictory constraints, unknown names, and when nothing is feasible."""
     if profile is not None:
-        measured = {"input_tokens": profile.input_tokens, "output_tokens": profile.output_tokens, "examples": profile.rows}
+        measured = {
+            "input_tokens": profile.input_tokens,
+            "output_tokens": profile.output_tokens,
+            "examples": profile.rows,
+        }
         c = with_data(c, measured)
     refuse_contradictions(c)
     offers = snapshot() if offers is None else offers
@@ -75,13 +81,23 @@ def situation_of(c: Constraints, profile: DataProfile | None, goods: Market) -> 
         base = max(m.architecture.params for m in goods.models) / 1e9
     fits = None
     if goods.owned:
-        architecture = (find(c.model) if c.model else max(goods.models, key=lambda m: m.architecture.params) if cpu_only else find(TYPICAL_BASE)).architecture
+        architecture = (
+            find(c.model)
+            if c.model
+            else max(goods.models, key=lambda m: m.architecture.params)
+            if cpu_only
+            else find(TYPICAL_BASE)
+        ).architecture
         longest = profile.longest_tokens if profile else 2.0 * (c.input_tokens + c.output_tokens)
         recipe = training_plan.recipe_for(architecture, "lora", examples=c.examples, longest_tokens=longest)
         mean = c.input_tokens + c.output_tokens
-        fits = training_plan.cheapest(architecture, recipe, goods.machines, examples=c.examples, mean_tokens=mean, owned=True).fits
+        fits = training_plan.cheapest(
+            architecture, recipe, goods.machines, examples=c.examples, mean_tokens=mean, owned=True
+        ).fits
     large = c.budget_usd >= LARGE_BUDGET_USD if c.budget_usd is not None else c.quality == "max"
-    return Situation(constraints=c, profile=profile, base_b=base, cpu_only=cpu_only, fits_16bit=fits, large_budget=large)
+    return Situation(
+        constraints=c, profile=profile, base_b=base, cpu_only=cpu_only, fits_16bit=fits, large_budget=large
+    )
 
 
 def choose(situation: Situation, space: Space, totals: dict[str, float]) -> Option:
@@ -100,7 +116,9 @@ def choose(situation: Situation, space: Space, totals: dict[str, float]) -> Opti
     )
     constraint, _, change = max(nearest_miss.violations, key=lambda v: v[1])
     raise UserError(
-        f"no option meets the constraints; the nearest is {nearest_miss.label}", where=constraint, hint=f"smallest change: {change}"
+        f"no option meets the constraints; the nearest is {nearest_miss.label}",
+        where=constraint,
+        hint=f"smallest change: {change}",
     )
 
 
@@ -148,7 +166,13 @@ def _cost(option: Option) -> float:
 
 def _competitor(chosen: Option, offers: tuple[ApiPrice, ...]) -> ApiPrice:
     """The API to beat: hosted open weights at least about as large as the chosen base, the cheapest of them."""
-    alike = [o for o in offers if o.open_weights and o.params_b >= min(0.9 * chosen.params_b, 60.0) and o.name != f"{chosen.vendor}/{chosen.model}"]
+    alike = [
+        o
+        for o in offers
+        if o.open_weights
+        and o.params_b >= min(0.9 * chosen.params_b, 60.0)
+        and o.name != f"{chosen.vendor}/{chosen.model}"
+    ]
     return min(alike or list(offers), key=lambda o: o.input_usd_mtok + o.output_usd_mtok)
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from tunegate.advisor import explain
-from tunegate.advisor.errors import significant, spoken
+from tunegate.advisor.errors import CPU_WIDEN, significant, spoken
+from tunegate.advisor.gpus import Gpu
 from tunegate.advisor.recommend import Recommendation
 from tunegate.advisor.search import Option
 from tunegate.core.console import out, table
@@ -114,24 +115,27 @@ def write_yaml(answer: Recommendation, path: Path) -> None:
 def print_answer(answer: Recommendation, *, why: bool) -> None:
     """The answer for people."""
     chosen, c = answer.chosen, answer.constraints
-    say = lambda text="": out().print(text, markup=False)  # noqa: E731
-    say(f"recommendation: {chosen.method}  {_where(chosen)}")
-    say(f"  {_costs(chosen)}")
+    _line(f"recommendation: {chosen.method}  {_where(chosen)}")
+    _line(f"  {_costs(chosen)}")
     if chosen.training is not None:
-        _print_training(answer, say)
+        _print_training(answer)
     for sentence in explain.outweighed(answer):
-        say(f"  {sentence}")
+        _line(f"  {sentence}")
     if chosen.serving is not None:
         against = answer.competitor.name
         meets = "never" if answer.break_even is None else f"from {answer.break_even:,.0f} calls a day"
-        say(f"  cheaper than {against}: {meets} (at {c.calls_per_day:,.0f} calls a day now)")
-    say(f"  {answer.space.considered:,} combinations considered, {len(answer.front)} on the Pareto front")
+        _line(f"  cheaper than {against}: {meets} (at {c.calls_per_day:,.0f} calls a day now)")
+    _line(f"  {answer.space.considered:,} combinations considered, {len(answer.front)} on the Pareto front")
     _print_rejected(answer)
     _print_assumptions(answer)
     if why:
         _print_why(answer)
     else:
-        say("--why shows the rules that fired, what would flip the answer, and the cheapest probe.")
+        _line("--why shows the rules that fired, what would flip the answer, and the cheapest probe.")
+
+
+def _line(text: str) -> None:
+    out().print(text, markup=False)
 
 
 def _where(chosen: Option) -> str:
@@ -142,20 +146,26 @@ def _where(chosen: Option) -> str:
     return f"{chosen.spec}, {chosen.quantization}, on {machines}"
 
 
+def _widen(gpu: Gpu) -> float:
+    return CPU_WIDEN if gpu.is_cpu else 1.0
+
+
 def _costs(chosen: Option) -> str:
     text = f"${chosen.monthly_usd:,.0f} a month, ${chosen.train_usd:,.2f} to train, p95 {chosen.p95_ms:,.0f} ms"
     if chosen.serving is not None:
-        text += f" (time per token {spoken(chosen.serving.tpot_ms, 'ms', 'tpot')}, computed)"
+        text += f" (time per token {spoken(chosen.serving.tpot_ms, 'ms', 'tpot', widen=_widen(chosen.serving.gpu))}, computed)"
     return text
 
 
-def _print_training(answer: Recommendation, say: Any) -> None:
+def _print_training(answer: Recommendation) -> None:
     t = answer.chosen.training
     assert t is not None
     machine = f"{t.gpus} x {t.gpu.name}"
-    say(f"  training on {machine}: {spoken(t.memory_gb, 'GB', 'train_mem')}; {t.hours:.2g} h for {answer.constraints.examples} examples")
+    _line(
+        f"  training on {machine}: {spoken(t.memory_gb, 'GB', 'train_mem')}; {t.hours:.2g} h for {answer.constraints.examples} examples"
+    )
     if t.gpu.is_cpu:
-        say("  CPU speeds are computed and rough (a factor of 3 either way); ftadvise calibrate makes them yours")
+        _line("  CPU speeds are computed and rough (a factor of 3 either way); ftadvise calibrate makes them yours")
 
 
 def _print_rejected(answer: Recommendation) -> None:
@@ -176,7 +186,10 @@ def _print_why(answer: Recommendation) -> None:
     table("rules that fired", ["rule", "grade", "says", "votes", "source"], rows, left=5)
     totals = ", ".join(f"{m} {s:+.1f}" for m, s in sorted(answer.score.items(), key=lambda x: -x[1]))
     out().print(f"votes: {totals}", markup=False)
-    rows = [[t["name"], f"{t['low_usd']:,.0f}", f"{t['high_usd']:,.0f}", ", ".join(t["flips_to"]) or "no"] for t in explain.tornado(answer)]
+    rows = [
+        [t["name"], f"{t['low_usd']:,.0f}", f"{t['high_usd']:,.0f}", ", ".join(t["flips_to"]) or "no"]
+        for t in explain.tornado(answer)
+    ]
     table("each quantity a tenth and ten times", ["assumption", "$/month low", "high", "flips the answer to"], rows)
     for probe in explain.probes(answer):
         out().print(f"probe: {probe}", markup=False)

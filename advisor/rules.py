@@ -209,7 +209,11 @@ EVIDENCE_RULES = (
         when=lambda s: (
             s.examples >= (500 if s.small_base else FEW_EXAMPLES)
             and s.reason_to_tune
-            and (s.strict_format or bool(s.profile and s.profile.narrow) or s.constraints.wants("latency", "cost", "quality"))
+            and (
+                s.strict_format
+                or bool(s.profile and s.profile.narrow)
+                or s.constraints.wants("latency", "cost", "quality")
+            )
         ),
         source="Zhao et al. 2024 (LoRA Land), arXiv 2405.00732: 310 adapters, 31 tasks",
         grade="A",
@@ -262,7 +266,9 @@ EVIDENCE_RULES = (
     Rule(
         id="quantize-when-it-saves",
         says="NF4 with double quantization trains as well as 16 bits: take it where it saves a larger GPU, from 3B up.",
-        when=lambda s: s.fits_16bit is not True and (s.base_b is None or s.base_b >= QUANTIZATION_PAYS_B) and not s.cpu_only,
+        when=lambda s: (
+            s.fits_16bit is not True and (s.base_b is None or s.base_b >= QUANTIZATION_PAYS_B) and not s.cpu_only
+        ),
         source="Dettmers et al. 2023 (QLoRA), arXiv 2305.14314, table 3",
         grade="A",
         scope="bases of 3B and more: embeddings stay in 16 bits, so smaller ones save little",

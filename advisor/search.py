@@ -132,7 +132,11 @@ def search(c: Constraints, profile: DataProfile | None, goods: Market) -> Space:
     for model in goods.models:
         for shape in ("prompt", "few_shot", "rag"):
             plans, tried = _serving_plans(model, shape, c, load, goods)
-            methods = {"prompt": ("prompt", "lora", "qlora", "full"), "few_shot": ("few_shot",), "rag": ("rag", "rag_lora")}
+            methods = {
+                "prompt": ("prompt", "lora", "qlora", "full"),
+                "few_shot": ("few_shot",),
+                "rag": ("rag", "rag_lora"),
+            }
             for method in methods[shape]:
                 training = _training(model, method, c, profile, goods)
                 considered += tried * (len(goods.machines) if training else 1)
@@ -146,7 +150,9 @@ def search(c: Constraints, profile: DataProfile | None, goods: Market) -> Space:
 
 def pareto(options: list[Option]) -> list[Option]:
     """Feasible options that none beats on quality, monthly cost and latency at once; best quality first."""
-    ordered = sorted((o for o in options if o.feasible), key=lambda o: (-o.quality, o.monthly_usd + o.train_usd / 12, o.p95_ms))
+    ordered = sorted(
+        (o for o in options if o.feasible), key=lambda o: (-o.quality, o.monthly_usd + o.train_usd / 12, o.p95_ms)
+    )
     front: list[Option] = []
     for option in ordered:
         cost = option.monthly_usd + option.train_usd / 12
@@ -164,10 +170,14 @@ def _serving_plans(
     for gpu, limit in _largest(goods.machines).values():
         for quantization in _quantizations(gpu):
             weights = weights_gb(model.architecture, quantization)
-            counts = [n for n in serving_plan.smallest_counts(weights, gpu, 1 if c.p95_ms is None else 3) if n <= limit] or [limit]
+            counts = [
+                n for n in serving_plan.smallest_counts(weights, gpu, 1 if c.p95_ms is None else 3) if n <= limit
+            ] or [limit]
             for count in counts:
                 tried += 1
-                setup = serving_plan.setup_for(model.architecture, gpu, count, quantization, (tokens, c.output_tokens), hit)
+                setup = serving_plan.setup_for(
+                    model.architecture, gpu, count, quantization, (tokens, c.output_tokens), hit
+                )
                 plan = serving_plan.plan(model.name, setup, load, owned=goods.owned)
                 key = (gpu.name, quantization)
                 if key not in best or _plan_key(plan) < _plan_key(best[key]):
@@ -189,7 +199,9 @@ def _quantizations(gpu: Gpu) -> tuple[str, ...]:
     return ("bf16", "fp8", "awq") if gpu.fp8_tflops else ("bf16", "awq")
 
 
-def _training(model: KnownModel, method: str, c: Constraints, profile: DataProfile | None, goods: Market) -> training_plan.TrainingPlan | None:
+def _training(
+    model: KnownModel, method: str, c: Constraints, profile: DataProfile | None, goods: Market
+) -> training_plan.TrainingPlan | None:
     if method not in TUNED:
         return None
     longest = profile.longest_tokens if profile else 2.0 * (c.input_tokens + c.output_tokens)
@@ -223,21 +235,39 @@ def _self_hosted(
 
 
 def _violations(
-    method: str, plan: serving_plan.ServingPlan, training: training_plan.TrainingPlan | None, c: Constraints, goods: Market
+    method: str,
+    plan: serving_plan.ServingPlan,
+    training: training_plan.TrainingPlan | None,
+    c: Constraints,
+    goods: Market,
 ) -> list[tuple[str, float, str]]:
     found: list[tuple[str, float, str]] = []
     gpu = plan.gpu
     if plan.misfit_gb:
-        found.append(("serving memory", plan.misfit_gb / gpu.memory_gb, f"{plan.misfit_gb:.1f} GB more per GPU than {gpu.name}:{plan.gpus} has"))
+        found.append(
+            (
+                "serving memory",
+                plan.misfit_gb / gpu.memory_gb,
+                f"{plan.misfit_gb:.1f} GB more per GPU than {gpu.name}:{plan.gpus} has",
+            )
+        )
         return found
     if plan.late_by_ms and c.p95_ms:
         found.append(("p95_ms", plan.late_by_ms / c.p95_ms, f"raise p95_ms from {c.p95_ms:g} to {plan.p95_ms:.0f}"))
     owned_units = goods.machines[-1][1]
     if goods.owned and plan.replicas * plan.gpus > owned_units:
         need = plan.replicas * plan.gpus
-        found.append(("hardware", need / owned_units - 1, f"{need} x {gpu.name} instead of {owned_units} at the busiest hour"))
+        found.append(
+            ("hardware", need / owned_units - 1, f"{need} x {gpu.name} instead of {owned_units} at the busiest hour")
+        )
     if c.monthly_budget_usd is not None and plan.monthly_usd > c.monthly_budget_usd:
-        found.append(("monthly_budget_usd", plan.monthly_usd / max(1.0, c.monthly_budget_usd) - 1, f"raise monthly_budget_usd to {plan.monthly_usd:.0f}"))
+        found.append(
+            (
+                "monthly_budget_usd",
+                plan.monthly_usd / max(1.0, c.monthly_budget_usd) - 1,
+                f"raise monthly_budget_usd to {plan.monthly_usd:.0f}",
+            )
+        )
     if not math.isfinite(plan.monthly_usd):
         found.append(("price", 1.0, f"no rental price is known for {gpu.name}"))
     if training is None:
@@ -245,10 +275,12 @@ def _violations(
     if c.examples < 1:
         found.append(("examples", 1.0, "collect at least 100 examples"))
     if not training.fits:
-        need = f"{training.memory_gb:.1f} GB per GPU to train, {training.gpu.name} has {training.gpu.memory_gb:g}"
-        found.append(("training memory", training.memory_gb / training.gpu.memory_gb - 1, need))
+        shortage = f"{training.memory_gb:.1f} GB per GPU to train, {training.gpu.name} has {training.gpu.memory_gb:g}"
+        found.append(("training memory", training.memory_gb / training.gpu.memory_gb - 1, shortage))
     if c.budget_usd is not None and training.usd > c.budget_usd:
-        found.append(("budget_usd", training.usd / max(1.0, c.budget_usd) - 1, f"raise budget_usd to {training.usd:.0f}"))
+        found.append(
+            ("budget_usd", training.usd / max(1.0, c.budget_usd) - 1, f"raise budget_usd to {training.usd:.0f}")
+        )
     return found
 
 
@@ -262,10 +294,18 @@ def _hosted(method: str, offer: ApiPrice, c: Constraints, profile: DataProfile |
     if c.p95_ms is not None and p95 > c.p95_ms:
         violations.append(("p95_ms", p95 / c.p95_ms - 1, f"raise p95_ms from {c.p95_ms:g} to {p95:.0f}"))
     if c.monthly_budget_usd is not None and monthly > c.monthly_budget_usd:
-        violations.append(("monthly_budget_usd", monthly / max(1.0, c.monthly_budget_usd) - 1, f"raise monthly_budget_usd to {monthly:.0f}"))
+        violations.append(
+            (
+                "monthly_budget_usd",
+                monthly / max(1.0, c.monthly_budget_usd) - 1,
+                f"raise monthly_budget_usd to {monthly:.0f}",
+            )
+        )
     if c.model:
         violations.append(("model", 1.0, f"leave out --model {c.model}"))
-    quality = quality_proxy(method, offer.params_b or 1.0, c, profile, "" if offer.open_weights else (offer.tier or "mid"))
+    quality = quality_proxy(
+        method, offer.params_b or 1.0, c, profile, "" if offer.open_weights else (offer.tier or "mid")
+    )
     return Option(
         method=method,
         model=offer.model,

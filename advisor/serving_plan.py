@@ -49,13 +49,17 @@ class Load:
     length_spread: float = LENGTH_SPREAD
 
 
-def load_of(calls_per_day: float, peak_factor: float, p95_ms: float | None, length_spread: float = LENGTH_SPREAD) -> Load:
+def load_of(
+    calls_per_day: float, peak_factor: float, p95_ms: float | None, length_spread: float = LENGTH_SPREAD
+) -> Load:
     """The load of so many calls a day."""
     mean = calls_per_day / 86_400.0
     return Load(peak=mean * peak_factor, mean=mean, p95_s=p95_ms / 1e3 if p95_ms else None, length_spread=length_spread)
 
 
-def setup_for(architecture: Architecture, gpu: Gpu, gpus: int, quantization: str, tokens: tuple[float, float], hit: float) -> ServingSetup:
+def setup_for(
+    architecture: Architecture, gpu: Gpu, gpus: int, quantization: str, tokens: tuple[float, float], hit: float
+) -> ServingSetup:
     """A serving configuration of our own: vLLM, FP8 cache with FP8 weights, 16-bit otherwise."""
     return ServingSetup(
         architecture=architecture,

@@ -8,6 +8,7 @@ Roofline after Williams et al. 2009; prefill compute-bound and decode bandwidth-
 arithmetic of kipply (2022). Seconds inside, milliseconds at the edge. Constants fitted on measured.csv are marked.
 """
 
+import math
 from dataclasses import dataclass
 
 from tunegate.advisor.gpus import Gpu
@@ -167,7 +168,13 @@ def curve(setup: ServingSetup) -> Curve:
     bandwidth = engine.bandwidth * min(setup.gpu.bandwidth_gbps, engine.max_gbps) * 1e9 * setup.gpus
     weights = weights_gb(a, setup.quantization) * 1e9
     read = weights - (0.0 if a.tied else 2.0 * a.vocab * a.hidden)  # of the input embedding one row is read
-    experts = read * (a.linear_params - a.active_linear_params) / a.params * a.experts / max(1, a.experts - a.experts_per_token)
+    experts = (
+        read
+        * (a.linear_params - a.active_linear_params)
+        / a.params
+        * a.experts
+        / max(1, a.experts - a.experts_per_token)
+    )
     experts = experts if a.experts > 1 else 0.0
     cache = a.kv_tokens(setup.mean_context) * a.kv_bytes_per_token(setup.kv_bytes) / bandwidth
     attention = engine.attention_ns * 1e-9 * setup.mean_context * a.layers * a.heads
@@ -212,7 +219,7 @@ def benchmark_ttft_s(setup: ServingSetup, concurrency: float) -> float:
     of = curve(setup)
     fits = max(1.0, of.fits)
     running = min(concurrency, fits)
-    burst = of.prefill_s * max(1.0, 0.85 * running**0.5)
+    burst = of.prefill_s * max(1.0, 0.85 * math.sqrt(running))
     service = of.prefill_s + of.output_tokens * of.tpot_s(running)
     return burst + 0.5 * of.decode_s(running) + 0.015 + max(0.0, concurrency / fits - 1.0) * service
 

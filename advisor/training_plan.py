@@ -65,7 +65,9 @@ def recipe_for(architecture: Architecture, method: str, *, examples: int, longes
     )
 
 
-def plan(architecture: Architecture, recipe: Recipe, gpu: Gpu, gpus: int, *, examples: int, mean_tokens: float, owned: bool) -> TrainingPlan:
+def plan(
+    architecture: Architecture, recipe: Recipe, gpu: Gpu, gpus: int, *, examples: int, mean_tokens: float, owned: bool
+) -> TrainingPlan:
     """Memory, time and cost of one run on one machine. Several GPUs shard full tuning and large bases (FSDP)."""
     full = recipe.method == "full"
     trainable = architecture.params if full else architecture.lora_params(recipe.rank, recipe.targets)
@@ -95,7 +97,9 @@ def plan(architecture: Architecture, recipe: Recipe, gpu: Gpu, gpus: int, *, exa
         sharded_over=gpus,
     )
     speed = timing.tokens_per_s(step)
-    hours = timing.hours(examples=max(1, examples), mean_tokens=mean_tokens, epochs=recipe.epochs, tokens_per_second=speed, gpus=gpus)
+    hours = timing.hours(
+        examples=max(1, examples), mean_tokens=mean_tokens, epochs=recipe.epochs, tokens_per_second=speed, gpus=gpus
+    )
     price = 0.0 if owned else (gpu.price or math.inf)
     return TrainingPlan(
         recipe=recipe,
@@ -111,7 +115,13 @@ def plan(architecture: Architecture, recipe: Recipe, gpu: Gpu, gpus: int, *, exa
 
 
 def cheapest(
-    architecture: Architecture, recipe: Recipe, machines: list[tuple[Gpu, int]], *, examples: int, mean_tokens: float, owned: bool
+    architecture: Architecture,
+    recipe: Recipe,
+    machines: list[tuple[Gpu, int]],
+    *,
+    examples: int,
+    mean_tokens: float,
+    owned: bool,
 ) -> TrainingPlan:
     """The cheapest fitting machine (micro-batch 1 where 4 does not fit); else the one that misses by the least memory."""
     plans: list[TrainingPlan] = []

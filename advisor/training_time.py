@@ -6,6 +6,7 @@ The launch floor bounds small micro-batches, the hardware FLOP utilisation (HFU)
 and parameter, not as a factor. Constants fitted on measured.csv are marked.
 """
 
+import math
 from dataclasses import dataclass
 
 from tunegate.advisor.gpus import Gpu
@@ -85,7 +86,7 @@ def utilisation(step: TrainingStep) -> float:
     speed = speed_of(step.software, step.method)
     width = step.architecture.hidden
     per_byte = peak_tflops(step.gpu, fp8=step.fp8) * 1000.0 / step.gpu.bandwidth_gbps
-    balance = min(1.0, (BALANCE_POINT / per_byte) ** 0.5)
+    balance = min(1.0, math.sqrt(BALANCE_POINT / per_byte))
     return speed.hfu_max * width / (width + speed.half_width) * balance
 
 

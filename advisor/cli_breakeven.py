@@ -1,0 +1,130 @@
+"""`ftadvise breakeven`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from tunegate.core.console import JsonOption, emit_json, out, say, table, warn
+from tunegate.core.errors import UserError
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+
+@app.command(
+    epilog="Example: ftadvise breakeven --model Llama-3.1-8B --gpu L4 --quant awq --against openai/gpt-5-mini --plot breakeven.svg"
+)
+def breakeven(
+    model: Annotated[str, typer.Option(help="The model of your own.")] = "Llama-3.1-8B",
+    gpu: Annotated[str, typer.Option(help="What it runs on.")] = "L4",
+    gpus: Annotated[int, typer.Option(min=1, max=64, help="GPUs per replica.")] = 1,
+    quant: Annotated[str, typer.Option(help="bf16, fp8 or awq.")] = "awq",
+    against: Annotated[str | None, typer.Option(help="provider/model; without it every offer shipped.")] = None,
+    input_tokens: Annotated[float, typer.Option(min=1, help="Prompt tokens of a call.")] = 1000,
+    output_tokens: Annotated[float, typer.Option(min=1, help="Answer tokens of a call.")] = 200,
+    calls_per_day: Annotated[float, typer.Option(min=1, help="Your load: both costs are shown for it.")] = 10_000,
+    peak_factor: Annotated[float, typer.Option(min=1, help="Busiest hour over the mean.")] = 3.0,
+    p95_ms: Annotated[float | None, typer.Option(min=1, help="Bound on a whole answer.")] = None,
+    gpu_usd_h: Annotated[float | None, typer.Option(min=0, help="Your price of a GPU hour.")] = None,
+    train_usd: Annotated[float, typer.Option(min=0, help="Training, once.")] = 0.0,
+    setup_hours: Annotated[float, typer.Option(min=0, help="Engineering, once.")] = 40.0,
+    upkeep_hours: Annotated[float, typer.Option(min=0, help="Engineering, a month.")] = 8.0,
+    engineer_usd_h: Annotated[float, typer.Option(min=0, help="An engineer's hour.")] = 100.0,
+    months: Annotated[float, typer.Option(min=0.1, help="Time over which what is spent once is paid off.")] = 12.0,
+    busy_share: Annotated[
+        float, typer.Option(min=0.001, max=1, help="Share of hours billed (scale to zero); 1: always on.")
+    ] = 1.0,
+    prices: Annotated[Path | None, typer.Option(help="CSV of API prices.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the curve as SVG.")] = None,
+    json_: JsonOption = False,
+) -> None:
+    """From how many calls a day self-hosting is cheaper than an API; the answer may be never."""
+    from tunegate.advisor import break_even as costs
+    from tunegate.advisor import plot as drawing
+    from tunegate.advisor.gpus import find_gpu
+    from tunegate.advisor.models import find
+    from tunegate.advisor.prices import find_offer, offers
+    from tunegate.advisor.serving_plan import load_of, plan, setup_for
+
+    card = find_gpu(gpu)
+    price = gpu_usd_h if gpu_usd_h is not None else card.price
+    if price is None:
+        raise UserError(f"no price is known for {card.name}", where="--gpu", hint="give --gpu-usd-h")
+    setup = setup_for(find(model).architecture, card, gpus, quant, (input_tokens, output_tokens), 0.0)
+    sized = plan(model, setup, load_of(calls_per_day, peak_factor, p95_ms), owned=True)
+    if sized.misfit_gb or sized.late_by_ms:
+        reason = (
+            f"{sized.misfit_gb:.1f} GB per GPU are missing"
+            if sized.misfit_gb
+            else f"p95 is {sized.p95_ms:.0f} ms at best"
+        )
+        raise UserError(
+            f"{model} {quant} on {card.name}:{gpus} cannot serve this: {reason}",
+            where="--gpu",
+            hint="choose a larger GPU or more",
+        )
+    own = costs.SelfHosted(
+        usd_per_hour=price * gpus,
+        max_calls_per_s=sized.max_calls_per_s,
+        peak_factor=peak_factor,
+        once_usd=train_usd + setup_hours * engineer_usd_h,
+        upkeep_usd=upkeep_hours * engineer_usd_h,
+        paid_off_months=months,
+        busy_share=busy_share,
+    )
+    chosen = [find_offer(against, prices)] if against else list(offers(prices))
+    rows = [_row(own, offer, calls_per_day, (input_tokens, output_tokens)) for offer in chosen]
+    first = min(chosen, key=lambda o: o.per_call(input_tokens, output_tokens)) if against is None else chosen[0]
+    points = costs.curve(own, first, input_tokens, output_tokens)
+    if plot is not None:
+        crossing = costs.break_even(own, first, input_tokens, output_tokens)
+        drawing.write_svg(plot, drawing.svg(points, f"{model} {quant} on {card.name}:{gpus}", first.name, crossing))
+        say(f"wrote {plot}")
+    facts = {
+        "own_usd_per_hour": price * gpus,
+        "capacity_calls_per_day_per_replica": sized.max_calls_per_s * 86_400 / peak_factor,
+        "replicas": own.replicas(calls_per_day),
+        "gpu_price": card.prices or None,
+    }
+    if json_:
+        emit_json({"calls_per_day": calls_per_day, "offers": rows, **facts})
+        return
+    _print(rows, facts, drawing.chart(points), first.name)
+
+
+def _row(own: Any, offer: Any, calls: float, tokens: tuple[float, float]) -> dict[str, Any]:
+    from tunegate.advisor import break_even as costs
+    from tunegate.advisor.prices import stale_note
+
+    crossing = costs.break_even(own, offer, *tokens)
+    return {
+        "against": offer.name,
+        "open_weights": offer.open_weights or None,
+        "break_even_calls_per_day": "never" if crossing is None else round(crossing),
+        "own_monthly_usd": own.monthly_usd(calls),
+        "api_monthly_usd": costs.api_monthly_usd(offer, calls, *tokens),
+        "price_date": offer.date,
+        "price_source": offer.source,
+        "stale": stale_note(offer.date) or None,
+    }
+
+
+def _print(rows: list[dict[str, Any]], facts: dict[str, Any], chart: str, against: str) -> None:
+    cells = [
+        [
+            r["against"],
+            r["break_even_calls_per_day"]
+            if isinstance(r["break_even_calls_per_day"], str)
+            else f"{r['break_even_calls_per_day']:,}",
+            f"{r['own_monthly_usd']:,.0f}",
+            f"{r['api_monthly_usd']:,.2f}",
+            r["price_date"],
+        ]
+        for r in rows
+    ]
+    table(None, ["against", "break-even, calls a day", "own $/month", "API $/month", "price of"], cells)
+    out().print(
+        f"one replica carries {facts['capacity_calls_per_day_per_replica']:,.0f} calls a day; {facts['replicas']} needed now"
+    )
+    out().print(f"o own, x {against}\n{chart}", markup=False)
+    for note in sorted({f"{r['against']}: {r['stale']}" for r in rows if r["stale"]}):
+        warn(note)

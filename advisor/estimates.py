@@ -1,0 +1,149 @@
+"""What `ftadvise estimate` prints: one configuration, each number with the interval its class earned in back-testing."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tunegate.advisor import calibrate, serving_speed, training_memory, training_time
+from tunegate.advisor.errors import CPU_WIDEN, Estimate, estimate
+from tunegate.advisor.gpus import Gpu
+from tunegate.advisor.models import KnownModel
+from tunegate.advisor.training_plan import FIT_MARGIN
+from tunegate.core.errors import UserError
+
+Json = dict[str, Any]
+MEASURED_SIZES_B = (0.49, 406.0)  # of the collection; outside them we extrapolate
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainQuestion:
+    """A training configuration. seq: tokens of the longest row. examples and epochs give the hours; mean_tokens: mean
+    tokens of a row, None for seq. state: of full tuning, a key of STATE_BYTES. software: hf, torchtune, unsloth, ..."""
+
+    model: KnownModel
+    method: str
+    gpu: Gpu
+    gpus: int = 1
+    batch: int = 4
+    seq: int = 1024
+    rank: int = 16
+    targets: tuple[str, ...] = ()
+    examples: int = 1000
+    epochs: float = 3.0
+    mean_tokens: float | None = None
+    checkpointing: bool = True
+    state: str = "amp"
+    software: str = "hf"
+
+
+def widen_of(model: KnownModel, gpu: Gpu) -> tuple[float, str]:
+    """How much wider than back-tested an interval is, and why (empty when it is not)."""
+    size = model.architecture.params / 1e9
+    if gpu.is_cpu:
+        return CPU_WIDEN, "no CPU is in the back-test"
+    if not model.architecture.exact:
+        return 2.0, "the shape was scaled from a size"
+    if not MEASURED_SIZES_B[0] <= size <= MEASURED_SIZES_B[1]:
+        return 1.5, f"{size:.2g}B lies outside the sizes measured ({MEASURED_SIZES_B[0]:g}-{MEASURED_SIZES_B[1]:g}B)"
+    return 1.0, ""
+
+
+def train(q: TrainQuestion) -> Json:
+    """Memory, speed, hours and cost of a training run. Raises UserError for a target the model lacks."""
+    a = q.model.architecture
+    full = q.method == "full"
+    trainable = a.params if full else a.lora_params(q.rank, q.targets)
+    setup = training_memory.TrainingMemory(
+        architecture=a,
+        method=q.method,
+        micro_batch=q.batch,
+        seq_len=q.seq,
+        checkpointing=q.checkpointing,
+        trainable=0 if full else trainable,
+        quantization="nf4-dq" if q.method == "qlora" else "bf16",
+        state=q.state,
+        software=q.software,
+        sharded_over=q.gpus,
+    )
+    peak = training_memory.peak_gb(setup)
+    mean = q.mean_tokens or q.seq
+    step = training_time.TrainingStep(
+        architecture=a,
+        gpu=q.gpu,
+        method=q.method,
+        tokens=q.batch * mean,
+        seq_len=mean,
+        checkpointing=q.checkpointing,
+        quantization=setup.quantization,
+        software="cpu" if q.gpu.is_cpu else q.software,
+        sharded_over=q.gpus,
+    )
+    speed = training_time.tokens_per_s(step) * calibrate.factor("train_tps", q.gpu.name)
+    hours = training_time.hours(
+        examples=q.examples, mean_tokens=mean, epochs=q.epochs, tokens_per_second=speed, gpus=q.gpus
+    )
+    widen, reason = widen_of(q.model, q.gpu)
+    memory_widen = min(widen, 2.0)
+    usd = None if q.gpu.price is None else estimate(hours * q.gpus * q.gpu.price, "train_tps", widen=widen)
+    return {
+        "memory_gb": estimate(peak, "train_mem", widen=memory_widen),
+        "fits": bool(peak <= FIT_MARGIN * q.gpu.memory_gb),
+        "tokens_per_s": estimate(speed * q.gpus, "train_tps", widen=widen),
+        "hours": estimate(hours, "train_tps", widen=widen),
+        "usd": usd,
+        "trainable_params": trainable,
+        "total_params": a.params + (0 if full else trainable),
+        "extrapolates": reason or None,
+        "terms_gb": {
+            "static": training_memory.static_gb(setup) / q.gpus,
+            "activations": training_memory.activations_gb(setup),
+            "logits": training_memory.logits_gb(setup),
+        },
+        "price": q.gpu.prices or None,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeQuestion:
+    """A serving configuration under `concurrency` calls at a time."""
+
+    model: KnownModel
+    gpu: Gpu
+    gpus: int = 1
+    quantization: str = "bf16"
+    input_tokens: float
+    output_tokens: float
+    concurrency: float = 1.0
+    prefix_hit: float = 0.0
+
+
+def serve(q: ServeQuestion) -> Json:
+    """Memory, latency, throughput and cost of serving. Raises UserError for FP8 on a chip without it."""
+    from tunegate.advisor.serving_plan import setup_for
+
+    if q.quantization == "fp8" and q.gpu.fp8_tflops is None:
+        raise UserError(f"{q.gpu.name} has no FP8 units", where="--quant", hint="use awq or bf16")
+    a = q.model.architecture
+    setup = setup_for(a, q.gpu, q.gpus, q.quantization, (q.input_tokens, q.output_tokens), q.prefix_hit)
+    times = serving_speed.curve(setup)
+    fits = serving_speed.memory_gb(setup) <= 0.9 * q.gpu.memory_gb and times.fits >= 1
+    running = min(q.concurrency, max(1.0, times.fits))
+    speedup = calibrate.factor("tpot", q.gpu.name)
+    tpot = times.tpot_s(running) * speedup
+    out_per_s = running / tpot
+    cache = running * a.kv_tokens(setup.mean_context) * a.kv_bytes_per_token(setup.kv_bytes) / 1e9 / q.gpus
+    widen, reason = widen_of(q.model, q.gpu)
+    usd: Estimate | None = None
+    if q.gpu.price is not None:
+        calls_per_hour = out_per_s / q.output_tokens * 3600
+        usd = estimate(1000 * q.gpu.price * q.gpus / calls_per_hour, "infer_tps", widen=widen)
+    return {
+        "memory_gb": estimate(serving_speed.memory_gb(setup) + cache, "infer_mem", widen=min(widen, 2.0)),
+        "fits": fits,
+        "ttft_ms": estimate(1e3 * times.ttft_s(running), "ttft", widen=min(widen, 2.0)),
+        "tpot_ms": estimate(1e3 * tpot, "tpot", widen=widen),
+        "tokens_per_s": estimate(out_per_s, "infer_tps", widen=widen),
+        "max_concurrency": max(0, int(times.fits)),
+        "usd_per_1k_calls": usd,
+        "extrapolates": reason or None,
+        "price": q.gpu.prices or None,
+    }
