@@ -155,7 +155,7 @@ def _refuse_bad_schema(cls: Any, schema: Any, where: str) -> None:
 
 def _specifications() -> Any:
     """The drafts' own meta-schemas, which a schema may refer to; nothing else is known and nothing is fetched."""
-    from jsonschema_specifications import REGISTRY
+    from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
 
     return REGISTRY
 
@@ -223,7 +223,7 @@ def _bounded(cls: Any, budget: _Budget) -> Any:
     keywords = {name: _counted(own.get(name, function), budget) for name, function in cls.VALIDATORS.items()}
     return validators.create(
         meta_schema=cls.META_SCHEMA,
-        validators=keywords,
+        validators=keywords,  # type: ignore[arg-type]
         type_checker=cls.TYPE_CHECKER,
         format_checker=_formats(cls),
         id_of=cls.ID_OF,

@@ -164,7 +164,7 @@ def verify(folder: Path) -> list[dict[str, str]]:
     if claimed != sha256_text(canonical_json(document)):
         problems.append({"path": NAME, "problem": "the manifest itself was changed"})
     listed = {str(item["path"]): item for item in manifest.outputs}
-    present = set(relative_files(folder)) - {NAME}
+    present = set(own_files(folder))
     for name in sorted(present | set(listed)):
         if (folder / name).is_symlink():
             problems.append({"path": name, "problem": "is a symlink"})
@@ -178,7 +178,28 @@ def verify(folder: Path) -> list[dict[str, str]]:
             problems.append({"path": name, "problem": f"content changed{note}"})
     if not problems and manifest.digest != digest_of(manifest.kind, manifest.outputs):
         problems.append({"path": NAME, "problem": "digest does not match the files listed"})
+    for inner in inner_artifacts(folder):
+        problems += [{**problem, "path": f"{inner}/{problem['path']}"} for problem in verify(folder / inner)]
     return problems
+
+
+def own_files(folder: Path) -> list[str]:
+    """The files that a folder's manifest lists: all but the manifest itself and sub-folders with a manifest of their own.
+
+    Such a sub-folder (the gate's decision inside a report) is an artifact by itself, made later and verified by itself.
+    """
+    inner = tuple(f"{name}/" for name in inner_artifacts(folder))
+    return [name for name in relative_files(folder) if name != NAME and not name.startswith(inner)]
+
+
+def inner_artifacts(folder: Path) -> list[str]:
+    """Sub-folders, relative, that have a manifest of their own; the outermost of each."""
+    found: list[str] = []
+    for name in relative_files(folder):
+        inside = name.startswith(tuple(f"{other}/" for other in found))
+        if name.endswith(f"/{NAME}") and not inside:
+            found.append(name.removesuffix(f"/{NAME}"))
+    return found
 
 
 def lineage(inputs: tuple[Input, ...], depth: int = 1) -> list[dict[str, Any]]:
@@ -206,8 +227,9 @@ def digest_of(kind: str, outputs: list[dict[str, Any]]) -> str:
 
 
 def _outputs(folder: Path) -> list[dict[str, Any]]:
-    names = [name for name in relative_files(folder) if name != NAME]
-    return [{"path": n, "sha256": sha256_file(folder / n), "bytes": (folder / n).stat().st_size} for n in names]
+    return [
+        {"path": n, "sha256": sha256_file(folder / n), "bytes": (folder / n).stat().st_size} for n in own_files(folder)
+    ]
 
 
 def _git_commit() -> str | None:

@@ -2,7 +2,7 @@
 
 import math
 
-from tunegate.core.distributions import normal_quantile
+from tunegate.core.distributions import normal_quantile, normal_sf
 from tunegate.core.statistics import clopper_pearson
 
 LARGEST = 10_000_000  # items; beyond it the answer is "not with any set one can make"
@@ -64,3 +64,8 @@ def miller_n(
     """
     z = normal_quantile(1.0 - alpha / 2.0) + normal_quantile(power)
     return math.ceil(z * z * (omega2 + sigma2_a / k_a + sigma2_b / k_b) / difference**2)
+
+
+def power_of_margin(n: int, discordance: float, margin: float, *, alpha: float) -> float:
+    """Chance that n pairs of equal models show non-inferiority by `margin` (normal approximation)."""
+    return normal_sf(normal_quantile(1.0 - alpha) - margin * math.sqrt(n / discordance))

@@ -1,0 +1,237 @@
+"""What `ft eval`, `ft gate` and `ft report` do, and what they show."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tunegate.core import console, registry
+from tunegate.core.artifacts import EvalReport
+from tunegate.core.errors import ExitCode, UserError
+from tunegate.core.files import refuse_existing, write_text
+from tunegate.core.power import detectable_difference, pairs_for_difference
+from tunegate.evalkit.compare import Reading
+from tunegate.evalkit.evaluate import evaluate, open_reading
+from tunegate.evalkit.folders import write_decision, write_report
+from tunegate.evalkit.gate import EXIT
+from tunegate.evalkit.runner import RunOptions
+from tunegate.evalkit.system import classify
+from tunegate.evalkit.task import load_task
+from tunegate.evalkit.verdict import baseline_reading, finish, judge_against, policy_for
+from tunegate.serve.client import api_key
+
+GATE_FOLDER = "gate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A finished report, as it is printed. paths: what was written, by label."""
+
+    reading: Reading
+    paths: dict[str, Path]
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """The content of report.json."""
+        return self.reading.report
+
+    @property
+    def exit_code(self) -> int:
+        """The gate's exit code; 0 where nothing was to decide."""
+        return int(EXIT[self.report["decision"]["decision"]]) if self.report.get("decision") else int(ExitCode.OK)
+
+    def payload(self) -> dict[str, Any]:
+        """What `ft eval --json` prints."""
+        report = self.report
+        payload: dict[str, Any] = {
+            "n": report["n"],
+            "metrics": report["metrics"],
+            "outcomes": report["outcomes"],
+            "operations": report.get("operations", {}),
+            "report": str(self.paths["report"]),
+        }
+        if report.get("comparison"):
+            payload["comparison"] = report["comparison"]["metrics"]
+            payload["flips"] = {
+                side: sum(causes.values()) for side, causes in report["comparison"]["flip_causes"].items()
+            }
+        if report.get("decision"):
+            payload |= {"decision": report["decision"]["decision"], "conditions": report["decision"]["conditions"]}
+        return payload | {name: str(path) for name, path in self.paths.items() if name != "report"}
+
+    def gate_payload(self) -> dict[str, Any]:
+        """What `ft gate --json` prints."""
+        decision: dict[str, Any] = self.report["decision"]
+        comparison = (self.report.get("comparison") or {}).get("metrics")
+        return {
+            **decision,
+            "comparison": comparison,
+            "report": str(self.paths["report"]),
+            "gate": str(self.paths["gate"]),
+        }
+
+    def show(self) -> None:
+        """The table, the paths and, last, the gate's line."""
+        from tunegate.evalkit.terminal import metric_table
+
+        metric_table(self.report)
+        for name, path in self.paths.items():
+            console.out().print(f"{name}: {path}", markup=False)
+        if decision := self.report.get("decision"):
+            console.out().print(f"gate: {decision['decision']} (exit {self.exit_code})", markup=False)
+
+
+def run_eval(
+    target: str,
+    task_path: Path,
+    out: Path,
+    *,
+    against: str | None,
+    policy_path: Path | None,
+    save_as: str | None,
+    allowed: Sequence[str],
+    limit: int | None,
+    options: RunOptions,
+    model: str | None,
+    key_file: Path | None,
+    allow_python: bool,
+    force: bool,
+) -> Shown:
+    """Judge, compare, decide, write. Everything that can be wrong with the input is found before anything is asked."""
+    refuse_existing(out, force=force)
+    task = load_task(task_path, limit=limit, allow_python=allow_python)
+    policy = policy_for(policy_path, task.file.gate, task.primary, where=str(task_path))
+    system = classify(target, model=model)
+    other = None if against is None else classify(against)
+    key = api_key(key_file)
+    baseline = None
+    if other is not None:
+        beside = out.with_name(f"{out.name}-baseline")
+        if other.kind != "report":
+            refuse_existing(beside, force=force)
+        baseline = baseline_reading(other, task, out=beside, options=options, key=key, force=force)
+    evaluation = evaluate(system, task, out=out, options=options, key=key)
+    if baseline is not None or policy_path is not None:
+        judged = judge_against(evaluation.reading, baseline, policy, allowed=allowed)
+        _say_lock(judged.report)
+        evaluation = replace(evaluation, reading=judged)
+    report = write_report(out, evaluation, baseline=baseline, force=force)
+    finish(evaluation)
+    paths = {"report": out, "page": out / "report.html"}
+    if decision := evaluation.reading.report["decision"]:
+        paths["gate"] = write_decision(out / GATE_FOLDER, decision, report=report, baseline=baseline).path
+    if save_as is not None:
+        registry.save(save_as, report)
+        console.say(f"saved as {save_as!r} in {registry.home()}")
+    return Shown(reading=evaluation.reading, paths=paths)
+
+
+def run_gate(
+    report_path: Path,
+    *,
+    against: str | None,
+    policy_path: Path | None,
+    out: Path | None,
+    allowed: Sequence[str],
+    force: bool,
+) -> Shown:
+    """Decide on a finished report; without `against`, by the baseline that it was compared with when it was made."""
+    folder = out or report_path / GATE_FOLDER
+    report = EvalReport.open(report_path)
+    if out is not None or against is None:
+        refuse_existing(folder, force=force or out is None)
+    candidate = open_reading(report, name=report_path.name)
+    earlier = (candidate.report.get("comparison") or {}).get("baseline")
+    if against is None and earlier is not None:
+        against = earlier["path"]
+        _same_baseline(against, earlier)
+        allowed = [*allowed, *candidate.report["comparison"]["allowed_differences"]]
+    baseline = None
+    if against is not None:
+        system = classify(against)
+        baseline = baseline_reading(system, None, out=folder, options=RunOptions(), key=None, force=False)
+    gate = report.manifest.config.get("task", {}).get("gate")
+    policy = policy_for(policy_path, gate, candidate.report["task"]["primary"], where=str(report_path))
+    judged = judge_against(candidate, baseline, policy, allowed=allowed)
+    _say_lock(judged.report)
+    written = write_decision(
+        folder, judged.report["decision"], report=report, baseline=baseline, force=force or out is None
+    )
+    return Shown(reading=judged, paths={"report": report_path, "gate": written.path})
+
+
+def _same_baseline(path: str | None, earlier: dict[str, Any]) -> None:
+    if path is None or not Path(path).is_dir():
+        raise UserError(
+            "the baseline that this report was compared with is gone", where=str(path), hint="name one with --against"
+        )
+    if EvalReport.open(Path(path)).digest != earlier["digest"]:
+        raise UserError(
+            "the baseline that this report was compared with was changed", where=path, hint="name one with --against"
+        )
+
+
+def _say_lock(report: dict[str, Any]) -> None:
+    comparison = report.get("comparison")
+    if comparison is None:
+        return
+    if comparison["allowed_differences"]:
+        console.warn(f"compared although these differ: {', '.join(comparison['allowed_differences'])}")
+    unknown = [name for name in comparison["unknown"] if name != "template"]
+    if unknown:
+        console.say(f"not known for recorded outputs, so not checked: {', '.join(unknown)}")
+
+
+def power_of(
+    n: int | None, report: Path | None, *, discordance: float, margin: float, alpha: float, power: float
+) -> dict[str, Any]:
+    """What `ft eval power --json` prints."""
+    if report is not None:
+        reading = open_reading(EvalReport.open(report), name=report.name)
+        n = n or int(reading.report["n"])
+        comparison = reading.report.get("comparison")
+        if comparison:
+            change = comparison["metrics"][reading.report["task"]["primary"]]
+            discordance = (change["fixed"] + change["broken"] + 1) / (change["n"] + 2)
+    from tunegate.core.power import power_of_margin
+
+    return {
+        "n": n,
+        "discordance": discordance,
+        "margin": margin,
+        "alpha": alpha,
+        "power": power,
+        "need_n": pairs_for_difference(discordance, margin, alpha=alpha, power=power),
+        "detectable_margin": None if n is None else detectable_difference(n, discordance, alpha=alpha, power=power),
+        "power_at_n": None if n is None else power_of_margin(n, discordance, margin, alpha=alpha),
+    }
+
+
+def show_report(path: Path, *, html: Path | None, junit: Path | None, markdown: Path | None) -> Shown:
+    """Open a report; write its page, JUnit file or summary anew where a file is named."""
+    reading = open_reading(EvalReport.open(path), name=path.name)
+    rows, paths = list(reading.rows), {"report": path}
+    if html is not None:
+        from tunegate.evalkit.render import html as page
+
+        write_text(html, page.render(reading.report, rows, _baseline_rows(reading.report)))
+        paths["html"] = html
+    if junit is not None:
+        from tunegate.evalkit.render import junit as cases
+
+        write_text(junit, cases.render(reading.report, rows))
+        paths["junit"] = junit
+    if markdown is not None:
+        from tunegate.evalkit.render import markdown as summary
+
+        write_text(markdown, summary.render(reading.report))
+        paths["markdown"] = markdown
+    return Shown(reading=reading, paths=paths)
+
+
+def _baseline_rows(report: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The baseline's rows where its folder is still there; the page does without otherwise."""
+    path = ((report.get("comparison") or {}).get("baseline") or {}).get("path")
+    if path is None or not Path(path).is_dir():
+        return None
+    return list(open_reading(EvalReport.open(Path(path)), name=path).rows)

@@ -1,0 +1,210 @@
+"""One evaluation: a system and a task in, the content of an EvalReport out."""
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunegate.core import manifest as manifests
+from tunegate.core.artifacts import EvalReport
+from tunegate.core.console import say, warn
+from tunegate.core.errors import UserError
+from tunegate.core.files import canonical_json, sha256_text
+from tunegate.core.manifest import Input
+from tunegate.core.rows import Row, read_jsonl
+from tunegate.evalkit.compare import Reading
+from tunegate.evalkit.recorded import read_recorded
+from tunegate.evalkit.result_log import ResultLog
+from tunegate.evalkit.runner import Asked, RunOptions, ask
+from tunegate.evalkit.scoring import SLOW, check_gold, result_row, score, verdicts
+from tunegate.evalkit.summary import figures, latency, operations, outcome_counts, slices
+from tunegate.evalkit.system import System, served
+from tunegate.evalkit.task import SCORER_VERSION, EvalTask
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was measured, before it is written. inputs: for the manifest. log: the answers, removed once the folder stands."""
+
+    reading: Reading
+    inputs: list[Input]
+    config: dict[str, Any]
+    seeds: dict[str, int]
+    log: Path | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def log_path(out: Path) -> Path:
+    """Where answers are kept until the folder `out` is finished: beside it."""
+    return out.with_name(f".{out.name}.answers.jsonl")
+
+
+def evaluate(
+    system: System, task: EvalTask, *, out: Path, options: RunOptions, key: str | None = None, name: str | None = None
+) -> Evaluation:
+    """Ask (or read) and judge every item. out: the folder that the report will be written to.
+
+    Raises UserError for what is wrong with task, data or records; InfrastructureError when the endpoint is gone.
+    """
+    if system.kind == "report":
+        raise UserError(
+            "a report is judged already", where=system.spec, hint="compare with it: --against, or decide on it: ft gate"
+        )
+    check_gold(task)
+    start = time.perf_counter()
+    asked, facts, target = _answers(system, task, out, options, key)
+    wall_s = time.perf_counter() - start
+    rows = [result_row(task, row, score(task, row, asked.answers[row.id])) for row in task.rows]
+    report = _report(system, task, rows, asked, facts, name or out.name)
+    report["timing"] = {
+        "wall_s": round(wall_s, 3),
+        "requests": asked.asked,
+        "requests_per_s": round(asked.asked / asked.wall_s, 3) if asked.asked and asked.wall_s else None,
+        "concurrency": options.concurrency if target else None,
+    }
+    _say_faults(report)
+    return Evaluation(
+        reading=Reading(name=str(report["name"]), report=report, rows=rows),
+        inputs=[*_inputs(task), system.as_input("system")],
+        config={"task": canonical_task(task), "target": system.spec, "options": asdict(options)},
+        seeds={} if task.generation.seed is None else {"generation": task.generation.seed},
+        log=log_path(out) if target else None,
+    )
+
+
+def _answers(
+    system: System, task: EvalTask, out: Path, options: RunOptions, key: str | None
+) -> tuple[Asked, dict[str, Any], bool]:
+    """The answers, what the server said of itself, and whether an endpoint was asked."""
+    if system.kind == "recorded":
+        found = read_recorded(Path(system.spec).expanduser(), task.rows, known=task.ids)
+        return Asked(answers=found, asked=0, wall_s=0.0, model="", prompt_ids_digest=None), {}, False
+    with ResultLog(log_path(out)) as log:
+        if len(log):
+            say(f"resuming: {len(log)} answers found in {log.path}")
+        with served(system, key=key, log=out.with_name(f".{out.name}.server.log")) as target:
+            asked = ask(task, target, log, model_digest=system.digest, options=options, judge=_judge(task))
+    return asked, target.facts, True
+
+
+def _judge(task: EvalTask) -> Any:
+    """Whether an answer is right, for the running estimate; None where judging is slow or needs several answers."""
+    if task.file.repeats > 1 or any(v.kind in SLOW for v in task.validators):
+        return None
+    return lambda row, answer: verdicts(task, row, answer)[task.primary].passed
+
+
+def canonical_task(task: EvalTask) -> dict[str, Any]:
+    """The task file as it was understood, for the manifest."""
+    document = asdict(task.file)
+    return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in document.items()}
+
+
+def _report(
+    system: System, task: EvalTask, rows: list[dict[str, Any]], asked: Asked, facts: dict[str, Any], name: str
+) -> dict[str, Any]:
+    recorded = system.kind == "recorded"
+    names = [v.name for v in task.validators] + (["weighted"] if any(v.weight for v in task.validators) else [])
+    counted = [(r["prompt_tokens"], r["completion_tokens"]) for r in rows]
+    report: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "created": manifests.now(),
+        "target": {
+            "spec": system.spec,
+            "kind": system.kind,
+            "digest": system.digest,
+            "model": asked.model or system.model,
+        },
+        "task": {
+            "name": task.file.name,
+            "digest": task.digest,
+            "primary": task.primary,
+            "validators": [{"name": v.name, "kind": v.kind} for v in task.validators],
+            "slices": list(task.file.slices),
+            "group": task.file.group,
+            "repeats": task.file.repeats,
+        },
+        "data": {
+            "path": str(task.file.data),
+            "sha256": task.data_sha256,
+            "n": len(task.rows),
+            "items_digest": items_digest(task.rows),
+        },
+        # what outputs recorded elsewhere were made with is not known, so it is not claimed
+        "generation": None if recorded else task.generation.request(),
+        "scorer_version": SCORER_VERSION,
+        "prompt_digest": None
+        if recorded
+        else sha256_text(canonical_json([[r["id"], r["prompt_digest"]] for r in rows])),
+        "prompt_ids_digest": asked.prompt_ids_digest,
+        "template_digest": facts.get("template_digest"),
+        "server": {key: value for key, value in facts.items() if key != "template_digest"},
+        "n": len(rows),
+        "outcomes": outcome_counts(rows),
+        "metrics": figures(rows, names),
+        "slices": slices(rows, task.file.slices, names),
+        "latency": latency(rows),
+        "tokens": {
+            "prompt": _total([p for p, _ in counted]),
+            "completion": _total([c for _, c in counted]),
+        },
+        "size_bytes": system.size_bytes,
+        "comparison": None,
+        "decision": None,
+        "lineage": manifests.lineage((*_inputs(task), system.as_input("system"))),
+    }
+    return {**report, "operations": operations(rows, report)}
+
+
+def _total(values: list[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def items_digest(rows: tuple[Row, ...]) -> str:
+    """What the items are: their ids and what is expected of each."""
+    return sha256_text(canonical_json([[r.id, r.expected, r.accept, r.messages[-1].get("tool_calls")] for r in rows]))
+
+
+def _inputs(task: EvalTask) -> list[Input]:
+    files = [Input.of_file(task.path, "task"), Input.of_file(task.file.data, "data")]
+    if task.file.few_shot:
+        files.append(Input.of_file(task.path.parent / str(task.file.few_shot["file"]), "few_shot"))
+    for validator in task.validators:
+        files += [
+            Input.of_file(v, f"validator {validator.name}")
+            for v in vars(validator).values()
+            if isinstance(v, Path) and v.is_file()
+        ]
+    return files
+
+
+def _say_faults(report: dict[str, Any]) -> None:
+    """Nothing silent: items that got no answer, that were cut off, that are empty."""
+    counts = report["outcomes"]
+    if counts["infra_error"]:
+        warn(
+            f"{counts['infra_error']} of {report['n']} items got no answer (infrastructure errors); they are in no score"
+        )
+    if counts["truncated"]:
+        warn(f"{counts['truncated']} of {report['n']} answers were cut off at max_tokens")
+
+
+def open_reading(report: EvalReport, *, name: str) -> Reading:
+    """The content of a finished report. Raises UserError when a newer version wrote it, or it is damaged."""
+    document = report.report()
+    version = document.get("schema_version")
+    where = str(report.path / "report.json")
+    if not isinstance(version, int):
+        raise UserError("not a report of ours", where=where)
+    if version > SCHEMA_VERSION:
+        raise UserError(
+            f"written by a newer version (report schema {version}, this one reads {SCHEMA_VERSION})",
+            where=where,
+            hint="upgrade tunegate",
+        )
+    rows = [value for _, value in read_jsonl(report.results_path)]
+    return Reading(name=name, report=document, rows=rows, digest=report.digest, path=str(report.path))

@@ -1,0 +1,360 @@
+"""The gate: PASS where a condition is shown, FAIL where its contrary is shown, INCONCLUSIVE otherwise.
+
+Each condition errs with probability at most alpha on each side. All must pass together, so passing needs no correction
+for their number (an intersection-union test, Berger 1982); that one of many slices fails is corrected by Holm.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tunegate.core.errors import ExitCode, UserError, nearest
+from tunegate.core.power import items_for_rate, pairs_for_difference
+from tunegate.core.statistics import Interval, holm
+from tunegate.evalkit.compare import Paired, Reading, pair, slice_values
+from tunegate.evalkit.options import build
+from tunegate.evalkit.strict_yaml import read_yaml
+from tunegate.evalkit.summary import CENSUS, PERCENTILES, Measured, known_metrics, measure
+
+Decision = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+EXIT: dict[str, ExitCode] = {
+    "PASS": ExitCode.OK,
+    "FAIL": ExitCode.GATE_FAIL,
+    "INCONCLUSIVE": ExitCode.INCONCLUSIVE,
+}
+PAIRED = ("non_inferior", "superior")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """One condition. margin: of non_inferior, in the metric's unit. value: of at_least and at_most. slice: a slice key; the
+    condition must then hold for each of its values."""
+
+    metric: str
+    rule: Literal["non_inferior", "superior", "at_least", "at_most"]
+    margin: float | None = None
+    value: float | None = None
+    slice: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """alpha: the promised error rate of each condition, on each side. max_infra_error_rate: above it nothing is judged."""
+
+    conditions: tuple[dict[str, Any], ...]
+    alpha: float = 0.05
+    max_infra_error_rate: float = 0.05
+
+    def parsed(self, where: str) -> list[Condition]:
+        """The conditions, checked. Raises UserError with the key."""
+        found = [
+            build(Condition, c, where=f"{where} conditions[{i}]", base=Path()) for i, c in enumerate(self.conditions)
+        ]
+        for index, condition in enumerate(found):
+            _check(condition, f"{where} conditions[{index}]")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One condition, decided. value, low, high: the estimate with its interval of level 1 - 2 alpha; None where unbounded
+    or not measured. need_n: items in all that would decide it with a chance of 80 %."""
+
+    metric: str
+    rule: str
+    decision: Decision
+    value: float | None
+    low: float | None
+    high: float | None
+    need_n: int | None
+    reason: str
+    bound: float | None = None
+    p: float | None = None
+    n: int = 0
+    slice: str | None = None
+    level: float | None = None
+
+
+def load_policy(path: Path) -> Policy:
+    """Read and check a `gate.yaml`. Raises UserError with file and key."""
+    return make_policy(read_yaml(path), str(path))
+
+
+def make_policy(given: Any, where: str) -> Policy:
+    """A policy from a mapping. Raises UserError with `where` and key."""
+    policy = build(Policy, given, where=where, base=Path())
+    if not policy.conditions:
+        raise UserError("a gate without conditions would let everything through", where=f"{where} conditions")
+    if not 0.0 < policy.alpha < 0.5:
+        raise UserError("alpha must lie between 0 and 0.5", where=f"{where} alpha")
+    if not 0.0 <= policy.max_infra_error_rate <= 1.0:
+        raise UserError("must lie between 0 and 1", where=f"{where} max_infra_error_rate")
+    policy.parsed(where)
+    return policy
+
+
+def default_policy(primary: str) -> Policy:
+    """Without a policy: the primary metric is not inferior by more than 0.02, alpha 0.05."""
+    return Policy(conditions=({"metric": primary, "rule": "non_inferior", "margin": 0.02},))
+
+
+def _check(condition: Condition, where: str) -> None:
+    if condition.rule == "non_inferior":
+        if condition.margin is None or not 0.0 < condition.margin < 1.0:
+            raise UserError(
+                "non_inferior needs a margin between 0 and 1",
+                where=f"{where} margin",
+                hint="margin: 0.02 is two points",
+            )
+    elif condition.margin is not None:
+        raise UserError(f"{condition.rule} takes no margin", where=f"{where} margin")
+    if condition.rule in PAIRED and condition.value is not None:
+        raise UserError(f"{condition.rule} takes no value", where=f"{where} value")
+    if condition.rule not in PAIRED and condition.value is None:
+        raise UserError(f"{condition.rule} needs a value", where=f"{where} value")
+    if condition.slice is not None and condition.metric == "size_bytes":
+        raise UserError("size_bytes has no slices", where=f"{where} slice")
+
+
+def decide(policy: Policy, candidate: Reading, baseline: Reading | None) -> dict[str, Any]:
+    """Decide every condition: `decision`, `conditions`, and what they were decided from.
+
+    Raises UserError for a metric or slice that the report does not have, and for a paired rule without a baseline.
+    """
+    conditions = policy.parsed("gate")
+    _known(conditions, candidate, baseline)
+    lost = _lost(candidate, baseline)
+    findings = [f for condition in conditions for f in _condition(condition, policy.alpha, candidate, baseline)]
+    stated = [c.value or 0.0 for c in conditions if c.metric == "infra_error_rate" and c.rule == "at_most"]
+    limit = min(stated, default=policy.max_infra_error_rate)
+    if lost > limit:
+        reason = f"{lost:.1%} of the items were lost to infrastructure errors, above {limit:.1%}: nothing is judged"
+        findings = [_refused(f, reason) for f in findings]
+    decisions = {finding.decision for finding in findings}
+    decision = "FAIL" if "FAIL" in decisions else "INCONCLUSIVE" if "INCONCLUSIVE" in decisions else "PASS"
+    return {
+        "decision": decision,
+        "conditions": [asdict(finding) for finding in findings],
+        "policy": asdict(policy),
+        "alpha": policy.alpha,
+        "infra_error_rate": lost,
+    }
+
+
+def _lost(candidate: Reading, baseline: Reading | None) -> float:
+    sides = [side for side in (candidate, baseline) if side is not None and side.rows]
+    return max(
+        (sum(row["outcome"] == "infra_error" for row in side.rows) / len(side.rows) for side in sides), default=1.0
+    )
+
+
+def _refused(finding: Finding, reason: str) -> Finding:
+    return Finding(**{**asdict(finding), "decision": "INCONCLUSIVE", "reason": reason})
+
+
+def _known(conditions: list[Condition], candidate: Reading, baseline: Reading | None) -> None:
+    for index, condition in enumerate(conditions):
+        where = f"gate conditions[{index}]"
+        known = list(candidate.report["metrics"]) if condition.rule in PAIRED else known_metrics(candidate.report)
+        if condition.metric not in known:
+            raise UserError(
+                f"the report has no metric {condition.metric!r} for {condition.rule}",
+                where=f"{where} metric",
+                hint=nearest(condition.metric, known),
+            )
+        if condition.rule in PAIRED and baseline is None:
+            raise UserError(
+                f"{condition.rule} needs a baseline", where=where, hint="--against NAME, a report folder, or any TARGET"
+            )
+        if condition.rule in PAIRED and baseline is not None and condition.metric not in baseline.report["metrics"]:
+            raise UserError(f"the baseline has no metric {condition.metric!r}", where=f"{where} metric")
+        if condition.slice is not None and condition.slice not in candidate.report["task"]["slices"]:
+            keys = list(candidate.report["task"]["slices"])
+            raise UserError(
+                f"the report has no slice {condition.slice!r}",
+                where=f"{where} slice",
+                hint=nearest(condition.slice, keys) if keys else "name it under slices: in the task",
+            )
+
+
+def _condition(condition: Condition, alpha: float, candidate: Reading, baseline: Reading | None) -> list[Finding]:
+    if condition.slice is None:
+        return [_one(condition, alpha, candidate, baseline, candidate.rows, None)[0]]
+    parts = slice_values(candidate.rows, condition.slice)
+    decided = [
+        _one(condition, alpha, candidate, baseline, rows, f"{condition.slice}={value}") for value, rows in parts.items()
+    ]
+    corrected = holm([contrary for _, contrary in decided])
+    return [
+        _spared(finding, adjusted) if finding.decision == "FAIL" and adjusted >= alpha else finding
+        for (finding, _), adjusted in zip(decided, corrected, strict=True)
+    ]
+
+
+def _spared(finding: Finding, adjusted: float) -> Finding:
+    reason = f"{finding.reason}; not shown once corrected for the number of slices (Holm p {adjusted:.3f})"
+    return Finding(**{**asdict(finding), "decision": "INCONCLUSIVE", "reason": reason})
+
+
+def _one(
+    condition: Condition,
+    alpha: float,
+    candidate: Reading,
+    baseline: Reading | None,
+    rows: Any,
+    part: str | None,
+) -> tuple[Finding, float]:
+    """One condition over some rows, and the p-value of its contrary."""
+    level = 1.0 - 2.0 * alpha
+    if condition.rule in PAIRED:
+        assert baseline is not None
+        return _paired(condition, alpha, pair(baseline.rows, rows, condition.metric), part)
+    metric, report = condition.metric, candidate.report
+    finding = _bounded(condition, alpha, measure(rows, report, metric, level=level, exact=True), part)
+    if finding.decision != "FAIL":
+        return finding, 1.0
+    return finding, _contrary(lambda lv: measure(rows, report, metric, level=lv, exact=True).interval, condition, alpha)
+
+
+def _paired(condition: Condition, alpha: float, paired: Paired, part: str | None) -> tuple[Finding, float]:
+    bound = -condition.margin if condition.margin is not None else 0.0
+    interval = paired.interval(level=1.0 - 2.0 * alpha)
+    exact = None
+    if condition.rule == "superior":
+        p, contrary = paired.better_p(), paired.worse_p()
+        shown, refuted = p < alpha, contrary < alpha
+    else:
+        p = paired.above_p(bound)
+        exact = paired.exact_p(-bound) if p < alpha else None
+        shown = p < alpha and (exact is None or exact < alpha)
+        refuted = interval.high is not None and interval.high < bound
+        contrary = _contrary(lambda level: paired.interval(level=level), condition, alpha) if refuted else 1.0
+    decision: Decision = "PASS" if shown else "FAIL" if refuted else "INCONCLUSIVE"
+    need = _need_pairs(paired, bound, alpha) if decision == "INCONCLUSIVE" else None
+    finding = _finding(
+        condition, decision, interval, need, _paired_reason(condition, decision, interval, p, exact), alpha, part
+    )
+    return Finding(**{**asdict(finding), "p": p, "bound": bound, "n": paired.n}), contrary
+
+
+def _contrary(interval_at: Callable[[float], Interval | None], condition: Condition, alpha: float) -> float:
+    """p of the contrary: the least alpha at which the whole interval still breaks the condition, at most `alpha`."""
+    bound = -condition.margin if condition.margin is not None else condition.value or 0.0
+    low, high = 0.0, alpha
+    for _ in range(20):
+        middle = (low + high) / 2.0
+        interval = interval_at(1.0 - 2.0 * middle)
+        low, high = (low, middle) if interval is not None and _breaks(interval, bound, condition) else (middle, high)
+    return high
+
+
+def _breaks(interval: Interval, bound: float, condition: Condition) -> bool:
+    """Whether the whole interval lies on the wrong side of the bound."""
+    if condition.rule == "at_most":
+        return interval.low is not None and interval.low > bound
+    return interval.high is not None and interval.high < bound
+
+
+def _paired_reason(condition: Condition, decision: Decision, interval: Interval, p: float, exact: float | None) -> str:
+    span = f"difference {interval.value:+.4f} [{_text(interval.low)}, {_text(interval.high)}], p {p:.4f}"
+    if condition.rule == "superior":
+        words = {"PASS": "better", "FAIL": "worse", "INCONCLUSIVE": "neither better nor worse is shown"}
+    else:
+        words = {
+            "PASS": f"not worse by {condition.margin:g} or more",
+            "FAIL": f"worse by more than {condition.margin:g}",
+            "INCONCLUSIVE": f"a drop of {condition.margin:g} is neither excluded nor shown",
+        }
+    note = f"; the exact p is {exact:.4f}, so few pairs differ" if exact is not None and decision != "PASS" else ""
+    return f"{words[decision]}: {span}{note}"
+
+
+def _need_pairs(paired: Paired, bound: float, alpha: float) -> int | None:
+    """Items for 80 % power: if the two are equal; where there are that many already, if the difference is as observed."""
+    if paired.n == 0:
+        return None
+    if paired.binary:
+        discordance = (paired.fixed + paired.broken + 1.0) / (paired.n + 2.0)
+    else:
+        discordance = sum((d - paired.value) ** 2 for d in paired.differences) / paired.n or 1.0 / paired.n
+    distances = [abs(bound)] if bound else []
+    for distance in [*distances, abs(paired.value - bound)]:
+        if distance > 0:
+            need = round(pairs_for_difference(discordance, distance, alpha=alpha) * paired.effect)
+            if need > paired.n:
+                return need
+    return 2 * paired.n
+
+
+def _bounded(condition: Condition, alpha: float, measured: Measured, part: str | None) -> Finding:
+    assert condition.value is not None
+    interval, bound, least = measured.interval, condition.value, condition.rule == "at_least"
+    if interval is None:
+        return _finding(condition, "INCONCLUSIVE", None, None, f"{condition.metric} was not measured", alpha, part)
+    if condition.metric in CENSUS:
+        holds = interval.value >= bound if least else interval.value <= bound
+        word = "holds" if holds else "does not hold"
+        reason = (
+            f"{condition.metric} {interval.value:g} {'>=' if least else '<='} {bound:g} {word} (counted, not sampled)"
+        )
+        return _finding(condition, "PASS" if holds else "FAIL", interval, None, reason, alpha, part)
+    low, high = interval.low, interval.high
+    shown = (low is not None and low >= bound) if least else (high is not None and high <= bound)
+    refuted = _breaks(interval, bound, condition)
+    decision: Decision = "PASS" if shown else "FAIL" if refuted else "INCONCLUSIVE"
+    need = _need_items(measured, interval, condition, alpha) if decision == "INCONCLUSIVE" else None
+    words = {
+        "PASS": "the whole interval keeps to it",
+        "FAIL": "the whole interval breaks it",
+        "INCONCLUSIVE": "the interval reaches over it",
+    }
+    span = f"{interval.value:.4g} [{_text(low)}, {_text(high)}]"
+    reason = f"{condition.rule.replace('_', ' ')} {bound:g}: {words[decision]}, {span}"
+    return _finding(condition, decision, interval, need, reason, alpha, part)
+
+
+def _need_items(measured: Measured, interval: Interval, condition: Condition, alpha: float) -> int | None:
+    """Items that would decide a floor or ceiling if the true value is the observed one; None where no number would."""
+    bound, least = condition.value or 0.0, condition.rule == "at_least"
+    if measured.kind == "rate" and 0.0 < bound < 1.0:
+        need = items_for_rate(interval.value, bound, alpha=alpha)
+        scale = interval.n / measured.effective_n if measured.effective_n else 1.0
+        return None if need is None else max(interval.n + 1, round(need * scale))
+    edge = interval.low if least else interval.high
+    if measured.kind == "percentile" and edge is None:
+        share = next(p for name, p in PERCENTILES.items() if f"_{name}_" in condition.metric)
+        return max(interval.n + 1, math.ceil(math.log(alpha) / math.log(1.0 - share if least else share)))
+    if edge is None or interval.value == bound:
+        return None
+    return max(interval.n + 1, round(interval.n * ((edge - interval.value) / (bound - interval.value)) ** 2))
+
+
+def _finding(
+    condition: Condition,
+    decision: Decision,
+    interval: Interval | None,
+    need_n: int | None,
+    reason: str,
+    alpha: float,
+    part: str | None,
+) -> Finding:
+    return Finding(
+        metric=condition.metric,
+        rule=condition.rule,
+        decision=decision,
+        value=None if interval is None else interval.value,
+        low=None if interval is None else interval.low,
+        high=None if interval is None else interval.high,
+        need_n=need_n,
+        reason=reason,
+        bound=condition.value,
+        n=0 if interval is None else interval.n,
+        slice=part,
+        level=1.0 - 2.0 * alpha,
+    )
+
+
+def _text(bound: float | None) -> str:
+    return "no bound" if bound is None else f"{bound:.4g}"

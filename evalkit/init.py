@@ -1,0 +1,149 @@
+"""`ft eval init`: a task file from a look at the expected outputs."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tunegate.core.errors import UserError
+from tunegate.core.files import write_json, write_text
+from tunegate.core.rows import Row, read_unique_rows
+from tunegate.evalkit.validators.base import NotJsonError, strict_json
+from tunegate.evalkit.validators.number import numbers
+from tunegate.evalkit.validators.tool_call import call_of
+
+LOOKED_AT = 2000  # rows
+LABELS = 200  # distinct texts up to which short outputs are labels
+MAX_SLICES = 30  # values of a tag that make a slice
+
+
+def init_task(data: Path, out: Path, *, force: bool) -> dict[str, Any]:
+    """Write a task file for `data`; where outputs are JSON objects also the schema inferred from them.
+
+    Returns what was found: `outputs`, `primary`, `text`, `schema`. Raises UserError when `out` exists already.
+    """
+    if out.exists() and not force:
+        raise UserError("exists already", where=str(out), hint="pass --force to replace it")
+    rows = read_unique_rows(data)[:LOOKED_AT]
+    kind = _kind(rows)
+    schema = None
+    if kind == "json" and all(row.schema is None for row in rows):
+        schema = out.with_name(f"{out.stem}.schema.json")
+        if schema.exists() and not force:
+            raise UserError("exists already", where=str(schema), hint="pass --force to replace it")
+        write_json(schema, infer([strict_json(row.expected) for row in rows]))
+    lines, primary = _validators(kind, rows, None if schema is None else schema.name)
+    text = "\n".join(
+        [
+            f"name: {json.dumps(data.stem)}",
+            f"data: {json.dumps(_relative(data, out.parent))}",
+            "validators:",
+            *(f"  - {line}" for line in lines),
+            f"primary: {primary}",
+            f"slices: [{', '.join(_slices(rows))}]",
+            *(["group: group  # rows that share it are not independent"] if any(row.group for row in rows) else []),
+            f"generation: {{max_tokens: {_max_tokens(rows)}, temperature: 0, seed: 0}}",
+            "",
+        ]
+    )
+    write_text(out, text)
+    return {
+        "outputs": kind,
+        "primary": primary,
+        "text": text,
+        "task": str(out),
+        "schema": None if schema is None else str(schema),
+    }
+
+
+def _kind(rows: list[Row]) -> str:
+    """What the outputs are: tool_call, json, number, label or text."""
+    values = []
+    for row in rows:
+        try:
+            values.append(strict_json(row.expected))
+        except NotJsonError:
+            break
+    if len(values) == len(rows) and all(isinstance(v, dict) for v in values):
+        return "tool_call" if all(_is_call(v) for v in values) else "json"
+    if all(row.messages[-1].get("tool_calls") for row in rows):
+        return "tool_call"
+    texts = [row.expected.strip() for row in rows]
+    if all(len(numbers(t)) == 1 and len(t) < 40 for t in texts):
+        return "number"
+    distinct = len(set(texts))
+    return "label" if distinct <= min(LABELS, max(2, len(rows) // 2)) and max(map(len, texts)) <= 80 else "text"
+
+
+def _is_call(value: dict[str, Any]) -> bool:
+    try:
+        call_of(value)
+    except NotJsonError:
+        return False
+    return True
+
+
+def _validators(kind: str, rows: list[Row], schema: str | None) -> tuple[list[str], str]:
+    valid = "{name: json_valid, kind: json}"
+    if kind in ("json", "tool_call"):
+        with_schema = schema is not None or all(row.schema is not None for row in rows)
+        option = f", schema: {json.dumps(schema)}" if schema else ""
+        lines = [valid, *([f"{{name: schema, kind: json_schema{option}}}"] if with_schema else [])]
+        exact = "tool_call" if kind == "tool_call" else "json_equal"
+        return [*lines, f"{{name: exact, kind: {exact}}}"], "exact"
+    if kind == "number":
+        return ["{name: number, kind: number, rel_tolerance: 0.001}"], "number"
+    if any(row.accept for row in rows):
+        return ["{name: exact, kind: any_of}"], "exact"
+    return ["{name: exact, kind: exact_match, normalize: [strip, case]}"], "exact"
+
+
+def _slices(rows: list[Row]) -> list[str]:
+    found = []
+    for key in dict.fromkeys(k for row in rows for k in (*row.tags, *row.extra)):
+        values = [row.tags.get(key, row.extra.get(key)) for row in rows]
+        if (
+            all(isinstance(v, str | int | bool) or v is None for v in values)
+            and 2 <= len(Counter(map(str, values))) <= MAX_SLICES
+        ):
+            found.append(json.dumps(key))
+    return found
+
+
+def _max_tokens(rows: list[Row]) -> int:
+    """Room for the longest output at two characters a token (text rarely needs more), in steps of 64."""
+    longest = max(len(row.expected) for row in rows)
+    return max(64, -(-(longest // 2 + 16) // 64) * 64)
+
+
+def _relative(data: Path, folder: Path) -> str:
+    try:
+        return data.resolve().relative_to(folder.resolve()).as_posix()
+    except ValueError:
+        return str(data.resolve())
+
+
+def infer(values: list[Any]) -> dict[str, Any]:
+    """A JSON Schema (2020-12) that allows all the values: types, required and known keys, few texts as an enum."""
+    types = sorted({_type(v) for v in values})
+    if "integer" in types and "number" in types:
+        types.remove("integer")
+    schema: dict[str, Any] = {"type": types[0] if len(types) == 1 else types}
+    objects = [v for v in values if isinstance(v, dict)]
+    if objects:
+        keys = list(dict.fromkeys(k for v in objects for k in v))
+        schema["properties"] = {k: infer([v[k] for v in objects if k in v]) for k in keys}
+        schema["required"] = [k for k in keys if all(k in v for v in objects)]
+        schema["additionalProperties"] = False
+    items = [item for v in values if isinstance(v, list) for item in v]
+    if items:
+        schema["items"] = infer(items)
+    texts = {v for v in values if isinstance(v, str)}
+    if types == ["string"] and len(texts) <= 20 and len(values) >= 10 * len(texts):
+        schema["enum"] = sorted(texts)
+    return schema
+
+
+def _type(value: Any) -> str:
+    names = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
+    return "null" if value is None else names[type(value)]

@@ -1,0 +1,54 @@
+"""`ft eval noise`: the same system asked twice. What changes by itself is the noise that any comparison stands on."""
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tunegate.core.errors import UsageError
+from tunegate.core.statistics import wilson
+from tunegate.evalkit.compare import flips_of
+from tunegate.evalkit.evaluate import evaluate
+from tunegate.evalkit.runner import RunOptions
+from tunegate.evalkit.summary import judged
+from tunegate.evalkit.system import classify
+from tunegate.evalkit.task import load_task
+from tunegate.serve.client import api_key
+
+
+def measure_noise(
+    target: str,
+    task_path: Path,
+    *,
+    limit: int | None,
+    options: RunOptions,
+    model: str | None,
+    key_file: Path | None,
+    allow_python: bool,
+) -> dict[str, Any]:
+    """Ask every item twice, nothing cached: flip rate with interval, items whose outcome or text changed.
+
+    Raises UsageError for recorded outputs and reports, which cannot be asked.
+    """
+    system = classify(target, model=model)
+    if system.kind in ("recorded", "report"):
+        raise UsageError("noise needs something that can be asked twice", where=target)
+    task = load_task(task_path, limit=limit, allow_python=allow_python)
+    with tempfile.TemporaryDirectory() as folder:
+        runs = [
+            evaluate(system, task, out=Path(folder) / f"run{i}", options=options, key=api_key(key_file)).reading.rows
+            for i in (1, 2)
+        ]
+    first = {row["id"]: row for row in judged(runs[0])}
+    both = [row for row in judged(runs[1]) if row["id"] in first]
+    flips = flips_of(runs[0], runs[1])
+    changed = [row["id"] for row in both if row["output"] != first[row["id"]]["output"]]
+    return {
+        "n": len(both),
+        "flips": len(flips),
+        "flip_rate": asdict(wilson(len(flips), len(both))),
+        "flaky": sorted(flip["id"] for flip in flips),
+        "changed_texts": len(changed),
+        "changed": sorted(changed),
+        "infra_errors": [len(rows) - len(judged(rows)) for rows in runs],
+    }

@@ -1,0 +1,118 @@
+"""What came of one item: the answer as it was received, each validator's verdict, and one outcome of a closed set."""
+
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+# Openings of a refusal; looked at only where the answer is wrong anyway, to name the cause.
+_REFUSAL = re.compile(
+    r"^\W*(i['’]?m (very )?sorry|i am sorry|sorry|i apologi[sz]e|unfortunately)?\W*(but )?"
+    r"(as an ai\b|i (can['’]?t|cannot|can not|am unable to|['’]m unable to|am not able to|won['’]t|will not)\b)",
+    re.IGNORECASE,
+)
+
+
+class Outcome(StrEnum):
+    """What came of one item. Only `infra_error` says nothing about the model; it is left out of every score."""
+
+    PASS = "pass"  # noqa: S105
+    FAIL = "fail"
+    TRUNCATED = "truncated"
+    REFUSED = "refused"
+    UNPARSABLE = "unparsable"
+    INFRA_ERROR = "infra_error"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One answer as it came. error: why there is none. Latencies in ms. cost_usd: where the record says so."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    refusal: str | None = None
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    error: str | None = None
+    latency_ms: float | None = None
+    ttft_ms: float | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    attempts: int = 1
+    cost_usd: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What one validator says. score: 0 to 1. cause: one of a few words that failures are grouped by.
+
+    parsable: False where the answer had not even the form that is judged (no JSON, no number).
+    """
+
+    passed: bool
+    score: float
+    reason: str = ""
+    cause: str = ""
+    parsable: bool = True
+
+    @staticmethod
+    def yes(reason: str = "") -> "Verdict":
+        """It passes."""
+        return Verdict(passed=True, score=1.0, reason=reason)
+
+    @staticmethod
+    def no(reason: str, cause: str, *, score: float = 0.0) -> "Verdict":
+        """It fails, and why."""
+        return Verdict(passed=False, score=score, reason=reason, cause=cause)
+
+    @staticmethod
+    def unparsable(reason: str) -> "Verdict":
+        """It has not the form that is judged."""
+        return Verdict(passed=False, score=0.0, reason=reason, cause="unparsable", parsable=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemResult:
+    """One item: what was asked, what came, what it is worth.
+
+    scores: by validator, 0 to 1, the mean over repeats. passed: by validator, for one repeat. outcomes: of each repeat.
+    """
+
+    id: str
+    outcome: Outcome
+    scores: dict[str, float]
+    reason: str
+    cause: str
+    answers: tuple[Answer, ...]
+    outcomes: tuple[Outcome, ...]
+
+    @property
+    def answer(self) -> Answer:
+        """The first answer."""
+        return self.answers[0]
+
+
+def outcome_of(answer: Answer, primary: Verdict) -> Outcome:
+    """The outcome of an answer that arrived, by its primary validator.
+
+    A right answer passes however it ended. A wrong one is named by its first cause: refused, cut off, without form, wrong.
+    """
+    if answer.error is not None:
+        return Outcome.INFRA_ERROR
+    if primary.passed:
+        return Outcome.PASS
+    if answer.refusal or answer.finish_reason == "content_filter":
+        return Outcome.REFUSED
+    if answer.finish_reason == "length":
+        return Outcome.TRUNCATED
+    if _REFUSAL.match(answer.text[:200]):
+        return Outcome.REFUSED
+    return Outcome.FAIL if primary.parsable else Outcome.UNPARSABLE
+
+
+def worst_of(outcomes: tuple[Outcome, ...]) -> Outcome:
+    """One outcome for an item that was asked several times: what most of its failures are, pass only if all passed."""
+    counted = [o for o in outcomes if o is not Outcome.INFRA_ERROR]
+    if not counted:
+        return Outcome.INFRA_ERROR
+    failures = [o for o in counted if o is not Outcome.PASS]
+    return max(failures, key=failures.count) if failures else Outcome.PASS

@@ -1,0 +1,69 @@
+"""Recorded outputs: `{"id", "output"}` lines from any system, judged without a model."""
+
+from pathlib import Path
+from typing import Any
+
+from tunegate.core.errors import UserError
+from tunegate.core.rows import Row, read_jsonl
+from tunegate.evalkit.outcomes import Answer
+
+NUMBERS = ("latency_ms", "ttft_ms", "prompt_tokens", "completion_tokens", "cost_usd")
+KEYS = {"id", "output", "finish_reason", "refusal", "tool_calls", "error", *NUMBERS}
+
+
+def read_recorded(path: Path, rows: tuple[Row, ...], *, known: frozenset[str]) -> dict[str, list[Answer]]:
+    """The answers by item id; several lines with one id are its repeats, in order.
+
+    known: ids of the whole data set, of which `rows` may be the first part. Raises UserError with file and line for a
+    record that is none, an unknown id, and for items that have no record.
+    """
+    answers: dict[str, list[Answer]] = {}
+    for number, record in read_jsonl(path):
+        where = f"{path}:{number}"
+        identity, answer = _parse(record, where)
+        if identity not in known:
+            raise UserError(
+                f"no item has the id {identity!r}", where=where, hint="ids must be those of the task's data"
+            )
+        answers.setdefault(identity, []).append(answer)
+    missing = [row.id for row in rows if row.id not in answers]
+    if missing:
+        shown = ", ".join(repr(i) for i in missing[:3]) + (", ..." if len(missing) > 3 else "")
+        hint = 'record {"id": ..., "error": "..."} for an item that got no answer'
+        raise UserError(f"{len(missing)} of {len(rows)} items have no output: {shown}", where=str(path), hint=hint)
+    return {row.id: answers[row.id] for row in rows}
+
+
+def _parse(record: Any, where: str) -> tuple[str, Answer]:
+    if (
+        not isinstance(record, dict)
+        or not isinstance(record.get("id"), str | int)
+        or isinstance(record.get("id"), bool)
+    ):
+        raise UserError('a record needs an "id"', where=where, hint='one {"id": ..., "output": "..."} per line')
+    output, error = record.get("output"), record.get("error")
+    if record.get("outcome") == "infra_error" and not error:
+        error = record.get("reason") or "recorded as an infrastructure error"
+    if output is None and not error and not record.get("tool_calls"):
+        raise UserError('a record needs an "output"', where=where, hint='an item without an answer carries "error"')
+    if output is not None and not isinstance(output, str):
+        raise UserError('"output" must be text, as the model wrote it', where=f"{where} /output")
+    for key in NUMBERS:
+        value = record.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
+            raise UserError(f'"{key}" must be a number of at least 0', where=f"{where} /{key}")
+    if not isinstance(record.get("tool_calls") or [], list):
+        raise UserError('"tool_calls" must be a list', where=f"{where} /tool_calls")
+    answer = Answer(
+        text=output or "",
+        finish_reason=None if record.get("finish_reason") is None else str(record["finish_reason"]),
+        refusal=None if not record.get("refusal") else str(record["refusal"]),
+        tool_calls=record.get("tool_calls") or [],
+        error=None if not error else str(error),
+        latency_ms=record.get("latency_ms"),
+        ttft_ms=record.get("ttft_ms"),
+        prompt_tokens=record.get("prompt_tokens"),
+        completion_tokens=record.get("completion_tokens"),
+        cost_usd=record.get("cost_usd"),
+    )
+    return str(record["id"]), answer

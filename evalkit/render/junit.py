@@ -1,0 +1,68 @@
+"""`junit.xml`: one test case an item, by its id, in the dialect that Jenkins, GitLab and GitHub read (junit-10.xsd)."""
+
+import re
+from typing import Any
+from xml.sax.saxutils import escape, quoteattr
+
+_ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+MAX_BODY = 2000  # characters of a failure's body
+MAX_BYTES = 25_000_000  # GitLab reads files under 30 MB
+GATE = {"FAIL": "failure", "INCONCLUSIVE": "skipped"}
+
+
+def render(report: dict[str, Any], results: list[dict[str, Any]]) -> str:
+    """The XML text. Wrong answers are failures, infrastructure errors are errors; gate conditions form a suite of their own."""
+    name = str(report["task"]["name"])
+    body = MAX_BODY if len(results) * (MAX_BODY + 300) < MAX_BYTES else max(0, MAX_BYTES // max(1, len(results)) - 500)
+    suites = [_suite(name, [_item(name, row, body) for row in results], report)]
+    if decision := report.get("decision"):
+        suites.append(_suite(f"{name} gate", [_condition(name, c) for c in decision["conditions"]], report))
+    return '<?xml version="1.0" encoding="UTF-8"?>\n<testsuites>\n' + "".join(suites) + "</testsuites>\n"
+
+
+def _suite(name: str, cases: list[tuple[str, str, float]], report: dict[str, Any]) -> str:
+    counts = {kind: sum(found == kind for _, found, _ in cases) for kind in ("failure", "error", "skipped")}
+    head = (
+        f'<testsuite name={_attribute(name)} tests="{len(cases)}" failures="{counts["failure"]}" '
+        f'errors="{counts["error"]}" skipped="{counts["skipped"]}" time="{sum(t for _, _, t in cases):.3f}" '
+        f"timestamp={_attribute(str(report['created']).removesuffix('Z'))}>\n"
+    )
+    return head + "".join(text for text, _, _ in cases) + "</testsuite>\n"
+
+
+def _item(suite: str, row: dict[str, Any], body: int) -> tuple[str, str, float]:
+    outcome, seconds = row["outcome"], (row.get("latency_ms") or 0.0) / 1000.0
+    kind = "" if outcome == "pass" else "error" if outcome == "infra_error" else "failure"
+    detail = ""
+    if kind:
+        text = f"{row['reason']}\nexpected: {row['expected']}\ngot: {row['output']}"
+        detail = _detail(kind, f"{outcome}: {row['reason']}", row.get("cause") or outcome, text[:body])
+    return _case(suite, row["id"], detail, seconds), kind, seconds
+
+
+def _condition(suite: str, condition: dict[str, Any]) -> tuple[str, str, float]:
+    kind = GATE.get(condition["decision"], "")
+    name = " ".join(str(part) for part in (condition["metric"], condition["rule"], condition.get("slice")) if part)
+    detail = _detail(kind, condition["reason"], condition["decision"], condition["reason"]) if kind else ""
+    return _case(f"{suite} gate", name, detail, 0.0), kind, 0.0
+
+
+def _case(suite: str, name: str, detail: str, seconds: float) -> str:
+    head = f'<testcase name={_attribute(name)} classname={_attribute(suite)} time="{seconds:.3f}"'
+    return f"{head}>{detail}</testcase>\n" if detail else f"{head}/>\n"
+
+
+def _detail(kind: str, message: str, cause: str, text: str) -> str:
+    shown = _attribute(message[:300])
+    if kind == "skipped":
+        return f"<skipped message={shown}/>"
+    return f"<{kind} message={shown} type={_attribute(cause)}>{escape(_clean(text))}</{kind}>"
+
+
+def _attribute(text: str) -> str:
+    return quoteattr(_clean(text), {"\n": "&#10;", "\r": "&#13;", "\t": "&#9;"})
+
+
+def _clean(text: str) -> str:
+    """Without the characters that XML 1.0 forbids."""
+    return _ILLEGAL.sub("\ufffd", str(text))

@@ -1,0 +1,252 @@
+"""Asks an endpoint every item of a task: asynchronous, at an adaptive pace, resumable."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from tunegate.core.console import Ticker, progress
+from tunegate.core.errors import InfrastructureError, UserError, nearest
+from tunegate.core.files import canonical_json, sha256_text
+from tunegate.core.rows import Row
+from tunegate.core.statistics import wilson
+from tunegate.evalkit.outcomes import Answer
+from tunegate.evalkit.pace import Pace
+from tunegate.evalkit.result_log import ResultLog, key_of
+from tunegate.evalkit.system import Target
+from tunegate.evalkit.task import EvalTask
+from tunegate.serve.client import ChatClient, Completion, EndpointError
+
+DEAD_AFTER = 20  # requests in a row that nothing answered: the endpoint is gone, and asking on would only waste time
+PROBED = 8  # prompts whose token ids are recorded, where the endpoint tells them
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """concurrency: most requests at once. retries: after a passing fault. timeout_s: of one request."""
+
+    concurrency: int = 32
+    retries: int = 4
+    timeout_s: float = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a run brought. answers: by item id, one for each repeat. asked: requests made now, the rest was in the log.
+
+    prompt_ids_digest: over the token ids of the first prompts; None where the endpoint does not tell.
+    """
+
+    answers: dict[str, list[Answer]]
+    asked: int
+    wall_s: float
+    model: str
+    prompt_ids_digest: str | None
+
+
+@dataclass(frozen=True)
+class _Request:
+    row: Row
+    repeat: int
+    key: str
+
+
+def prompt_digest(task: EvalTask, row: Row) -> str:
+    """SHA-256 over the messages and tools that one item is asked with."""
+    return sha256_text(canonical_json([task.messages(row), task.tools(row)]))
+
+
+def ask(
+    task: EvalTask,
+    target: Target,
+    log: ResultLog,
+    *,
+    model_digest: str,
+    options: RunOptions,
+    judge: Callable[[Row, Answer], bool] | None = None,
+) -> Asked:
+    """Ask every item that the log does not hold yet. judge: whether an answer is right, for the running estimate.
+
+    Raises EndpointError when the endpoint is gone or wrong; what was answered until then is in the log.
+    """
+    return asyncio.run(_ask(task, target, log, model_digest, options, judge))
+
+
+async def _ask(
+    task: EvalTask,
+    target: Target,
+    log: ResultLog,
+    model_digest: str,
+    options: RunOptions,
+    judge: Callable[[Row, Answer], bool] | None,
+) -> Asked:
+    client = ChatClient(
+        target.base_url,
+        target.model,
+        key=target.key,
+        timeout_s=options.timeout_s,
+        connections=options.concurrency,
+        retries=options.retries,
+    )
+    start = time.perf_counter()
+    async with client:
+        client.model = await _model_name(client)
+        requests = _requests(task, model_digest if target.facts else f"{model_digest} {client.model}")
+        todo = [request for request in requests if log.get(request.key) is None]
+        failed: dict[str, Answer] = {}
+        with progress("asking", len(requests)) as tick:
+            tick(len(requests) - len(todo))
+            await _Run(
+                task, client, log, failed, Pace(options.concurrency), _Estimate(tick, judge), options.retries + 1
+            ).all(todo)
+        wall_s = time.perf_counter() - start
+        ids = await _prompt_ids(task, client)
+    answers: dict[str, list[Answer]] = {}
+    for request in requests:
+        answers.setdefault(request.row.id, []).append(log.get(request.key) or failed[request.key])
+    return Asked(answers=answers, asked=len(todo), wall_s=wall_s, model=client.model, prompt_ids_digest=ids)
+
+
+def _requests(task: EvalTask, model_digest: str) -> list[_Request]:
+    settings = task.generation.request()
+    return [
+        _Request(row, repeat, key_of(f"{row.id} {digest}", settings, model_digest, repeat))
+        for row in task.rows
+        for digest in [prompt_digest(task, row)]
+        for repeat in range(task.file.repeats)
+    ]
+
+
+async def _model_name(client: ChatClient) -> str:
+    """The model asked for, which the endpoint must serve; the only one it serves when none is named."""
+    served = await client.models()
+    if client.model:
+        if client.model not in served and served:
+            raise UserError(
+                f"the endpoint does not serve {client.model!r}",
+                where=client.base_url,
+                hint=nearest(client.model, served),
+            )
+        return client.model
+    if len(served) != 1:
+        raise UserError(
+            f"the endpoint serves {len(served)} models",
+            where=client.base_url,
+            hint=f"choose one with --model: {', '.join(served[:8])}",
+        )
+    return served[0]
+
+
+async def _prompt_ids(task: EvalTask, client: ChatClient) -> str | None:
+    """Digest over the token ids of the first prompts, as the server makes them; None where it does not tell."""
+    try:
+        ids = [await client.tokenize(task.messages(row), task.tools(row)) for row in task.rows[:PROBED]]
+    except (EndpointError, KeyError, TypeError):
+        return None
+    return sha256_text(canonical_json(ids))
+
+
+class _Estimate:
+    """Progress, with the share of right answers so far and its interval."""
+
+    def __init__(self, tick: Ticker, judge: Callable[[Row, Answer], bool] | None) -> None:
+        self._tick, self._judge = tick, judge
+        self._n = self._passed = self._errors = 0
+
+    def add(self, row: Row, answer: Answer) -> None:
+        """Count one answer."""
+        if answer.error is not None:
+            self._errors += 1
+        elif self._judge is not None:
+            self._n += 1
+            self._passed += self._judge(row, answer)
+        self._tick(1, self._text())
+
+    def _text(self) -> str:
+        parts = []
+        if self._n:
+            i = wilson(self._passed, self._n)
+            parts.append(f"right {i.value:.1%} [{i.low:.1%}, {i.high:.1%}]")
+        if self._errors:
+            parts.append(f"{self._errors} infrastructure errors")
+        return ", ".join(parts)
+
+
+class _Run:
+    """The requests of one run."""
+
+    def __init__(
+        self,
+        task: EvalTask,
+        client: ChatClient,
+        log: ResultLog,
+        failed: dict[str, Answer],
+        pace: Pace,
+        estimate: _Estimate,
+        attempts: int,
+    ) -> None:
+        self._task, self._client, self._log, self._failed = task, client, log, failed
+        self._pace, self._estimate, self._silent = pace, estimate, 0
+        self._settings, self._attempts = task.generation.request(), attempts
+
+    async def all(self, todo: list[_Request]) -> None:
+        """Ask them all; the first error that ends the run cancels the others."""
+        pending = iter(todo)
+        workers = [asyncio.create_task(self._work(pending)) for _ in range(min(self._pace.largest, len(todo)))]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+
+    async def _work(self, pending: Iterator[_Request]) -> None:
+        for request in pending:
+            async with self._pace.slot() as number:
+                await self._one(request, number)
+
+    async def _one(self, request: _Request, number: int) -> None:
+        settings = self._settings
+        if request.repeat and "seed" in settings:
+            settings = {**settings, "seed": settings["seed"] + request.repeat}
+        try:
+            completion = await self._client.complete(
+                self._task.messages(request.row), generation=settings, tools=self._task.tools(request.row)
+            )
+        except EndpointError as error:
+            self._pace.bad(number)
+            self._count_silence(error)
+            answer = Answer(error=error.line(), attempts=self._attempts)
+            self._failed[request.key] = answer
+        else:
+            self._silent = 0
+            self._pace.good() if completion.attempts == 1 else self._pace.bad(number)
+            answer = answer_of(completion)
+            self._log.add(request.key, answer)
+        self._estimate.add(request.row, answer)
+
+    def _count_silence(self, error: EndpointError) -> None:
+        if error.fatal:
+            raise error
+        self._silent = self._silent + 1 if error.status is None else 0
+        if self._silent >= DEAD_AFTER:
+            raise InfrastructureError(
+                f"the endpoint is gone: {self._silent} requests in a row failed, the last with: {error.message}",
+                where=self._client.base_url,
+                hint=f"start it and run the command again; the {len(self._log)} answers so far are kept",
+            )
+
+
+def answer_of(completion: Completion) -> Answer:
+    """A completion as the answer that is judged and kept."""
+    return Answer(
+        text=completion.text,
+        finish_reason=completion.finish_reason,
+        refusal=completion.refusal,
+        tool_calls=completion.tool_calls,
+        latency_ms=round(completion.latency_ms, 3),
+        ttft_ms=None if completion.ttft_ms is None else round(completion.ttft_ms, 3),
+        prompt_tokens=completion.prompt_tokens,
+        completion_tokens=completion.completion_tokens,
+        attempts=completion.attempts,
+    )

@@ -1,0 +1,138 @@
+"""Answers to results: every validator on every answer, one row of `results.jsonl` an item."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+from tunegate.core.console import warn
+from tunegate.core.rows import Row
+from tunegate.evalkit.extract import extract
+from tunegate.evalkit.outcomes import Answer, ItemResult, Outcome, Verdict, outcome_of, worst_of
+from tunegate.evalkit.runner import prompt_digest
+from tunegate.evalkit.task import EvalTask
+
+GOLD_CHECKED = 1000  # rows whose own expected answer is judged before anything is asked
+SLOW = {"sql", "judge", "python"}
+
+
+def verdicts(task: EvalTask, row: Row, answer: Answer) -> dict[str, Verdict]:
+    """What each validator says of one answer, by the validator's name."""
+    judged = replace(answer, text=extract(answer.text, task.file.extract)) if task.file.extract else answer
+    return {validator.name: validator.judge(judged, row) for validator in task.validators}
+
+
+def score(task: EvalTask, row: Row, answers: list[Answer]) -> ItemResult:
+    """The result of one item from its answers, one for each repeat."""
+    said = [verdicts(task, row, answer) if answer.error is None else None for answer in answers]
+    outcomes = tuple(
+        Outcome.INFRA_ERROR if verdict is None else outcome_of(answer, verdict[task.primary])
+        for answer, verdict in zip(answers, said, strict=True)
+    )
+    outcome = worst_of(outcomes)
+    index = outcomes.index(outcome)
+    found = said[index]
+    judged = [verdict for verdict in said if verdict is not None]
+    scores = {v.name: sum(j[v.name].score for j in judged) / len(judged) for v in task.validators} if judged else {}
+    reason, cause = _why(outcome, answers[index], None if found is None else found[task.primary])
+    return ItemResult(
+        id=row.id,
+        outcome=outcome,
+        scores=scores | _weighted(task, scores),
+        reason=reason,
+        cause=cause,
+        answers=tuple(answers),
+        outcomes=outcomes,
+    )
+
+
+def _why(outcome: Outcome, answer: Answer, primary: Verdict | None) -> tuple[str, str]:
+    if primary is None:
+        return answer.error or "no answer", Outcome.INFRA_ERROR
+    if outcome is Outcome.PASS:
+        return primary.reason, ""
+    if outcome is Outcome.TRUNCATED:
+        return f"cut off at max_tokens; {primary.reason}", outcome
+    if outcome is Outcome.REFUSED:
+        return f"refused: {answer.refusal or answer.text[:200]}", outcome
+    return primary.reason, primary.cause or outcome
+
+
+def _weighted(task: EvalTask, scores: dict[str, float]) -> dict[str, float]:
+    total = sum(v.weight for v in task.validators)
+    if not total or not scores:
+        return {}
+    return {"weighted": sum(v.weight * scores[v.name] for v in task.validators) / total}
+
+
+def result_row(task: EvalTask, row: Row, result: ItemResult) -> dict[str, Any]:
+    """One item as it stands in `results.jsonl`."""
+    answer = result.answer
+    repeats = (
+        {}
+        if len(result.answers) == 1
+        else {
+            "outcomes": [str(o) for o in result.outcomes],
+            "outputs": [a.text for a in result.answers],
+        }
+    )
+    slices = {key: value for key in task.file.slices if (value := task.slice_of(row, key)) is not None}
+    group = task.group_of(row)
+    return {
+        "id": row.id,
+        "output": answer.text,
+        "outcome": str(result.outcome),
+        "scores": result.scores,
+        "reason": result.reason,
+        "cause": result.cause,
+        "latency_ms": answer.latency_ms,
+        "ttft_ms": answer.ttft_ms,
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "finish_reason": answer.finish_reason,
+        "attempts": answer.attempts,
+        "error": answer.error,
+        "tool_calls": answer.tool_calls,
+        "cost_usd": _cost(task, answer),
+        "prompt_digest": prompt_digest(task, row),
+        "messages": task.messages(row),
+        "expected": row.expected,
+        "tags": {**row.tags, **slices},
+        "group": None if group.startswith("\0") else group,
+        **repeats,
+    }
+
+
+def _cost(task: EvalTask, answer: Answer) -> float | None:
+    """What the answer cost in USD: as recorded, else by the task's token prices."""
+    if answer.cost_usd is not None or not task.file.price:
+        return answer.cost_usd
+    if answer.prompt_tokens is None or answer.completion_tokens is None:
+        return None
+    per_prompt, per_completion = (float(task.file.price[k]) for k in ("prompt_usd_per_1m", "completion_usd_per_1m"))
+    return (answer.prompt_tokens * per_prompt + answer.completion_tokens * per_completion) / 1e6
+
+
+def check_gold(task: EvalTask) -> int:
+    """Judge the expected answers themselves and warn of those that do not pass: number of them.
+
+    A row whose own answer fails can be passed by no model; usually the data is wrong, or the validator.
+    """
+    if any(v.kind in SLOW for v in task.validators):
+        return 0
+    failing: list[str] = []
+    kinds: Counter[str] = Counter()
+    checked = task.rows[:GOLD_CHECKED]
+    for row in checked:
+        gold = Answer(text=row.expected, tool_calls=list(row.messages[-1].get("tool_calls") or []))
+        bad = [name for name, verdict in verdicts(replace_extract(task), row, gold).items() if not verdict.passed]
+        failing += [row.id] if bad else []
+        kinds.update(bad)
+    if failing:
+        by = ", ".join(f"{name} {n}" for name, n in kinds.most_common())
+        warn(f"{len(failing)} of {len(checked)} expected answers do not pass themselves ({by}); first: {failing[0]}")
+    return len(failing)
+
+
+def replace_extract(task: EvalTask) -> EvalTask:
+    """The task without extraction steps: an expected answer needs none."""
+    return replace(task, file=replace(task.file, extract=()))

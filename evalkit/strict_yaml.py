@@ -1,0 +1,80 @@
+"""YAML as JSON: safe types only, no key twice, no dates, and every fault with file and line."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from tunegate.core.errors import UserError
+
+MAX_BYTES = 4_000_000
+_FLOAT = re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?$")
+
+
+def read_yaml(path: Path) -> Any:
+    """The document of a YAML file. Raises UserError with file and line."""
+    if not path.is_file():
+        raise UserError(
+            "no such file" if not path.exists() else "is a folder, a YAML file is needed here", where=str(path)
+        )
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"larger than {MAX_BYTES} bytes", where=str(path))
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 at byte {error.start}", where=str(path)) from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The document of a YAML text. Raises UserError with `where` and the line."""
+    import yaml
+
+    try:
+        return yaml.load(text, Loader=_loader())  # noqa: S506 a subclass of SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{where}:{mark.line + 1}" if mark else where
+        raise UserError(f"not valid YAML: {error.problem or error.context}", where=place) from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise UserError(
+            f"not valid YAML: {str(error).splitlines()[0] if str(error) else 'nested too deeply'}", where=where
+        ) from None
+
+
+def _loader() -> Any:
+    import yaml
+
+    class Strict(yaml.SafeLoader):
+        """SafeLoader without aliases (they can blow a file up), without dates, without repeated keys."""
+
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.events.AliasEvent):
+                event = self.peek_event()  # type: ignore[no-untyped-call]
+                raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", event.start_mark)
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen: set[Any] = set()
+            for key_node, _ in node.value:
+                key = self.construct_object(key_node, deep=True)
+                if not isinstance(key, str):
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key!r} is not text", key_node.start_mark
+                    )
+                if key in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key!r} stands twice", key_node.start_mark
+                    )
+                seen.add(key)
+            return super().construct_mapping(node, deep)
+
+    Strict.yaml_implicit_resolvers = {
+        first: [
+            (tag, pattern)
+            for tag, pattern in pairs
+            if tag not in ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float", "tag:yaml.org,2002:merge")
+        ]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Strict.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+    return Strict

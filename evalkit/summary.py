@@ -1,0 +1,189 @@
+"""Rows of results to figures: each metric with its interval, over all items and by slice."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tunegate.core.distributions import student_quantile
+from tunegate.core.statistics import (
+    Interval,
+    bootstrap_mean,
+    clopper_pearson,
+    clustered_se,
+    design_effect,
+    percentile,
+    wilson,
+)
+
+Rows = Sequence[dict[str, Any]]
+LEVEL = 0.95  # of the intervals in a report; a gate takes 1 - 2 alpha
+PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
+SHARES = ("infra_error", "truncated", "refused", "unparsable")
+CENSUS = {"infra_error_rate", "size_bytes"}  # facts of this run and this folder, not samples of anything
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One metric. interval: None where nothing was measured. kind: how its interval was made."""
+
+    kind: str
+    interval: Interval | None
+    passed: float = 0.0
+    effective_n: float = 0.0
+
+
+def judged(rows: Rows) -> list[dict[str, Any]]:
+    """The rows that say something about the model: all but infrastructure errors."""
+    return [row for row in rows if row["outcome"] != "infra_error"]
+
+
+def clusters(rows: Rows) -> list[str]:
+    """What each row is grouped by; its own id where it has no group."""
+    return [f"\0{row['id']}" if row.get("group") is None else str(row["group"]) for row in rows]
+
+
+def score_interval(values: Sequence[float], groups: Sequence[str], *, level: float, exact: bool = False) -> Measured:
+    """Interval of the mean of scores: Wilson (or exact) where all are 0 or 1, else studentised bootstrap.
+
+    Grouped rows: the exact interval on the effective counts (Korn & Graubard 1998), n / design effect, with Student's t.
+    """
+    n = len(values)
+    if n == 0:
+        return Measured(kind="rate", interval=None)
+    if any(value not in (0.0, 1.0) for value in values):
+        return Measured(kind="mean", interval=bootstrap_mean(values, groups, level=level).interval, effective_n=n)
+    passed = sum(values)
+    effect, df = design_effect(values, groups)
+    if effect == 1.0 and df == float("inf"):
+        interval = (clopper_pearson if exact else wilson)(passed, n, level=level)
+        return Measured(kind="rate", interval=interval, passed=passed, effective_n=n)
+    ratio = (student_quantile((1 + level) / 2, float("inf")) / student_quantile((1 + level) / 2, df)) ** 2
+    effective = max(1.0, n / effect * ratio)
+    found = (clopper_pearson if exact else wilson)(passed * effective / n, effective, level=level)
+    interval = Interval(value=passed / n, low=found.low, high=found.high, n=n)
+    return Measured(kind="rate", interval=interval, passed=passed, effective_n=effective)
+
+
+def measure(rows: Rows, report: dict[str, Any], metric: str, *, level: float, exact: bool = False) -> Measured:
+    """One metric by name, over these rows. Raises KeyError for a name that is none."""
+    if metric.endswith("_rate") and metric.removesuffix("_rate") in SHARES:
+        return _share(rows, metric.removesuffix("_rate"), level=level, exact=exact)
+    for field in ("latency_ms", "ttft_ms"):
+        for name, probability in PERCENTILES.items():
+            if metric == f"{field.removesuffix('_ms')}_{name}_ms":
+                values = [row[field] for row in judged(rows) if row.get(field) is not None]
+                return Measured(
+                    kind="percentile", interval=percentile(values, probability, level=level) if values else None
+                )
+    if metric == "size_bytes":
+        size = report.get("size_bytes")
+        return Measured(
+            kind="census", interval=None if size is None else Interval(value=size, low=size, high=size, n=1)
+        )
+    if metric == "cost_per_correct_usd":
+        return Measured(kind="ratio", interval=_cost_per_correct(rows, level=level))
+    if metric in ("pass_at_k", "pass_hat_k"):
+        return _repeats(rows, metric, level=level, exact=exact)
+    if metric not in metric_names(report):
+        raise KeyError(metric)
+    counted = [row for row in judged(rows) if metric in row["scores"]]
+    return score_interval([row["scores"][metric] for row in counted], clusters(counted), level=level, exact=exact)
+
+
+def metric_names(report: dict[str, Any]) -> list[str]:
+    """The metrics that answers are scored by."""
+    return list(report["metrics"])
+
+
+def known_metrics(report: dict[str, Any]) -> list[str]:
+    """Every metric a gate may name for this report."""
+    times = [f"{field}_{name}_ms" for field in ("latency", "ttft") for name in PERCENTILES]
+    return [*metric_names(report), *times, *(f"{s}_rate" for s in SHARES), "size_bytes", "cost_per_correct_usd"]
+
+
+def _share(rows: Rows, outcome: str, *, level: float, exact: bool) -> Measured:
+    """Share of an outcome: of all items for infrastructure errors (a census of this run), else of the judged ones."""
+    if outcome == "infra_error":
+        share = sum(row["outcome"] == outcome for row in rows) / max(1, len(rows))
+        return Measured(kind="census", interval=Interval(value=share, low=share, high=share, n=len(rows)))
+    counted = judged(rows)
+    values = [float(row["outcome"] == outcome) for row in counted]
+    return score_interval(values, clusters(counted), level=level, exact=exact)
+
+
+def _repeats(rows: Rows, metric: str, *, level: float, exact: bool) -> Measured:
+    """pass@k: any of the k answers is right; pass^k: all are. Repeats lost to infrastructure are not counted."""
+    counted = [row for row in judged(rows) if row.get("outcomes")]
+    lists = [[o == "pass" for o in row["outcomes"] if o != "infra_error"] for row in counted]
+    values = [float(any(ok) if metric == "pass_at_k" else all(ok)) for ok in lists]
+    return score_interval(values, clusters(counted), level=level, exact=exact)
+
+
+def _cost_per_correct(rows: Rows, *, level: float) -> Interval | None:
+    """Total cost over the number of right answers, as a ratio estimate (Cochran 1977, eq. 6.13), in USD."""
+    counted = [row for row in judged(rows) if row.get("cost_usd") is not None]
+    right = sum(row["outcome"] == "pass" for row in counted)
+    if not counted or not right:
+        return None
+    ratio = sum(row["cost_usd"] for row in counted) / right
+    residuals = [row["cost_usd"] - ratio * (row["outcome"] == "pass") for row in counted]
+    groups = clusters(counted)
+    if len(set(groups)) < 2:
+        return Interval(value=ratio, low=None, high=None, n=len(counted))
+    se = clustered_se(residuals, groups) * len(counted) / right
+    half = student_quantile((1 + level) / 2, len(set(groups)) - 1.0) * se
+    return Interval(value=ratio, low=max(0.0, ratio - half), high=ratio + half, n=len(counted))
+
+
+def figures(rows: Rows, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Every score metric with its 95 % interval; pass@k and pass^k where items were asked several times."""
+    shell = {"metrics": dict.fromkeys(names)}
+    found = {name: measure(rows, shell, name, level=LEVEL) for name in names}
+    if any(row.get("outcomes") for row in rows):
+        found |= {name: measure(rows, shell, name, level=LEVEL) for name in ("pass_at_k", "pass_hat_k")}
+    return {name: _as_json(m) for name, m in found.items()}
+
+
+def operations(rows: Rows, report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Latency, outcome shares and cost, those that were measured, with their 95 % intervals."""
+    names = [n for n in known_metrics({"metrics": {}}) if n != "size_bytes"]
+    found = {name: measure(rows, report, name, level=LEVEL) for name in names}
+    return {name: _as_json(m) for name, m in found.items() if m.interval is not None}
+
+
+def _as_json(measured: Measured) -> dict[str, Any]:
+    if measured.interval is None:
+        return {"value": None, "low": None, "high": None, "n": 0, "level": LEVEL}
+    return {**asdict(measured.interval), "level": LEVEL}
+
+
+def slices(rows: Rows, keys: Sequence[str], names: list[str]) -> dict[str, dict[str, Any]]:
+    """For each slice key and value: number of items and every metric."""
+    found: dict[str, dict[str, Any]] = {}
+    for key in keys:
+        values: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            if (value := row["tags"].get(key)) is not None:
+                values.setdefault(str(value), []).append(row)
+        found[key] = {
+            value: {"n": len(part), "metrics": figures(part, names)} for value, part in sorted(values.items())
+        }
+    return found
+
+
+def outcome_counts(rows: Rows) -> dict[str, int]:
+    """Items by outcome, every outcome listed."""
+    counts = Counter(row["outcome"] for row in rows)
+    return {name: counts.get(name, 0) for name in ("pass", "fail", *SHARES[1:], "infra_error")}
+
+
+def latency(rows: Rows) -> dict[str, dict[str, float | None]]:
+    """p50, p95 and p99 of latency and of time to first token, in ms."""
+    found: dict[str, dict[str, float | None]] = {}
+    for field in ("latency_ms", "ttft_ms"):
+        values = [row[field] for row in judged(rows) if row.get(field) is not None]
+        found[field] = {
+            name: percentile(values, p, level=LEVEL).value if values else None for name, p in PERCENTILES.items()
+        }
+    return found

@@ -1,0 +1,120 @@
+"""What is judged: a hub model, a builtin, a Run, a Release, an endpoint, recorded outputs, or a report made before."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tunegate.core import manifest as manifests
+from tunegate.core import model_source, registry
+from tunegate.core.artifacts import EvalReport, Release, Run, open_any
+from tunegate.core.errors import UserError
+from tunegate.core.files import folder_bytes, sha256_file, sha256_text
+from tunegate.core.manifest import Input
+from tunegate.core.model_source import ModelSource
+
+Kind = Literal["endpoint", "model", "run", "release", "recorded", "report"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """One thing to judge. spec: as the user named it. digest: of its content. model: the name asked for at the endpoint.
+
+    source: the folder, model or report behind it. size_bytes: on disk, where that is known.
+    """
+
+    spec: str
+    kind: Kind
+    digest: str
+    model: str | None = None
+    source: Release | Run | ModelSource | EvalReport | None = None
+    size_bytes: int | None = None
+
+    def as_input(self, role: str) -> Input:
+        """This system, seen as an input of a report."""
+        if isinstance(self.source, Release | Run | EvalReport):
+            return self.source.as_input(role)
+        return Input(role=role, kind=self.kind, path=self.spec, digest=self.digest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where requests go. facts: what the server that we started knows (template digest, engine version, flags)."""
+
+    base_url: str
+    model: str
+    key: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def classify(spec: str, *, model: str | None = None) -> System:
+    """Find out what `spec` is; a saved name goes before a hub id. Raises UserError when it is nothing."""
+    if spec.startswith(("http://", "https://")):
+        return System(
+            spec=spec.rstrip("/"), kind="endpoint", digest=sha256_text(f"{spec.rstrip('/')} {model or ''}"), model=model
+        )
+    path = Path(spec).expanduser()
+    if path.is_dir() and (path / manifests.NAME).is_file():
+        return _folder(spec, path)
+    if path.is_file() and path.suffix != ".gguf":
+        if path.suffix not in (".jsonl", ".ndjson", ".json"):
+            raise UserError(
+                "recorded outputs are a .jsonl file", where=spec, hint='one {"id": ..., "output": "..."} per line'
+            )
+        return System(spec=spec, kind="recorded", digest=sha256_file(path))
+    if path.suffix == ".jsonl":
+        raise UserError("no such file", where=spec)
+    if registry.has_report(spec):
+        return _report(spec, registry.find_report(spec))
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(
+            "neither a Tunegate folder nor a model folder",
+            where=spec,
+            hint="it has no manifest.json and no config.json",
+        )
+    if "/" not in spec and ":" not in spec and not path.exists():
+        registry.find_report(spec)  # raises, with the names there are
+    source = model_source.resolve(spec)
+    size = None if source.path is None else folder_bytes(source.path)
+    return System(
+        spec=spec, kind="model", digest=source.as_input().digest, model=source.name, source=source, size_bytes=size
+    )
+
+
+def _folder(spec: str, path: Path) -> System:
+    artifact = open_any(path)
+    if isinstance(artifact, EvalReport):
+        return _report(spec, artifact)
+    if isinstance(artifact, Release | Run):
+        kind: Kind = "release" if isinstance(artifact, Release) else "run"
+        return System(
+            spec=spec,
+            kind=kind,
+            digest=artifact.digest,
+            model=path.name,
+            source=artifact,
+            size_bytes=folder_bytes(path),
+        )
+    raise UserError(
+        f"a {artifact.kind} folder cannot be judged",
+        where=spec,
+        hint="give a Run, a Release, a model, an endpoint or recorded outputs",
+    )
+
+
+def _report(spec: str, report: EvalReport) -> System:
+    return System(spec=spec, kind="report", digest=report.digest, source=report)
+
+
+@contextmanager
+def served(system: System, *, key: str | None, log: Path) -> Iterator[Target]:
+    """The endpoint to ask: the one named, else a server started for this system and stopped at the end."""
+    if system.kind == "endpoint":
+        yield Target(base_url=system.spec, model=system.model or "", key=key)
+        return
+    from tunegate.serve.vllm_process import serving
+
+    assert isinstance(system.source, Release | Run | ModelSource)
+    with serving(system.source, log=log) as endpoint:
+        yield Target(base_url=endpoint.base_url, model=endpoint.model, key=endpoint.key, facts=endpoint.facts)

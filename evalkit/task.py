@@ -1,0 +1,243 @@
+"""`task.yaml`: the data, how it is asked, how answers are judged. Everything in it is checked before anything is asked."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunegate.core.errors import UserError, nearest
+from tunegate.core.files import canonical_json, sha256_file, sha256_text
+from tunegate.core.rows import Message, Row, read_unique_rows
+from tunegate.evalkit import extract as extraction
+from tunegate.evalkit.options import build
+from tunegate.evalkit.strict_yaml import read_yaml
+from tunegate.evalkit.validators.base import Validator
+from tunegate.evalkit.validators.kinds import make
+
+SCORER_VERSION = 1  # raised whenever a validator's verdict on some answer changes
+RESERVED = {"weighted", "pass_at_k", "pass_hat_k", "infra_error_rate", "truncated_rate", "size_bytes"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """Request fields sent to the endpoint as they are. max_tokens: of the answer. stop: texts that end it."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    seed: int | None = 0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+
+    def request(self) -> dict[str, Any]:
+        """As request fields; absent ones left out."""
+        fields: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature, "top_p": self.top_p}
+        fields |= {} if self.seed is None else {"seed": self.seed}
+        return fields | ({"stop": list(self.stop)} if self.stop else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShot:
+    """Examples put before the question: the first `n` rows of `file`, each as a user and an assistant turn."""
+
+    file: Path
+    n: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Price:
+    """What tokens cost, in USD per million."""
+
+    prompt_usd_per_1m: float
+    completion_usd_per_1m: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskFile:
+    """The keys of `task.yaml`.
+
+    system: replaces the rows' own system turn. prompt: what the last user turn becomes, `{input}` standing for it.
+    extract: named steps, in order. primary: the validator that decides an item (the last one, if not named). group: key
+    of rows that are not independent (the rows' own `group`, if not named). price: USD per million tokens. repeats: answers per item. gate: what `gate.yaml` holds. send_tools: whether the
+    rows' tools go to the endpoint.
+    """
+
+    name: str
+    data: Path
+    validators: tuple[dict[str, Any], ...]
+    primary: str | None = None
+    slices: tuple[str, ...] = ()
+    group: str | None = None
+    generation: dict[str, Any] = field(default_factory=dict)
+    system: str | None = None
+    prompt: str | None = None
+    few_shot: dict[str, Any] | None = None
+    extract: tuple[str, ...] = ()
+    repeats: int = 1
+    gate: dict[str, Any] | None = None
+    send_tools: bool = True
+    price: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalTask:
+    """A task, checked, with its rows. digest: of what decides a score given the answers (validators, extraction).
+
+    ids: of all rows of the data; `rows` may be the first of them only.
+    """
+
+    path: Path
+    file: TaskFile
+    rows: tuple[Row, ...]
+    validators: tuple[Validator, ...]
+    primary: str
+    generation: Generation
+    examples: tuple[Row, ...]
+    digest: str
+    data_sha256: str
+    ids: frozenset[str]
+
+    def messages(self, row: Row) -> list[Message]:
+        """The prompt of one row: system turn, examples, question."""
+        turns = [dict(message) for message in row.prompt]
+        systems = [m for m in turns if m["role"] in ("system", "developer")]
+        rest = [m for m in turns if m["role"] not in ("system", "developer")]
+        if self.file.system is not None:
+            systems = [{"role": "system", "content": self.file.system}]
+        if self.file.prompt is not None and rest and rest[-1]["role"] == "user":
+            rest[-1]["content"] = self.file.prompt.replace("{input}", str(rest[-1].get("content") or ""))
+        shown = [turn for example in self.examples for turn in self._as_example(example)]
+        return [*systems, *shown, *rest]
+
+    def _as_example(self, example: Row) -> list[Message]:
+        turns = [dict(m) for m in example.messages if m["role"] not in ("system", "developer")]
+        if self.file.prompt is not None and len(turns) >= 2:
+            turns[-2]["content"] = self.file.prompt.replace("{input}", str(turns[-2].get("content") or ""))
+        return turns
+
+    def tools(self, row: Row) -> list[Any] | None:
+        """The tools sent with one row."""
+        return row.tools if self.file.send_tools else None
+
+    def group_of(self, row: Row) -> str:
+        """What names the rows that are not independent of this one; the row's own id where nothing does."""
+        value = _lookup(row, self.file.group or "group")
+        return str(value) if value is not None else f"\0{row.id}"
+
+    def slice_of(self, row: Row, key: str) -> str | None:
+        """The row's value of a slice key, as text; None where it has none."""
+        value = _lookup(row, key)
+        return None if value is None else value if isinstance(value, str) else canonical_json(value)
+
+
+def load_task(path: Path, *, limit: int | None = None, allow_python: bool = False) -> EvalTask:
+    """Read and check a task file and its data. limit: only the first rows.
+
+    Raises UserError with file and key, or file and line, for whatever is wrong with either.
+    """
+    where = str(path)
+    document = read_yaml(path)
+    file = build(TaskFile, document, where=where, base=path.parent)
+    if not file.validators:
+        raise UserError("at least one validator is needed", where=f"{where} validators")
+    validators = tuple(
+        make(v, where=f"{where} validators[{i}]", base=path.parent) for i, v in enumerate(file.validators)
+    )
+    primary = _primary(file, validators, where)
+    if not allow_python and any(v.kind == "python" for v in validators):
+        raise UserError(
+            "a python validator runs code of yours", where=f"{where} validators", hint="pass --allow-python"
+        )
+    extraction.check(file.extract, f"{where} extract")
+    if file.repeats < 1:
+        raise UserError("repeats must be at least 1", where=f"{where} repeats")
+    generation = _generation(file, where, path.parent)
+    if file.price is not None:
+        build(Price, file.price, where=f"{where} price", base=path.parent)
+    rows = _rows(file, validators, where)
+    rules = [repr_of(v) for v in validators]
+    digest = sha256_text(
+        canonical_json({"v": SCORER_VERSION, "validators": rules, "extract": file.extract, "primary": primary})
+    )
+    return EvalTask(
+        path=path,
+        file=file,
+        rows=tuple(rows if limit is None else rows[:limit]),
+        validators=validators,
+        primary=primary,
+        generation=generation,
+        examples=_examples(file, rows, where, path.parent),
+        digest=digest,
+        data_sha256=sha256_file(file.data),
+        ids=frozenset(row.id for row in rows),
+    )
+
+
+def repr_of(validator: Validator) -> str:
+    """What decides a validator's verdicts, as text: its kind and options, a file by its content."""
+    parts = {
+        name: f"sha256:{sha256_file(value)}" if isinstance(value, Path) and value.is_file() else str(value)
+        for name, value in sorted(vars(validator).items())
+        if not (isinstance(value, Path) and value.is_dir())
+    }
+    return canonical_json({"kind": validator.kind, **parts})
+
+
+def _primary(file: TaskFile, validators: tuple[Validator, ...], where: str) -> str:
+    names = [v.name for v in validators]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise UserError(f"two validators are called {name!r}", where=f"{where} validators[{index}] name")
+        if name in RESERVED or name.endswith(("_ms", "_rate", "_bytes", "_usd")):
+            raise UserError(f"{name!r} is the name of a metric of ours", where=f"{where} validators[{index}] name")
+    if file.primary is not None and file.primary not in names:
+        raise UserError(
+            f"no validator is called {file.primary!r}", where=f"{where} primary", hint=nearest(file.primary, names)
+        )
+    return file.primary or names[-1]
+
+
+def _generation(file: TaskFile, where: str, base: Path) -> Generation:
+    generation = build(Generation, file.generation, where=f"{where} generation", base=base)
+    if generation.max_tokens < 1 or generation.temperature < 0 or not 0 < generation.top_p <= 1:
+        raise UserError("max_tokens >= 1, temperature >= 0 and 0 < top_p <= 1 are needed", where=f"{where} generation")
+    return generation
+
+
+def _rows(file: TaskFile, validators: tuple[Validator, ...], where: str) -> list[Row]:
+    rows = read_unique_rows(file.data)
+    for row in rows:
+        for validator in validators:
+            validator.check_row(row)
+    for key in [*file.slices, *([file.group] if file.group else [])]:
+        if all(_lookup(row, key) is None for row in rows):
+            known = sorted(
+                {k for row in rows[:1000] for k in (*row.tags, *row.extra, *(["group"] if row.group else []))}
+            )
+            raise UserError(
+                f"no row has {key!r}", where=f"{where} slices/group", hint=nearest(key, known) if known else None
+            )
+    return rows
+
+
+def _examples(file: TaskFile, rows: list[Row], where: str, base: Path) -> tuple[Row, ...]:
+    if file.few_shot is None:
+        return ()
+    wanted = build(FewShot, file.few_shot, where=f"{where} few_shot", base=base)
+    if wanted.n < 1:
+        raise UserError("n must be at least 1", where=f"{where} few_shot n")
+    examples = read_unique_rows(wanted.file)[: wanted.n]
+    asked = {canonical_json(row.prompt) for row in rows}
+    for example in examples:
+        if canonical_json(example.prompt) in asked:
+            raise UserError(
+                "this example is also asked: its answer would be given away", where=f"{wanted.file}:{example.line}"
+            )
+    return tuple(examples)
+
+
+def _lookup(row: Row, key: str | None) -> Any:
+    """A key of the row's tags, else a key of the row itself (`group` included)."""
+    if key is None:
+        return None
+    if key in row.tags:
+        return row.tags[key]
+    return row.group if key == "group" else row.extra.get(key)

@@ -1,0 +1,54 @@
+"""What every validator is: a name, a weight, its options as fields, and `judge`."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from tunegate.core.errors import UserError
+from tunegate.core.rows import Row, parse_json
+from tunegate.evalkit.outcomes import Answer, Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validator:
+    """One way to judge an answer. name: its metric's name. weight: its share in the metric `weighted` (0: none)."""
+
+    name: str
+    weight: float = 0.0
+    kind: ClassVar[str] = ""
+
+    def judge(self, answer: Answer, row: Row) -> Verdict:
+        """Pass or fail, a score from 0 to 1, and the reason."""
+        raise NotImplementedError
+
+    def check_row(self, row: Row) -> None:
+        """Raise UserError, with file and line, when this row cannot be judged this way; called before anything is asked."""
+
+
+class NotJsonError(ValueError):
+    """The text is not strict JSON."""
+
+
+def strict_json(text: str) -> Any:
+    """One JSON value and nothing else: no NaN, no key twice. Raises NotJsonError with the reason."""
+    try:
+        return parse_json(text.strip().encode("utf-8", "surrogatepass"), "")
+    except UserError as error:
+        raise NotJsonError(error.message if text.strip() else "the answer is empty") from None
+
+
+def place(row: Row) -> str:
+    """Where a row stands, for an error: `file:line`."""
+    return f"{row.file}:{row.line}"
+
+
+def shown(value: Any, limit: int = 120) -> str:
+    """A value as JSON, cut to `limit` characters, for a reason."""
+    import json
+
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def admissible(row: Row) -> list[Any]:
+    """The outputs that are right: the row's `accept`, else its expected answer."""
+    return row.accept if row.accept is not None else [row.expected]

@@ -1,0 +1,46 @@
+"""`exact_match`: the text, letter for letter, after the normalisations that the task names."""
+
+import re
+import string
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from tunegate.core.rows import Row
+from tunegate.evalkit.outcomes import Answer, Verdict
+from tunegate.evalkit.validators.base import Validator, shown
+
+Normalisation = Literal["strip", "case", "whitespace", "punctuation", "articles", "nfkc"]
+_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
+STEPS: dict[str, Callable[[str], str]] = {
+    "strip": str.strip,
+    "case": str.casefold,
+    "whitespace": lambda text: " ".join(text.split()),
+    "punctuation": lambda text: text.translate(_PUNCTUATION),
+    "articles": lambda text: re.sub(r"\b(a|an|the)\b", " ", text, flags=re.IGNORECASE),
+    "nfkc": lambda text: unicodedata.normalize("NFKC", text),
+}
+
+
+def normalised(text: str, steps: tuple[str, ...]) -> str:
+    """`text` after the named steps, in the order given."""
+    for step in steps:
+        text = STEPS[step](text)
+    return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactMatch(Validator):
+    """Equal to the expected answer. normalize: steps applied to both sides, in order; by default only `strip`."""
+
+    normalize: tuple[Normalisation, ...] = ("strip",)
+    kind: ClassVar[str] = "exact_match"
+
+    def judge(self, answer: Answer, row: Row) -> Verdict:
+        """Pass when both texts are equal."""
+        if normalised(answer.text, self.normalize) == normalised(row.expected, self.normalize):
+            return Verdict.yes()
+        if not answer.text.strip():
+            return Verdict.unparsable("the answer is empty")
+        return Verdict.no(f"expected {shown(row.expected)}, got {shown(answer.text)}", "wrong_value")

@@ -1,0 +1,57 @@
+"""`python`: a function of the user's, `module:function`, only with `--allow-python`; it gets the answer and the row."""
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tunegate.core.errors import UserError
+from tunegate.core.rows import Row
+from tunegate.evalkit.outcomes import Answer, Verdict
+from tunegate.evalkit.validators.base import Validator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Python(Validator):
+    """function: `module:function`, found beside the task file or installed. It is called with the answer's text and the
+    row as a dict, and returns true or false, a number from 0 to 1, or `{"score": ..., "passed": ..., "reason": ...}`."""
+
+    function: str
+    folder: Path = Path()
+    kind: ClassVar[str] = "python"
+
+    def loaded(self) -> Any:
+        """The function. Raises UserError when it cannot be imported."""
+        module, _, name = self.function.partition(":")
+        folder = str(self.folder.resolve())
+        sys.path.insert(0, folder)
+        try:
+            return getattr(importlib.import_module(module), name)
+        except Exception as error:
+            raise UserError(
+                f"cannot import {self.function!r}: {type(error).__name__}: {error}",
+                where=f"validator {self.name}",
+                hint="function: module:name, the module beside the task file or installed",
+            ) from None
+        finally:
+            sys.path.remove(folder)
+
+    def judge(self, answer: Answer, row: Row) -> Verdict:
+        """What the function says. What it raises is a UserError: its fault is not the model's."""
+        try:
+            said = self.loaded()(answer.text, row.to_json())
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{self.function} raised {type(error).__name__}: {error}", where=f"item {row.id}") from None
+        given = said if isinstance(said, dict) else {"score": said}
+        score = given.get("score")
+        if not isinstance(score, bool | int | float) or not 0 <= score <= 1:
+            raise UserError(
+                f"{self.function} returned {said!r}: true, false or a number from 0 to 1 is needed",
+                where=f"item {row.id}",
+            )
+        passed = bool(given.get("passed", score == 1))
+        reason = str(given.get("reason", "" if passed else f"score {score:g}"))
+        return Verdict(passed=passed, score=float(score), reason=reason, cause="" if passed else "wrong_value")

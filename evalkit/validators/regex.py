@@ -1,0 +1,52 @@
+"""`regex`: what a pattern finds in the answer, compared with the expected answer, or the pattern alone."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from tunegate.core.errors import UserError
+from tunegate.core.rows import Row
+from tunegate.evalkit.outcomes import Answer, Verdict
+from tunegate.evalkit.validators.base import Validator, admissible, shown
+from tunegate.evalkit.validators.exact_match import Normalisation, normalised
+
+SECONDS = 1.0  # of one pattern on one answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regex(Validator):
+    """pattern: Python syntax. compare: what its group 1 (else the whole match) finds must equal the expected answer; when
+    false it is enough that the pattern is found. which: the first or the last match."""
+
+    pattern: str
+    compare: bool = True
+    which: Literal["first", "last"] = "first"
+    normalize: tuple[Normalisation, ...] = ("strip",)
+    kind: ClassVar[str] = "regex"
+
+    def __post_init__(self) -> None:
+        self.compiled()
+
+    def compiled(self) -> Any:
+        """The compiled pattern. Raises UserError when it is not one."""
+        import regex
+
+        try:
+            return regex.compile(self.pattern)
+        except (regex.error, OverflowError, RecursionError) as error:
+            raise UserError(f"not a regular expression: {error}", where=f"{self.name} pattern") from None
+
+    def judge(self, answer: Answer, row: Row) -> Verdict:
+        """Pass when the pattern is found and, with `compare`, what it finds is right."""
+        try:
+            found = list(self.compiled().finditer(answer.text, timeout=SECONDS))
+        except TimeoutError:
+            return Verdict.unparsable(f"the pattern took longer than {SECONDS:g} s on this answer")
+        if not found:
+            return Verdict.unparsable(f"the pattern is not found in {shown(answer.text)}")
+        if not self.compare:
+            return Verdict.yes()
+        match = found[0 if self.which == "first" else -1]
+        got = (match.group(1) if match.re.groups else match.group(0)) or ""
+        if any(normalised(got, self.normalize) == normalised(str(v), self.normalize) for v in admissible(row)):
+            return Verdict.yes()
+        return Verdict.no(f"expected {shown(row.expected)}, found {shown(got)}", "wrong_value")

@@ -1,0 +1,88 @@
+"""`sql`: run the answer and the expected query on a SQLite file and compare the rows. Read-only, bounded in time and rows."""
+
+import functools
+import sqlite3
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tunegate.core.errors import UserError
+from tunegate.core.rows import Row
+from tunegate.evalkit.outcomes import Answer, Verdict
+from tunegate.evalkit.validators.base import Validator, admissible, place, shown
+
+MAX_ROWS = 10_000
+SECONDS = 5.0
+_ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+
+
+class QueryError(Exception):
+    """The query could not be run within bounds; the text says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sql(Validator):
+    """database: a SQLite file. ordered: the order of rows counts (else only where the expected query says ORDER BY)."""
+
+    database: Path
+    ordered: bool | None = None
+    kind: ClassVar[str] = "sql"
+
+    def __post_init__(self) -> None:
+        if not self.database.is_file():
+            raise UserError("no such database", where=str(self.database))
+
+    def check_row(self, row: Row) -> None:
+        """The expected query must run."""
+        for query in admissible(row):
+            try:
+                _expected(str(query), self.database)
+            except QueryError as error:
+                raise UserError(f"the expected query does not run: {error}", where=place(row)) from None
+
+    def judge(self, answer: Answer, row: Row) -> Verdict:
+        """Pass when both queries give the same rows; column names play no part."""
+        try:
+            got = run(answer.text, self.database)
+        except QueryError as error:
+            return Verdict.unparsable(f"the query does not run: {error}")
+        reason = "the row accepts nothing"
+        for query in admissible(row):
+            expected = _expected(str(query), self.database)
+            ordered = "order by" in str(query).lower() if self.ordered is None else self.ordered
+            if (got == expected) if ordered else sorted(got, key=repr) == sorted(expected, key=repr):
+                return Verdict.yes()
+            reason = f"expected {len(expected)} rows {shown(expected[:2])}, got {len(got)} rows {shown(got[:2])}"
+        return Verdict.no(reason, "wrong_value")
+
+
+@functools.lru_cache(maxsize=4096)
+def _expected(query: str, database: Path) -> list[Any]:
+    return run(query, database)
+
+
+def run(query: str, database: Path) -> list[Any]:
+    """Rows of one SELECT. Raises QueryError for anything else, after 5 s, over 10,000 rows, or when SQLite refuses."""
+    connection = sqlite3.connect(f"file:{database}?mode=ro&immutable=1", uri=True)
+    deadline = time.monotonic() + SECONDS
+    try:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1_000_000)
+        connection.set_authorizer(lambda action, *_: sqlite3.SQLITE_OK if action in _ALLOWED else sqlite3.SQLITE_DENY)
+        connection.set_progress_handler(lambda: int(time.monotonic() > deadline), 10_000)
+        rows = [_plain(row) for row in connection.execute(query).fetchmany(MAX_ROWS + 1)]
+    except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, UnicodeError) as error:
+        raise QueryError(f"more than {SECONDS:g} s" if "interrupted" in str(error) else str(error)) from None
+    finally:
+        connection.close()
+    if len(rows) > MAX_ROWS:
+        raise QueryError(f"more than {MAX_ROWS} rows")
+    return rows
+
+
+def _plain(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A row in which 1.0 is 1 and bytes are hex, so that rows can be compared and shown."""
+    return tuple(
+        int(v) if isinstance(v, float) and v.is_integer() and abs(v) < 2**53 else v.hex() if isinstance(v, bytes) else v
+        for v in row
+    )

@@ -1,0 +1,57 @@
+"""From a reading and a baseline to a comparison and a decision; shared by `ft eval --against` and `ft gate`."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tunegate.core.artifacts import EvalReport
+from tunegate.core.errors import UserError
+from tunegate.evalkit.compare import Reading, compare
+from tunegate.evalkit.evaluate import Evaluation, evaluate, open_reading
+from tunegate.evalkit.folders import write_report
+from tunegate.evalkit.gate import Policy, decide, default_policy, load_policy, make_policy
+from tunegate.evalkit.runner import RunOptions
+from tunegate.evalkit.system import System
+from tunegate.evalkit.task import EvalTask
+
+
+def policy_for(path: Path | None, gate: dict[str, Any] | None, primary: str, *, where: str) -> Policy:
+    """The policy of a file, else the task's own `gate:`, else the default. Raises UserError."""
+    if path is not None:
+        return load_policy(path)
+    return default_policy(primary) if gate is None else make_policy(gate, f"{where} gate")
+
+
+def baseline_reading(
+    system: System, task: EvalTask | None, *, out: Path, options: RunOptions, key: str | None, force: bool
+) -> Reading:
+    """The baseline as a reading: a report is opened; anything else is judged now, by the same task, into a folder `out`."""
+    if isinstance(system.source, EvalReport):
+        return open_reading(system.source, name=system.spec)
+    if task is None:
+        raise UserError(
+            "ft gate compares reports; this baseline has to be judged first",
+            where=system.spec,
+            hint="ft eval TARGET --task task.yaml --out DIR, then --against DIR",
+        )
+    evaluation = evaluate(system, task, out=out, options=options, key=key)
+    report = write_report(out, evaluation, force=force)
+    finish(evaluation)
+    return open_reading(report, name=system.spec)
+
+
+def finish(evaluation: Evaluation) -> None:
+    """Remove the answers' log once the report stands; it stays where items are to be asked again."""
+    if evaluation.log is not None and not evaluation.reading.report["outcomes"]["infra_error"]:
+        evaluation.log.unlink(missing_ok=True)
+
+
+def judge_against(candidate: Reading, baseline: Reading | None, policy: Policy, *, allowed: Sequence[str]) -> Reading:
+    """The candidate's reading with `comparison` and `decision` filled in. Raises UserError when the two cannot be compared."""
+    margins = {c.metric: c.margin for c in policy.parsed("gate") if c.margin is not None}
+    comparison = None
+    if baseline is not None:
+        comparison = compare(baseline, candidate, alpha=policy.alpha, margins=margins, allowed=allowed)
+    decision = decide(policy, candidate, baseline)
+    return replace(candidate, report={**candidate.report, "comparison": comparison, "decision": decision})
