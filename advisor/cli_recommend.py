@@ -4,13 +4,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from tunegate.advisor.quick_command import QuickCommand
 from tunegate.core.console import JsonOption, emit_json, say
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
 @app.command(
-    epilog="Example: ftadvise recommend --needs format,cost --examples 5000 --calls-per-day 20000 --out recommendation.yaml"
+    cls=QuickCommand,
+    epilog="Example: ftadvise recommend --needs format,cost --examples 5000 --calls-per-day 20000 --out recommendation.yaml",
 )
 def recommend(
     data: Annotated[

@@ -71,8 +71,13 @@ def find_gpu(name: str, extra: Path | None = None) -> Gpu:
         index.update({key(alias): row["name"] for alias in row["aliases"].split(";") if alias})
     found = index.get(key(name.split("(")[0])) or index.get(key(name))
     if found is None:
-        raise UserError(f"unknown GPU {name!r}", where="gpu", hint=nearest(name, list(gpus)))
+        raise UserError(f"unknown GPU {name!r}", where="gpu", hint=nearest(name.upper(), _names(gpus)))
     return gpus[found]
+
+
+def _names(gpus: dict[str, Gpu]) -> list[str]:
+    aliases = [alias for row in table("gpus") for alias in row["aliases"].split(";") if alias]
+    return [*gpus, *aliases]
 
 
 def parse_hardware(text: str, extra: Path | None = None) -> tuple[Gpu, int]:

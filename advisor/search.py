@@ -270,10 +270,9 @@ def _violations(
         )
     if not math.isfinite(plan.monthly_usd):
         found.append(("price", 1.0, f"no rental price is known for {gpu.name}"))
+    found += _too_few(method, c)
     if training is None:
         return found
-    if c.examples < 1:
-        found.append(("examples", 1.0, "collect at least 100 examples"))
     if not training.fits:
         shortage = f"{training.memory_gb:.1f} GB per GPU to train, {training.gpu.name} has {training.gpu.memory_gb:g}"
         found.append(("training memory", training.memory_gb / training.gpu.memory_gb - 1, shortage))
@@ -284,11 +283,18 @@ def _violations(
     return found
 
 
+def _too_few(method: str, c: Constraints) -> list[tuple[str, float, str]]:
+    if c.examples >= 1 or method in ("prompt", "rag", "hosted_api"):
+        return []
+    wanted = "3 examples to show" if method == "few_shot" else "at least 100 examples"
+    return [("examples", 1.0, f"collect {wanted}")]
+
+
 def _hosted(method: str, offer: ApiPrice, c: Constraints, profile: DataProfile | None) -> Option:
     tokens, hit = prompt_shape(method, c)
     monthly = offer.per_call(tokens, c.output_tokens, hit) * c.calls_per_day * 365 / 12
     p95 = 1e3 * (API_FIRST_TOKEN_S + _spread(profile) * c.output_tokens / API_TOKENS_PER_S)
-    violations: list[tuple[str, float, str]] = []
+    violations = _too_few(method, c)
     if c.privacy == "no-egress":
         violations.append(("privacy", 1.0, "privacy: public"))
     if c.p95_ms is not None and p95 > c.p95_ms:

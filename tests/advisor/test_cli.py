@@ -1,0 +1,324 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from tunegate.advisor import calibrate
+from tunegate.advisor.cli import app
+from tunegate.advisor.launch import SKY_NAMES, task
+from tunegate.advisor.recommend import recommend
+from tunegate.core.commands import run
+from tunegate.core.methods import ALL_LINEAR
+
+HEAVY = ("torch", "transformers", "datasets", "pandas", "vllm", "trl", "peft")
+ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "ignore"}
+
+
+@pytest.fixture
+def advise(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNEGATE_CACHE", str(tmp_path / "cache"))
+    calibrate._factors.cache_clear()
+
+    def call(*arguments):
+        code = run(app, prog="ftadvise", argv=[str(a) for a in arguments])
+        captured = capsys.readouterr()
+        document = json.loads(captured.out) if "--json" in arguments and captured.out else None
+        return code, document, captured
+
+    yield call
+    calibrate._factors.cache_clear()
+
+
+def keys(mapping, *names):
+    return set(names) <= set(mapping)
+
+
+def is_estimate(value):
+    return keys(value, "value", "low", "high", "source", "n") and value["low"] <= value["value"] <= value["high"]
+
+
+def test_recommend_has_the_keys_of_the_contract(advise):
+    code, d, _ = advise("recommend", "--needs", "format", "--examples", 5000, "--json")
+    assert code == 0
+    assert keys(
+        d["recommendation"], "method", "model", "quantization", "gpu", "gpus", "monthly_usd", "train_usd", "p95_ms"
+    )
+    assert all(keys(o, "method", "model", "monthly_usd", "p95_ms") for o in d["pareto"])
+    assert all(keys(r, "option", "constraint", "change") for r in d["rejected"])
+    assert all(keys(r, "id", "says", "fired", "grade", "source") for r in d["rules"])
+    assert all(keys(a, "name", "value", "matters") for a in d["assumptions"])
+    assert d["break_even"]["calls_per_day"] == "never" or d["break_even"]["calls_per_day"] > 0
+    assert d["break_even"]["against"]
+
+
+def test_estimate_train_has_the_keys_and_the_check_value(advise):
+    code, d, _ = advise(
+        "estimate", "train", "--model", "Llama-3.1-8B", "--method", "lora", "--gpu", "H100", "--rank", 16, "--json"
+    )
+    assert code == 0
+    assert (d["trainable_params"], d["total_params"]) == (41_943_040, 8_072_204_288)
+    assert all(is_estimate(d[name]) for name in ("memory_gb", "tokens_per_s", "hours", "usd"))
+    assert d["fits"] is True
+
+
+def test_estimate_serve_has_the_keys(advise):
+    arguments = (
+        "--model",
+        "Llama-3.1-8B",
+        "--gpu",
+        "L4",
+        "--quant",
+        "awq",
+        "--input-tokens",
+        600,
+        "--output-tokens",
+        150,
+    )
+    code, d, _ = advise("estimate", "serve", *arguments, "--concurrency", 16, "--json")
+    assert code == 0
+    assert all(is_estimate(d[name]) for name in ("memory_gb", "ttft_ms", "tpot_ms", "tokens_per_s", "usd_per_1k_calls"))
+    assert isinstance(d["max_concurrency"], int)
+
+
+def test_a_cpu_estimate_says_that_it_extrapolates(advise):
+    _, d, _ = advise("estimate", "train", "--model", "builtin:smollm2-135m", "--gpu", "cpu", "--json")
+    assert d["extrapolates"]
+    assert d["tokens_per_s"]["high"] / d["tokens_per_s"]["low"] > 10
+    assert 50 < d["tokens_per_s"]["value"] < 1500
+
+
+def test_backtest(advise, tmp_path):
+    code, d, _ = advise("backtest", "--json")
+    assert code == 0
+    assert all(keys(c, "n", "mape", "median_ape", "bias", "within_interval") for c in d["classes"].values())
+    assert all(keys(r, "id", "class", "measured", "predicted", "low", "high") for r in d["rows"])
+    assert all(keys(s, "id", "reason") for s in d["skipped"])
+    bad = tmp_path / "bad.csv"
+    lines = (Path(__file__).parents[2] / "advisor/tables/measured.csv").read_text().splitlines()
+    tpot = [line for line in lines if ",tpot," in line][:20]
+    bad.write_text("\n".join([lines[0], *(line.replace(",ms,", "999,ms,") for line in tpot)]) + "\n")
+    code, d, captured = advise("backtest", bad, "--json")
+    assert code == 1
+    assert d["worse"]
+    assert "exceeds the bound" in captured.err
+
+
+def test_breakeven(advise, tmp_path):
+    svg = tmp_path / "b.svg"
+    code, d, _ = advise("breakeven", "--plot", svg, "--json")
+    assert code == 0
+    assert any(row["break_even_calls_per_day"] == "never" for row in d["offers"])
+    assert any(row["open_weights"] for row in d["offers"])
+    import xml.etree.ElementTree as tree
+
+    assert tree.fromstring(svg.read_text()).tag.endswith("svg")
+    code, _, captured = advise("breakeven")
+    assert code == 0
+    assert "calls a day +--" in captured.out
+    assert advise("breakeven", "--plot", tmp_path / "b.png")[0] == 2
+    assert advise("breakeven", "--model", "Llama-3.1-70B", "--gpu", "T4")[0] == 2
+
+
+@pytest.mark.parametrize("command", ["gpus", "prices", "rules"])
+def test_tables_carry_sources(advise, command):
+    code, d, _ = advise(command, "--json")
+    assert code == 0
+    assert d[command]
+    assert all(row["source"] for row in d[command])
+    assert advise(command)[0] == 0
+
+
+def test_user_files_override(advise, tmp_path):
+    mine = tmp_path / "gpus.csv"
+    mine.write_text(
+        "name,memory_GB,bandwidth_GBps,bf16_dense_TFLOPS,price_low_usd_h,price_high_usd_h\nMine,48,900,200,1,1\n"
+    )
+    arguments = ("estimate", "train", "--model", "Llama-3.1-8B", "--method", "qlora", "--gpu", "Mine", "--gpu-file")
+    assert advise(*arguments, mine, "--json")[1]["usd"]["value"] > 0
+    mine.write_text("name,memory_GB,bandwidth_GBps,bf16_dense_TFLOPS\nMine,-48,900,200\n")
+    code, d, _ = advise(*arguments, mine, "--json")
+    assert code == 2
+    assert d["error"]["where"].endswith("gpus.csv:2")
+    prices = tmp_path / "prices.csv"
+    prices.write_text("provider,model,input_usd_mtok,output_usd_mtok,date\nme,own,0.001,0.001,2020-01-01\n")
+    _, d, _ = advise("prices", "--file", prices, "--json")
+    assert next(p for p in d["prices"] if p["provider"] == "me")["stale"]
+
+
+def test_out_is_what_train_reads(advise, tmp_path):
+    out = tmp_path / "recommendation.yaml"
+    question = (
+        "--needs",
+        "format,privacy",
+        "--privacy",
+        "no-egress",
+        "--hardware",
+        "cpu",
+        "--model",
+        "builtin:smollm2-135m",
+        "--examples",
+        738,
+    )
+    code, _, _ = advise(
+        "recommend", *question, "--input-tokens", 300, "--output-tokens", 40, "--calls-per-day", 20000, "--out", out
+    )
+    assert code == 0
+    document = yaml.safe_load(out.read_text())
+    assert document["schema_version"] == 1
+    assert keys(document, "created", "recommendation", "constraints", "train")
+    train = document["train"]
+    assert (train["method"], train["model"], train["rank"], train["alpha"]) == ("lora", "builtin:smollm2-135m", 16, 32)
+    assert train["targets"] == list(ALL_LINEAR)
+    assert train["learning_rate"] == pytest.approx(5e-4)
+    assert (train["per_device_train_batch_size"], train["gradient_accumulation_steps"]) == (4, 1)
+    assert keys(train, "num_train_epochs", "max_length", "seed")
+    advise("recommend", "--out", out)
+    assert set(yaml.safe_load(out.read_text())["train"]) == {"method", "model"}
+    assert advise("recommend", "--out", tmp_path / "none" / "r.yaml")[0] == 2
+
+
+def test_nothing_is_written_without_out(advise, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, _, captured = advise("recommend", "--why")
+    assert "nothing was written" in captured.err
+    assert "rules that fired" in captured.out
+    assert "probe:" in captured.out
+    assert [p.name for p in tmp_path.iterdir() if p.name != "cache"] == []
+
+
+def test_constraints_file_and_options(advise, tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("needs: [format]\nexamples: 5000\ncalls_per_day: 5\n")
+    _, d, _ = advise("recommend", "--constraints", file, "--calls-per-day", 7, "--json")
+    assert (d["constraints"]["calls_per_day"], d["constraints"]["examples"]) == (7, 5000)
+    file.write_text("exampels: 5000\n")
+    code, d, _ = advise("recommend", "--constraints", file, "--json")
+    assert (code, d["error"]["kind"]) == (2, "bad_input")
+    assert "examples" in d["error"]["hint"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("recommend", "--hardware", "Abacus"), ("recommend", "--calls-per-day", "-5"), ("recommend", "--needs", "speed"), ("recommend", "--launch", "moon"),
+        ("recommend", "no-such.jsonl"), ("recommend", "--calls-per-day", "many"), ("recommend", "--examples", "1.5"), ("recommend", "--privacy", "no-egress", "--ops", "low"), ("estimate", "train", "--model", "Lama", "--gpu", "L4"),
+        ("estimate", "train", "--model", "Llama-3.1-8B", "--gpu", "L4", "--method", "lorra"), ("estimate", "train", "--model", "Llama-3.1-8B", "--gpu", "L4", "--batch", "0"),
+        ("estimate", "serve", "--model", "Llama-3.1-8B", "--gpu", "A100", "--quant", "fp8", "--input-tokens", "5", "--output-tokens", "5"),
+        ("backtest", "no-such.csv"), ("calibrate", "no-such.jsonl", "--model", "Llama-3.1-8B", "--gpu", "L4"), ("estimate", "train", "--model", "Llama-3.1-8B", "--gpu", "L4", "--targets", "q_prj"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_exit_2(advise, arguments):
+    code, _, captured = advise(*arguments)
+    assert code == 2
+    assert captured.err.splitlines()[-1].startswith("error:")
+    code, document, _ = advise(*arguments, "--json")
+    assert code == 2
+    assert keys(document["error"], "kind", "message", "where", "hint")
+
+
+def test_calibration_is_drawn_to_the_prior_and_used(advise, tmp_path):
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("".join(json.dumps({"step": i, "loss": 1.0, "tokens_per_s": 400.0}) + "\n" for i in range(5)))
+    question = ("--model", "builtin:smollm2-135m", "--gpu", "cpu", "--method", "lora", "--batch", 4, "--seq", 512)
+    before = advise("estimate", "train", *question, "--json")[1]["tokens_per_s"]["value"]
+    code, d, _ = advise("calibrate", log, *question, "--json")
+    assert code == 0
+    after = advise("estimate", "train", *question, "--json")[1]["tokens_per_s"]["value"]
+    assert min(before, 400) < after < max(before, 400)
+    assert after / before == pytest.approx(d["factor"], rel=0.01)
+    log.write_text(json.dumps({"tokens_per_s": 1e9}) + "\n")
+    code, d, _ = advise("calibrate", log, *question, "--json")
+    assert code == 2
+    assert "limit" in d["error"]["message"]
+
+
+def test_calibrate_reads_a_vllm_benchmark(advise, tmp_path):
+    log = tmp_path / "bench.json"
+    log.write_text(json.dumps({"median_tpot_ms": 30.0, "completed": 100}))
+    code, d, _ = advise(
+        "calibrate", log, "--model", "Llama-3.1-8B", "--gpu", "L4", "--quant", "awq", "--concurrency", 8, "--json"
+    )
+    assert (code, d["class"]) == (0, "tpot")
+
+
+def test_sky_task(advise, tmp_path):
+    out = tmp_path / "recommendation.yaml"
+    assert advise("recommend", "--needs", "latency", "--examples", 5000, "--out", out, "--launch", "sky")[0] == 0
+    written = yaml.safe_load((tmp_path / "sky.yaml").read_text())
+    name, count = written["resources"]["accelerators"].split(":")
+    assert name in SKY_NAMES.values()
+    assert int(count) >= 1
+    assert "ft train" in written["run"]
+    sky = pytest.importorskip("sky", reason="SkyPilot is not installed: its own parser cannot be asked")
+    sky.Task.from_yaml(str(tmp_path / "sky.yaml"))
+
+
+def test_nothing_to_launch_is_said():
+    from tunegate.advisor.constraints import from_mapping
+    from tunegate.core.errors import UserError
+
+    with pytest.raises(UserError, match="trains nothing"):
+        task(recommend(from_mapping({})), "r.yaml")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["recommend", "--help"], ["recommend", "--json"], ["recommend", "--needs", "cost", "--why"], ["estimate", "train", "--help"], ["backtest", "--json"]],
+)  # fmt: skip
+def test_starts_without_heavy_imports(arguments):
+    code = f"import sys; from tunegate.advisor.cli import app; from tunegate.core.commands import run; run(app, prog='ftadvise', argv={arguments!r}); print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_recommend_starts_in_half_a_second():
+    """CPU seconds more than a bare interpreter's, best of three: the machine may be busy."""
+
+    def cpu_seconds(code):
+        before = os.times()
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, env=ENVIRONMENT)
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    command = "from tunegate.advisor.cli import app; from tunegate.core.commands import run; run(app, prog='ftadvise', argv=['recommend', '--needs', 'format', '--examples', '5000'])"
+    extra = min(cpu_seconds(command) - cpu_seconds("pass") for _ in range(3))
+    assert extra < 0.5
+
+
+def test_a_hundred_thousand_rows_take_seconds(tmp_path):
+    from tunegate.advisor.data_profile import profile
+
+    path = tmp_path / "big.jsonl"
+    line = json.dumps(
+        {"messages": [{"role": "user", "content": "word " * 60}, {"role": "assistant", "content": '{"a": 1}'}]}
+    )
+    path.write_text((line + "\n") * 20_000)
+    start = time.process_time()
+    assert profile(path).duplicates == 19_999
+    assert time.process_time() - start < 4.0
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        [],
+        ["recommend"],
+        ["estimate"],
+        ["estimate", "train"],
+        ["estimate", "serve"],
+        ["breakeven"],
+        ["gpus"],
+        ["prices"],
+        ["rules"],
+        ["backtest"],
+        ["calibrate"],
+    ],
+)
+def test_help_ends_with_an_example(advise, path):
+    code, _, captured = advise(*path, "--help")
+    assert code == 0
+    assert "Example: ftadvise" in captured.out
