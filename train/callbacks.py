@@ -57,6 +57,7 @@ def make_callback(
             self.last_step = 0
             self.seen = -1
             self.eval_loss: float | None = None
+            self.evaluated_at = -1
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.last, self.last_step = time.monotonic(), state.global_step
@@ -80,7 +81,7 @@ def make_callback(
             logs = logs or {}
             if "eval_loss" in logs:
                 _write(metrics_path, {"step": state.global_step, "epoch": state.epoch, "eval_loss": logs["eval_loss"]})
-                self.eval_loss = logs["eval_loss"]
+                self.eval_loss, self.evaluated_at = logs["eval_loss"], state.global_step
             elif "loss" in logs and state.global_step > self.seen:
                 self.seen = state.global_step
                 now = time.monotonic()

@@ -11,7 +11,7 @@ from tunegate.core.artifacts import Dataset, Run
 from tunegate.core.chat_template import probe_digest, render_ids, template_digest
 from tunegate.core.console import progress, say
 from tunegate.core.errors import InfrastructureError, UserError
-from tunegate.core.files import new_folder, write_json, write_text
+from tunegate.core.files import new_folder, read_json, write_json, write_text
 from tunegate.core.model_source import ModelSource
 from tunegate.core.rows import Row, read_rows
 from tunegate.train import cpu_attention, examples, model_loading
@@ -84,7 +84,9 @@ def train(dataset: Dataset, source: ModelSource, config: TrainConfig, out: Path,
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.asked is not None:
         raise Interrupted(f"stopped at step {trainer.state.global_step}; go on with the same command and --resume")
-    final_loss = trainer.evaluate()["eval_loss"] if validation else None
+    if validation and callback.evaluated_at != trainer.state.global_step:
+        trainer.evaluate()
+    final_loss = callback.eval_loss
     facts = {
         "method": config.method,
         "base": source.spec,
@@ -232,14 +234,16 @@ def _save(
     if config.method == "full":
         model.to(torch.bfloat16)
         model.config.use_cache = True
-    else:
-        model.peft_config["default"].base_model_name_or_path = (
-            source.name if source.kind == "builtin" else source.location
-        )
     try:
         model.save_pretrained(folder, safe_serialization=True)
     except (OSError, RuntimeError) as error:
         raise InfrastructureError(f"the weights could not be written: {error}", where=str(folder)) from error
+    if config.method != "full":
+        adapter = read_json(folder / "adapter_config.json")
+        write_json(
+            folder / "adapter_config.json",
+            {**adapter, "base_model_name_or_path": source.name if source.kind == "builtin" else source.location},
+        )
     (folder / "README.md").unlink(missing_ok=True)
     tokenizer.save_pretrained(folder)
     shutil.copy(work / "metrics.jsonl", folder / "metrics.jsonl")

@@ -121,15 +121,18 @@ def make_trainer(
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
             super(SFTTrainer, self)._save_checkpoint(model, trial)
 
-    columns = {"input_ids": [e.input_ids for e in train], "labels": [e.labels for e in train]}
+    def as_dataset(part: Sequence[Example]) -> Any:
+        columns = {"input_ids": [e.input_ids for e in part], "labels": [e.labels for e in part]}
+        return Dataset.from_dict({**columns, "row": list(range(len(part)))})
+
     trainer = Trainer(
         model=model,
         args=args,
-        train_dataset=Dataset.from_dict({**columns, "row": list(range(len(train)))}),
+        train_dataset=as_dataset(train),
+        eval_dataset=as_dataset(validation) if validation else None,
         processing_class=tokenizer,
         callbacks=callbacks,
     )
-    trainer.eval_dataset = validation or None
     trainer.data_collator = lambda items: collate(
         [train[i["row"]] for i in items], pad=tokenizer.pad_token_id, side_by_side=side_by_side
     )

@@ -1,0 +1,53 @@
+"""From the log of a server that did not start to a cause and a remedy, in words."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunegate.core.errors import InfrastructureError
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A pattern in vLLM's log, what it means, and what to do."""
+
+    pattern: str
+    says: str
+    remedy: str
+
+
+CAUSES = (
+    Cause(r"Address already in use", "the port is taken", "choose another --port"),
+    Cause(r"larger than the available KV cache memory|No available memory for the cache blocks|needed.*larger than the maximum number of tokens", "the KV cache is too small for one request", "lower --max-model-len, or give more memory (VLLM_CPU_KVCACHE_SPACE, --gpu-memory-utilization)"),
+    Cause(r"CUDA out of memory|OutOfMemoryError|Free memory on device .* is less than", "the GPU's memory is not enough", "quantize the release, lower --max-model-len, or use a larger GPU"),
+    Cause(r"Not enough allocatable memory|not enough memory|Cannot allocate memory|MemoryError", "the machine's memory is not enough", "lower VLLM_CPU_KVCACHE_SPACE, or serve a quantized release"),
+    Cause(r"No such file or directory: '([^']*\.safetensors)'|[Ee]rror.*safetensors|Cannot find any model weights|SafetensorError", "a weight file is missing or damaged", "ft verify on the folder says which"),
+    Cause(r"Quantization method specified in the model config \(([^)]*)\) does not match", "the quantization asked for is not the one in the model's config", "leave --quantization out: it is read from the release"),
+    Cause(r"Unknown quantization method|is not supported.*quantization|quantization method .* not supported", "vLLM does not know this quantization here", "serve the merged bf16 release"),
+    Cause(r"LoRA rank (\d+) is greater than max_lora_rank", "the adapter's rank is above --max-lora-rank", "raise --max-lora-rank, or merge the adapter"),
+    Cause(r"TemplateSyntaxError|chat template.*(invalid|not exist)|appears path-like, but doesn't exist", "the chat template is not valid", "ft verify on the folder; restore chat_template.jinja"),
+    Cause(r"User-specified max_model_len \((\d+)\) is greater", "--max-model-len is longer than the model's context", "lower --max-model-len"),
+    Cause(r"Model architectures .* (are not supported|failed to be inspected)", "vLLM does not know this architecture", "ft doctor shows the versions installed"),
+    Cause(r"unrecognized arguments: (.*)", "vLLM does not know a flag that was passed on", "see the flags of vllm serve"),
+    Cause(r"does not exist or is not a valid|Repository Not Found|is not a local folder and is not a valid model identifier", "there is no such model", "check the name or the folder"),
+)  # fmt: skip
+
+
+def explain(log: Path, code: int | None) -> InfrastructureError:
+    """The error for a server that ended with `code` (None: still running, but not ready in time)."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    for cause in CAUSES:
+        found = re.search(cause.pattern, text)
+        if found:
+            detail = f" ({found.group(1)})" if found.groups() and found.group(1) else ""
+            return InfrastructureError(f"vLLM did not start: {cause.says}{detail}", hint=f"{cause.remedy}; log: {log}")
+    if code in (-9, 137):
+        return InfrastructureError(
+            "vLLM was killed while it started, probably for memory",
+            hint=f"lower VLLM_CPU_KVCACHE_SPACE or serve a quantized release; log: {log}",
+        )
+    if code is None:
+        return InfrastructureError("vLLM was not ready in time", hint=f"raise --start-timeout; log: {log}")
+    lines = [line for line in text.splitlines() if re.search(r"(Error|Exception)\b.*:", line)]
+    last = re.sub(r"^\(.*?\)\s*|^(ERROR|INFO|WARNING)\s[^\]]*\]\s*", "", lines[-1]).strip() if lines else "no message"
+    return InfrastructureError(f"vLLM did not start (exit code {code}): {last[:300]}", hint=f"log: {log}")

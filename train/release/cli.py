@@ -1,0 +1,76 @@
+"""`ft merge` and `ft quantize`: options, opening folders, printing."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from tunegate.core.artifacts import Dataset, Release, Run
+from tunegate.core.console import JsonOption, emit_json, out
+from tunegate.core.errors import UsageError, nearest
+from tunegate.core.files import refuse_existing
+from tunegate.core.model_source import resolve
+
+merge_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+quantize_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+OutOption = Annotated[Path, typer.Option("--out", help="Release folder to write.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing folder.")]
+
+
+@merge_app.command(epilog="Example: ft merge run/ --out release/")
+def merge(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of ft train.")],
+    out_folder: OutOption,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Fold a run's adapter into its base model and write a release that vLLM loads, compared with adapter-on-base."""
+    run = Run.open(run_folder)
+    refuse_existing(out_folder, force=force)
+    from tunegate.train.release.merge import merge as do_merge
+
+    _report(do_merge(run, resolve(run.base), out_folder, force=force), as_json=as_json)
+
+
+@quantize_app.command(epilog="Example: ft quantize release/ --out release-awq/")
+def quantize(
+    release_folder: Annotated[Path, typer.Argument(metavar="RELEASE", help="Release folder of ft merge.")],
+    out_folder: OutOption,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Dataset folder to calibrate on; default: the one it was trained on.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="Quantizer: llmcompressor.")] = "llmcompressor",
+    rows: Annotated[int, typer.Option(min=1, help="Calibration rows, from the training part.")] = 128,
+    group_size: Annotated[int | None, typer.Option(help="128, 64 or 32; default: by the model's widths.")] = None,
+    symmetric: Annotated[bool, typer.Option("--symmetric/--asymmetric", help="Without or with zero points.")] = False,
+    search: Annotated[str, typer.Option(help="gram (fast) or module (llm-compressor's own, slower).")] = "gram",
+    seed: Annotated[int, typer.Option(help="Seed of the choice of rows.")] = 0,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Quantize a merged release to AWQ W4A16 (4-bit weights, 16-bit activations) for vLLM."""
+    if backend != "llmcompressor":
+        raise UsageError(f"unknown backend {backend!r}", hint=nearest(backend, ["llmcompressor"]))
+    if search not in ("gram", "module"):
+        raise UsageError(f"unknown search {search!r}", hint=nearest(search, ["gram", "module"]))
+    release = Release.open(release_folder)
+    refuse_existing(out_folder, force=force)
+    from tunegate.train.release import quantize as quantizing
+
+    dataset = Dataset.open(calibration) if calibration else quantizing.find_dataset(release)
+    config = quantizing.QuantizeConfig(rows=rows, group_size=group_size, symmetric=symmetric, search=search, seed=seed)
+    _report(quantizing.quantize(release, dataset, config, out_folder, force=force), as_json=as_json)
+
+
+def _report(release: Release, *, as_json: bool) -> None:
+    facts = release.manifest.facts
+    if as_json:
+        emit_json({"release": str(release.path), "digest": release.digest, **facts})
+        return
+    size = f"{facts['bytes'] / 1e6:.0f} MB of weights"
+    if "bytes_before" in facts:
+        size += f" ({facts['bytes_before'] / 1e6:.0f} MB before), group size {facts['group_size']}, calibrated on {facts['calibration_rows']} rows"
+    out().print(f"release: {release.path} ({size})", markup=False)
+    out().print(
+        f"next: ft serve {release.path}, or ft eval {release.path} --task task.yaml --out report/", markup=False
+    )

@@ -1,0 +1,65 @@
+"""Environments for tools that cannot live beside vLLM. Made once with uv from a pinned list, found again by its hash."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tunegate.core.console import say
+from tunegate.core.errors import InfrastructureError
+from tunegate.core.files import sha256_text
+from tunegate.core.model_source import cache_folder
+
+WORKERS = Path(__file__).parent / "workers"
+# llm-compressor asks for torchvision and torchaudio through nothing we use; their registry builds are CUDA ones.
+OVERRIDES = "torchvision; sys_platform == 'never'\ntorchaudio; sys_platform == 'never'\n"
+
+
+def folder(name: str) -> Path:
+    """Where environment `name` is, whether made yet or not; another pinned list is another folder."""
+    pinned = (WORKERS / f"{name}.txt").read_text(encoding="utf-8")
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return cache_folder() / "environments" / f"{name}-{sha256_text(pinned + OVERRIDES + version)[:12]}"
+
+
+def is_made(name: str) -> bool:
+    """Whether environment `name` is complete."""
+    return (folder(name) / "complete").is_file()
+
+
+def ensure(name: str) -> Path:
+    """The Python of environment `name`, made first where it is missing.
+
+    Raises InfrastructureError with uv's last line when it cannot be installed.
+    """
+    place = folder(name)
+    python = place / "bin" / "python"
+    if is_made(name):
+        return python
+    say(f"making the environment for {name} (once, about a minute)")
+    shutil.rmtree(place, ignore_errors=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    _uv(["venv", "--quiet", "--python", sys.executable, str(place)])
+    overrides = place / "overrides.txt"
+    overrides.write_text(OVERRIDES, encoding="utf-8")
+    links = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS") or ""
+    local = any(list(Path(p.removeprefix("file://")).glob("torch-*cpu*.whl")) for p in links.split())
+    backend = [] if local else ["--torch-backend=auto"]
+    requirements = ["-r", str(WORKERS / f"{name}.txt"), "--overrides", str(overrides)]
+    _uv(["pip", "install", "--quiet", "--python", str(python), *backend, *requirements], links if local else "")
+    (place / "complete").touch()
+    return python
+
+
+def _uv(arguments: list[str], links: str = "") -> None:
+    environment = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    if links:
+        environment["UV_FIND_LINKS"] = links
+    command = [sys.executable, "-m", "uv", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        raise InfrastructureError(
+            f"uv could not make the environment: {lines[-1].strip()}", hint="is the package index reachable? ft doctor"
+        )
