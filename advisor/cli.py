@@ -4,10 +4,11 @@ import sys
 from typing import ClassVar
 
 import typer
+from tunegate.advisor.quick_command import Quick
 from tunegate.core.commands import Entry, LazyGroup, run
 
 
-class AdviseGroup(LazyGroup):
+class AdviseGroup(Quick, LazyGroup):
     """The sub-commands of `ftadvise`."""
 
     entries: ClassVar[dict[str, Entry]] = {

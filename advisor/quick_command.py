@@ -30,16 +30,21 @@ class PlainParam:
             raise UsageError(f"{value!r} is not {kind}", where=option, hint=f"see {ctx.command_path} --help") from None
 
 
-class QuickCommand(TyperCommand):
-    """A command whose options have no bounds of their own; the function behind it checks values."""
+class Quick:
+    """Mixed into a Typer command or group. Its options may have no bounds of their own: the function checks values."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse with plain converters where the type is plain."""
-        for param in self.params:
+        for param in self.get_params(ctx):  # type: ignore[attr-defined]
             kind = plain_type(getattr(getattr(param, "type_descriptor", None), "annotation", None))
             if kind is not None and getattr(param, "_runtime_param", ...) is None:
-                param._runtime_param = PlainParam(kind)  # type: ignore[attr-defined]
-        return super().parse_args(ctx, args)
+                param._runtime_param = PlainParam(kind)
+        parsed: list[str] = super().parse_args(ctx, args)  # type: ignore[misc]
+        return parsed
+
+
+class QuickCommand(Quick, TyperCommand):
+    """A command with plain options."""
 
 
 def plain_type(annotation: Any) -> type | None:

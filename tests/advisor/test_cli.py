@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import subprocess
@@ -98,9 +99,12 @@ def test_backtest(advise, tmp_path):
     assert all(keys(r, "id", "class", "measured", "predicted", "low", "high") for r in d["rows"])
     assert all(keys(s, "id", "reason") for s in d["skipped"])
     bad = tmp_path / "bad.csv"
-    lines = (Path(__file__).parents[2] / "advisor/tables/measured.csv").read_text().splitlines()
-    tpot = [line for line in lines if ",tpot," in line][:20]
-    bad.write_text("\n".join([lines[0], *(line.replace(",ms,", "999,ms,") for line in tpot)]) + "\n")
+    with (Path(__file__).parents[2] / "advisor/tables/measured.csv").open(newline="") as stream:
+        rows = [row for row in csv.DictReader(stream) if row["kind"] == "tpot"][:20]
+    with bad.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**row, "value": 10 * float(row["value"])} for row in rows)
     code, d, captured = advise("backtest", bad, "--json")
     assert code == 1
     assert d["worse"]
