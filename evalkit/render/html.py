@@ -159,9 +159,9 @@ def _change(row: dict[str, Any], base: dict[str, Any] | None, flip: dict[str, An
 
 def _answer(row: dict[str, Any]) -> dict[str, Any]:
     return {
-        "text": as_text(row.get("output")),
+        "text": as_text(row.get("output")) or (as_text(row["tool_calls"]) if row.get("tool_calls") else ""),
         "outcome": as_text(row.get("outcome")) or "unknown",
-        "reason": as_text(row.get("reason")),
+        "reason": as_text(row.get("reason") or row.get("error")),
         "finish": as_text(row.get("finish_reason")),
         "ms": finite(row.get("latency_ms")),
         "ttft": finite(row.get("ttft_ms")),

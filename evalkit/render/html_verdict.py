@@ -90,16 +90,18 @@ def _n(report: dict[str, Any]) -> str:
 def _condition(item: dict[str, Any]) -> str:
     metric, rule = str(item.get("metric", "")), str(item.get("rule", ""))
     limit = next(
-        (finite(item[key]) for key in ("limit", "threshold", "margin") if finite(item.get(key)) is not None), None
+        (finite(item[key]) for key in ("bound", "limit", "threshold", "margin") if finite(item.get(key)) is not None),
+        None,
     )
     form = _form(metric, rule, item)
     measured = interval(item.get("low"), item.get("high"), form)
     need = finite(item.get("need_n"))
+    where = f' <span class="tag">{shown(item["slice"])}</span>' if item.get("slice") else ""
     notes = [shown(item["reason"])] if item.get("reason") else []
     notes += [f"needs about {need:,.0f} items"] if need is not None and item.get("decision") == "INCONCLUSIVE" else []
     return (
         f"<tr><td>{badge(str(item.get('decision', 'unknown')))}</td>"
-        f'<th scope="row">{_in_words(metric, rule, limit, form)}<small>{"; ".join(notes)}</small></th>'
+        f'<th scope="row">{_in_words(metric, rule, limit, form)}{where}<small>{"; ".join(notes)}</small></th>'
         f'<td class="num"><strong>{form(item.get("value"))}</strong>{f"<small>{measured}</small>" if measured else ""}</td>'
         f'<td class="plot">{_condition_plot(item, metric, rule, limit, form)}</td></tr>'
     )
@@ -170,7 +172,9 @@ def scores(report: dict[str, Any]) -> str:
         base = baseline_metric(change, metrics[name], obj(saved.get(name))) if comparison else {}
         body += _score_row(name, metrics[name], base, change, primary=name == primary, compared=bool(comparison))
     extra = '<th scope="col" class="num">Baseline</th>' if comparison else ""
-    change_head = '<th scope="col" class="num">Difference (paired)</th>' if comparison else ""
+    level = finite(comparison.get("level"))
+    of = "paired" if level is None else f"paired, {level:.0%}"
+    change_head = f'<th scope="col" class="num">Difference ({of})</th>' if comparison else ""
     return (
         '<table class="scores"><caption class="visually-hidden">Scores with 95% intervals</caption><thead><tr><th scope="col">Metric</th>'
         f'<th scope="col" class="num">Candidate</th>{extra}<th scope="col" class="plot-head">{_axis(compared=bool(comparison))}</th>'

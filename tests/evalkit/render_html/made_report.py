@@ -245,9 +245,9 @@ def make_report(mine: Rows, theirs: Rows | None, decision: str | None = "PASS") 
             else {"difference": 0.1, "low": 0.0, "high": 0.2}
         )
         report["decision"] = {"decision": decision, "conditions": [
-            {"metric": "exact", "rule": "non_inferior", "margin": 0.02, "decision": "PASS", "value": change["difference"], "low": change["low"], "high": change["high"], "need_n": None, "reason": "the whole interval lies above −2 pts"},
-            {"metric": "json_valid", "rule": "at_least", "threshold": 0.9, "decision": decision, **{k: metrics["json_valid"][k] for k in ("value", "low", "high")},
+            {"metric": "exact", "rule": "non_inferior", "bound": -0.02, "decision": "PASS", "value": change["difference"], "low": change["low"], "high": change["high"], "need_n": None, "reason": "the whole interval lies above −2 pts"},
+            {"metric": "json_valid", "rule": "at_least", "bound": 0.9, "decision": decision, **{k: metrics["json_valid"][k] for k in ("value", "low", "high")},
              "need_n": 640 if decision == "INCONCLUSIVE" else None, "reason": "the lower end of the interval is what is tested"},
-            {"metric": "latency_p95_ms", "rule": "at_most", "threshold": 800, "decision": "PASS", "value": _quantiles(mine, "latency_ms")["p95"], "low": 431.0, "high": 498.5, "need_n": None, "reason": "the whole interval lies below 800 ms"},
+            {"metric": "latency_p95_ms", "rule": "at_most", "bound": 800, "decision": "PASS", "value": _quantiles(mine, "latency_ms")["p95"], "low": 431.0, "high": 498.5, "need_n": None, "reason": "the whole interval lies below 800 ms"},
         ]}  # fmt: skip
     return report
