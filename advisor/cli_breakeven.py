@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 from tunegate.core.console import JsonOption, emit_json, out, say, table, warn
-from tunegate.core.errors import UserError
+from tunegate.core.errors import UsageError, UserError, nearest
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -40,31 +40,13 @@ def breakeven(
     """From how many calls a day self-hosting is cheaper than an API; the answer may be never."""
     from tunegate.advisor import break_even as costs
     from tunegate.advisor import plot as drawing
-    from tunegate.advisor.gpus import find_gpu
-    from tunegate.advisor.models import find
     from tunegate.advisor.prices import find_offer, offers
-    from tunegate.advisor.serving_plan import load_of, plan, setup_for
 
-    card = find_gpu(gpu)
-    price = gpu_usd_h if gpu_usd_h is not None else card.price
-    if price is None:
-        raise UserError(f"no price is known for {card.name}", where="--gpu", hint="give --gpu-usd-h")
-    setup = setup_for(find(model).architecture, card, gpus, quant, (input_tokens, output_tokens), 0.0)
-    sized = plan(model, setup, load_of(calls_per_day, peak_factor, p95_ms), owned=True)
-    if sized.misfit_gb or sized.late_by_ms:
-        reason = (
-            f"{sized.misfit_gb:.1f} GB per GPU are missing"
-            if sized.misfit_gb
-            else f"p95 is {sized.p95_ms:.0f} ms at best"
-        )
-        raise UserError(
-            f"{model} {quant} on {card.name}:{gpus} cannot serve this: {reason}",
-            where="--gpu",
-            hint="choose a larger GPU or more",
-        )
+    tokens = (input_tokens, output_tokens)
+    price, capacity, listed = _machine(model, gpu, gpus, quant, tokens, calls_per_day, peak_factor, p95_ms, gpu_usd_h)
     own = costs.SelfHosted(
         usd_per_hour=price * gpus,
-        max_calls_per_s=sized.max_calls_per_s,
+        max_calls_per_s=capacity,
         peak_factor=peak_factor,
         once_usd=train_usd + setup_hours * engineer_usd_h,
         upkeep_usd=upkeep_hours * engineer_usd_h,
@@ -72,23 +54,51 @@ def breakeven(
         busy_share=busy_share,
     )
     chosen = [find_offer(against, prices)] if against else list(offers(prices))
-    rows = [_row(own, offer, calls_per_day, (input_tokens, output_tokens)) for offer in chosen]
-    first = min(chosen, key=lambda o: o.per_call(input_tokens, output_tokens)) if against is None else chosen[0]
-    points = costs.curve(own, first, input_tokens, output_tokens)
+    rows = [_row(own, offer, calls_per_day, tokens) for offer in chosen]
+    cheapest = min(chosen, key=lambda o: o.per_call(*tokens))
+    points = costs.curve(own, cheapest, *tokens)
     if plot is not None:
-        crossing = costs.break_even(own, first, input_tokens, output_tokens)
-        drawing.write_svg(plot, drawing.svg(points, f"{model} {quant} on {card.name}:{gpus}", first.name, crossing))
+        crossing = costs.break_even(own, cheapest, *tokens)
+        drawing.write_svg(plot, drawing.svg(points, f"{model} {quant} on {gpu}:{gpus}", cheapest.name, crossing))
         say(f"wrote {plot}")
     facts = {
         "own_usd_per_hour": price * gpus,
-        "capacity_calls_per_day_per_replica": sized.max_calls_per_s * 86_400 / peak_factor,
+        "capacity_calls_per_day_per_replica": capacity * 86_400 / peak_factor,
         "replicas": own.replicas(calls_per_day),
-        "gpu_price": card.prices or None,
+        "gpu_price": listed or None,
     }
     if json_:
         emit_json({"calls_per_day": calls_per_day, "offers": rows, **facts})
         return
-    _print(rows, facts, drawing.chart(points), first.name)
+    _print(rows, facts, drawing.chart(points), cheapest.name)
+
+
+def _machine(
+    model: str, gpu: str, gpus: int, quant: str, tokens: tuple[float, float], calls: float, peak: float,
+    p95_ms: float | None, usd_h: float | None,
+) -> tuple[float, float, str]:  # fmt: skip
+    """(USD an hour of one GPU, calls a second of one replica, where the price is from)."""
+    from tunegate.advisor.gpus import find_gpu
+    from tunegate.advisor.models import find
+    from tunegate.advisor.serving_plan import load_of, plan, setup_for
+    from tunegate.advisor.serving_speed import QUANTIZATIONS
+
+    card = find_gpu(gpu)
+    price = usd_h if usd_h is not None else card.price
+    if price is None:
+        raise UserError(f"no price is known for {card.name}", where="--gpu", hint="give --gpu-usd-h")
+    if quant not in QUANTIZATIONS:
+        raise UsageError(f"unknown value {quant!r}", where="--quant", hint=nearest(quant, list(QUANTIZATIONS)))
+    setup = setup_for(find(model).architecture, card, gpus, quant, tokens, 0.0)
+    sized = plan(model, setup, load_of(calls, peak, p95_ms), owned=True)
+    if sized.misfit_gb or sized.late_by_ms:
+        missing, late = f"{sized.misfit_gb:.1f} GB per GPU are missing", f"p95 is {sized.p95_ms:.0f} ms at best"
+        raise UserError(
+            f"{model} {quant} on {card.name}:{gpus} cannot serve this: {missing if sized.misfit_gb else late}",
+            where="--gpu",
+            hint="choose a larger GPU or more of them",
+        )
+    return price, sized.max_calls_per_s, card.prices
 
 
 def _row(own: Any, offer: Any, calls: float, tokens: tuple[float, float]) -> dict[str, Any]:

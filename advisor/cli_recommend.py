@@ -1,11 +1,14 @@
 """`ftadvise recommend`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from tunegate.advisor.quick_command import QuickCommand
 from tunegate.core.console import JsonOption, emit_json, say
+
+if TYPE_CHECKING:
+    from tunegate.advisor.recommend import Recommendation
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -48,38 +51,49 @@ def recommend(
     json_: JsonOption = False,
 ) -> None:
     """Say whether to fine-tune, with what, on what and at what price; every assumption is named."""
-    from tunegate.advisor import render
-    from tunegate.advisor.constraints import from_mapping, read_file
-    from tunegate.advisor.prices import offers
-    from tunegate.advisor.recommend import recommend as answer_for
-
     stated: dict[str, Any] = {
         "calls_per_day": calls_per_day, "input_tokens": input_tokens, "output_tokens": output_tokens, "p95_ms": p95_ms,
         "privacy": privacy, "facts": facts, "needs": needs, "examples": examples, "domain": domain,
         "budget_usd": budget_usd, "monthly_budget_usd": monthly_budget_usd, "quality": quality, "hardware": hardware,
         "ops": ops, "model": model, "peak_factor": peak_factor,
     }  # fmt: skip
-    from_file = from_mapping(read_file(constraints), where=str(constraints)) if constraints else None
+    answer = _answer(data, constraints, stated, prices)
+    _write(answer, out, launch)
+    from tunegate.advisor import render
+
+    if json_:
+        emit_json(render.as_json(answer))
+        return
+    render.print_answer(answer, why=why)
+    if out is None:
+        say("nothing was written: --out FILE writes recommendation.yaml for ft train --from")
+
+
+def _answer(data: Path | None, file: Path | None, stated: dict[str, Any], prices: Path | None) -> "Recommendation":
+    from tunegate.advisor.constraints import from_mapping, read_file
+    from tunegate.advisor.prices import offers
+    from tunegate.advisor.recommend import recommend as answer_for
+
+    from_file = from_mapping(read_file(file), where=str(file)) if file else None
     asked = from_mapping(_merged(from_file, stated))
     measured = None
     if data is not None:
         from tunegate.advisor.data_profile import profile
 
         measured = profile(data, asked.model)
-    answer = answer_for(asked, measured, offers(prices))
+    return answer_for(asked, measured, offers(prices))
+
+
+def _write(answer: "Recommendation", out: Path | None, launch: str | None) -> None:
     if out is not None:
-        render.write_yaml(answer, out)
+        from tunegate.advisor.render import write_yaml
+
+        write_yaml(answer, out)
         say(f"wrote {out}; run it with: ft train DATASET --from {out} --out RUN")
     if launch is not None:
         from tunegate.advisor.launch import write_task
 
         say(f"wrote {write_task(answer, launch, out)}")
-    if json_:
-        emit_json(render.as_json(answer))
-    else:
-        render.print_answer(answer, why=why)
-        if out is None:
-            say("nothing was written: --out FILE writes recommendation.yaml for ft train --from")
 
 
 def _merged(from_file: Any, stated: dict[str, Any]) -> dict[str, Any]:

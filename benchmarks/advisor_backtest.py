@@ -1,0 +1,210 @@
+"""The advisor against published measurements: error by class, the rules people use today, whole sources left out.
+
+    python benchmarks/advisor_backtest.py [--short] [--record]
+
+--short leaves the refits out. --record writes the errors and bounds that intervals and `ftadvise backtest` rest on
+(advisor/tables/errors.csv): do so after a formula changed, and read the difference before committing it.
+"""
+
+import argparse
+import itertools
+import statistics
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tunegate.advisor import serving_speed, training_memory, training_time
+from tunegate.advisor.backtest import (
+    Backtest,
+    Pair,
+    backtest,
+    class_half_width,
+    coverage_of_left_out_sources,
+    rows_of,
+    summary,
+)
+from tunegate.advisor.measured import Case, NotPredictedError
+from tunegate.advisor.predict import memory_setup, predict
+
+ERRORS = Path(__file__).parents[1] / "advisor" / "tables" / "errors.csv"
+GOALS = {"train_mem": 0.09, "tpot": 0.10}  # bounds that were set before any fit
+
+
+def accelerate_rule(case: Case) -> float:
+    """accelerate estimate-memory: weights in the precision asked for, times four for training with Adam."""
+    setup = memory_setup(case)
+    bits = 16 if setup.method in ("lora", "full") else 4
+    return setup.architecture.params * bits / 8e9 * (4 if setup.method == "full" else 1)
+
+
+LLAMA_FACTORY_TABLE = {  # GB by 1e9 parameters, as its README prints them
+    "full": {7: 120, 14: 240, 30: 600, 70: 1200},
+    "pure_bf16": {7: 60, 14: 120, 30: 300, 70: 600},
+    "lora": {7: 16, 14: 32, 30: 64, 70: 160},
+    "qlora": {7: 6, 14: 12, 30: 24, 70: 48},
+}
+
+
+def llama_factory_rule(case: Case) -> float:
+    """LLaMA-Factory's README table: the nearest size's GB per parameter."""
+    setup = memory_setup(case)
+    size = setup.architecture.params / 1e9
+    row = LLAMA_FACTORY_TABLE["pure_bf16" if setup.method == "full" and setup.state != "amp" else setup.method]
+    near = min(row, key=lambda known: abs(known / size - 1))
+    return row[near] / near * size
+
+
+def eleuther_rule(case: Case) -> float:
+    """EleutherAI's calculator: weights (and 16 bytes of state when full) plus 34 * s * b * h * L, as with checkpointing."""
+    setup = memory_setup(case)
+    a = setup.architecture
+    weights = a.params * {"full": 18.0, "lora": 2.0, "qlora": 0.5}[setup.method]
+    return (weights + 34.0 * setup.seq_len * setup.micro_batch * a.hidden * a.layers) / 1e9
+
+
+RULES = {"accelerate": accelerate_rule, "LLaMA-Factory": llama_factory_rule, "EleutherAI": eleuther_rule}
+
+
+def show(title: str, header: list[str], rows: list[list[str]]) -> None:
+    """A Markdown table."""
+    print(f"\n### {title}\n\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def classes(result: Backtest) -> None:
+    rows = []
+    for kind, pairs in result.by_class().items():
+        s = summary(pairs)
+        skipped = sum(1 for _, _, k in result.skipped if k == kind)
+        numbers = [percent(s[name]) for name in ("mape", "median_ape", "bias", "within_interval")]
+        rows.append([kind, str(len(pairs)), str(skipped), *numbers])
+    show(
+        "Error by class", ["class", "predicted", "skipped", "MAPE", "median", "bias", "inside the 90 % interval"], rows
+    )
+
+
+def rivals(result: Backtest) -> None:
+    pairs = result.by_class()["train_mem"]
+    rows = []
+    for method in ("lora", "qlora", "full", "all"):
+        chosen = [p for p in pairs if method in ("all", memory_setup(p.case).method)]
+        cells = [percent(statistics.fmean(abs(p.error) for p in chosen))]
+        cells += [percent(statistics.fmean(abs(scaled(r, p) / p.measured - 1) for p in chosen)) for r in RULES.values()]
+        rows.append([method, str(len(chosen)), *cells])
+    show("Training memory: MAPE on the same rows", ["method", "n", "this advisor", *RULES], rows)
+
+
+def scaled(rule, pair: Pair) -> float:
+    """A rule knows a total: shared evenly over the GPUs where the row is per GPU."""
+    value = rule(pair.case)
+    return value if "total" in pair.case.row["unit"] else value / pair.case.n_gpus
+
+
+@contextmanager
+def one_program(kind: str, constants: tuple[float, ...]) -> Iterator[None]:
+    """As if all programs were one, with these constants."""
+    tables = {"memory": training_memory.SOFTWARE, "training": training_time.SPEEDS, "serving": serving_speed.ENGINES}
+    table = tables[kind]
+    kept = dict(table)
+    made = {
+        "memory": lambda: training_memory.Software(logits_bytes=constants[0], context_gb=constants[1]),
+        "training": lambda: training_time.Speed(floor_ms=constants[0], hfu_max=constants[1], half_width=constants[2]),
+        "serving": lambda: serving_speed.Engine(bandwidth=constants[0], layer_ms=constants[1]),
+    }[kind]()
+    try:
+        for name in table:
+            table[name] = made
+        yield
+    finally:
+        table.update(kept)
+
+
+GRIDS = {
+    "memory": ([2.0, 6.0, 8.0, 12.0], [0.1, 0.7, 1.3]),
+    "training": ([1.5, 3.0, 5.0], [0.5, 0.65, 0.8], [600.0, 1700.0, 2900.0]),
+    "serving": ([0.6, 0.7, 0.8, 0.92], [0.04, 0.08, 0.13, 0.3]),
+}
+
+
+def mape_of(cases: list[Case]) -> float:
+    errors = []
+    for case in cases:
+        try:
+            errors.append(abs(predict(case) / case.value - 1))
+        except NotPredictedError:
+            continue
+    return statistics.fmean(errors)
+
+
+def leave_one_source_out(result: Backtest) -> None:
+    """Refit one nameless program on the other sources, predict the source left out with it."""
+    rows = []
+    groups = (("memory", ("train_mem",)), ("training", ("train_tps", "train_time")), ("serving", ("infer_tps", "tpot")))
+    for kind, names in groups:
+        pairs = [p for p in result.pairs if p.case.kind in names]
+        for source in sorted({p.case.source for p in pairs}):
+            own = [p.case for p in pairs if p.case.source == source]
+            others = [p.case for p in pairs if p.case.source != source]
+            if len(own) < 5:
+                continue
+            scores = {}
+            for constants in itertools.product(*GRIDS[kind]):
+                with one_program(kind, constants):
+                    scores[constants] = mape_of(others)
+            best = min(scores, key=scores.__getitem__)
+            with one_program(kind, best):
+                held_out = mape_of(own)
+            known = statistics.fmean(abs(p.error) for p in pairs if p.case.source == source)
+            rows.append([", ".join(names), source, str(len(own)), percent(held_out), percent(known)])
+    show(
+        "Whole sources left out: a program never seen, its constants fitted on the others",
+        ["classes", "source left out", "n", "MAPE, never seen", "MAPE, program known"],
+        rows,
+    )
+
+
+def intervals(result: Backtest) -> None:
+    rows = [
+        [kind, source, str(n), percent(mape), f"{100 * bias:+.1f} %", f"{100 * inside:.0f} %"]
+        for (kind, source), (n, mape, bias, inside) in coverage_of_left_out_sources(result).items()
+    ]
+    show("Interval made from the other sources", ["class", "source", "n", "MAPE", "bias", "inside"], rows)
+
+
+def record(result: Backtest) -> None:
+    lines = ["class,n,mape,median_ape,bias,half_width,bound"]
+    for kind, pairs in result.by_class().items():
+        s = summary(pairs)
+        bound = GOALS.get(kind, max(1.25 * s["mape"], s["mape"] + 0.02))
+        width = class_half_width(pairs)
+        lines.append(
+            f"{kind},{len(pairs)},{s['mape']:.4f},{s['median_ape']:.4f},{s['bias']:.4f},{width:.4f},{bound:.3f}"
+        )
+    ERRORS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(f"recorded {ERRORS.name}", file=sys.stderr)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--short", action="store_true", help="leave the refits out")
+    parser.add_argument("--record", action="store_true", help="write advisor/tables/errors.csv")
+    arguments = parser.parse_args()
+    result = backtest(rows_of(None))
+    if arguments.record:
+        record(result)
+        return
+    classes(result)
+    rivals(result)
+    intervals(result)
+    if not arguments.short:
+        leave_one_source_out(result)
+
+
+if __name__ == "__main__":
+    main()
