@@ -73,7 +73,11 @@ def test_a_chain_keeps_its_far_end() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.sampled_from(["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "away"]), max_size=30), st.data()
+    st.lists(
+        st.sampled_from(["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "away"]),
+        max_size=30,
+    ),
+    st.data(),
 )
 def test_every_removed_row_is_near_its_kept_twin(words: list[str], data: st.DataObject) -> None:
     texts = []
