@@ -147,10 +147,18 @@ def software(case: Case) -> str:
     """The training program, from the row's own text."""
     for name in ("unsloth", "litgpt", "torchtune"):
         if name in case.text:
-            return name
+            return _torchtune_flags(case) if name == "torchtune" else name
     if method(case) == "full" and "hf trainer" in case.text:  # full tuning with HF's Trainer there means DeepSpeed
         return "deepspeed"
     return "pretraining" if "pretrain" in case.text or "megatron" in case.text else "hf"
+
+
+def _torchtune_flags(case: Case) -> str:
+    """Its table of flags is cumulative: the loss is chunked only from that line on, compiled from the line before."""
+    flag = case.row.get("notes", "").lower().partition("cumulative:")[2].partition(";")[0].strip(" +")
+    if flag.startswith(("baseline", "packed", "packing")):
+        return "torchtune-eager"
+    return "torchtune-compiled" if flag.startswith("compile") else "torchtune"
 
 
 def checkpointing(case: Case) -> bool:

@@ -34,8 +34,12 @@ def memory_setup(case: Case) -> memory.TrainingMemory:
     program = software(case)
     optimizer = case.row["optimizer"].lower()
     state = "amp" if program in ("deepspeed", "pretraining") else "pure_bf16"
-    if "8bit" in optimizer:
-        state = "paged_in_backward" if "bwd" in optimizer else "adamw_8bit"
+    in_backward = "bwd" in optimizer or "backward" in optimizer
+    if "8bit" in optimizer or "8-bit" in optimizer:
+        paged = "paged" in optimizer
+        state = "paged_in_backward" if paged and in_backward else "adamw_8bit" + ("_in_backward" if in_backward else "")
+    elif in_backward:
+        state = "in_backward"
     return memory.TrainingMemory(
         architecture=case.arch,
         method=how,

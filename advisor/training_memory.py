@@ -41,13 +41,19 @@ SOFTWARE = {
     "hf": Software(logits_bytes=12.0),
     "deepspeed": Software(logits_bytes=12.0),
     "litgpt": Software(logits_bytes=2.0, context_gb=0.1, replicated_init=True),
+    "torchtune-eager": Software(logits_bytes=12.0, context_gb=0.1, state_bytes=8.0),
+    "torchtune-compiled": Software(logits_bytes=8.0, context_gb=0.1, state_bytes=8.0),
     "torchtune": Software(logits_bytes=0.0, context_gb=0.1, state_bytes=8.0),
     "unsloth": Software(logits_bytes=2.0, layer_share=0.0, context_gb=0.7),
 }
 # Bytes per trained parameter of full tuning: weight, gradient, optimizer. amp: bf16 weight and gradient, fp32 master and
 # two moments (ZeRO, arXiv 1910.02054, section 3.1). pure_bf16: all four in bf16. adamw_8bit: moments of one byte.
 # paged_in_backward: the optimizer is paged out and each gradient dies in the backward pass, so the weight is left.
-STATE_BYTES = {"amp": 16.0, "pure_bf16": 8.0, "adamw_8bit": 6.0, "paged_in_backward": 2.0}
+# in_backward: as before it, without the gradient.
+STATE_BYTES = {
+    "amp": 16.0, "pure_bf16": 8.0, "in_backward": 6.0, "adamw_8bit": 6.0, "adamw_8bit_in_backward": 4.0,
+    "paged_in_backward": 2.0,
+}  # fmt: skip
 TRAINED_EMBEDDING_BYTES = 12.0  # `modules_to_save`: bf16 copy and gradient, two fp32 moments
 # Kept per quantized parameter for the backward pass: dequantized copies (bitsandbytes up to 0.41 without recomputation,
 # GPTQ kernels always). Fitted.
@@ -138,7 +144,7 @@ def peak_gb(setup: TrainingMemory) -> float:
     moving = activations_gb(setup) + logits_gb(setup)
     fixed = unsharded_gb(setup) + SOFTWARE[setup.software].context_gb
     if setup.method == "full":
-        in_backward = setup.state == "paged_in_backward"
+        in_backward = setup.state.endswith("in_backward")
         gradients = (2.0 * a.vocab * a.hidden if in_backward else 2.0 * a.params / n) / 1e9
         kept = static_gb(setup) / n - (0.0 if in_backward else gradients)
         working = DEEPSPEED_WORKING_BYTES * min(a.params, 1e9) / 1e9 if setup.software == "deepspeed" else 0.0

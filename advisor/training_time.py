@@ -41,6 +41,8 @@ SPEEDS = {
     ("cpu", "full"): Speed(floor_ms=5.0, hfu_max=0.30, half_width=300.0),
     ("litgpt", "adapter"): Speed(floor_ms=4.5, hfu_max=0.82, half_width=2890.0),
     ("unsloth", "adapter"): Speed(floor_ms=4.0, hfu_max=0.98, half_width=2890.0, dequant_ms=5.0),
+    ("torchtune-eager", "full"): Speed(floor_ms=5.0, hfu_max=0.60, half_width=600.0),
+    ("torchtune-compiled", "full"): Speed(floor_ms=1.5, hfu_max=0.68, half_width=600.0),
     ("torchtune", "adapter"): Speed(floor_ms=1.5, hfu_max=0.68, half_width=600.0, dequant_ms=1.0),
     ("torchtune", "full"): Speed(floor_ms=1.5, hfu_max=0.68, half_width=600.0),
     ("pretraining", "full"): Speed(floor_ms=1.5, hfu_max=0.74, half_width=600.0),
