@@ -124,7 +124,7 @@ def print_answer(answer: Recommendation, *, why: bool) -> None:
     if chosen.serving is not None:
         against = answer.competitor.name
         meets = "never" if answer.break_even is None else f"from {answer.break_even:,.0f} calls a day"
-        _line(f"  cheaper than {against}: {meets} (at {c.calls_per_day:,.0f} calls a day now)")
+        _line(f"  cheaper than {against}: {meets} (at {c.calls_per_day:,.0f} calls a day now; engineering counted)")
     _line(f"  {answer.space.considered:,} combinations considered, {len(answer.front)} on the Pareto front")
     _print_rejected(answer)
     _print_assumptions(answer)

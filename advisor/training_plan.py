@@ -52,7 +52,7 @@ def recipe_for(architecture: Architecture, method: str, *, examples: int, longes
     adapter_rate = 5e-4 if size < 4 else (3e-4 if size < 27 else 2e-4)
     rows = 4 if size < 1 else (16 if size <= 3 else 32)
     micro = 4 if size < 15 else 1
-    length = 2 ** max(8, math.ceil(math.log2(max(longest_tokens, 1.0))))
+    length = 256 * math.ceil(max(longest_tokens, 1.0) / 256)
     return Recipe(
         method=method,
         rank=16,

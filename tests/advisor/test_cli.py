@@ -185,6 +185,23 @@ def test_out_is_what_train_reads(advise, tmp_path):
     assert advise("recommend", "--out", tmp_path / "none" / "r.yaml")[0] == 2
 
 
+@pytest.mark.parametrize(
+    "question",
+    [
+        ("--needs", "latency", "--examples", 5000),
+        ("--needs", "quality", "--quality", "max", "--budget-usd", 100000, "--examples", 50000),
+    ],
+)
+def test_the_trainer_takes_every_key(advise, tmp_path, question):
+    config = pytest.importorskip("tunegate.train.config")
+    out = tmp_path / "recommendation.yaml"
+    assert advise("recommend", *question, "--out", out)[0] == 0
+    resolved, settings, notes = config.resolve([(str(out), config.from_file(out))])
+    assert resolved.method in ("qlora", "full")
+    assert notes == []
+    assert settings["learning_rate"].origin == str(out)
+
+
 def test_nothing_is_written_without_out(advise, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, _, captured = advise("recommend", "--why")
