@@ -43,6 +43,9 @@ def recommend(
     prices: Annotated[
         Path | None, typer.Option(help="CSV of API prices that replace or add to the shipped ones.")
     ] = None,
+    evidence: Annotated[
+        list[str] | None, typer.Option(help="METHOD=REPORT: a measured EvalReport in place of priors; repeatable.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write recommendation.yaml here; without it nothing is written.")
     ] = None,
@@ -57,7 +60,7 @@ def recommend(
         "budget_usd": budget_usd, "monthly_budget_usd": monthly_budget_usd, "quality": quality, "hardware": hardware,
         "ops": ops, "model": model, "peak_factor": peak_factor,
     }  # fmt: skip
-    answer = _answer(data, constraints, stated, prices)
+    answer = _answer(data, constraints, stated, prices, evidence or [])
     _write(answer, out, launch)
     from tunegate.advisor import render
 
@@ -69,8 +72,11 @@ def recommend(
         say("nothing was written: --out FILE writes recommendation.yaml for ft train --from")
 
 
-def _answer(data: Path | None, file: Path | None, stated: dict[str, Any], prices: Path | None) -> "Recommendation":
+def _answer(
+    data: Path | None, file: Path | None, stated: dict[str, Any], prices: Path | None, reports: list[str]
+) -> "Recommendation":
     from tunegate.advisor.constraints import from_mapping, read_file
+    from tunegate.advisor.evidence import read
     from tunegate.advisor.prices import offers
     from tunegate.advisor.recommend import recommend as answer_for
 
@@ -81,7 +87,7 @@ def _answer(data: Path | None, file: Path | None, stated: dict[str, Any], prices
         from tunegate.advisor.data_profile import profile
 
         measured = profile(data, asked.model)
-    return answer_for(asked, measured, offers(prices))
+    return answer_for(asked, measured, offers(prices), read(reports))
 
 
 def _write(answer: "Recommendation", out: Path | None, launch: str | None) -> None:

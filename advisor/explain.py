@@ -8,7 +8,7 @@ from typing import Any
 from tunegate.advisor.constraints import Constraints
 from tunegate.advisor.prices import snapshot, stale_note
 from tunegate.advisor.recommend import Recommendation, recommend
-from tunegate.advisor.rules import METHODS, RULES, TUNED, Situation, fired, scores
+from tunegate.advisor.rules import METHODS, RULES, TUNED, Situation, scores
 from tunegate.advisor.search import Option
 from tunegate.core.errors import UserError
 
@@ -196,7 +196,7 @@ def rules_json(answer: Recommendation) -> list[Json]:
             "id": r.id, "says": r.says, "fired": r.id in ids, "grade": r.grade, "source": r.source, "scope": r.scope,
             "conflicts": list(r.conflicts), "note": r.note, "votes": dict(r.votes),
         }
-        for r in RULES
+        for r in (*RULES, *(r for r in answer.fired if r not in RULES))
     ]  # fmt: skip
 
 
@@ -281,7 +281,7 @@ def _duration(hours: float) -> str:
     return f"about {hours:.1f} h" if hours >= 1 else f"about {max(1, math.ceil(hours * 60))} min"
 
 
-def votes_table(situation: Situation) -> list[tuple[str, str, str]]:
+def votes_table(answer: Recommendation) -> list[tuple[str, str, str]]:
     """(rule id, grade, votes) of every rule that fired."""
     return [
         (
@@ -289,5 +289,5 @@ def votes_table(situation: Situation) -> list[tuple[str, str, str]]:
             r.grade,
             ", ".join(f"{m} {p:+g}" for m, p in sorted(r.votes.items(), key=lambda x: -x[1])) or "informs only",
         )
-        for r in fired(situation)
+        for r in answer.fired
     ]

@@ -4,7 +4,7 @@ It reaches into Typer (0.29): where a later version names things otherwise, Type
 """
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from tunegate.core.errors import UsageError
 from typer.core import TyperCommand
@@ -20,7 +20,13 @@ class PlainParam:
 
     def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
         """The value in its type. Raises UsageError naming the option."""
-        if value is None or isinstance(value, self.kind):
+        if getattr(param, "multiple", False):
+            return [self.convert(item, param, ctx) for item in value or ()]
+        return None if value is None else self.convert(value, param, ctx)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """One value in its type. Raises UsageError naming the option."""
+        if isinstance(value, self.kind):
             return value
         try:
             return self.kind(value)
@@ -48,6 +54,8 @@ class QuickCommand(Quick, TyperCommand):
 
 
 def plain_type(annotation: Any) -> type | None:
-    """The plain type of `T` or `T | None`; None for anything else."""
+    """The plain type of `T`, `T | None` or `list[T]`; None for anything else."""
+    if get_origin(annotation) is list:
+        annotation = get_args(annotation)[0]
     kinds = [a for a in (get_args(annotation) or (annotation,)) if a is not type(None)]
     return kinds[0] if len(kinds) == 1 and kinds[0] in PLAIN else None

@@ -1,11 +1,13 @@
 """The answer: rules choose the method, the search finds the cheapest way to do it that no constraint refuses."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tunegate.advisor import break_even, training_plan
+from tunegate.advisor import break_even, evidence, training_plan
 from tunegate.advisor.constraints import Constraints, refuse_contradictions, with_data
 from tunegate.advisor.data_profile import DataProfile
+from tunegate.advisor.evidence import Measured
 from tunegate.advisor.models import find
 from tunegate.advisor.prices import ApiPrice, snapshot
 from tunegate.advisor.rules import METHODS, TUNED, Rule, Situation, fired, scores
@@ -41,22 +43,30 @@ class Recommendation:
 
 
 def recommend(
-    c: Constraints, profile: DataProfile | None = None, offers: tuple[ApiPrice, ...] | None = None
+    c: Constraints,
+    profile: DataProfile | None = None,
+    offers: tuple[ApiPrice, ...] | None = None,
+    measured: Mapping[str, Measured] | None = None,
 ) -> Recommendation:
-    """Answer a question. Raises UserError for contradictory constraints, unknown names, and when nothing is feasible."""
+    """Answer a question; `measured` reports by method outvote the priors.
+
+    Raises UserError for contradictory constraints, unknown names, and when nothing is feasible.
+    """
     if profile is not None:
-        measured = {
-            "input_tokens": profile.input_tokens,
-            "output_tokens": profile.output_tokens,
-            "examples": profile.rows,
-        }
-        c = with_data(c, measured)
+        lengths = {"input_tokens": profile.input_tokens, "output_tokens": profile.output_tokens}
+        c = with_data(c, {**lengths, "examples": profile.rows})
     refuse_contradictions(c)
     offers = snapshot() if offers is None else offers
     goods = market(c, offers)
     situation = situation_of(c, profile, goods)
     space = search(c, profile, goods)
     totals = scores(situation)
+    rules = fired(situation)
+    if measured:
+        space = dataclasses.replace(space, options=[_with_evidence(o, measured) for o in space.options])
+        rules.append(evidence.rule(measured))
+        for method, points in rules[-1].votes.items():
+            totals[method] += points
     chosen = choose(situation, space, totals)
     competitor = _competitor(chosen, offers)
     return Recommendation(
@@ -65,12 +75,17 @@ def recommend(
         situation=situation,
         chosen=chosen,
         score=totals,
-        fired=tuple(fired(situation)),
+        fired=tuple(rules),
         space=space,
         front=tuple(pareto(space.options)),
         competitor=competitor,
         break_even=_break_even(chosen, competitor, c, goods),
     )
+
+
+def _with_evidence(option: Option, measured: Mapping[str, Measured]) -> Option:
+    report = measured.get(option.method)
+    return option if report is None else dataclasses.replace(option, quality=report.value)
 
 
 def situation_of(c: Constraints, profile: DataProfile | None, goods: Market) -> Situation:

@@ -181,8 +181,8 @@ def _print_assumptions(answer: Recommendation) -> None:
 def _print_why(answer: Recommendation) -> None:
     from tunegate.advisor.rules import RULES
 
-    says = {rule.id: (rule.says, rule.source) for rule in RULES}
-    rows = [[i, g, says[i][0], v, says[i][1]] for i, g, v in explain.votes_table(answer.situation)]
+    says = {rule.id: (rule.says, rule.source) for rule in (*RULES, *answer.fired)}
+    rows = [[i, g, says[i][0], v, says[i][1]] for i, g, v in explain.votes_table(answer)]
     table("rules that fired", ["rule", "grade", "says", "votes", "source"], rows, left=5)
     totals = ", ".join(f"{m} {s:+.1f}" for m, s in sorted(answer.score.items(), key=lambda x: -x[1]))
     out().print(f"votes: {totals}", markup=False)

@@ -250,3 +250,41 @@ def test_strict_data_is_a_format_need(tmp_path):
     assert answer.constraints.examples == 2000
     assert answer.situation.strict_format
     assert answer.chosen.method in TUNED
+
+
+def write_report(folder, value, low, high, metric="exact"):
+    from tunegate.core import manifest
+
+    folder.mkdir()
+    document = {
+        "task": {"name": "t", "primary": metric},
+        "metrics": {metric: {"value": value, "low": low, "high": high}},
+    }
+    (folder / "report.json").write_text(json.dumps(document))
+    manifest.write(folder, "eval_report", inputs=[], config={})
+    return folder
+
+
+def test_measured_reports_outvote_the_priors(tmp_path):
+    from tunegate.advisor.evidence import read
+
+    few = write_report(tmp_path / "few", 0.91, 0.88, 0.94)
+    tuned = write_report(tmp_path / "tuned", 0.92, 0.89, 0.95)
+    question = from_mapping({"examples": 5000, "needs": "format"})
+    assert recommend(question).chosen.method == "qlora"
+    answer = recommend(question, measured=read([f"few_shot={few}", f"qlora={tuned}"]))
+    assert answer.chosen.method == "few_shot"  # the simpler one is not worse beyond its interval
+    assert answer.chosen.quality == pytest.approx(0.91)
+    assert any(r["id"] == "measured-here" and r["fired"] for r in explain.rules_json(answer))
+    clear = write_report(tmp_path / "clear", 0.99, 0.97, 1.0)
+    assert recommend(question, measured=read([f"few_shot={few}", f"qlora={clear}"])).chosen.method == "qlora"
+
+
+def test_evidence_that_cannot_be_used(tmp_path):
+    from tunegate.advisor.evidence import read
+
+    one = write_report(tmp_path / "one", 0.9, 0.8, 1.0)
+    other = write_report(tmp_path / "other", 0.9, 0.8, 1.0, metric="f1")
+    for bad in ([str(one)], [f"lorra={one}"], [f"lora={tmp_path}"], [f"lora={one}", f"prompt={other}"]):
+        with pytest.raises(UserError):
+            read(bad)
