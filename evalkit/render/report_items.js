@@ -91,9 +91,12 @@ function panelHead(item, redraw) {
 }
 
 function answerPanel(title, text, answer, against) {
-  const laid = view.laidOut ? layOut(text) : null;
+  const compared = against !== null && against !== undefined;
+  const theirsLaid = compared && view.laidOut ? layOut(against) : null;
+  // Both sides are laid out or neither: JSON that lacks a brace is compared with its expected text as they were written.
+  const laid = view.laidOut && (!compared || theirsLaid !== null) ? layOut(text) : null;
   const mine = laid ?? text;
-  const theirs = against === null || against === undefined ? null : (view.laidOut ? layOut(against) : null) ?? against;
+  const theirs = compared ? (laid === null ? against : theirsLaid) : null;
   const equal = theirs !== null && mine === theirs;
   const parts = theirs === null || equal || mine.length > 100000 || theirs.length > 100000 ? null : difference(theirs, mine);
   const place = element('pre', { className: 'answer', dir: 'auto', tabIndex: 0, 'aria-label': `${title}, text` });

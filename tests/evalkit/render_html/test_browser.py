@@ -192,6 +192,15 @@ def test_an_item_opens_with_its_answers_side_by_side_and_the_difference_marked(v
     assert panel.locator(".turns pre").nth(1).inner_text() == row["messages"][1]["content"]
 
 
+def test_broken_json_is_compared_with_the_expected_text_as_written(visit, site):
+    flips = site["pass"][1]["comparison"]["flips"]
+    broken = next(f["id"] for f in flips if f["direction"] == "broken" and f["cause"] == "invalid_json")
+    page = visit("pass")
+    page.get_by_role("button", name=broken, exact=True).click()
+    assert page.locator(".candidate del").all_inner_texts() == ["}"]
+    assert page.locator(".candidate ins").count() == 0
+
+
 def test_laid_out_json_keeps_every_token_as_it_was_written(browser, made, tmp_path):
     mine, theirs = made.make_rows(1)
     mine[0]["output"] = '{"b": 1.0, "a": 12345678901234567890, "a": "x\\u0041\\"y", "c": [], "d": {}, "e": [1e5, null]}'
