@@ -1,0 +1,157 @@
+"""Verdicts of each validator; the defects measured in other tools (B1 to B6) are cases here."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tunegate.core.errors import UserError
+from tunegate.core.rows import parse_row
+from tunegate.evalkit.extract import extract
+from tunegate.evalkit.outcomes import Answer, Outcome, outcome_of
+from tunegate.evalkit.validators.kinds import make
+
+
+def row(expected="x", **more):
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": expected}]
+    return parse_row({"messages": messages, **more}, "d.jsonl", 1)
+
+
+def judge(kind, text, expected="x", options=None, **more):
+    validator = make({"name": "v", "kind": kind, **(options or {})}, where="t", base=Path())
+    return validator.judge(Answer(text=text), row(expected, **more))
+
+
+EQUAL = [
+    ('{"b": 2, "a": 1}', '{"a": 1, "b": 2}', True),  # B1: the order of keys plays no part
+    ('{"a": null}', '{"a": null}', True),  # B2
+    ("true", "1", False),  # B2
+    ('{"a": 1}', '{"a": 1.0}', True),
+    ("{}", '{"a": null}', False),  # B3: null is not a missing key
+    ('{"id": "abc1"}', '{"id": "abc2"}', False),  # B3: no credit for nearly
+    ("null", "null", True),  # B5: null stays null
+    ('Sure: {"a": 1}', '{"a": 1}', False),
+    ('{"a": 1, "a": 1}', '{"a": 1}', False),
+    ("NaN", "1", False),
+]
+
+
+@pytest.mark.parametrize(("got", "expected", "passed"), EQUAL)
+def test_json_equal(got, expected, passed):
+    assert judge("json_equal", got, expected).passed is passed
+
+
+def test_json_equal_names_the_field():
+    verdict = judge("json_equal", '{"s": {"x/y": 2}}', '{"s": {"x/y": 1, "z": null}}')
+    assert "/s/x~1y: expected 1, got 2" in verdict.reason
+    assert "/s/z: expected null, got nothing" in verdict.reason
+    assert verdict.score == 0.0
+    assert judge("json_equal", '{"a": 1, "b": 3}', '{"a": 1, "b": 2}', {"partial": True}).score == 0.5
+
+
+def test_json_schema_is_strict_and_asks_no_model():
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "additionalProperties": False}
+    assert judge("json_schema", '{"n": 5}', schema=schema).passed
+    assert not judge("json_schema", '{"n": "5"}', schema=schema).passed  # B6
+    assert not judge("json_schema", '{"n": 5, "m": 1}', schema=schema).passed  # B6
+    with pytest.raises(UserError, match='no "schema"'):
+        make({"name": "v", "kind": "json_schema"}, where="t", base=Path()).check_row(row())
+
+
+SETS = [
+    {"name": "f", "arguments": {"city": ["New York, NY", "NYC"], "n": [5], "unit": ["", "m"], "o": [{"k": ["a", "b"]}]}}
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        ({"city": "new-york ny", "n": 5, "o": {"k": "B"}}, ""),
+        ({"city": "NYC", "n": 5.0, "unit": "M", "o": {"k": "a"}}, ""),
+        ({"city": "Boston", "n": 5, "o": {"k": "a"}}, "wrong_field"),
+        ({"city": "NYC", "o": {"k": "a"}}, "missing_field"),
+        ({"city": "NYC", "n": 5, "o": {"k": "a"}, "z": 1}, "extra_field"),
+        ({"city": "NYC", "n": True, "o": {"k": "a"}}, "wrong_field"),
+        ({"city": "NYC", "n": 5, "o": {"k": "c"}}, "wrong_field"),
+    ],
+)
+def test_tool_call_with_admissible_sets(arguments, cause):
+    verdict = judge("tool_call", json.dumps({"name": "f", "arguments": arguments}), accept=SETS)
+    assert verdict.cause == cause
+    assert verdict.passed is (cause == "")
+
+
+def test_tool_call_whole_and_real_calls():
+    whole = [{"name": "f", "arguments": {"tags": ["a", "b"]}}]
+    expected = json.dumps(whole[0])
+    assert judge("tool_call", expected, expected, accept=whole).passed
+    assert not judge("tool_call", '{"name": "f", "arguments": {"tags": "a"}}', expected, accept=whole).passed
+    assert judge("tool_call", '{"name": "g", "arguments": {}}', accept=SETS).cause == "wrong_function"
+    assert not judge("tool_call", "[]", accept=SETS).parsable
+    validator = make({"name": "v", "kind": "tool_call"}, where="t", base=Path())
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"tags": ["a", "b"]}'}}
+    assert validator.judge(Answer(tool_calls=[call]), row(expected)).passed
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "expected", "options", "passed"),
+    [
+        ("exact_match", " Yes ", "Yes", {}, True),
+        ("exact_match", "yes", "Yes", {}, False),
+        ("exact_match", "The  Yes!", "yes", {"normalize": ["articles", "case", "punctuation", "whitespace"]}, True),
+        ("number", "It is 1,234.50 dollars", "1234.5", {}, True),
+        ("number", "0.3", "0.1", {"abs_tolerance": 0.2}, True),
+        ("number", "3 or 4", "4", {"which": "only"}, False),
+        ("set", "b, a", "a,b", {}, True),
+        ("set", '["b","a"]', "a,b", {"ordered": True}, False),
+        ("regex", "Answer: 42.", "42", {"pattern": r"Answer: (\d+)"}, True),
+        ("regex", "no", "42", {"pattern": r"Answer: (\d+)"}, False),
+        ("json", "```json\n{}\n```", "", {}, False),
+        ("json", "[1]", "", {"type": "object"}, False),
+    ],
+)
+def test_plain_validators(kind, text, expected, options, passed):
+    assert judge(kind, text, expected, options).passed is passed
+
+
+def test_any_of():
+    assert judge("any_of", "b", accept=["a", "b"]).passed
+    assert not judge("any_of", "c", accept=["a", "b"]).passed
+
+
+def test_sql_is_read_only_and_bounded(tmp_path):
+    import sqlite3
+
+    database = tmp_path / "d.sqlite"
+    with sqlite3.connect(database) as connection:
+        connection.executescript("CREATE TABLE t(a); INSERT INTO t VALUES (1), (2);")
+    connection.close()
+    before = database.read_bytes()
+    options = {"database": str(database)}
+    assert judge("sql", "SELECT a FROM t ORDER BY a DESC", "SELECT a FROM t", options).passed
+    assert not judge("sql", "SELECT a FROM t WHERE a = 1", "SELECT a FROM t", options).passed
+    for hostile in ("DROP TABLE t", "DELETE FROM t", "ATTACH 'x.db' AS x", "PRAGMA writable_schema=1", ""):
+        assert not judge("sql", hostile, "SELECT a FROM t", options).passed, hostile
+    assert database.read_bytes() == before
+
+
+def test_extraction_is_named_and_keeps_null():
+    assert extract("```json\nnull\n```", ("code_fence",)) == "null"  # B5: `.strip("json")` made `ull` of it
+    assert extract('Sure: {"a": "}\\""} done', ("json_in_prose",)) == '{"a": "}\\""}'
+    assert extract("null", ("code_fence", "json_in_prose")) == "null"
+
+
+@pytest.mark.parametrize(
+    ("answer", "outcome"),
+    [
+        (Answer(text="x", finish_reason="length"), Outcome.PASS),
+        (Answer(text="y", finish_reason="length"), Outcome.TRUNCATED),
+        (Answer(text="I'm sorry, I can't help with that."), Outcome.REFUSED),
+        (Answer(text="y", refusal="no"), Outcome.REFUSED),
+        (Answer(text=""), Outcome.UNPARSABLE),
+        (Answer(text="y"), Outcome.FAIL),
+        (Answer(error="HTTP 500"), Outcome.INFRA_ERROR),
+    ],
+)
+def test_outcomes(answer, outcome):
+    verdict = make({"name": "v", "kind": "exact_match"}, where="t", base=Path()).judge(answer, row())
+    assert outcome_of(answer, verdict) is outcome
