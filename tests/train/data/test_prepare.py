@@ -18,9 +18,26 @@ from tunegate.train.data.prepare import PrepareConfig, Report, prepare
 from tunegate.train.data.read import Reading
 from tunegate.train.data.split import SplitConfig
 
-WORDS = (
-    ["card", "bank", "money", "transfer", "account", "late", "fee", "open", "close", "lost", "found", "travel", "ticket", "hotel", "rain", "music", "light", "door"]
-)
+WORDS = [
+    "card",
+    "bank",
+    "money",
+    "transfer",
+    "account",
+    "late",
+    "fee",
+    "open",
+    "close",
+    "lost",
+    "found",
+    "travel",
+    "ticket",
+    "hotel",
+    "rain",
+    "music",
+    "light",
+    "door",
+]
 
 
 def record(text: str, answer: str, **more: Any) -> dict[str, Any]:
