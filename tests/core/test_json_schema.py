@@ -76,7 +76,7 @@ def test_pointer_and_rule():
     ],
 )
 def test_what_is_no_schema_is_a_user_error(schema, words):
-    with pytest.raises(UserError, match="(?s).*") as caught:
+    with pytest.raises(UserError, match=r"^") as caught:
         checker(schema, "task.yaml schema")
     assert words in caught.value.line()
     assert caught.value.line().startswith("task.yaml schema")

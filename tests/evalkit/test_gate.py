@@ -114,6 +114,6 @@ def test_every_slice_must_hold():
     ],
 )
 def test_bad_conditions(condition):
-    with pytest.raises(UserError, match=".") as caught:
+    with pytest.raises(UserError, match=r"^") as caught:
         make_policy({"conditions": [condition]}, "gate.yaml")
     assert "conditions[0]" in caught.value.line()
