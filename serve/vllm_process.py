@@ -33,7 +33,7 @@ PHASES = (
     (r"Initializing a V1 LLM engine", "engine starting"),
     (r"Starting to load model|Loading (safetensors|weights)", "loading weights"),
     (r"Loading weights took|Model loading took", "weights loaded, warming up"),
-    (r"torch\.compile|Compiling|Dynamo bytecode", "compiling (once for this model and machine)"),
+    (r"Dynamo bytecode transform|Compiling a graph", "compiling (once for this model and machine)"),
     (r"Application startup complete|Starting vLLM server", "listening"),
 )
 

