@@ -4,6 +4,7 @@ import sys
 from typing import Annotated, ClassVar
 
 import typer
+
 from tunegate.core.commands import Entry, LazyGroup, run
 
 
@@ -20,6 +21,7 @@ class FtGroup(LazyGroup):
         "serve": Entry("tunegate.serve.cli:app", "Serve a release, run or model with vLLM (OpenAI-compatible)."),
         "eval": Entry("tunegate.evalkit.cli:eval_app", "Score a model and compare it with a baseline, pair by pair."),
         "gate": Entry("tunegate.evalkit.cli:gate_app", "Decide from a report: PASS, FAIL or INCONCLUSIVE."),
+        "report": Entry("tunegate.evalkit.cli:report_app", "Write a report's pages again from its results."),
         "verify": Entry("tunegate.core.cli:verify_app", "Re-hash a folder and show what it was made from."),
         "doctor": Entry(
             "tunegate.core.cli:doctor_app", "What is installed, what each stage will use, what is missing."

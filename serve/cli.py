@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
 from tunegate.core.artifacts import Release, Run, open_any
 from tunegate.core.commands import DefaultCommandGroup
 from tunegate.core.console import JsonOption, emit_json, out, say, table

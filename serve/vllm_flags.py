@@ -8,6 +8,7 @@ from typing import Any
 
 from tunegate.core.artifacts import Release, Run
 from tunegate.core.errors import UserError
+from tunegate.core.files import sha256_text
 from tunegate.core.machine import gpus, memory_gb
 from tunegate.core.model_source import ModelSource, resolve
 
@@ -103,6 +104,20 @@ def _adapter(run: Run) -> int:
             hint="merge it: ft merge",
         )
     return fitting[0]
+
+
+def template_digest(target: Target) -> str | None:
+    """SHA-256 of the chat template that will be used; None for a hub id, whose files are not here yet."""
+    if isinstance(target, Release | Run):
+        return str(target.manifest.facts["template_digest"])
+    if target.path is None:
+        return None
+    file = target.path / "chat_template.jinja"
+    if file.is_file():
+        return sha256_text(file.read_text(encoding="utf-8"))
+    settings = target.path / "tokenizer_config.json"
+    template = json.loads(settings.read_text(encoding="utf-8")).get("chat_template") if settings.is_file() else None
+    return sha256_text(template) if isinstance(template, str) else None
 
 
 def _config(target: Target) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from tunegate.core.errors import InfrastructureError, UsageError
 from tunegate.serve.client import api_key
 from tunegate.serve.middleware import INSTANCE_HEADER, INSTANCE_VARIABLE, KEY_VARIABLE
 from tunegate.serve.vllm_failures import explain
-from tunegate.serve.vllm_flags import SERVER_MODULE, Launch, ServeOptions, Target, build, describe
+from tunegate.serve.vllm_flags import SERVER_MODULE, Launch, ServeOptions, Target, build, describe, template_digest
 
 # What the log says when a phase begins, and the phase in plain words.
 PHASES = (
@@ -72,7 +72,12 @@ def serving(
         _wait_ready(process, url, instance, launch.model, key, log, options.start_timeout_s)
         took = time.monotonic() - started
         say(f"vLLM serves {describe(target)} at {url}/v1 (ready after {took:.0f} s)")
-        facts = {"engine": "vllm", "flags": launch.arguments, "start_s": round(took, 1)}
+        facts = {
+            "engine": "vllm",
+            "flags": launch.arguments,
+            "start_s": round(took, 1),
+            "template_digest": template_digest(target),
+        }
         yield Endpoint(base_url=f"{url}/v1", model=launch.model, key=key, pid=process.pid, log=log, facts=facts)
     finally:
         stop(process)
