@@ -30,7 +30,7 @@ lint: setup      ## format, lint, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	bash requirements/typecheck.sh
-	$(BIN)/lint-imports
+	PYTHONPATH=build/types $(BIN)/lint-imports
 
 format: setup    ## rewrite formatting and imports
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
