@@ -92,16 +92,17 @@ def deduplicate(rows: Sequence[Row], config: DedupConfig) -> Deduplicated:
     ordered = list(rows)
     if config.keep == "longest":
         ordered.sort(key=lambda row: -len(canonical_json(list(row.messages))))
-    rejected: list[Rejected] = []
-    kept = _exact(ordered, rejected) if config.exact else ordered
-    kept, conflicts = _normalized(kept, config, rejected)
-    kept, step = _near(kept, config, rejected)
+    removed: list[_Removal] = []
+    kept = _exact(ordered, removed) if config.exact else ordered
+    kept, conflicts = _normalized(kept, config, removed)
+    kept, step = _near(kept, config, removed)
     places = {id(row): index for index, row in enumerate(rows)}
     kept.sort(key=lambda row: places[id(row)])
+    gone = {id(removal.row) for removal in removed}
     return Deduplicated(
         kept=kept,
-        rejected=sorted(rejected, key=lambda item: (item.file, item.line)),
-        conflicts=conflicts,
+        rejected=sorted(_settled(removed), key=lambda item: (item.file, item.line)),
+        conflicts=[pair for pair in conflicts if id(pair.a) not in gone and id(pair.b) not in gone],
         contrast_pairs=step.contrast,
         borderline=step.borderline,
         curve=step.curve,
@@ -130,7 +131,35 @@ def refuse_mass_removal(rows: Sequence[Row], rejected: Sequence[Rejected], *, ye
             )
 
 
-def _exact(rows: list[Row], rejected: list[Rejected]) -> list[Row]:
+@dataclass(frozen=True, kw_only=True)
+class _Removal:
+    """A row, the twin it goes for, and by which rule."""
+
+    row: Row
+    reason: Reason
+    twin: Row
+    rule: str
+    score: float = 1.0
+
+
+def _settled(removed: list[_Removal]) -> list[Rejected]:
+    """Each removed row with a twin that is kept.
+
+    A twin under a rule of equality may itself go under a looser rule, for a row nearer the start. The two have the same
+    normalised input and answer, so what holds between the twin and the row kept for it holds for the first row too.
+    """
+    by_row = {id(removal.row): removal for removal in removed}
+    settled = []
+    for first in removed:
+        last = first
+        while (later := by_row.get(id(last.twin))) is not None:
+            last = later
+        score = round(last.score, 4)
+        settled.append(Rejected.of(first.row, last.reason, kept=last.twin.id, rule=last.rule, score=score))
+    return settled
+
+
+def _exact(rows: list[Row], removed: list[_Removal]) -> list[Row]:
     first: dict[str, Row] = {}
     kept = []
     for row in rows:
@@ -138,11 +167,12 @@ def _exact(rows: list[Row], rejected: list[Rejected]) -> list[Row]:
         if twin is row:
             kept.append(row)
         else:
-            rejected.append(_removed(row, Reason.DUPLICATE_EXACT, twin, "same messages and tools, byte for byte", 1.0))
+            rule = "same messages and tools, byte for byte"
+            removed.append(_Removal(row=row, reason=Reason.DUPLICATE_EXACT, twin=twin, rule=rule))
     return kept
 
 
-def _normalized(rows: list[Row], config: DedupConfig, rejected: list[Rejected]) -> tuple[list[Row], list[Pair]]:
+def _normalized(rows: list[Row], config: DedupConfig, removed: list[_Removal]) -> tuple[list[Row], list[Pair]]:
     answers: dict[str, dict[str, Row]] = {}
     kept, conflicts = [], []
     for row in rows:
@@ -151,7 +181,7 @@ def _normalized(rows: list[Row], config: DedupConfig, rejected: list[Rejected]) 
         twin = known.get(answer)
         if twin is not None and config.normalized:
             rule = f"{RULE_NAMES['normalized']}; same answer"
-            rejected.append(_removed(row, Reason.DUPLICATE_NORMALIZED, twin, rule, 1.0))
+            removed.append(_Removal(row=row, reason=Reason.DUPLICATE_NORMALIZED, twin=twin, rule=rule))
             continue
         if twin is None:
             conflicts += [Pair(a=other, b=row, score=1.0) for other in list(known.values())[:1]]
@@ -170,7 +200,7 @@ class _NearStep:
     skipped: int = 0
 
 
-def _near(rows: list[Row], config: DedupConfig, rejected: list[Rejected]) -> tuple[list[Row], _NearStep]:
+def _near(rows: list[Row], config: DedupConfig, removed: list[_Removal]) -> tuple[list[Row], _NearStep]:
     step = _NearStep()
     if not config.near:
         return rows, step
@@ -192,7 +222,7 @@ def _near(rows: list[Row], config: DedupConfig, rejected: list[Rejected]) -> tup
         twin = next((item for item in near if item[1] == answer), None)
         if twin is not None:
             rule = f"4-gram overlap >= {config.near_threshold:g}; same numbers; same answer"
-            rejected.append(_removed(row, Reason.DUPLICATE_NEAR, twin[0], rule, twin[2]))
+            removed.append(_Removal(row=row, reason=Reason.DUPLICATE_NEAR, twin=twin[0], rule=rule, score=twin[2]))
             continue
         unlike = [item for item in near if near_text(item[0]) != text]  # equal texts are conflicts, listed already
         step.contrast += [Pair(a=other, b=row, score=score) for other, _, score in unlike[:1]]
@@ -234,10 +264,6 @@ def frame_key(row: Row) -> str:
         for t in row.prompt
     ]
     return canonical_json([frame, row.tools or []])
-
-
-def _removed(row: Row, reason: Reason, twin: Row, rule: str, score: float) -> Rejected:
-    return Rejected.of(row, reason, kept=twin.id, rule=rule, score=round(score, 4))
 
 
 def _shown(row: Row) -> str:
