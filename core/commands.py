@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import typer
-from tunegate.core.errors import ExitCode, InfrastructureError, TunegateError, UsageError
 from typer.core import TyperCommand, TyperGroup
+
+from tunegate.core.errors import ExitCode, InfrastructureError, TunegateError, UsageError
 
 Command = TyperCommand | TyperGroup
 
@@ -82,9 +83,12 @@ def run(app: Any, *, prog: str, argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        # click answers EPIPE with exit code 1, which is a gate's FAIL.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.OK
+        return ExitCode.READER_GONE
     except Exception as error:
         return _fail(_as_ours(error, prog, debug), as_json="--json" in ours)
 

@@ -20,6 +20,7 @@ class ExitCode(IntEnum):
     INFRASTRUCTURE = 4
     INTERNAL = 70
     INTERRUPTED = 130
+    READER_GONE = 141  # as a shell says of SIGPIPE; not 0, which would be a gate's PASS
 
 
 class TunegateError(Exception):
