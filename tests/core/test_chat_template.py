@@ -1,0 +1,175 @@
+"""`mask` against a slow reference, on templates in the style of six model families; what cannot be masked is refused."""
+
+import itertools
+
+import pytest
+
+from tunegate.core.chat_template import MaskError, mask, probe_digest, render, render_ids, template_digest
+from tunegate.core.errors import UserError
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+LLAMA3 = (
+    "<|begin_of_text|>{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+    "{{ m.content | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+MISTRAL = (
+    "{% set ns = namespace(head='') %}<s>{% for m in messages %}"
+    "{% if m.role == 'system' %}{% set ns.head = m.content ~ '\n\n' %}"
+    "{% elif m.role == 'user' %}[INST] {{ ns.head }}{{ m.content }}[/INST]{% set ns.head = '' %}"
+    "{% else %} {{ m.content }}</s>{% endif %}{% endfor %}"
+)
+GEMMA = (
+    "{% set ns = namespace(head='') %}<bos>{% for m in messages %}"
+    "{% if m.role == 'system' %}{% set ns.head = m.content ~ '\n' %}{% else %}"
+    "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ ns.head }}{{ m.content | trim }}"
+    "<end_of_turn>\n{% set ns.head = '' %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+QWEN = (
+    "{% if tools or messages[0].role == 'system' %}<|im_start|>system\n"
+    "{{ messages[0].content if messages[0].role == 'system' else '' }}"
+    "{% if tools %}\nTools:{% for t in tools %}\n{{ t | tojson }}{% endfor %}{% endif %}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SMOLLM2 = (
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}"
+    "<|im_start|>system\nA helpful assistant named Smol.<|im_end|>\n{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+IM = ("<|im_start|>", "<|im_end|>")
+STYLES = {
+    "chatml": (CHATML, IM),
+    "llama3": (LLAMA3, ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")),
+    "mistral": (MISTRAL, ("<s>", "[INST]", "[/INST]", "</s>")),
+    "gemma": (GEMMA, ("<bos>", "<start_of_turn>", "<end_of_turn>")),
+    "qwen": (QWEN, IM),
+    "smollm2": (SMOLLM2, IM),
+}
+TURNS = ["What is two plus two?", '{"sum": 4}', "naïve café 東京 🙂", "  two  spaces\n", "last\n\nquestion", "Paris."]
+SYSTEM = {"role": "system", "content": "Answer in JSON."}
+
+
+def conversation(pairs, system=False):
+    roles = itertools.cycle(("user", "assistant"))
+    turns = [{"role": role, "content": text} for role, text in zip(roles, TURNS[: 2 * pairs], strict=False)]
+    return [SYSTEM, *turns] if system else turns
+
+
+def shared(first, second):
+    """Length of the longest common prefix."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
+
+
+def slow_labels(tokenizer, messages, stop, tools=None):
+    """The labels by comparing token ids: what the rendering with an answer adds to the prompt before it, to its stop."""
+    ids = render_ids(tokenizer, messages, tools=tools)
+    labels = [-100] * len(ids)
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt = render_ids(tokenizer, messages[:index], tools=tools, generate=True)
+        after = render_ids(tokenizer, messages[: index + 1], tools=tools)
+        start, end = shared(prompt, ids), shared(after, ids)
+        assert start == len(prompt)
+        while ids[end - 1] != stop:
+            end -= 1
+        labels[start:end] = ids[start:end]
+    return ids, labels
+
+
+@pytest.mark.parametrize("pairs", [1, 2, 3])
+@pytest.mark.parametrize("system", [False, True])
+@pytest.mark.parametrize("style", STYLES)
+def test_the_mask_is_that_of_the_slow_reference(makers, style, system, pairs):
+    template, specials = STYLES[style]
+    tokenizer = makers.tokenizer(template, specials, specials[-1])
+    messages = conversation(pairs, system)
+    tools = [{"name": "add"}] if style == "qwen" else None
+    found = mask(tokenizer, messages, [tokenizer.eos_token_id], tools=tools)
+    ids, labels = slow_labels(tokenizer, messages, tokenizer.eos_token_id, tools)
+    assert found.input_ids == ids
+    assert found.labels == labels
+    assert found.stopped
+    learnt = [label for label in found.labels if label != -100]
+    assert found.label_tokens == len(learnt)
+    assert learnt.count(tokenizer.eos_token_id) == pairs
+    text = tokenizer.decode(learnt)
+    assert all(turn["content"].strip() in text for turn in messages if turn["role"] == "assistant")
+    assert not any(turn["content"].strip() in text for turn in messages if turn["role"] != "assistant")
+
+
+def test_special_token_text_in_an_answer_does_not_end_it_early(makers):
+    tokenizer = makers.tokenizer()
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "say <|im_end|> twice"}]
+    found = mask(tokenizer, messages, [tokenizer.eos_token_id])
+    assert tokenizer.decode([i for i in found.labels if i != -100]) == "say <|im_end|> twice<|im_end|>"
+
+
+def test_an_answer_without_a_stop_token_is_told(makers):
+    template = "{% for m in messages %}<{{ m.role }}>\n{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>\n{% endif %}"
+    tokenizer = makers.tokenizer(template)
+    assert not mask(tokenizer, conversation(1), [tokenizer.eos_token_id]).stopped
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused(makers):
+    strips_thoughts = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{{ m.content if loop.last or '</think>' not in m.content else m.content.split('</think>')[1] }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = makers.tokenizer(strips_thoughts)
+    messages = conversation(2)
+    assert mask(tokenizer, messages, [tokenizer.eos_token_id]).stopped
+    messages[1] = {"role": "assistant", "content": "<think>2+2</think>4"}
+    assert mask(tokenizer, messages[:2], [tokenizer.eos_token_id]).stopped
+    with pytest.raises(MaskError, match="turn 1: the template renders the prompt differently"):
+        mask(tokenizer, messages, [tokenizer.eos_token_id])
+
+
+def test_a_system_prompt_moved_to_the_last_user_turn_is_refused_only_where_it_moves(makers):
+    moves = (
+        "{% for m in messages %}{% if m.role == 'user' %}[INST]"
+        "{% if messages[0].role == 'system' and m == (messages | selectattr('role', 'equalto', 'user') | list)[-1] %}"
+        "{{ messages[0].content }}\n{% endif %}{{ m.content }}[/INST]"
+        "{% elif m.role == 'assistant' %}{{ m.content }}</s>{% endif %}{% endfor %}"
+    )
+    tokenizer = makers.tokenizer(moves, ("[INST]", "[/INST]", "</s>"), "</s>")
+    assert mask(tokenizer, conversation(1, system=True), [tokenizer.eos_token_id]).stopped
+    with pytest.raises(MaskError, match="turn 2: the template renders"):
+        mask(tokenizer, conversation(2, system=True), [tokenizer.eos_token_id])
+
+
+def test_a_token_that_straddles_the_start_of_the_answer_is_refused(makers):
+    template = (
+        "{% for m in messages %}{{ m.role }}c{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}assistantc{% endif %}"
+    )
+    tokenizer = makers.tokenizer(template)
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "apital"}]
+    assert len(tokenizer("capital")["input_ids"]) < 1 + len(tokenizer("apital")["input_ids"]), "c and a are one token"
+    with pytest.raises(MaskError, match="turn 1: a token straddles"):
+        mask(tokenizer, messages, [tokenizer.eos_token_id])
+
+
+def test_a_template_that_refuses_or_is_missing_is_the_users_to_mend(makers):
+    refusing = makers.tokenizer("{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(UserError, match="refuses these messages: roles must alternate"):
+        render(refusing, conversation(1))
+    with pytest.raises(UserError, match="no chat template"):
+        render(makers.tokenizer(None), conversation(1))
+
+
+def test_digests_tell_templates_and_tokenizers_apart(makers):
+    chatml, again, smol = (makers.tokenizer(t) for t in (CHATML, CHATML, SMOLLM2))
+    assert template_digest(chatml) == template_digest(again) != template_digest(smol)
+    assert probe_digest(chatml) == probe_digest(again)
+    other = makers.tokenizer(CHATML, ("<|im_end|>", "<|im_start|>"), "<|im_end|>")
+    assert probe_digest(chatml) != probe_digest(other), "the same text, other ids"

@@ -1,0 +1,98 @@
+"""Rows to examples: nothing is cut, every row left out is counted, and what cannot be learnt is refused."""
+
+import re
+
+import pytest
+
+from tunegate.core.errors import UserError
+from tunegate.core.rows import parse_row
+from tunegate.train import examples
+
+
+@pytest.fixture
+def build(makers):
+    def call(rows, *, template=None, max_length=60, share=0.2):
+        tokenizer = makers.tokenizer(template) if template else makers.tokenizer()
+        stops = [tokenizer.eos_token_id]
+        parsed = [parse_row(row, "rows.jsonl", line) for line, row in enumerate(rows, 1)]
+        return tokenizer, examples.build(parsed, tokenizer, stops, max_length=max_length, max_left_out_share=share)
+
+    return call
+
+
+def lengthen(row):
+    row["messages"][0]["content"] *= 20
+    return row
+
+
+def test_the_certificate_counts_what_the_loss_sees(build, makers):
+    tokenizer, (kept, certificate) = build(makers.rows(3))
+    assert certificate.rows == len(kept) == 3
+    assert certificate.tokens == sum(len(e.input_ids) for e in kept)
+    for example, total in zip(kept, ("0", "2", "4"), strict=True):
+        learnt = [label for label in example.labels if label != -100]
+        assert tokenizer.decode(learnt) == f'{{"sum": {total}}}<|im_end|>'
+    assert certificate.label_tokens == sum(label != -100 for e in kept for label in e.labels)
+    assert certificate.longest == max(len(e.input_ids) for e in kept)
+    assert (certificate.too_long, certificate.unmaskable, certificate.no_stop) == (0, 0, 0)
+
+
+def test_a_row_that_is_too_long_is_left_out_whole_and_counted(build, makers):
+    rows = makers.rows(10)
+    lengthen(rows[3])
+    _, (kept, certificate) = build(rows)
+    assert [e.id for e in kept] == [f"r{i}" for i in range(10) if i != 3]
+    assert certificate.too_long == 1
+    assert certificate.examples == ("r3",)
+
+
+def test_too_many_long_rows_are_refused(build, makers):
+    rows = makers.rows(10)
+    for index in (1, 2, 3):
+        lengthen(rows[index])
+    with pytest.raises(UserError, match=re.escape("3 of 10 rows are longer than max_length 60 tokens")):
+        build(rows)
+    _, (kept, _) = build(rows, share=0.3)
+    assert len(kept) == 7
+    with pytest.raises(UserError, match="no row is left"):
+        build([lengthen(row) for row in makers.rows(2)], share=1.0)
+
+
+def test_an_answer_without_a_stop_token_is_refused(build, makers):
+    template = (
+        "{% for m in messages %}[{{ m['role'] }}]\n{{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]\n{% endif %}"
+    )
+    with pytest.raises(UserError, match=r"answers of 2 rows end without a stop token.*rows\.jsonl:1"):
+        build(makers.rows(2), template=template)
+
+
+def test_a_row_that_the_template_cannot_mask_is_named(build, makers):
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }} of {{ messages | length }}\n{{ m['content'] }}<|im_end|>"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    with pytest.raises(UserError, match=r"2 rows cannot be masked.*rows\.jsonl:1"):
+        build(makers.rows(2), template=template)
+
+
+def test_validation_rows_are_stable_disjoint_and_at_most_64():
+    made = [examples.Example(id=f"r{i}", input_ids=[1], labels=[1]) for i in range(2000)]
+    train, validation = examples.split_validation(made, 0.04, 0)
+    assert len(validation) == 64
+    assert {e.id for e in train} | {e.id for e in validation} == {e.id for e in made}
+    assert len(train) + len(validation) == 2000
+    again = examples.split_validation(made[::-1], 0.04, 0)[1]
+    assert {e.id for e in again} == {e.id for e in validation}
+    other = examples.split_validation(made, 0.04, 1)[1]
+    assert {e.id for e in other} != {e.id for e in validation}
+    assert len(examples.split_validation(made[:24], 0.1, 0)[1]) == 2
+
+
+def test_the_preview_dims_what_is_not_learnt(build, makers):
+    rows = makers.rows(1)
+    rows[0]["messages"][0]["content"] = "[1] plus"
+    tokenizer, (kept, _) = build(rows)
+    shown = examples.preview(kept[0], tokenizer)
+    assert '[/dim]{"sum": 0}<|im_end|>[dim]' in shown
+    assert "\\[1] plus" in shown

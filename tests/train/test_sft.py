@@ -1,0 +1,168 @@
+"""`sft.train` on a tiny model: each method, what the Run folder holds, reproducibility, divergence."""
+
+import json
+
+import pytest
+
+from tunegate.core import manifest
+from tunegate.core.artifacts import Run
+from tunegate.core.errors import ExitCode, UserError
+from tunegate.core.model_source import resolve
+from tunegate.train import sft
+from tunegate.train.config import resolve as resolve_config
+from tunegate.train.trainer import TrainingDivergedError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHORT = {"max_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "validation_share": 0.1,
+         "save_steps": 0, "rank": 4, "alpha": 8, "seed": 3}  # fmt: skip
+
+
+def train(model, dataset, out, *, force=False, **changes) -> Run:
+    config = resolve_config([("test", {"model": str(model), **SHORT, **changes})])[0]
+    return sft.train(dataset, resolve(str(model)), config, out, resume=False, force=force)
+
+
+def metrics(run: Run, key: str) -> list[float]:
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """The trainer as it is when the weights are saved."""
+    found = {}
+    save = sft._save
+
+    def look(folder, work, trainer, *rest):
+        import torch
+
+        found["four_bit"] = sum(
+            name.endswith("base_layer") and module.weight.dtype == torch.uint8
+            for name, module in trainer.model.named_modules()
+        )
+        found["trainable"] = {p.dtype for p in trainer.model.parameters() if p.requires_grad}
+        save(folder, work, trainer, *rest)
+
+    monkeypatch.setattr(sft, "_save", look)
+    return found
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora", "full"])
+def test_each_method_writes_a_run_that_opens(tiny_model, tiny_dataset, tmp_path, seen, method):
+    import torch
+    from safetensors.torch import load_file
+
+    run = train(tiny_model, tiny_dataset, tmp_path / "run", method=method)
+    assert manifest.verify(run.path) == []
+    assert (run.method, run.base) == (method, str(tiny_model))
+    names = {p.name for p in run.path.rglob("*")}
+    assert not [n for n in names if n.endswith((".bin", ".pt", ".pkl", ".pth", ".pickle"))]
+    assert {"config.yaml", "metrics.jsonl", "tokenizer.json", "chat_template.jinja", "probe.json"} <= names
+    assert len(metrics(run, "loss")) == 3
+    assert len(metrics(run, "eval_loss")) == 1
+    assert run.manifest.facts["mask"]["rows"] == 24
+    assert run.manifest.facts["validation_rows"] == 2
+    assert not sft.working_folder(run.path).exists()
+    assert seen["trainable"] == {torch.float32}
+    weights = load_file(run.path / ("model.safetensors" if method == "full" else "adapter_model.safetensors"))
+    assert {w.dtype for w in weights.values()} == {torch.bfloat16 if method == "full" else torch.float32}
+    linear = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert seen["four_bit"] == (2 * len(linear) if method == "qlora" else 0)
+    if method != "full":
+        assert {n.split(".")[-3] for n in weights} == linear
+        adapter = json.loads((run.path / "adapter_config.json").read_text())
+        assert adapter["base_model_name_or_path"] == str(tiny_model.resolve())
+        assert any(float(w.abs().max()) > 0 for n, w in weights.items() if "lora_B" in n)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny_model, tiny_dataset, tmp_path):
+    first = train(tiny_model, tiny_dataset, tmp_path / "a", dropout=0.1)
+    again = train(tiny_model, tiny_dataset, tmp_path / "b", dropout=0.1)
+    other = train(tiny_model, tiny_dataset, tmp_path / "c", dropout=0.1, seed=4)
+    weights = "adapter_model.safetensors"
+    assert metrics(first, "loss") == metrics(again, "loss") != metrics(other, "loss")
+    assert (first.path / weights).read_bytes() == (again.path / weights).read_bytes()
+
+
+def test_four_rows_can_be_learnt_by_heart(tiny_model, makers, tmp_path):
+    rows = makers.rows(4)
+    dataset = makers.dataset(tmp_path / "data", rows, makers.rows(2, 50))
+    run = train(tiny_model, dataset, tmp_path / "run", method="full", max_steps=30, learning_rate=1e-2,
+                per_device_train_batch_size=4, validation_share=0.0, lr_scheduler_type="constant")  # fmt: skip
+    found = metrics(run, "loss")
+    assert found[0] > 4
+    assert found[-1] < 0.05
+    assert run.manifest.facts["validation_loss"] is None
+
+
+def test_the_learnt_loss_is_the_same_with_and_without_the_fast_cpu_path(tiny_model, tiny_dataset, tmp_path):
+    fast = train(tiny_model, tiny_dataset, tmp_path / "fast", fast_cpu=True)
+    plain = train(tiny_model, tiny_dataset, tmp_path / "plain", fast_cpu=False)
+    assert fast.manifest.facts["attention"] == "tunegate_rows"
+    assert plain.manifest.facts["attention"] == "sdpa"
+    assert metrics(fast, "loss") == pytest.approx(metrics(plain, "loss"), abs=0.02)
+    assert fast.manifest.facts["validation_loss"] == pytest.approx(plain.manifest.facts["validation_loss"], abs=0.02)
+
+
+def test_gradient_accumulation_weighs_tokens_and_not_batches(tiny_model, makers, tmp_path):
+    rows = makers.rows(4)
+    rows[0]["messages"][1]["content"] = "a much longer answer than those of the others, forty tokens or more of it"
+    dataset = makers.dataset(tmp_path / "data", rows, makers.rows(2, 50))
+    shape = {"max_steps": 1, "validation_share": 0.0, "method": "full"}
+    whole = train(tiny_model, dataset, tmp_path / "whole", per_device_train_batch_size=4, **shape)
+    parts = train(tiny_model, dataset, tmp_path / "parts", per_device_train_batch_size=1,
+                  gradient_accumulation_steps=4, **shape)  # fmt: skip
+    assert metrics(parts, "loss") == pytest.approx(metrics(whole, "loss"), abs=0.01)
+    assert metrics(parts, "grad_norm") == pytest.approx(metrics(whole, "grad_norm"), rel=0.02)
+
+
+@pytest.fixture
+def poisoned_model(tiny_model, tmp_path):
+    """The embedding of one token, `~`, is not a number."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[tokenizer("~")["input_ids"][0]] = float("nan")
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.02)
+    model.save_pretrained(tmp_path / "poisoned")
+    tokenizer.save_pretrained(tmp_path / "poisoned")
+    return tmp_path / "poisoned"
+
+
+def test_a_loss_that_is_not_a_number_stops_before_it_touches_the_weights(poisoned_model, makers, tmp_path, monkeypatch):
+    import torch
+    from transformers import TrainerCallback
+
+    rows = makers.rows(6)
+    rows[4]["messages"][0]["content"] = "a tilde ~ here"
+    dataset = makers.dataset(tmp_path / "data", rows, makers.rows(2, 50))
+    kept = {}
+    make = sft.make_trainer
+
+    class Snapshot(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **_):
+            kept["before"] = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+            kept["model"] = model
+
+    def with_snapshot(**options):
+        return make(**{**options, "callbacks": [*options["callbacks"], Snapshot()]})
+
+    monkeypatch.setattr(sft, "make_trainer", with_snapshot)
+    with pytest.raises(TrainingDivergedError, match=r"nan at step \d; rows r4") as caught:
+        train(poisoned_model, dataset, tmp_path / "run", max_steps=6, per_device_train_batch_size=1, validation_share=0)
+    assert caught.value.exit_code == ExitCode.BAD_INPUT
+    assert not (tmp_path / "run").exists()
+    now = dict(kept["model"].named_parameters())
+    assert kept["before"]
+    assert all(torch.equal(now[n], p) and bool(p.isfinite().all()) for n, p in kept["before"].items())
+
+
+def test_targets_that_the_model_does_not_have_are_refused(tiny_model, tiny_dataset, tmp_path):
+    with pytest.raises(UserError, match="no module called 'qproj'") as caught:
+        train(tiny_model, tiny_dataset, tmp_path / "run", targets=["qproj"])
+    assert "q_proj" in caught.value.hint
