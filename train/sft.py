@@ -17,7 +17,7 @@ from tunegate.core.rows import Row, read_rows
 from tunegate.train import cpu_attention, examples, model_loading
 from tunegate.train.callbacks import StopRequest, make_callback, peak_memory_gb
 from tunegate.train.config import TrainConfig, to_yaml
-from tunegate.train.trainer import make_trainer
+from tunegate.train.trainer import Batching, make_trainer
 
 PROBE_ROWS = 4
 
@@ -72,35 +72,29 @@ def train(dataset: Dataset, source: ModelSource, config: TrainConfig, out: Path,
     tokens_per_step = per_step * sum(len(e.input_ids) for e in training) / len(training)
     with StopRequest() as stop, progress("training", steps) as tick:
         callback = make_callback(work / "metrics.jsonl", tick, stop, tokens_per_step, checkpoints=config.save_steps > 0)
+        batching = Batching(
+            pad=tokenizer.pad_token_id, side_by_side=side_by_side, answers_only=_answers_only(model, device)
+        )
         trainer = make_trainer(
             model=model, args=arguments, train=training, validation=validation, tokenizer=tokenizer,
-            side_by_side=side_by_side, answers_only=_answers_only(model, device), callbacks=[callback],
+            batching=batching, callbacks=[callback],
         )  # fmt: skip
         _quiet(trainer)
         checkpoint = last_checkpoint(work) if resume else None
         if checkpoint:
             say(f"resuming from {checkpoint.name}")
-            tick(0, None)
+        _forget_metrics_after(work, checkpoint)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if stop.asked is not None:
-        raise Interrupted(f"stopped at step {trainer.state.global_step}; go on with the same command and --resume")
+        saved = "go on with the same command and --resume" if config.save_steps else "nothing was kept, save_steps is 0"
+        raise Interrupted(f"stopped at step {trainer.state.global_step}; {saved}")
     if validation and callback.evaluated_at != trainer.state.global_step:
         trainer.evaluate()
-    final_loss = callback.eval_loss
     facts = {
-        "method": config.method,
-        "base": source.spec,
-        "base_name": source.name,
-        "license": source.license,
-        "template_digest": template_digest(tokenizer),
-        "probe_digest": probe_digest(tokenizer),
-        "mask": examples.as_facts(certificate),
+        **_facts(config, source, tokenizer, certificate, trainer),
         "validation_rows": len(validation),
-        "validation_loss": final_loss,
-        "steps": trainer.state.global_step,
-        "trainable_params": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "validation_loss": callback.eval_loss,
         "total_params": total,
-        "peak_memory_gb": round(peak_memory_gb(), 3),
         "attention": attention,
     }
     with new_folder(out, force=force) as folder:
@@ -109,6 +103,33 @@ def train(dataset: Dataset, source: ModelSource, config: TrainConfig, out: Path,
         manifests.write(folder, "run", inputs=inputs, config=asdict(config), seeds={"seed": config.seed}, facts=facts)
     shutil.rmtree(work)
     return Run.open(out)
+
+
+def _facts(
+    config: TrainConfig, source: ModelSource, tokenizer: Any, certificate: examples.MaskCertificate, trainer: Any
+) -> dict[str, Any]:
+    """What the manifest says of a run."""
+    return {
+        "method": config.method,
+        "base": source.spec,
+        "base_name": source.name,
+        "license": source.license,
+        "template_digest": template_digest(tokenizer),
+        "probe_digest": probe_digest(tokenizer),
+        "mask": examples.as_facts(certificate),
+        "steps": trainer.state.global_step,
+        "trainable_params": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
+        "peak_memory_gb": round(peak_memory_gb(), 3),
+    }
+
+
+def _forget_metrics_after(work: Path, checkpoint: Path | None) -> None:
+    """Drop metrics of steps after the checkpoint: they are run again."""
+    path = work / "metrics.jsonl"
+    if path.is_file():
+        last = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if json.loads(line)["step"] <= last]
+        write_text(path, "".join(line + "\n" for line in lines))
 
 
 def last_checkpoint(work: Path) -> Path | None:

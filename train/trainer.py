@@ -5,6 +5,7 @@ Built by a function because TRL and torch are imported only when training begins
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tunegate.core.errors import ExitCode, TunegateError
@@ -64,10 +65,22 @@ def answer_loss(model: Any, batch: dict[str, Any], autocast: Any) -> tuple[Any, 
     labels = batch["labels"][:, 1:]
     keep = labels != IGNORE_INDEX
     with autocast:
-        hidden = base.model(**inputs, use_cache=False).last_hidden_state
-        logits = base.lm_head(hidden[:, :-1][keep])
+        if hasattr(base, "model") and hasattr(base, "lm_head"):
+            hidden = base.model(**inputs, use_cache=False).last_hidden_state
+            logits = base.lm_head(hidden[:, :-1][keep])
+        else:
+            logits = base(**inputs, use_cache=False).logits[:, :-1][keep]
     loss = torch.nn.functional.cross_entropy(logits.float(), labels[keep], reduction="sum")
     return loss, keep.sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batching:
+    """How rows become batches and losses. answers_only: our loss, which projects label positions only; else TRL's."""
+
+    pad: int
+    side_by_side: bool
+    answers_only: bool
 
 
 def make_trainer(
@@ -77,12 +90,35 @@ def make_trainer(
     train: Sequence[Example],
     validation: Sequence[Example],
     tokenizer: Any,
-    side_by_side: bool,
-    answers_only: bool,
+    batching: Batching,
     callbacks: list[Any],
 ) -> Any:
-    """The trainer. answers_only: our loss (any model with `.model` and `.lm_head`), else TRL's own chunked one."""
+    """The trainer over these examples."""
     from datasets import Dataset
+
+    def as_dataset(part: Sequence[Example]) -> Any:
+        columns = {"input_ids": [e.input_ids for e in part], "labels": [e.labels for e in part]}
+        return Dataset.from_dict({**columns, "row": list(range(len(part)))})
+
+    trainer = _trainer_class(validation, batching)(
+        model=model,
+        args=args,
+        train_dataset=as_dataset(train),
+        eval_dataset=as_dataset(validation) if validation else None,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+    trainer.data_collator = lambda items: collate(
+        [train[i["row"]] for i in items], pad=batching.pad, side_by_side=batching.side_by_side
+    )
+    # TRL casts the adapters of a quantized model to bf16, where steps of the size of a learning rate vanish.
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return trainer
+
+
+def _trainer_class(validation: Sequence[Example], batching: Batching) -> Any:
     from trl import SFTTrainer
 
     class Trainer(SFTTrainer):  # type: ignore[misc]
@@ -90,7 +126,7 @@ def make_trainer(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
             rows = inputs.pop("rows", [])
-            if answers_only:
+            if batching.answers_only:
                 total, count = answer_loss(self.model, inputs, self.accelerator.autocast())
                 loss = total / (count if num_items_in_batch is None else num_items_in_batch)
                 if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -105,13 +141,10 @@ def make_trainer(
             return loss
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+            size = self.args.per_device_train_batch_size
+            pad, side = batching.pad, batching.side_by_side
             loss = validation_loss(
-                self.model,
-                validation,
-                self.accelerator,
-                pad=tokenizer.pad_token_id,
-                side_by_side=side_by_side,
-                batch_size=self.args.per_device_train_batch_size,
+                self.model, validation, self.accelerator, pad=pad, side_by_side=side, batch_size=size
             )
             metrics = {"eval_loss": loss}
             self.log(metrics)
@@ -119,28 +152,10 @@ def make_trainer(
             return metrics
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            # Past TRL's, which writes a model card into every checkpoint.
             super(SFTTrainer, self)._save_checkpoint(model, trial)
 
-    def as_dataset(part: Sequence[Example]) -> Any:
-        columns = {"input_ids": [e.input_ids for e in part], "labels": [e.labels for e in part]}
-        return Dataset.from_dict({**columns, "row": list(range(len(part)))})
-
-    trainer = Trainer(
-        model=model,
-        args=args,
-        train_dataset=as_dataset(train),
-        eval_dataset=as_dataset(validation) if validation else None,
-        processing_class=tokenizer,
-        callbacks=callbacks,
-    )
-    trainer.data_collator = lambda items: collate(
-        [train[i["row"]] for i in items], pad=tokenizer.pad_token_id, side_by_side=side_by_side
-    )
-    # TRL casts the adapters of a quantized model to bf16, where steps of the size of a learning rate vanish.
-    for parameter in trainer.model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return trainer
+    return Trainer
 
 
 def validation_loss(
@@ -154,7 +169,7 @@ def validation_loss(
     total, count = 0.0, 0
     with torch.no_grad():
         for start in range(0, len(examples), batch_size):
-            batch = collate(examples[start : start + batch_size], pad=pad, side_by_side=side_by_side)
+            batch = collate(examples[start : start + batch_size], pad=batching.pad, side_by_side=batching.side_by_side)
             batch = {k: v.to(accelerator.device) if hasattr(v, "to") else v for k, v in batch.items()}
             loss, n = answer_loss(model, batch, accelerator.autocast())
             total, count = total + float(loss), count + int(n)
