@@ -169,7 +169,7 @@ def validation_loss(
     total, count = 0.0, 0
     with torch.no_grad():
         for start in range(0, len(examples), batch_size):
-            batch = collate(examples[start : start + batch_size], pad=batching.pad, side_by_side=batching.side_by_side)
+            batch = collate(examples[start : start + batch_size], pad=pad, side_by_side=side_by_side)
             batch = {k: v.to(accelerator.device) if hasattr(v, "to") else v for k, v in batch.items()}
             loss, n = answer_loss(model, batch, accelerator.autocast())
             total, count = total + float(loss), count + int(n)
