@@ -86,12 +86,12 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         retired = None
-        if path.exists():
+        if path.exists() or path.is_symlink():
             retired = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
             path.rename(retired)
         temporary.rename(path)
         if retired is not None:
-            shutil.rmtree(retired)
+            retired.unlink() if retired.is_symlink() or retired.is_file() else shutil.rmtree(retired)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -150,6 +150,10 @@ def read(folder: Path) -> Manifest:
         )
     document.pop("self_sha256", None)
     try:
+        if any(
+            not isinstance(item[key], str | int) for item in document["outputs"] for key in ("path", "sha256", "bytes")
+        ):
+            raise TypeError("an output without path, sha256 or bytes")
         return Manifest(**{**document, "inputs": tuple(Input.from_json(i) for i in document["inputs"])})
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"damaged manifest: {error}", where=str(path), hint="ft verify says more") from None
