@@ -59,7 +59,9 @@ CODES = {
     "control_character": "control characters in the text",
     "mixed_encoding": "text that was read in the wrong encoding once",
     "short_output": f"an answer under {MIN_OUTPUT_TOKENS} tokens",
-    "too_long": "more tokens than --max-length: training would cut the row",
+    "too_long": "more tokens than --max-length: `ft train` leaves such a row out",
+    "untrainable": "a prompt that alone fills --max-length: nothing of the answer would be learnt",
+    "template": "a conversation the model's chat template refuses",
     "refusal": "an answer that refuses",
     "boilerplate": "an answer that speaks of itself as an AI",
     "secret": "what looks like a key, a token or a password",
@@ -79,6 +81,11 @@ def check_row(row: Row, *, claims_json: bool) -> Iterator[Finding]:
     yield from _check_roles(row)
     yield from _check_tools(row)
     yield from _check_answer(row, claims_json=claims_json)
+    for index, turn in enumerate(row.messages):
+        if calls := turn.get("tool_calls"):
+            yield from _check_secrets(row, json.dumps(calls, ensure_ascii=False), f"/messages/{index}/tool_calls")
+    if row.accept:
+        yield from _check_secrets(row, json.dumps(row.accept, ensure_ascii=False), "/accept")
 
 
 def claims_json(rows: Iterable[Row]) -> bool:
@@ -109,6 +116,10 @@ def _check_text(row: Row, text: str, pointer: str, *, assistant: bool) -> Iterat
             yield _found(row, "boilerplate", pointer, f"{match[0]!r}")
         if match := _REFUSAL.match(text):
             yield _found(row, "refusal", pointer, f"begins {match[0].strip()!r}")
+    yield from _check_secrets(row, text, pointer)
+
+
+def _check_secrets(row: Row, text: str, pointer: str) -> Iterator[Finding]:
     for secret in find_secrets(text):
         code = "personal_data" if secret.personal else "secret"
         yield _found(row, code, pointer, f"{secret.kind} at character {secret.start}")

@@ -3,16 +3,15 @@
 from collections import Counter as Tally
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tunegate.core.errors import UserError
+from tunegate.core.profile import is_json
 from tunegate.core.rows import Row
 from tunegate.train.data.check import MIN_OUTPUT_TOKENS, check_row, claims_json, short_outputs_matter
 from tunegate.train.data.rejected import Reason, Rejected
-from tunegate.train.data.secrets import masked
-from tunegate.train.data.tokens import Counter, lengths
-
-# What the chat template adds, in tokens a turn (ChatML: <|im_start|>role newline ... <|im_end|> newline).
-TEMPLATE_TOKENS_PER_TURN = 5
+from tunegate.train.data.secrets import find_secrets, masked
+from tunegate.train.data.tokens import Size, Sizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,26 +52,46 @@ class Cleaned:
 
 
 def clean(
-    train: Sequence[Row], held_out: Sequence[Row], config: CleanConfig, counter: Counter
+    train: Sequence[Row], held_out: Sequence[Row], config: CleanConfig, sizer: Sizer
 ) -> tuple[list[Row], Cleaned]:
     """Train rows that stay (masked where asked for) and what was found. Eval rows are counted and never removed."""
+    rows, removed = drop(train, config, sizer)
+    measured = measure(rows, held_out, config, sizer)
+    return rows, replace(measured, rejected=removed.rejected, notes=[*removed.notes, *measured.notes])
+
+
+def drop(train: Sequence[Row], config: CleanConfig, sizer: Sizer) -> tuple[list[Row], Cleaned]:
+    """Train rows without those the settings remove, secrets masked where asked for; no findings yet."""
     rejected: list[Rejected] = []
-    findings: Tally[str] = Tally()
     notes: list[str] = []
     rows = _by_content(train, config, rejected)
     if config.secrets == "mask":
-        rows, count = _mask_all(rows)
-        notes += [f"{count} stretches masked in train"] if count else []
-    rows = _by_length(rows, config, counter, rejected, findings)
-    if config.max_length is not None:
-        over = sum(
-            sum(pair) + _marks(row) > config.max_length
-            for row, pair in zip(held_out, lengths(held_out, counter), strict=True)
+        rows, notes = _mask_all(rows)
+    return _by_length(rows, config, sizer, rejected), Cleaned(rejected=rejected, findings={}, notes=notes)
+
+
+def measure(train: Sequence[Row], held_out: Sequence[Row], config: CleanConfig, sizer: Sizer) -> Cleaned:
+    """What the lengths of the rows that stay give to report."""
+    findings: Tally[str] = Tally()
+    notes: list[str] = []
+    if short_outputs_matter(train)[0]:
+        findings["short_output"] = sum(size.answer < MIN_OUTPUT_TOKENS for size in sizer.of(train))
+    if (most := config.max_length) is not None:
+        sides = [sizer.of(train), sizer.of(held_out)]
+        over = [sum(size.total > most for size in side) for side in sides]
+        findings["too_long"] = sum(over)
+        findings["untrainable"] = sum(untrainable(size, most) for size in sides[0])
+        findings["template"] = sum(size.refused for side in sides for size in side)
+        notes.append(
+            f"{sum(over)} rows over --max-length {most} stay in the files, {over[0]} in train and {over[1]} in eval "
+            f"(tokens by {sizer.counter.whole_source})"
         )
-        findings["too_long"] += over
-        how = "" if counter.exact else f" ({counter.source})"
-        notes.append(f"{findings['too_long']} rows over {config.max_length} tokens stay, {over} of them in eval{how}")
-    return rows, Cleaned(rejected=rejected, findings={k: v for k, v in sorted(findings.items()) if v}, notes=notes)
+    return Cleaned(rejected=[], findings={k: v for k, v in sorted(findings.items()) if v}, notes=notes)
+
+
+def untrainable(size: Size, max_length: int) -> bool:
+    """Whether a row cut at `max_length` tokens would have nothing of its answer left to learn."""
+    return size.prompt >= min(max_length, size.total)
 
 
 def _by_content(rows: Sequence[Row], config: CleanConfig, rejected: list[Rejected]) -> list[Row]:
@@ -98,41 +117,53 @@ def _by_content(rows: Sequence[Row], config: CleanConfig, rejected: list[Rejecte
     return kept
 
 
-def _by_length(
-    rows: list[Row], config: CleanConfig, counter: Counter, rejected: list[Rejected], findings: Tally[str]
-) -> list[Row]:
-    if config.max_length is None and config.min_output_tokens is None and not short_outputs_matter(rows)[0]:
+def _by_length(rows: list[Row], config: CleanConfig, sizer: Sizer, rejected: list[Rejected]) -> list[Row]:
+    """Without rows that are over the length asked for, or whose answer is under it."""
+    if not config.drop_long and config.min_output_tokens is None:
         return rows
     kept = []
-    matter = short_outputs_matter(rows)[0]
-    for row, (given, answer) in zip(rows, lengths(rows, counter), strict=True):
-        total = given + answer + _marks(row)
-        long = config.max_length is not None and total > config.max_length
-        if long and config.drop_long:
-            rule = f"over {config.max_length} tokens by {counter.source}"
-            rejected.append(Rejected.of(row, Reason.TOO_LONG, rule=rule, score=float(total)))
-        elif config.min_output_tokens is not None and answer < config.min_output_tokens:
-            rule = f"answer under {config.min_output_tokens} tokens by {counter.source}"
-            rejected.append(Rejected.of(row, Reason.TOO_SHORT, rule=rule, score=float(answer)))
+    for row, size in zip(rows, sizer.of(rows), strict=True):
+        if config.drop_long and config.max_length is not None and size.total > config.max_length:
+            rule = f"over {config.max_length} tokens by {sizer.counter.whole_source}"
+            rejected.append(Rejected.of(row, Reason.TOO_LONG, rule=rule, score=float(size.total)))
+        elif config.min_output_tokens is not None and size.answer < config.min_output_tokens:
+            rule = f"answer under {config.min_output_tokens} tokens by {sizer.counter.source}"
+            rejected.append(Rejected.of(row, Reason.TOO_SHORT, rule=rule, score=float(size.answer)))
         else:
-            findings["too_long"] += long
-            findings["short_output"] += matter and answer < MIN_OUTPUT_TOKENS
             kept.append(row)
     return kept
 
 
-def _marks(row: Row) -> int:
-    return TEMPLATE_TOKENS_PER_TURN * len(row.messages)
-
-
-def _mask_all(rows: Sequence[Row]) -> tuple[list[Row], int]:
-    total = 0
+def _mask_all(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
+    """The rows with every stretch masked in messages, admissible outputs, tags and unknown keys; what to say of it."""
+    total = broken = left = 0
     done = []
     for row in rows:
-        messages = []
-        for turn in row.messages:
-            text, count = masked(turn["content"]) if isinstance(turn.get("content"), str) else (None, 0)
-            messages.append({**turn, "content": text} if count else turn)
-            total += count
-        done.append(replace(row, messages=tuple(messages)))
-    return done, total
+        found = {"messages": list(row.messages), "accept": row.accept, "tags": row.tags, "extra": row.extra}
+        hidden, count = _masked(found)
+        total += count
+        kept = replace(row, **{**hidden, "messages": tuple(hidden["messages"])}) if count else row
+        broken += is_json(row.expected) and not is_json(kept.expected)
+        left += any(_masked(value)[1] for value in (row.id, row.group, row.schema, row.tools))
+        done.append(kept)
+    notes = [f"{total} stretches masked in train (messages, accept, tags, other keys)"] if total else []
+    if broken:
+        notes.append(f"{broken} answers are no JSON any more: a number in them was masked")
+    if left:
+        notes.append(f"{left} train rows still hold such a stretch in id, group, schema or tools, which are not masked")
+    return done, notes
+
+
+def _masked(value: Any) -> tuple[Any, int]:
+    """(a JSON value with the stretches in its texts and whole numbers masked, keys left alone; how many)."""
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return masked(str(value)) if any(find_secrets(str(value))) else (value, 0)
+    if isinstance(value, dict):
+        items = {key: _masked(item) for key, item in value.items()}
+        return {key: item for key, (item, _) in items.items()}, sum(count for _, count in items.values())
+    if isinstance(value, list):
+        parts = [_masked(item) for item in value]
+        return [item for item, _ in parts], sum(count for _, count in parts)
+    return value, 0

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from tunegate.core.console import JsonOption, emit_json
 from tunegate.core.errors import ExitCode
 from tunegate.train.data import options as o

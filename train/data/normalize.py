@@ -59,6 +59,16 @@ def prompt_key(row: Row, rule: Callable[[str], str] = normalized) -> str:
     return canonical_json([turns, row.tools or []])
 
 
+def input_key(row: Row) -> str:
+    """What a model is asked, normalised: system, developer and user turns and the tools offered; empty without text."""
+    turns = [
+        [turn["role"], normalized(str(turn.get("content") or ""))]
+        for turn in row.prompt
+        if turn["role"] in ("system", "developer", "user")
+    ]
+    return canonical_json([turns, row.tools or []]) if any(text for _, text in turns) else ""
+
+
 def answer_key(row: Row) -> str:
     """The answer, so that equal answers compare equal: JSON by value (key order and spaces do not matter), else text
     with white space collapsed; tool calls by value without their ids."""

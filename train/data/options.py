@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from tunegate.core.errors import UserError
 
 if TYPE_CHECKING:

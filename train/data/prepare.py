@@ -1,6 +1,7 @@
 """`prepare`: from files to a Dataset folder. The hold-out is chosen first; only then is what is left cleaned.
 
-read -> same ids and copies -> hold-out by group -> train: duplicates, leaks -> checks -> profile -> folder
+read -> same ids and copies -> hold-out by group -> train: leaks, row rules, duplicates -> checks -> profile -> folder
+Duplicates come last, so that the row each was removed for is one that stays.
 Every row in is in `train.jsonl`, in `eval.jsonl` or in `rejected.jsonl` with its reason; the same input and seed give the
 same bytes.
 """
@@ -21,14 +22,14 @@ from tunegate.core.profile import DatasetProfile
 from tunegate.core.rows import Row, content_id, read_rows
 from tunegate.train.data import bfcl
 from tunegate.train.data.check import Finding, check_row, claims_json, short_outputs_matter
-from tunegate.train.data.clean import CleanConfig, clean
+from tunegate.train.data.clean import CleanConfig, drop, measure
 from tunegate.train.data.dedup import DedupConfig, Pair, deduplicate, refuse_mass_removal
 from tunegate.train.data.labels import labels, of_key, reader
-from tunegate.train.data.normalize import normalized, prompt_key, user_text
+from tunegate.train.data.normalize import input_key, normalized, prompt_key, user_text
 from tunegate.train.data.read import Fault, Reading, read, sources
 from tunegate.train.data.rejected import Reason, Rejected, tally
 from tunegate.train.data.split import Split, SplitConfig, split
-from tunegate.train.data.tokens import counter
+from tunegate.train.data.tokens import Sizer, counter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class PrepareConfig:
     keep_eval: Path | None = None
     """an earlier eval.jsonl or Dataset folder, whose rows stay held out"""
     keep_leaks: bool = False
-    """keep train rows whose normalised user text stands in eval"""
+    """keep train rows whose normalised prompt stands in eval"""
     on_error: str = "stop"
     """stop at the first malformed line, or reject it"""
     model: str | None = None
@@ -57,7 +58,7 @@ class PrepareConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What `prepare` did. rows_in = train + eval + sum(rejected)."""
+    """What `prepare` did. rows_in = train + eval + sum(rejected). findings: rows (not stretches) by code."""
 
     rows_in: int
     train: int
@@ -68,7 +69,11 @@ class Report:
     label_source: str | None
     conflicts: int
     contrast_pairs: int
+    same_user_text: int
+    """train rows with an eval row's user text under another prompt: listed in `pairs.jsonl`, kept"""
     near_skipped: int
+    short_rule: str
+    """why the rule of 20 output tokens is off; empty: it is on"""
     notes: list[str]
     profile: DatasetProfile
 
@@ -82,7 +87,7 @@ def prepare(names: Sequence[str], out: Path, config: PrepareConfig, *, force: bo
     rejected: list[Rejected] = []
     rows = admitted(read(names, config.reading), config, rejected)
     rows_in = len(rows) + len(rejected)
-    rows = _distinct(rows, config, rejected)
+    rows, copies = _distinct(rows, config, rejected)
     if not rows:
         raise UserError("no row is left", where=", ".join(names), hint="every line was rejected")
     label_source, found_labels = labels(rows, config.label)
@@ -93,12 +98,14 @@ def prepare(names: Sequence[str], out: Path, config: PrepareConfig, *, force: bo
     train = [row for row, flag in zip(rows, chosen.held_out, strict=True) if not flag]
     if not train:
         raise UserError("nothing is left to train on", where=", ".join(names), hint="lower --eval-fraction or add rows")
-    train, pairs, skipped = _cleaned_train(train, held_out, config, rejected)
     token_counter = counter(config.model)
-    train, cleaned = clean(train, held_out, config.clean, token_counter)
-    rejected += cleaned.rejected
+    sizer = Sizer(counter=token_counter)
+    done = _clean_train(train, held_out, copies, config, sizer)
+    train, pairs = done.kept, done.pairs
+    rejected += done.rejected
+    measured = measure(train, held_out, config.clean, sizer)
     findings = _findings([*train, *held_out])
-    notes += [*cleaned.notes, *_short_note(train)]
+    notes += [*done.notes, *measured.notes]
     profile = DatasetProfile.from_rows(
         train,
         count_tokens=token_counter.count if token_counter.exact else None,
@@ -111,12 +118,14 @@ def prepare(names: Sequence[str], out: Path, config: PrepareConfig, *, force: bo
         train=len(train),
         eval=len(held_out),
         rejected=tally(rejected),
-        findings=dict(sorted(Counter(f.code for f in findings).items())) | cleaned.findings,
+        findings=_rows_by_code(findings) | measured.findings,
         split=chosen,
         label_source=label_source,
         conflicts=len(pairs["conflict"]),
         contrast_pairs=len(pairs["contrast"]),
-        near_skipped=skipped,
+        same_user_text=len(pairs["same_user_text"]),
+        near_skipped=done.skipped,
+        short_rule=short_outputs_matter(train)[1],
         notes=notes,
         profile=profile,
     )
@@ -165,50 +174,102 @@ def admitted(stream: Iterable[Row | Fault], config: PrepareConfig, rejected: lis
     return rows
 
 
-def _distinct(rows: list[Row], config: PrepareConfig, rejected: list[Rejected]) -> list[Row]:
-    """Rows with different ids. One id with the same content twice is a copy; with other content it is an error."""
+def _distinct(
+    rows: list[Row], config: PrepareConfig, rejected: list[Rejected]
+) -> tuple[list[Row], list[tuple[Row, Row]]]:
+    """Rows with different ids, and the copies of each: (copy, row). One id with other content is an error."""
     first: dict[str, Row] = {}
-    kept = []
+    kept, copies = [], []
     for row in rows:
         other = first.setdefault(row.id, row)
         if other is row:
             kept.append(row)
         elif content_id(other.messages, other.tools) == content_id(row.messages, row.tools):
-            rule = "same id, messages and tools"
-            rejected.append(Rejected.of(row, Reason.DUPLICATE_EXACT, kept=other.id, rule=rule, score=1.0))
+            copies.append((row, other))
         elif config.on_error == "reject":
-            message = f"the id is also on {other.file}:{other.line}, with other content"
-            rejected.append(Rejected.of(row, Reason.DUPLICATE_ID, kept=other.id, message=message))
+            message = f"the id {row.id!r} is also on {other.file}:{other.line}, with other content"
+            rejected.append(Rejected.of(row, Reason.DUPLICATE_ID, message=message))
         else:
             raise UserError(
                 f"id {row.id!r} also stands on {other.file}:{other.line}, with other content",
                 where=f"{row.file}:{row.line} /id",
                 hint="ids must be unique; leave them out to get one from the content",
             )
-    return kept
+    return kept, copies
 
 
-def _cleaned_train(
-    train: list[Row], held_out: list[Row], config: PrepareConfig, rejected: list[Rejected]
-) -> tuple[list[Row], dict[str, list[Pair]], int]:
-    """Train without duplicates and without rows that leak eval; eval is looked at only, never changed."""
-    result = deduplicate(train, config.dedup)
-    removed = list(result.rejected)
-    kept = result.kept
-    if not config.keep_leaks:
-        texts = {key: row for row in reversed(held_out) if (key := normalized(user_text(row)))}
-        leaks = [row for row in kept if normalized(user_text(row)) in texts]
-        rule = "user text equal to an eval row's: NFKC, case-folded, punctuation to space"
-        removed += [
-            Rejected.of(row, Reason.LEAKS_EVAL, kept=texts[normalized(user_text(row))].id, rule=rule, score=1.0)
-            for row in leaks
-        ]
-        gone = set(map(id, leaks))
-        kept = [row for row in kept if id(row) not in gone]
-    refuse_mass_removal(train, removed, yes=config.yes)
-    rejected += removed
-    pairs = {"conflict": result.conflicts, "contrast": result.contrast_pairs, "borderline": result.borderline}
-    return kept, pairs, result.skipped
+def _copied(copies: list[tuple[Row, Row]], removed: list[Rejected]) -> list[Rejected]:
+    """Each copy under one id goes for the row it repeats, or, where that row goes itself, for the same reason."""
+    gone = {item.row["id"]: item for item in removed if item.row is not None}
+    settled = []
+    for copy, first in copies:
+        if (why := gone.get(first.id)) is not None:
+            settled.append(replace(why, file=copy.file, line=copy.line, row=copy.to_json()))
+        else:
+            rule = "same id, messages and tools"
+            settled.append(Rejected.of(copy, Reason.DUPLICATE_EXACT, kept=first.id, rule=rule, score=1.0))
+    return settled
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CleanTrain:
+    """Train after every removal. pairs: by kind, both rows of each are kept."""
+
+    kept: list[Row]
+    rejected: list[Rejected]
+    pairs: dict[str, list[Pair]]
+    notes: list[str]
+    skipped: int
+
+
+def _clean_train(
+    train: list[Row], held_out: list[Row], copies: list[tuple[Row, Row]], config: PrepareConfig, sizer: Sizer
+) -> _CleanTrain:
+    """Train without leaks of eval, without rows the row rules remove, without duplicates, in that order; eval is looked at
+    only, never changed."""
+    kept, leaks = _without_leaks(train, held_out, config)
+    kept, dropped = drop(kept, config.clean, sizer)
+    result = deduplicate(kept, config.dedup)
+    removed = [*leaks, *dropped.rejected, *result.rejected]
+    settled = _copied(copies, removed)
+    refuse_mass_removal([*train, *(copy for copy, _ in copies)], [*settled, *removed], yes=config.yes)
+    pairs = {
+        "conflict": result.conflicts,
+        "contrast": result.contrast_pairs,
+        "borderline": result.borderline,
+        "same_user_text": _same_user_text(result.kept, held_out),
+    }
+    return _CleanTrain(
+        kept=result.kept, rejected=[*settled, *removed], pairs=pairs, notes=dropped.notes, skipped=result.skipped
+    )
+
+
+def _without_leaks(train: list[Row], held_out: list[Row], config: PrepareConfig) -> tuple[list[Row], list[Rejected]]:
+    """Train without the rows whose whole prompt is an eval row's, and those rows."""
+    if config.keep_leaks:
+        return train, []
+    prompts = {key: row for row in reversed(held_out) if (key := input_key(row))}
+    rule = "system and user turns and tools equal to an eval row's: NFKC, case-folded, punctuation to space"
+    kept, leaks = [], []
+    for row in train:
+        twin = prompts.get(input_key(row))
+        if twin is None:
+            kept.append(row)
+        else:
+            leaks.append(Rejected.of(row, Reason.LEAKS_EVAL, kept=twin.id, rule=rule, score=1.0))
+    return kept, leaks
+
+
+def _same_user_text(train: list[Row], held_out: list[Row]) -> list[Pair]:
+    """Each train row with an eval row's user text (a: the eval row): under another system text or with other tools."""
+    texts = {key: row for row in reversed(held_out) if (key := normalized(user_text(row)))}
+    return [
+        Pair(a=twin, b=row, score=1.0) for row in train if (twin := texts.get(normalized(user_text(row)))) is not None
+    ]
+
+
+def _rows_by_code(findings: list[Finding]) -> dict[str, int]:
+    return dict(sorted(Counter(code for code, _, _ in {(f.code, f.file, f.line) for f in findings}).items()))
 
 
 def _kept_flags(rows: list[Row], keep_eval: Path | None) -> tuple[list[bool], list[str]]:
@@ -231,11 +292,6 @@ def _eval_file(path: Path) -> Path:
 def _findings(rows: list[Row]) -> list[Finding]:
     claims = claims_json(rows)
     return [finding for row in rows for finding in check_row(row, claims_json=claims)]
-
-
-def _short_note(train: list[Row]) -> list[str]:
-    matter, why = short_outputs_matter(train)
-    return [] if matter else [f"the rule of 20 output tokens is off: {why}"]
 
 
 def _write(

@@ -1,7 +1,7 @@
 """The single steps of `ft data`, over sources: what each command calls."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from tunegate.core.files import new_folder, refuse_existing, write_text
 from tunegate.core.profile import DatasetProfile
 from tunegate.core.rows import Row
 from tunegate.train.data.check import Finding, check_row, claims_json
-from tunegate.train.data.clean import TEMPLATE_TOKENS_PER_TURN, Cleaned
+from tunegate.train.data.clean import Cleaned, untrainable
 from tunegate.train.data.clean import clean as clean_rows
 from tunegate.train.data.dedup import Deduplicated, deduplicate, refuse_mass_removal
 from tunegate.train.data.export import export
@@ -23,7 +23,8 @@ from tunegate.train.data.leakage import leakage as compare
 from tunegate.train.data.prepare import PrepareConfig, admitted, jsonl, source_inputs
 from tunegate.train.data.read import Fault, Reading, read, strictly
 from tunegate.train.data.rejected import Rejected
-from tunegate.train.data.tokens import counter, lengths
+from tunegate.train.data.tokens import Counter as TokenCounter
+from tunegate.train.data.tokens import Size, Sizer, counter, sizes
 
 # Rows looked at to tell what a set is like, before it streams by.
 SAMPLE = 1000
@@ -70,7 +71,7 @@ def check(names: Sequence[str], reading: Reading, *, model: str | None, max_leng
     items: list[Finding] = []
     rows = errors = cut = 0
     seen: dict[int, tuple[str, int]] = {}
-    for item in chain(sample, stream):
+    for item, size in _sized(chain(sample, stream), tokens if max_length is not None else None):
         if isinstance(item, Fault):
             errors += 1
             found = [Finding(code="error", file=item.file, line=item.line, pointer="", message=item.error.line())]
@@ -80,11 +81,9 @@ def check(names: Sequence[str], reading: Reading, *, model: str | None, max_leng
             file, line = seen.setdefault(hash(item.id), (item.file, item.line))
             if (file, line) != (item.file, item.line):
                 found.append(_finding(item, "duplicate_id", "/id", f"id {item.id!r} also stands on {file}:{line}"))
-            if max_length is not None:
-                over = sum(*lengths([item], tokens)) + TEMPLATE_TOKENS_PER_TURN * len(item.messages) - max_length
-                if over > 0:
-                    cut += over
-                    found.append(_finding(item, "too_long", "", f"{over} tokens over {max_length} ({tokens.source})"))
+            if size is not None and max_length is not None:
+                cut += max(0, size.total - max_length)
+                found += _length_findings(item, size, max_length, tokens.whole_source)
         for finding in found:
             counts[finding.code] += 1
             if counts[finding.code] <= KEPT_ITEMS:
@@ -95,8 +94,26 @@ def check(names: Sequence[str], reading: Reading, *, model: str | None, max_leng
         findings={code: n for code, n in sorted(counts.items()) if code != "error"},
         items=items,
         tokens_cut=cut if max_length is not None else None,
-        token_source=tokens.source,
+        token_source=tokens.source if max_length is None else tokens.whole_source,
     )
+
+
+def _sized(stream: Iterable[Row | Fault], tokens: TokenCounter | None) -> Iterator[tuple[Row | Fault, Size | None]]:
+    """Each item with its size where it is a row and tokens are counted, in blocks of `SAMPLE`."""
+    items = iter(stream)
+    while block := list(islice(items, SAMPLE)):
+        found = iter(sizes((i for i in block if isinstance(i, Row)), tokens) if tokens else ())
+        for item in block:
+            yield item, next(found, None) if isinstance(item, Row) else None
+
+
+def _length_findings(row: Row, size: Size, max_length: int, source: str) -> Iterator[Finding]:
+    if size.refused:
+        yield _finding(row, "template", "/messages", "its marks are counted as an estimate")
+    if size.total > max_length:
+        yield _finding(row, "too_long", "", f"{size.total} tokens, {size.total - max_length} over ({source})")
+    if untrainable(size, max_length):
+        yield _finding(row, "untrainable", "", f"{size.prompt} tokens stand before the answer")
 
 
 def clean(names: Sequence[str], out: Path, config: PrepareConfig, *, force: bool) -> tuple[int, list[Row], Cleaned]:
@@ -104,7 +121,7 @@ def clean(names: Sequence[str], out: Path, config: PrepareConfig, *, force: bool
     refuse_existing(out, force=force)
     rejected: list[Rejected] = []
     rows = admitted(read(names, config.reading), config, rejected)
-    kept, result = clean_rows(rows, [], config.clean, counter(config.model))
+    kept, result = clean_rows(rows, [], config.clean, Sizer(counter=counter(config.model)))
     refuse_mass_removal(rows, result.rejected, yes=config.yes)
     result = replace(result, rejected=[*rejected, *result.rejected])
     _write_rows(out, names, kept, result.rejected, [], force=force)

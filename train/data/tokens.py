@@ -1,7 +1,7 @@
-"""Counting tokens: exactly with a model's own tokenizer, or an estimate that says so."""
+"""Counting tokens: exactly with a model's own tokenizer and chat template, or an estimate that says so."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -9,19 +9,57 @@ from tunegate.core.errors import UserError
 from tunegate.core.model_source import BUILTIN_PREFIX, BUILTINS, cache_folder
 from tunegate.core.profile import row_texts
 from tunegate.core.rows import Row
+from tunegate.train.data.template import ChatTemplate, chat_template
 
 # Characters a token, measured on the 858 BFCL rows with SmolLM2-135M-Instruct's tokenizer (English and JSON).
 CHARACTERS_PER_TOKEN = 4.0
+# What a chat template adds, in tokens a turn, where there is none to render (ChatML: <|im_start|>role newline ...
+# <|im_end|> newline).
+MARKS_PER_TURN = 5
 BATCH = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counter:
-    """count: texts -> token counts. exact: by a tokenizer rather than by dividing characters. source: which."""
+    """count: texts -> token counts. exact: by a tokenizer rather than by dividing characters. source: which.
+    template: renders a row as the model sees it; None: `MARKS_PER_TURN` tokens a turn stand for its marks."""
 
     count: Callable[[list[str]], list[int]]
     exact: bool
     source: str
+    template: ChatTemplate | None = None
+
+    @property
+    def whole_source(self) -> str:
+        """Where the counts of whole rows come from."""
+        marks = "its chat template" if self.template else f"{MARKS_PER_TURN} a turn for the chat template"
+        return f"{self.source} with {marks}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """Tokens of a row. prompt: all that comes before the answer; total: the whole conversation, both with the chat
+    template's marks; answer: its text alone. refused: the template cannot render the row, the marks are estimated."""
+
+    prompt: int
+    total: int
+    answer: int
+    refused: bool = False
+
+
+@dataclass(kw_only=True)
+class Sizer:
+    """Sizes of rows, each row counted once."""
+
+    counter: Counter
+    known: dict[int, tuple[Row, Size]] = field(default_factory=dict)
+
+    def of(self, rows: Iterable[Row]) -> list[Size]:
+        """The size of each row, in order."""
+        wanted = list(rows)
+        new = [row for row in wanted if id(row) not in self.known]
+        self.known.update((id(row), (row, size)) for row, size in zip(new, sizes(new, self.counter), strict=True))
+        return [self.known[id(row)][1] for row in wanted]
 
 
 def estimate() -> Counter:
@@ -34,14 +72,16 @@ def estimate() -> Counter:
 
 
 def counter(model: str | None) -> Counter:
-    """The tokenizer of `model` (a folder, or a builtin that was unpacked before), else the estimate.
+    """The tokenizer and chat template of `model` (a folder, a hub id in the local cache, or a builtin that was unpacked
+    before), else the estimate.
 
-    Raises UserError when `model` names a folder without tokenizer.json; for a hub id that is not on this machine, and for
-    a builtin not unpacked yet, gives the estimate, whose source says so.
+    Raises UserError when `model` names a folder without tokenizer.json or with a template that is not valid; for a hub id
+    that is not on this machine, and for a builtin not unpacked yet, gives the estimate, whose source says so.
     """
     if model is None:
         return estimate()
-    file = _tokenizer_file(model)
+    find = _finder(model)
+    file = find("tokenizer.json")
     if file is None:
         if Path(model).expanduser().exists():
             raise UserError("no tokenizer.json there", where=model, hint="give a model folder, or leave --model out")
@@ -56,37 +96,64 @@ def counter(model: str | None) -> Counter:
     def count(texts: list[str]) -> list[int]:
         return [len(found) for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
-    return Counter(count=count, exact=True, source=f"tokenizer of {model}")
+    return Counter(count=count, exact=True, source=f"tokenizer of {model}", template=chat_template(find))
 
 
-def lengths(rows: Iterable[Row], counter: Counter) -> Iterator[tuple[int, int]]:
-    """(input, output) tokens of each row: the text of the turns, tools and calls, without the chat template's marks."""
+def sizes(rows: Iterable[Row], counter: Counter) -> Iterator[Size]:
+    """The size of each row, streaming, a thousand rows at a time."""
     stream = iter(rows)
     while batch := list(islice(stream, BATCH)):
-        texts = [text for row in batch for text in row_texts(row)]
-        counts = counter.count(texts)
-        yield from zip(counts[::2], counts[1::2], strict=True)
+        yield from _sizes(batch, counter)
 
 
-def _tokenizer_file(model: str) -> Path | None:
+def _sizes(rows: list[Row], counter: Counter) -> Iterator[Size]:
+    rendered = [_rendered(row, counter.template) for row in rows]
+    texts: list[str] = []
+    for row, found in zip(rows, rendered, strict=True):
+        given, answer = row_texts(row)
+        texts += [*(found or (given, answer)), answer]
+    counts = counter.count(texts)
+    for at, (row, found) in enumerate(zip(rows, rendered, strict=True)):
+        first, second, answer_tokens = counts[3 * at : 3 * at + 3]
+        if found is not None:
+            yield Size(prompt=first, total=second, answer=answer_tokens)
+            continue
+        prompt = first + MARKS_PER_TURN * len(row.prompt)
+        total = prompt + answer_tokens + MARKS_PER_TURN
+        yield Size(prompt=prompt, total=total, answer=answer_tokens, refused=counter.template is not None)
+
+
+def _rendered(row: Row, template: ChatTemplate | None) -> tuple[str, str] | None:
+    """(the prompt, the whole conversation) as the template renders them; None without one, or when it refuses."""
+    if template is None:
+        return None
+    try:
+        return template.render(row, answer=False), template.render(row, answer=True)
+    except UserError:
+        return None
+
+
+def _finder(model: str) -> Callable[[str], Path | None]:
+    """name of a file -> where it lies among the model's files on this machine, else None."""
+    folder = Path(model).expanduser()
     if model.startswith(BUILTIN_PREFIX):
         entry = BUILTINS.get(model.removeprefix(BUILTIN_PREFIX))
-        stem = Path(entry["file"]).stem if entry else ""
-        folder = cache_folder() / "models" / f"{stem}-{entry['sha256'][:12]}" if entry else Path("/nonexistent")
-    else:
-        folder = Path(model).expanduser()
-    if folder.is_file() and folder.name == "tokenizer.json":
-        return folder
-    if (folder / "tokenizer.json").is_file():
-        return folder / "tokenizer.json"
-    return _hub_file(model)
+        stem = f"{Path(entry['file']).stem}-{entry['sha256'][:12]}" if entry else "unknown"
+        folder = cache_folder() / "models" / stem
+    elif folder.is_file() and folder.name == "tokenizer.json":
+        folder = folder.parent
+
+    def find(name: str) -> Path | None:
+        return folder / name if (folder / name).is_file() else _hub_file(model, name)
+
+    return find
 
 
-def _hub_file(model: str) -> Path | None:
-    """The tokenizer of a hub id, from the local cache only."""
-    if model.count("/") != 1 or model.startswith((".", "/", "~")):
+def _hub_file(model: str, name: str) -> Path | None:
+    """A file of a hub id, from the local cache only."""
+    if model.count("/") != 1 or model.startswith((".", "/", "~")) or Path(model).exists():
         return None
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(model, "tokenizer.json")
+    found = try_to_load_from_cache(model, name)
     return Path(found) if isinstance(found, str) else None

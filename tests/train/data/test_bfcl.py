@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+
 from tunegate.core.errors import UserError
 from tunegate.train.data import bfcl
 from tunegate.train.data.bfcl import json_schema, load, resolve

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tunegate.core.errors import UserError
 from tunegate.core.profile import row_texts
 from tunegate.core.rows import Row, parse_row, read_rows
 from tunegate.train.data.check import CODES, check_row, claims_json, short_outputs_matter
 from tunegate.train.data.clean import CleanConfig, clean
 from tunegate.train.data.secrets import find_secrets, masked
-from tunegate.train.data.tokens import Counter, counter, estimate, lengths
+from tunegate.train.data.tokens import Counter, Size, Sizer, counter, estimate, sizes
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 USER, ANSWER = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
@@ -147,7 +148,7 @@ WORDS = Counter(count=lambda texts: [len(text.split()) for text in texts], exact
 
 
 def cleaned(rows: list[Row], **options: Any) -> tuple[list[int], list[tuple[int, str]], dict[str, int]]:
-    kept, result = clean(rows, [], CleanConfig(**options), WORDS)
+    kept, result = clean(rows, [], CleanConfig(**options), Sizer(counter=WORDS))
     return [r.line for r in kept], [(r.line, str(r.reason)) for r in result.rejected], result.findings
 
 
@@ -173,17 +174,17 @@ def test_invalid_answers_and_secrets() -> None:
     secret = answered('{"mail": "jane@company.org"}', line=11)
     assert cleaned([*good, bad], drop_invalid=True)[1] == [(10, "invalid_output")]
     assert cleaned([*good, secret], secrets="remove")[1] == [(11, "secret")]
-    kept, result = clean([secret], [], CleanConfig(secrets="mask"), WORDS)
+    kept, result = clean([secret], [], CleanConfig(secrets="mask"), Sizer(counter=WORDS))
     assert kept[0].expected == '{"mail": "[REDACTED:e-mail]"}'
-    assert result.notes == ["1 stretches masked in train"]
+    assert result.notes == ["1 stretches masked in train (messages, accept, tags, other keys)"]
 
 
 def test_eval_rows_over_length_are_only_counted() -> None:
     long = answered("w " * 200)
-    kept, result = clean([answered("w")], [long], CleanConfig(max_length=100, drop_long=True), WORDS)
+    kept, result = clean([answered("w")], [long], CleanConfig(max_length=100, drop_long=True), Sizer(counter=WORDS))
     assert len(kept) == 1
     assert result.findings == {"too_long": 1}
-    assert "1 of them in eval" in result.notes[0]
+    assert "0 in train and 1 in eval" in result.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_tokens_by_a_tokenizer_file(tmp_path: Path) -> None:
     found = counter(str(tmp_path))
     assert (found.exact, found.count(["a b b", ""])) == (True, [3, 0])
     rows = [row({"role": "user", "content": "a " * n}, {"role": "assistant", "content": "b"}) for n in range(1500)]
-    assert list(lengths(rows, found)) == [(n, 1) for n in range(1500)]
+    assert list(sizes(rows, found)) == [Size(prompt=n + 5, total=n + 11, answer=1) for n in range(1500)]
 
 
 def test_an_estimate_says_so(tmp_path: Path) -> None:

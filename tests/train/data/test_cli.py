@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tunegate.core.commands import run
 from tunegate.train.data.cli import app
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tunegate.core.errors import UserError
 from tunegate.core.rows import Row, parse_row
 from tunegate.train.data.export import READ_AS, TARGETS, export, first_difference

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tunegate.core.errors import UserError
 from tunegate.core.rows import Row, parse_row, read_rows
 from tunegate.train.data.dedup import DedupConfig, deduplicate, near_text, refuse_mass_removal

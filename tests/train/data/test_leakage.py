@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+
 from tunegate.core.rows import Row, parse_row, read_rows
 from tunegate.train.data.leakage import leakage
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from tunegate.core.commands import run
 from tunegate.core.errors import UserError
 from tunegate.train.data.cli import app

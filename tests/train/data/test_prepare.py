@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tunegate.core.artifacts import Dataset
 from tunegate.core.errors import UserError
 from tunegate.core.manifest import verify

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from tunegate.core.errors import UserError
 from tunegate.core.rows import Row
 from tunegate.train.data.formats import Columns

@@ -5,6 +5,7 @@ import random
 from collections import Counter
 
 import pytest
+
 from tunegate.core.errors import UserError
 from tunegate.train.data.split import SplitConfig, detectable_drop, side, split
 
