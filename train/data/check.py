@@ -61,7 +61,7 @@ CODES = {
     "short_output": f"an answer under {MIN_OUTPUT_TOKENS} tokens",
     "too_long": "more tokens than --max-length: `ft train` leaves such a row out",
     "untrainable": "a prompt that alone fills --max-length: nothing of the answer would be learnt",
-    "template": "a conversation the model's chat template refuses",
+    "template": "a conversation that the model's chat template refuses",
     "refusal": "an answer that refuses",
     "boilerplate": "an answer that speaks of itself as an AI",
     "secret": "what looks like a key, a token or a password",
@@ -100,9 +100,9 @@ def short_outputs_matter(rows: Iterable[Row]) -> tuple[bool, str]:
     if not texts:
         return True, ""
     if sum(map(is_json, texts)) >= CLAIMS_JSON * len(texts):
-        return False, "the answers are JSON"
+        return False, "answers in JSON are short by nature"
     if sorted(map(len, texts))[len(texts) // 2] <= LABEL_CHARACTERS:
-        return False, "the answers are labels or short by nature"
+        return False, "the answers are labels or a few words each"
     return True, ""
 
 

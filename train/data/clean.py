@@ -84,7 +84,7 @@ def measure(train: Sequence[Row], held_out: Sequence[Row], config: CleanConfig, 
         findings["template"] = sum(size.refused for side in sides for size in side)
         notes.append(
             f"{sum(over)} rows over --max-length {most} stay in the files, {over[0]} in train and {over[1]} in eval "
-            f"(tokens by {sizer.counter.whole_source})"
+            f"(tokens by {sizer.counter.whole_source})."
         )
     return Cleaned(rejected=[], findings={k: v for k, v in sorted(findings.items()) if v}, notes=notes)
 
@@ -146,11 +146,13 @@ def _mask_all(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
         broken += is_json(row.expected) and not is_json(kept.expected)
         left += any(_masked(value)[1] for value in (row.id, row.group, row.schema, row.tools))
         done.append(kept)
-    notes = [f"{total} stretches masked in train (messages, accept, tags, other keys)"] if total else []
+    notes = [f"{total} stretches masked in train (messages, accept, tags, other keys)."] if total else []
     if broken:
-        notes.append(f"{broken} answers are no JSON any more: a number in them was masked")
+        notes.append(f"{broken} answers are no JSON any more: a number in them was masked.")
     if left:
-        notes.append(f"{left} train rows still hold such a stretch in id, group, schema or tools, which are not masked")
+        notes.append(
+            f"{left} train rows still hold such a stretch in id, group, schema or tools, which are not masked."
+        )
     return done, notes
 
 

@@ -3,13 +3,12 @@
 Nothing is inferred but the format: values are kept as they were parsed. Keys that a format does not know stay in the row.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from tunegate.core.errors import UserError, nearest
-from tunegate.core.rows import json_kind, nearest_key
+from tunegate.core.rows import json_kind, nearest_key, parse_json
 
 Record = dict[str, Any]
 FORMATS = ("messages", "sharegpt", "alpaca", "prompt_completion")
@@ -114,9 +113,9 @@ def _turn(turn: Any, where: str) -> Record:
 def _calls(value: Any, where: str) -> list[Record]:
     """Tool calls written as JSON text: one `{"name", "arguments"}` or a list of them."""
     try:
-        parsed = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
-        raise UserError("a function_call must be JSON", where=where) from None
+        parsed = parse_json(value.encode("utf-8"), where) if isinstance(value, str) else value
+    except UserError as error:
+        raise UserError(f"a function_call must be JSON: {error.message}", where=error.where) from None
     calls = parsed if isinstance(parsed, list) else [parsed]
     if not calls or not all(isinstance(c, dict) and set(c) == {"name", "arguments"} for c in calls):
         raise UserError('a function_call must be {"name", "arguments"} or a list of them', where=where)
@@ -128,10 +127,7 @@ def _tools(record: Record, where: str) -> Record:
     if isinstance(tools, str):
         if not tools.strip():
             return {}
-        try:
-            tools = json.loads(tools)
-        except ValueError:
-            raise UserError("not valid JSON", where=f"{where} /tools") from None
+        tools = parse_json(tools.encode("utf-8"), f"{where} /tools")
     return {} if tools is None else {"tools": tools}
 
 

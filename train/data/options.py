@@ -47,7 +47,7 @@ NearThreshold = Annotated[
     float, typer.Option("--near-threshold", help="Overlap of 4-grams from which two inputs are near.")
 ]
 Keep = Annotated[str, typer.Option("--keep", help="Which of two twins stays: first or longest.")]
-KeepLeaks = Annotated[bool, typer.Option("--keep-leaks", help="Keep train rows whose user text stands in eval.")]
+KeepLeaks = Annotated[bool, typer.Option("--keep-leaks", help="Keep train rows whose prompt stands in eval.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Go on when a step would remove over half of a source.")]
 
 Model = Annotated[str | None, typer.Option("--model", help="Model whose tokenizer counts tokens; else an estimate.")]

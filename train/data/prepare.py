@@ -281,7 +281,7 @@ def _kept_flags(rows: list[Row], keep_eval: Path | None) -> tuple[list[bool], li
     texts = {normalized(user_text(row)) for row in old} - {""}
     missing = len(ids - {row.id for row in rows})
     flags = [row.id in ids or normalized(user_text(row)) in texts for row in rows]
-    notes = [f"{missing} of the {len(ids)} rows of {keep_eval} are not in the sources any more"] if missing else []
+    notes = [f"{missing} of the {len(ids)} rows of {keep_eval} are not in the sources any more."] if missing else []
     return flags, notes
 
 

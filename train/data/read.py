@@ -107,6 +107,11 @@ def strictly(rows: Iterable[Row | Fault]) -> Iterator[Row]:
 
 def read_file(path: Path, reading: Reading) -> Iterator[Row | Fault]:
     """The rows and faults of one file."""
+    return (item for item, _, _ in read_records(path, reading))
+
+
+def read_records(path: Path, reading: Reading) -> Iterator[tuple[Row | Fault, Any, str | None]]:
+    """The rows and faults of one file, each with the record it was made from and that record's format."""
     form = reading.format
     count = 0
     for number, value in _lines(path):
@@ -117,12 +122,11 @@ def read_file(path: Path, reading: Reading) -> Iterator[Row | Fault]:
                 raise value.error
             if reading.columns is None and form is None:
                 form = detect(value, where)
-            yield parse_row(
-                _tagged(to_row(value, form or "", where, reading.columns), reading, where), str(path), number
-            )
+            record = _tagged(to_row(value, form or "", where, reading.columns), reading, where)
+            yield parse_row(record, str(path), number), value, form
         except UserError as error:
             text = value.text if isinstance(value, Fault) else json.dumps(value, ensure_ascii=True)[:2000]
-            yield Fault(error=error, file=str(path), line=number, text=text)
+            yield Fault(error=error, file=str(path), line=number, text=text), None, form
     if count == 0:
         raise UserError("the file holds no rows", where=str(path), hint='expected one {"messages": [...]} per line')
 

@@ -20,6 +20,8 @@ from tunegate.train.data.steps import Checked
 
 # Shares of items whose verdict differs between two systems: close releases of one model, and unlike models.
 DISCORDANCES = (0.05, 0.2)
+# Findings that are counted, not listed row by row.
+MEASURED = ("short_output", "too_long", "untrainable", "template")
 # Lines of each kind shown when not all are asked for.
 SHOWN = 5
 
@@ -41,9 +43,9 @@ def prepared(dataset: Dataset, report: Report, config: PrepareConfig, *, as_json
     lines(
         *_split_lines(report, config),
         *_finding_lines(report),
+        *_length_lines(report),
         *report.notes,
-        *_length_lines(report.profile),
-        f"dataset: {dataset.path}  (digest {dataset.digest[:12]})",
+        f"Dataset: {dataset.path} (digest {dataset.digest[:12]}).",
     )
 
 
@@ -93,9 +95,9 @@ def checked(result: Checked, *, show_all: bool, as_json: bool) -> None:
         elif show_all or shown[finding.code] <= SHOWN:
             lines(f"{finding.to_json()['where']}: {finding.code}: {finding.message}")
     lines(f"{result.rows:,} rows, {result.errors:,} lines that are no rows")
-    lines(*(f"{count:,} x {code}: {CODES.get(code, code)}" for code, count in result.findings.items()))
+    lines(*(f"{count:,} findings of {code}: {CODES.get(code, code)}" for code, count in result.findings.items()))
     if result.tokens_cut is not None:
-        lines(f"training would cut {result.tokens_cut:,} tokens ({result.token_source})")
+        lines(f"{result.tokens_cut:,} tokens are beyond --max-length (tokens by {result.token_source})")
 
 
 def cleaned(result: tuple[int, list[Row], Cleaned], folder: Path, *, as_json: bool) -> None:
@@ -116,7 +118,10 @@ def cleaned(result: tuple[int, list[Row], Cleaned], folder: Path, *, as_json: bo
         return
     removed = [[f"rejected: {reason}", f"{count:,}"] for reason, count in rejected.items()]
     table(None, ["rows", "n"], [["in", f"{rows_in:,}"], ["kept", f"{len(kept):,}"], *removed])
-    lines(*(f"{n} x {CODES.get(code, code)}" for code, n in found.findings.items()), *found.notes, f"rows: {folder}")
+    held = (
+        f"{_rows(n)} {'holds' if n == 1 else 'hold'} {CODES.get(code, code)}." for code, n in found.findings.items()
+    )
+    lines(*held, *found.notes, f"Rows: {folder}.")
 
 
 def deduplicated(result: Deduplicated, threshold: float, folder: Path | None, *, as_json: bool) -> None:
@@ -189,6 +194,8 @@ def _prepared_json(dataset: Dataset, report: Report) -> dict[str, Any]:
         "findings": report.findings,
         "conflicts": report.conflicts,
         "contrast_pairs": report.contrast_pairs,
+        "same_user_text": report.same_user_text,
+        "short_rule_off": report.short_rule or None,
         "eval_fraction_used": report.split.threshold,
         "pinned_groups": len(report.split.pinned),
         "kept_eval": report.split.kept,
@@ -203,40 +210,61 @@ def _prepared_json(dataset: Dataset, report: Report) -> dict[str, Any]:
 
 def _split_lines(report: Report, config: PrepareConfig) -> list[str]:
     share = report.eval / max(1, report.train + report.eval)
-    texts = [f"held out before any cleaning: {report.eval} rows ({share:.1%}), by group, seed {config.split.seed}"]
+    texts = [f"{_rows(report.eval)} held out for evaluation before any cleaning ({share:.1%} of the rows that stay)."]
     if report.split.threshold > config.split.eval_fraction:
-        texts[0] += f"; --min-eval raised the share from {config.split.eval_fraction:g} to {report.split.threshold:.3f}"
+        texts.append(
+            f"The share held out was raised from {config.split.eval_fraction:.1%} to {report.split.threshold:.1%} "
+            f"to reach {config.split.min_eval} rows (--min-eval)."
+        )
     if report.split.pinned:
         n = len(report.split.pinned)
-        texts.append(f"{n} groups pinned to eval so that each label ({report.label_source}) is in it")
+        texts.append(f"{n} more groups were held out so that each label ({report.label_source}) can be evaluated.")
     if report.split.kept:
-        texts.append(f"{report.split.kept} rows stay in eval as before")
+        texts.append(f"{_rows(report.split.kept)} stay held out because an earlier evaluation set has them.")
     if report.eval:
         small, large = (f"{100 * detectable_drop(report.eval, d):.1f}" for d in DISCORDANCES)
         texts.append(
-            f"such an eval set can show a drop of {small} points when {DISCORDANCES[0]:.0%} of the answers change, "
-            f"of {large} when {DISCORDANCES[1]:.0%} do (80 % power)"
+            f"{_rows(report.eval)} can show a drop of {small} points between models that differ on "
+            f"{DISCORDANCES[0]:.0%} of the answers, of {large} points at {DISCORDANCES[1]:.0%} (in 80 of 100 cases)."
         )
     return texts
 
 
 def _finding_lines(report: Report) -> list[str]:
-    texts = [f"{count} x {CODES.get(code, code)}" for code, count in report.findings.items()]
-    if report.conflicts:
-        texts.append(f"conflicts (same input, another answer), kept, in pairs.jsonl: {report.conflicts}")
-    if report.contrast_pairs:
-        texts.append(f"contrast pairs (near input, another answer), kept, in pairs.jsonl: {report.contrast_pairs}")
+    texts = [_finding_line(code, count) for code, count in report.findings.items()]
+    pairs = (
+        (report.conflicts, "have the same input and another answer"),
+        (report.contrast_pairs, "have a near input and another answer"),
+        (report.same_user_text, "of train and eval have the same user text under another prompt"),
+    )
+    texts += [f"{n:,} pairs of rows {what}; both are kept (listed in pairs.jsonl)." for n, what in pairs if n]
     if report.near_skipped:
-        texts.append(f"comparisons left out of over-full buckets: {report.near_skipped}")
+        texts.append(f"{report.near_skipped:,} comparisons of near rows were left out: too many rows look alike.")
     return texts
 
 
-def _length_lines(profile: DatasetProfile) -> list[str]:
-    def words(lengths: Lengths) -> str:
-        return f"median {lengths.p50}, 95 % under {lengths.p95}, longest {lengths.longest}"
+def _finding_line(code: str, count: int) -> str:
+    counted = "" if code in MEASURED else " (listed in findings.jsonl)"
+    return f"{_rows(count)} {'holds' if count == 1 else 'hold'} {CODES.get(code, code)}{counted}."
 
-    given, answer = words(profile.input_tokens), words(profile.output_tokens)
-    return [f"tokens of train by {profile.token_source}: input {given}; output {answer}"]
+
+def _rows(count: int) -> str:
+    return f"{count:,} row" + ("" if count == 1 else "s")
+
+
+def _length_lines(report: Report) -> list[str]:
+    def words(lengths: Lengths) -> str:
+        return f"median {lengths.p50:,}, 95% under {lengths.p95:,}, longest {lengths.longest:,}"
+
+    profile = report.profile
+    by = "" if profile.tokens_exact else ", estimated as characters / 4 (--model counts them)"
+    texts = [
+        f"Tokens of a train input: {words(profile.input_tokens)}{by}.",
+        f"Tokens of a train answer: {words(profile.output_tokens)}{by}.",
+    ]
+    if report.short_rule:
+        texts.append(f"Short answers are not reported: {report.short_rule}.")
+    return texts
 
 
 def _distributions(profile: DatasetProfile) -> list[tuple[str, list[tuple[str, int]]]]:

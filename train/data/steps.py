@@ -1,5 +1,6 @@
 """The single steps of `ft data`, over sources: what each command calls."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,18 +11,19 @@ from tunegate.core import manifest
 from tunegate.core.artifacts import Dataset
 from tunegate.core.errors import UserError
 from tunegate.core.files import new_folder, refuse_existing, write_text
+from tunegate.core.model_source import BUILTIN_PREFIX
 from tunegate.core.profile import DatasetProfile
 from tunegate.core.rows import Row
 from tunegate.train.data.check import Finding, check_row, claims_json
 from tunegate.train.data.clean import Cleaned, untrainable
 from tunegate.train.data.clean import clean as clean_rows
 from tunegate.train.data.dedup import Deduplicated, deduplicate, refuse_mass_removal
-from tunegate.train.data.export import export
+from tunegate.train.data.export import READ_AS, export
 from tunegate.train.data.labels import labels, reader
 from tunegate.train.data.leakage import Leakage
 from tunegate.train.data.leakage import leakage as compare
 from tunegate.train.data.prepare import PrepareConfig, admitted, jsonl, source_inputs
-from tunegate.train.data.read import Fault, Reading, read, strictly
+from tunegate.train.data.read import Fault, Reading, read, read_records, sources, strictly
 from tunegate.train.data.rejected import Rejected
 from tunegate.train.data.tokens import Counter as TokenCounter
 from tunegate.train.data.tokens import Size, Sizer, counter, sizes
@@ -163,10 +165,30 @@ def convert(
     """Write sources in another format; returns the number of rows. Nothing is written when one is refused."""
     if out.exists() and not force:
         raise UserError("the output exists already", where=str(out), hint="choose another --out, or pass --force")
-    lines = list(export(strictly(read(names, reading)), target, drop))
+    lines = list(_converted(names, target, reading, drop))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, "".join(line + "\n" for line in lines))
     return len(lines)
+
+
+def _converted(names: Sequence[str], target: str, reading: Reading, drop: tuple[str, ...]) -> Iterator[str]:
+    """A record that has the target's format already stays as it is: a row would join alpaca's instruction and input, and
+    forget how sharegpt's tool calls were spaced."""
+    sources(names)
+    for name in names:
+        if name.startswith(BUILTIN_PREFIX):
+            yield from export(strictly(read([name], reading)), target, drop)
+            continue
+        for file in sources([name]):
+            for item, record, form in read_records(file, reading):
+                if isinstance(item, Fault):
+                    raise item.error
+                same = form == READ_AS.get(target) and target in ("alpaca", "sharegpt") and not reading.tag_keys
+                if same:
+                    kept = {key: value for key, value in record.items() if key not in drop}
+                    yield json.dumps(kept, ensure_ascii=False, allow_nan=False)
+                else:
+                    yield from export([item], target, drop)
 
 
 def _side(name: str, side: str) -> str:

@@ -137,7 +137,7 @@ def test_plain_sentences_are_not_flagged() -> None:
 
 def test_the_rule_of_20_tokens_knows_labels_and_json() -> None:
     assert short_outputs_matter([answered("card_lost")] * 10)[0] is False
-    assert short_outputs_matter([answered('{"a": ' + '"x"' * 1 + "}")] * 10)[1] == "the answers are JSON"
+    assert short_outputs_matter([answered('{"a": ' + '"x"' * 1 + "}")] * 10)[1] == "answers in JSON are short by nature"
     assert short_outputs_matter([answered("A long answer in whole sentences. " * 5)] * 10)[0] is True
     assert claims_json([answered("{}")] * 8 + [answered("x")] * 2)
     assert not claims_json([answered("{}")] * 7 + [answered("x")] * 3)
@@ -176,7 +176,7 @@ def test_invalid_answers_and_secrets() -> None:
     assert cleaned([*good, secret], secrets="remove")[1] == [(11, "secret")]
     kept, result = clean([secret], [], CleanConfig(secrets="mask"), Sizer(counter=WORDS))
     assert kept[0].expected == '{"mail": "[REDACTED:e-mail]"}'
-    assert result.notes == ["1 stretches masked in train (messages, accept, tags, other keys)"]
+    assert result.notes == ["1 stretches masked in train (messages, accept, tags, other keys)."]
 
 
 def test_eval_rows_over_length_are_only_counted() -> None:

@@ -44,7 +44,7 @@ def test_prepare(capsys: pytest.CaptureFixture[str], source: str, tmp_path: Path
     assert set(found["rejected"]) <= {"duplicate_exact", "duplicate_normalized", "duplicate_near", "leaks_eval"}
     assert found["detectable_drop"]["discordance_0.05"] > 0
     again = ft(capsys, "prepare", source, "--out", str(tmp_path / "d"), "--force", "--min-eval", "20")
-    for part in ("train", "eval", "held out before any cleaning", "can show a drop of", "dataset:"):
+    for part in ("train", "eval", "held out for evaluation before any cleaning", "can show a drop of", "Dataset:"):
         assert part in again
 
 

@@ -129,6 +129,45 @@ CANONICAL = {
     },
     "alpaca": {"instruction": "do\nthis", "input": "", "output": "x", "system": "s", "history": [["a", "b"]]},
 }
+# What a row cannot hold apart: a second text of the input, the spaces of a call, a list of one call, tools as text.
+LOOSE = {
+    "alpaca": [
+        {"instruction": "translate", "input": "cat", "output": "chat"},
+        {"instruction": "", "input": "cat", "output": "chat", "system": ""},
+        {"output": "x", "instruction": "a", "input": None, "history": []},
+    ],
+    "sharegpt": [
+        {
+            "conversations": [
+                {"from": "human", "value": "q"},
+                {"from": "function_call", "value": '[{"arguments":{},"name":"f"}]'},
+                {"from": "observation", "value": "1"},
+                {"from": "gpt", "value": "a"},
+            ],
+            "system": "s",
+            "tools": '[{"name":"f"}]',
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("target", LOOSE)
+def test_a_record_in_the_target_format_already_stays_as_it_is(target: str, tmp_path: Path) -> None:
+    source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps(record) + "\n" for record in LOOSE[target]))
+    assert convert([str(source)], out, target, Reading(), (), force=False) == len(LOOSE[target])
+    assert out.read_bytes() == source.read_bytes()
+    convert([str(source)], out, target, Reading(), ("system", "tools"), force=True)
+    assert not {"system", "tools"} & set(json.loads(out.read_text().splitlines()[0]))
+
+
+def test_calls_with_a_key_twice_are_refused(tmp_path: Path) -> None:
+    calls = '{"name": "f", "arguments": {"a": 1, "a": 2}}'
+    turns = [{"from": "human", "value": "q"}, {"from": "function_call", "value": calls}]
+    (tmp_path / "in.jsonl").write_text(json.dumps({"conversations": turns}) + "\n")
+    with pytest.raises(UserError, match="stands twice") as caught:
+        convert([str(tmp_path / "in.jsonl")], tmp_path / "out", "trl", Reading(), (), force=False)
+    assert (caught.value.where or "").endswith("in.jsonl:1 /conversations/1/value")
 
 
 @pytest.mark.parametrize("target", TARGETS)
