@@ -5,26 +5,33 @@ Stored per machine under the cache folder. A number faster than the hardware's l
 
 import json
 import math
+import statistics
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tunegate.advisor.errors import CPU_WIDEN, class_errors
+from tunegate.advisor.gpus import Gpu
+from tunegate.core.artifacts import Run
 from tunegate.core.errors import UserError
 from tunegate.core.files import read_json, write_json
 from tunegate.core.model_source import cache_folder
 from tunegate.core.rows import read_jsonl
 
-PRIOR_POINTS = 4.0  # as many points as the prior factor of 1 weighs
+RUN_SPREAD = 0.15  # log units between two logs of one machine: assumed
+CALIBRATED_WIDEN = 2.0  # of a machine's interval once it was calibrated: other models differ from the one that ran
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a log says: class (train_tps or tpot), the median measured value in that class's unit, and its points."""
+    """What a log says: class (train_tps or tpot), the median measured value in that class's unit, its points, and the
+    peak memory it recorded (1e9 bytes; None where it did not)."""
 
     kind: str
     value: float
     points: int
+    peak_memory_gb: float | None = None
 
 
 def store() -> Path:
@@ -49,9 +56,31 @@ def factor(kind: str, gpu: str) -> float:
     return float(_factors().get(f"{kind}/{gpu}", {}).get("factor", 1.0))
 
 
-def shrink(ratios: list[float]) -> float:
-    """The geometric mean of measured / predicted, drawn towards 1: exp(sum(log r) / (n + PRIOR_POINTS))."""
-    return math.exp(sum(math.log(r) for r in ratios) / (len(ratios) + PRIOR_POINTS))
+def is_calibrated(kind: str, gpu: str) -> bool:
+    """True when this machine has a log of that class for that GPU."""
+    return f"{kind}/{gpu}" in _factors()
+
+
+def widening(kind: str, gpu: Gpu) -> float:
+    """How much wider than back-tested an interval on this GPU is: no CPU row is in the back-test, a log narrows it."""
+    if not gpu.is_cpu:
+        return 1.0
+    return CALIBRATED_WIDEN if is_calibrated(kind, gpu.name) else CPU_WIDEN
+
+
+def prior_points(kind: str, gpu: Gpu) -> float:
+    """How many logs the formula's own answer weighs: (spread between logs / spread of the formula's error)^2.
+
+    The normal prior: 0.7 for training speed on a GPU, 0.01 on a CPU, whose speed is a rough guess.
+    """
+    error = class_errors().get(kind)
+    spread = (CPU_WIDEN if gpu.is_cpu else 1.0) * (error.half_width if error else math.log(2.0)) / 1.645
+    return (RUN_SPREAD / spread) ** 2
+
+
+def shrink(ratios: list[float], prior: float) -> float:
+    """The geometric mean of measured / predicted, drawn towards 1: exp(sum(log r) / (n + prior))."""
+    return math.exp(sum(math.log(r) for r in ratios) / (len(ratios) + prior))
 
 
 def refuse_impossible(measured: float, predicted: float, peak: float, kind: str) -> None:
@@ -71,33 +100,36 @@ def refuse_impossible(measured: float, predicted: float, peak: float, kind: str)
         )
 
 
-def save(kind: str, gpu: str, ratios: list[float]) -> float:
-    """Add ratios to this machine's store and return the new factor."""
+def save(kind: str, gpu: Gpu, ratios: list[float]) -> float:
+    """Add ratios (one a log) to this machine's store and return the new factor."""
     path = store()
     path.parent.mkdir(parents=True, exist_ok=True)
     document = dict(_factors())
-    known = [float(r) for r in document.get(f"{kind}/{gpu}", {}).get("ratios", [])] + ratios
-    value = shrink(known)
-    document[f"{kind}/{gpu}"] = {"factor": value, "ratios": known[-50:]}
+    place = f"{kind}/{gpu.name}"
+    known = [float(r) for r in document.get(place, {}).get("ratios", [])] + ratios
+    value = shrink(known, prior_points(kind, gpu))
+    document[place] = {"factor": value, "ratios": known[-50:]}
     write_json(path, document)
     _factors.cache_clear()
     return value
 
 
 def read_log(path: Path) -> Reading:
-    """A trainer's `metrics.jsonl` (`tokens_per_s`) or a vLLM benchmark's JSON (`mean_tpot_ms` or `median_tpot_ms`).
+    """A Run folder or its `metrics.jsonl` (`tokens_per_s`), or a vLLM benchmark's JSON (`median_tpot_ms`).
 
-    Raises UserError when it is neither.
+    Raises UserError when it is none of them.
     """
+    if path.is_dir():
+        path = Run.open(path).path / "metrics.jsonl"
     if path.suffix == ".jsonl":
         return _trainer_log(path)
     document = read_json(path)
     if isinstance(document, dict):
         for name in ("median_tpot_ms", "mean_tpot_ms", "tpot_ms"):
-            if isinstance(document.get(name), int | float):
-                return Reading(
-                    kind="tpot", value=float(document[name]), points=max(1, int(document.get("completed", 1)))
-                )
+            if document.get(name) is not None:
+                (value,) = _positive(document, name, str(path))
+                completed = _positive(document, "completed", str(path)) or [1.0]
+                return Reading(kind="tpot", value=value, points=int(completed[0]))
     raise UserError(
         "neither a trainer's metrics.jsonl nor a vLLM benchmark result",
         where=str(path),
@@ -106,17 +138,23 @@ def read_log(path: Path) -> Reading:
 
 
 def _trainer_log(path: Path) -> Reading:
-    speeds = []
+    speeds, peaks = [], []
     for number, value in read_jsonl(path):
-        speed = value.get("tokens_per_s") if isinstance(value, dict) else None
-        if speed is None:
-            continue
-        if not isinstance(speed, int | float) or not math.isfinite(speed) or speed <= 0:
-            raise UserError(
-                f"tokens_per_s must be a positive number, found {json.dumps(speed)}", where=f"{path}:{number}"
-            )
-        speeds.append(float(speed))
+        if not isinstance(value, dict):
+            raise UserError("each line of a trainer's log is an object", where=f"{path}:{number}")
+        speeds += _positive(value, "tokens_per_s", f"{path}:{number}")
+        peaks += _positive(value, "peak_memory_gb", f"{path}:{number}")
     if not speeds:
         raise UserError("no tokens_per_s in this log", where=str(path))
-    speeds.sort()
-    return Reading(kind="train_tps", value=speeds[len(speeds) // 2], points=len(speeds))
+    value = statistics.median(speeds)
+    return Reading(kind="train_tps", value=value, points=len(speeds), peak_memory_gb=max(peaks, default=None))
+
+
+def _positive(line: dict[str, Any], name: str, where: str) -> list[float]:
+    """The value of a key as a list of one, none where the line lacks it (an evaluation's line has no speed)."""
+    value = line.get(name)
+    if value is None:
+        return []
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        raise UserError(f"{name} must be a positive number, found {json.dumps(value)}", where=where)
+    return [float(value)]

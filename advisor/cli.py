@@ -4,6 +4,7 @@ import sys
 from typing import ClassVar
 
 import typer
+
 from tunegate.advisor.quick_command import Quick
 from tunegate.core.commands import Entry, LazyGroup, run
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
 from tunegate.core.console import JsonOption, emit_json, say, table, warn
 from tunegate.core.errors import ExitCode
 
@@ -72,7 +73,7 @@ def _print_sources(result: "Backtest") -> None:
     epilog="Example: ftadvise calibrate run/metrics.jsonl --model builtin:smollm2-135m --gpu cpu --method lora --batch 4 --seq 512"
 )
 def calibrate(
-    log: Annotated[Path, typer.Argument(help="A trainer's metrics.jsonl, or the JSON of vllm bench serve.")],
+    log: Annotated[Path, typer.Argument(help="A Run folder, its metrics.jsonl, or the JSON of vllm bench serve.")],
     model: Annotated[str, typer.Option(help="The model that ran.")],
     gpu: Annotated[str, typer.Option(help="Where it ran.")],
     method: Annotated[str, typer.Option(help="Training: lora, qlora or full.")] = "lora",
@@ -91,14 +92,15 @@ def calibrate(
     from tunegate.advisor.models import find
     from tunegate.core.methods import ALL_LINEAR
 
-    reading = learning.read_log(log)
+    reading, memory = learning.read_log(log), None
     card, base = find_gpu(gpu), find(model)
     known = learning.factor(reading.kind, card.name)
     if reading.kind == "train_tps":
         question = estimates.TrainQuestion(
             model=base, method=method, gpu=card, batch=batch, seq=seq, targets=ALL_LINEAR
         )
-        predicted = estimates.train(question)["tokens_per_s"]["value"] / known
+        answer = estimates.train(question)
+        predicted, memory = answer["tokens_per_s"]["value"] / known, answer["memory_gb"]["value"]
         peak = card.tflops * 1e12 / (4.0 * base.architecture.linear_params)
     else:
         served = estimates.ServeQuestion(
@@ -112,10 +114,11 @@ def calibrate(
         predicted = estimates.serve(served)["tpot_ms"]["value"] / known
         peak = 1e3 * base.architecture.linear_params * 0.5 / (card.bandwidth_gbps * 1e9)
     learning.refuse_impossible(reading.value, predicted, peak, reading.kind)
-    factor = learning.save(reading.kind, card.name, [reading.value / predicted])
+    factor = learning.save(reading.kind, card, [reading.value / predicted])
     result = {
         "class": reading.kind, "gpu": card.name, "measured": reading.value, "predicted": predicted, "factor": factor,
-        "points": reading.points, "store": str(learning.store()),
+        "points": reading.points, "peak_memory_gb": reading.peak_memory_gb, "predicted_memory_gb": memory,
+        "store": str(learning.store()),
     }  # fmt: skip
     if json_:
         emit_json(result)
@@ -123,4 +126,6 @@ def calibrate(
     say(
         f"{reading.kind} on {card.name}: measured {reading.value:.4g}, predicted {predicted:.4g}; later estimates times {factor:.3f}"
     )
-    say(f"kept in {learning.store()}")
+    if reading.peak_memory_gb is not None:
+        say(f"peak memory: measured {reading.peak_memory_gb:.3g} GB, predicted {memory:.3g} GB (not corrected by this)")
+    say(f"kept in {learning.store()}; ftadvise estimate and recommend use it")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
 from tunegate.core.console import JsonOption, emit_json, out, say, table, warn
 from tunegate.core.errors import UsageError, UserError, nearest
 
@@ -34,14 +35,21 @@ def breakeven(
         float, typer.Option(min=0.001, max=1, help="Share of hours billed (scale to zero); 1: always on.")
     ] = 1.0,
     prices: Annotated[Path | None, typer.Option(help="CSV of API prices.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Write the curve as SVG.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write the curve to this file; SVG only, so name it FILE.svg.")
+    ] = None,
     json_: JsonOption = False,
 ) -> None:
     """From how many calls a day self-hosting is cheaper than an API; the answer may be never."""
     from tunegate.advisor import break_even as costs
     from tunegate.advisor import plot as drawing
+    from tunegate.advisor.estimates import doubts
+    from tunegate.advisor.gpus import find_gpu
+    from tunegate.advisor.models import find
     from tunegate.advisor.prices import find_offer, offers
 
+    if plot is not None:
+        drawing.refuse_other_formats(plot)
     tokens = (input_tokens, output_tokens)
     price, capacity, listed = _machine(model, gpu, gpus, quant, tokens, calls_per_day, peak_factor, p95_ms, gpu_usd_h)
     own = costs.SelfHosted(
@@ -66,6 +74,7 @@ def breakeven(
         "capacity_calls_per_day_per_replica": capacity * 86_400 / peak_factor,
         "replicas": own.replicas(calls_per_day),
         "gpu_price": listed or None,
+        "notes": doubts(find(model), find_gpu(gpu)),
     }
     if json_:
         emit_json({"calls_per_day": calls_per_day, "offers": rows, **facts})
@@ -136,5 +145,7 @@ def _print(rows: list[dict[str, Any]], facts: dict[str, Any], chart: str, agains
         f"one replica carries {facts['capacity_calls_per_day_per_replica']:,.0f} calls a day; {facts['replicas']} needed now"
     )
     out().print(f"o own, x {against}\n{chart}", markup=False)
+    for note in facts["notes"]:
+        say(f"note: {note}")
     for note in sorted({f"{r['against']}: {r['stale']}" for r in rows if r["stale"]}):
         warn(note)

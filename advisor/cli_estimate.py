@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from tunegate.core.console import JsonOption, emit_json, table, warn
+
+from tunegate.core.console import JsonOption, emit_json, say, table, warn
 from tunegate.core.errors import UsageError, nearest
 
 app = typer.Typer(
@@ -129,9 +130,11 @@ def _show(result: dict[str, Any], json_: bool) -> None:
     table(
         None,
         ["", "estimate", "90 % interval", "from"],
-        [_row(k, v) for k, v in result.items() if k != "terms_gb"],
+        [_row(k, v) for k, v in result.items() if k not in ("terms_gb", "notes")],
         left=4,
     )
+    for note in result["notes"]:
+        say(f"note: {note}")
     if result.get("extrapolates"):
         warn(f"extrapolates: {result['extrapolates']}")
     if result.get("fits") is False:
@@ -161,7 +164,13 @@ def _show_sweep(rows: list[tuple[str, dict[str, Any]]], names: tuple[str, ...], 
         emit_json({"sweep": [{"configuration": label, **result} for label, result in rows]})
         return
     cells = [
-        [label, "yes" if r["fits"] else "no", *(f"{r[n]['value']:g}" if r[n] else "?" for n in names)]
+        [
+            f"{label} *" if r["notes"] else label,
+            "yes" if r["fits"] else "no",
+            *(f"{r[n]['value']:g}" if r[n] else "?" for n in names),
+        ]
         for label, r in rows
     ]
     table(None, ["configuration", "fits", *names], cells)
+    for note in sorted({note for _, r in rows for note in r["notes"]}):
+        say(f"* {note}")

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
 from tunegate.advisor.quick_command import QuickCommand
 from tunegate.core.console import JsonOption, emit_json, say
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from tunegate.core.console import JsonOption, emit_json, table, warn
 
 gpus_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -23,7 +24,7 @@ def gpus(
 
     known = known_gpus(file).values()
     if json_:
-        emit_json({"gpus": [vars(gpu) for gpu in known]})
+        emit_json({"gpus": [{**vars(gpu), "verified": gpu.doubt is None} for gpu in known]})
         return
     rows = [
         [

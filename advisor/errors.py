@@ -80,7 +80,7 @@ def spoken(value: float, unit: str, kind: str, *, widen: float = 1.0) -> str:
     error = class_errors().get(kind)
     if widen > 1.0:
         low, high = interval(value, kind, widen=widen)
-        return f"{value:.3g} {unit} ({low:.2g} to {high:.2g}, extrapolated)"
+        return f"{value:.3g} {unit} ({significant(low, 2):g} to {significant(high, 2):g}, extrapolated)"
     if error is None:
         return f"{value:.3g} {unit} (error unknown)"
     return f"{value:.3g} {unit} ± {100 * (math.exp(error.half_width) - 1):.0f} %, n = {error.n}"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunegate.advisor import calibrate, serving_speed, training_memory, training_time
-from tunegate.advisor.errors import CPU_WIDEN, Estimate, estimate
+from tunegate.advisor.errors import Estimate, estimate
 from tunegate.advisor.gpus import Gpu
 from tunegate.advisor.models import KnownModel
 from tunegate.advisor.training_plan import FIT_MARGIN
@@ -35,11 +35,13 @@ class TrainQuestion:
     software: str = "hf"
 
 
-def widen_of(model: KnownModel, gpu: Gpu) -> tuple[float, str]:
-    """How much wider than back-tested an interval is, and why (empty when it is not)."""
+def widen_of(model: KnownModel, gpu: Gpu, kind: str) -> tuple[float, str]:
+    """How much wider than back-tested an interval of a class is, and why (empty when it is not)."""
     size = model.architecture.params / 1e9
     if gpu.is_cpu:
-        return CPU_WIDEN, "no CPU is in the back-test"
+        own = calibrate.is_calibrated(kind, gpu.name)
+        how = f"; corrected by this machine's own log ({calibrate.factor(kind, gpu.name):.2f} times)" if own else ""
+        return calibrate.widening(kind, gpu), f"no CPU is in the back-test{how}"
     if not model.architecture.exact:
         return 2.0, "the shape was scaled from a size"
     if not MEASURED_SIZES_B[0] <= size <= MEASURED_SIZES_B[1]:
@@ -81,7 +83,7 @@ def train(q: TrainQuestion) -> Json:
     hours = training_time.hours(
         examples=q.examples, mean_tokens=mean, epochs=q.epochs, tokens_per_second=speed, gpus=q.gpus
     )
-    widen, reason = widen_of(q.model, q.gpu)
+    widen, reason = widen_of(q.model, q.gpu, "train_tps")
     memory_widen = min(widen, 2.0)
     usd = None if q.gpu.price is None else estimate(hours * q.gpus * q.gpu.price, "train_tps", widen=widen)
     return {
@@ -99,7 +101,24 @@ def train(q: TrainQuestion) -> Json:
             "logits": training_memory.logits_gb(setup),
         },
         "price": q.gpu.prices or None,
+        "notes": [*doubts(q.model, q.gpu), *([STATE_NOTES[q.state]] if full else [])],
     }
+
+
+STATE_NOTES = {
+    "amp": "full: 16 bytes a parameter; ft train keeps fp32 weights, gradients and two AdamW moments (4 bytes each) and "
+    "computes in bf16 by autocast, whose bf16 copies are not counted",
+    **{
+        name: f"full: {size:g} bytes a parameter for weights, gradients and optimizer; ft train itself needs 16 (state amp)"
+        for name, size in training_memory.STATE_BYTES.items()
+        if name != "amp"
+    },
+}
+
+
+def doubts(model: KnownModel, gpu: Gpu) -> list[str]:
+    """What in the tables behind an estimate was never checked against a public file."""
+    return [text for text in (gpu.doubt, model.doubt) if text]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +150,7 @@ def serve(q: ServeQuestion) -> Json:
     tpot = times.tpot_s(running) * speedup
     out_per_s = running / tpot
     cache = running * a.kv_tokens(setup.mean_context) * a.kv_bytes_per_token(setup.kv_bytes) / 1e9 / q.gpus
-    widen, reason = widen_of(q.model, q.gpu)
+    widen, reason = widen_of(q.model, q.gpu, "tpot")
     usd: Estimate | None = None
     if q.gpu.price is not None:
         calls_per_hour = out_per_s / q.output_tokens * 3600
@@ -146,4 +165,5 @@ def serve(q: ServeQuestion) -> Json:
         "usd_per_1k_calls": usd,
         "extrapolates": reason or None,
         "price": q.gpu.prices or None,
+        "notes": doubts(q.model, q.gpu),
     }

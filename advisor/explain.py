@@ -5,14 +5,24 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from tunegate.advisor import calibrate
 from tunegate.advisor.constraints import Constraints
+from tunegate.advisor.gpus import Gpu
+from tunegate.advisor.models import find
 from tunegate.advisor.prices import snapshot, stale_note
 from tunegate.advisor.recommend import Recommendation, recommend
-from tunegate.advisor.rules import METHODS, RULES, TUNED, Situation, scores
+from tunegate.advisor.rules import METHODS, RULES, TUNED, Rule, Situation, scores
 from tunegate.advisor.search import Option
 from tunegate.core.errors import UserError
 
 Json = dict[str, Any]
+NO_EFFECT = "no plausible value changes the method"
+GRADES = {
+    "A": "evidence A: controlled, several models",
+    "B": "evidence B: one study",
+    "C": "evidence C: guidance",
+    "F": "a fact",
+}
 
 
 def rejected(answer: Recommendation) -> list[Json]:
@@ -31,7 +41,9 @@ def rejected(answer: Recommendation) -> list[Json]:
         entries.append(_refused(refused_offers, f"{len(refused_offers)} other API offers"))
     if answer.constraints.privacy == "public":
         reason = "provider-lifecycle: closed to new users"
-        entries.append({"option": "fine-tuning at OpenAI", "constraint": reason, "change": "none: choose open weights"})
+        entries.append(
+            {"option": "fine-tuning at OpenAI", "constraint": reason, "change": "nothing, choose open weights"}
+        )
     return entries
 
 
@@ -51,6 +63,8 @@ def _outscored(answer: Recommendation, method: str) -> Json:
         "option": method,
         "constraint": f"evidence: {', '.join(against) or 'simpler method preferred'}",
         "change": change,
+        "points_behind": round(gap, 2),
+        "flips": bool(flips),
     }
 
 
@@ -69,20 +83,20 @@ def _variations(s: Situation) -> Iterator[tuple[str, Situation]]:
         yield "a base of 7B instead of one below 1B", dataclasses.replace(s, base_b=7.0, cpu_only=False)
     if s.fits_16bit:
         yield (
-            "a GPU on which the base does not fit in 16 bits",
+            "a GPU too small for the base in 16 bits",
             dataclasses.replace(s, fits_16bit=False, cpu_only=False),
         )
     elif s.fits_16bit is None:
-        yield "a GPU of your own on which the base fits in 16 bits", dataclasses.replace(s, fits_16bit=True)
+        yield "a GPU of your own that holds it in 16 bits", dataclasses.replace(s, fits_16bit=True)
     if not c.needs:
         yield "a need for a strict format", _with(s, needs=("format",))
     else:
         yield "none of the needs", _with(s, needs=())
-    yield "facts that change", _with(s, facts="changing")
-    yield "facts that change, and a strict format", _with(s, facts="changing", needs=("format", *c.needs))
-    yield "no appetite for running servers (ops: low)", _with(s, ops="low")
+    yield "changing facts", _with(s, facts="changing")
+    yield "changing facts and a strict format", _with(s, facts="changing", needs=("format", *c.needs))
+    yield "no wish to run servers (ops: low)", _with(s, ops="low")
     yield "a far domain with 100,001 examples", _with(s, domain="far", examples=100_001)
-    yield "quality: max with a large budget", dataclasses.replace(_with(s, quality="max"), large_budget=True)
+    yield "quality: max and a large budget", dataclasses.replace(_with(s, quality="max"), large_budget=True)
 
 
 def _with(s: Situation, **changes: Any) -> Situation:
@@ -113,9 +127,8 @@ def assumptions(answer: Recommendation) -> list[Json]:
     for name, effect in effects.items():
         if name not in c.stated:
             value = getattr(c, name)
-            entries.append(
-                {"name": name, "value": list(value) if isinstance(value, tuple) else value, "matters": effect}
-            )
+            shown = list(value) if isinstance(value, tuple) else value
+            entries.append({"name": name, "value": shown, "matters": effect, "weighs": effect != NO_EFFECT})
     entries += _fixed_assumptions(answer)
     return entries
 
@@ -128,7 +141,7 @@ def _flip(answer: Recommendation, **alternatives: tuple[Any, ...]) -> str:
         if winner != answer.chosen.method:
             shown = ",".join(value) or "none" if isinstance(value, tuple) else value
             found.append(f"{shown} would favour {winner}")
-    return "; ".join(found) or "no plausible value changes the method"
+    return "; ".join(found) or NO_EFFECT
 
 
 def _fixed_assumptions(answer: Recommendation) -> list[Json]:
@@ -141,13 +154,11 @@ def _fixed_assumptions(answer: Recommendation) -> list[Json]:
             else "no GPU is used"
         )
         entries.append({"name": "machines", "value": rented, "matters": "a GPU would admit bases of 7B and more"})
-        entries.append(
-            {
-                "name": "cpu_speed",
-                "value": "computed, not measured here",
-                "matters": "wide: run ftadvise calibrate on this machine",
-            }
-        )
+    entries += [_speed(gpu) for gpu in _machines(answer) if gpu.is_cpu or _calibrated(gpu)]
+    doubts = {gpu.doubt for gpu in _machines(answer)} | {_model_doubt(answer)}
+    if unchecked := sorted(d for d in doubts if d):
+        matters = "entered from general knowledge: estimates are only as good as that"
+        entries.append({"name": "unchecked", "value": unchecked, "matters": matters})
     if answer.profile and answer.profile.counted_with == "estimate":
         entries.append(
             {
@@ -188,6 +199,35 @@ def _fixed_assumptions(answer: Recommendation) -> list[Json]:
     return entries
 
 
+def _machines(answer: Recommendation) -> list[Gpu]:
+    """The GPUs of the answer, each once: serving, then training."""
+    plans = (answer.chosen.serving, answer.chosen.training)
+    return list({plan.gpu.name: plan.gpu for plan in plans if plan is not None}.values())
+
+
+def _calibrated(gpu: Gpu) -> bool:
+    return any(calibrate.is_calibrated(kind, gpu.name) for kind in ("train_tps", "tpot"))
+
+
+def _speed(gpu: Gpu) -> Json:
+    """Whether a machine's speed is computed or corrected by its own logs."""
+    known = {
+        what: calibrate.factor(kind, gpu.name)
+        for what, kind in (("training speed", "train_tps"), ("time per token", "tpot"))
+        if calibrate.is_calibrated(kind, gpu.name)
+    }
+    name = "cpu_speed" if gpu.is_cpu else "gpu_speed"
+    if not known:
+        value, matters = "computed, not measured here", "wide: run ftadvise calibrate on this machine"
+        return {"name": name, "value": value, "matters": matters}
+    value = ", ".join(f"{what} times {factor:.2f}" for what, factor in known.items())
+    return {"name": name, "value": value, "matters": "as ftadvise calibrate found on this machine"}
+
+
+def _model_doubt(answer: Recommendation) -> str | None:
+    return None if answer.chosen.serving is None else find(answer.chosen.spec).doubt
+
+
 def rules_json(answer: Recommendation) -> list[Json]:
     """Every rule, fired or not."""
     ids = {rule.id for rule in answer.fired}
@@ -201,19 +241,25 @@ def rules_json(answer: Recommendation) -> list[Json]:
 
 
 def outweighed(answer: Recommendation) -> list[str]:
-    """For each fired rule that favoured other methods: by what it was outweighed."""
+    """For each fired rule that favoured other methods: a sentence that says by what it was outweighed."""
+    return [sentence for rule in answer.fired if (sentence := counter_sentence(answer, rule))]
+
+
+def counter_sentence(answer: Recommendation, rule: Rule, *, short: bool = False) -> str:
+    """What a rule that speaks for another method says, and what outweighs it; empty when it does not, or nothing does."""
     chosen = answer.chosen.method
-    sentences = []
-    for rule in answer.fired:
-        best = max(rule.votes, key=lambda m: rule.votes[m], default=chosen)
-        if rule.votes.get(best, 0.0) <= 0 or rule.votes.get(chosen, 0.0) >= rule.votes[best]:
-            continue
-        lead = {r.id: r.votes.get(chosen, 0.0) - r.votes.get(best, 0.0) for r in answer.fired if r.id != rule.id}
-        stronger = sorted((r for r in answer.fired if lead.get(r.id, 0.0) > 0), key=lambda r: -lead[r.id])[:3]
-        if stronger:
-            names = ", ".join(f"{r.id} (+{lead[r.id]:g}, grade {r.grade})" for r in stronger)
-            sentences.append(f"{rule.id} favours {best}; outweighed by {names}")
-    return sentences
+    best = max(rule.votes, key=lambda m: rule.votes[m], default=chosen)
+    if rule.votes.get(best, 0.0) <= 0 or rule.votes.get(chosen, 0.0) >= rule.votes[best]:
+        return ""
+    says = f'Against it: "{rule.says}" speaks for {best} ({GRADES[rule.grade]})'
+    lead = {r.id: r.votes.get(chosen, 0.0) - r.votes.get(best, 0.0) for r in answer.fired if r.id != rule.id}
+    stronger = sorted((r for r in answer.fired if lead.get(r.id, 0.0) > 0), key=lambda r: -lead[r.id])[:3]
+    if short:
+        return f"{says}; what speaks for {chosen} weighs more here." if stronger else f"{says}."
+    if not stronger:
+        return ""
+    names = ", ".join(f"{r.id} (+{lead[r.id]:g} points for {chosen}, {GRADES[r.grade]})" for r in stronger)
+    return f"{says}, rule {rule.id}. It is outweighed here by {names}."
 
 
 TORNADO = ("calls_per_day", "input_tokens", "output_tokens", "examples", "peak_factor")

@@ -9,6 +9,7 @@ from pathlib import Path
 from tunegate.core.errors import UserError
 
 Record = dict[str, str]
+UNVERIFIED = "not verified"  # in a row's source: written from general knowledge, no public file was read for it
 
 
 @cache
@@ -34,6 +35,11 @@ def read_csv(path: Path, needed: tuple[str, ...]) -> list[Record]:
     if missing := [name for name in needed if name not in columns]:
         raise UserError(f"no column {', '.join(missing)}", where=f"{path}:1", hint=f"needed: {', '.join(needed)}")
     return rows
+
+
+def doubt(name: str, source: str) -> str | None:
+    """A sentence to show beside whatever rests on a row whose source says so; None for a row that was checked."""
+    return f"{name}: {source}" if UNVERIFIED in source else None
 
 
 def number(text: str) -> float | None:

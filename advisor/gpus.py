@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tunegate.advisor.facts import Record, key, number, read_csv, table
+from tunegate.advisor.facts import Record, doubt, key, number, read_csv, table
 from tunegate.core.errors import UserError, nearest
 
 NEEDED = ("name", "memory_GB", "bandwidth_GBps", "bf16_dense_TFLOPS")
@@ -41,6 +41,11 @@ class Gpu:
         if self.price_low is None or self.price_high is None:
             return None
         return float((self.price_low * self.price_high) ** 0.5)
+
+    @property
+    def doubt(self) -> str | None:
+        """What to say beside estimates where the figures were not checked against a public file."""
+        return doubt(f"figures of {self.name}", self.source)
 
     @property
     def link_gbps(self) -> float:

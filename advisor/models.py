@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tunegate.advisor.facts import Record, key, table
+from tunegate.advisor.facts import Record, doubt, key, table
 from tunegate.core.architecture import Architecture, from_folder
 from tunegate.core.errors import UserError, nearest
 
@@ -21,6 +21,11 @@ class KnownModel:
     license: str
     offered: bool
     source: str
+
+    @property
+    def doubt(self) -> str | None:
+        """What to say beside estimates where the shape was not checked against a public file."""
+        return doubt(f"shape of {self.name}", self.source)
 
 
 @cache

@@ -40,10 +40,15 @@ def svg(points: Points, own: str, api: str, crossing: float | None) -> str:
     return "\n".join(parts) + "\n"
 
 
+def refuse_other_formats(path: Path) -> None:
+    """Raise UserError for an ending that is not .svg: nothing else is written."""
+    if path.suffix.lower() != ".svg":
+        raise UserError("only SVG is written", where=str(path), hint=f"name it {path.with_suffix('.svg').name}")
+
+
 def write_svg(path: Path, document: str) -> None:
     """Write an SVG file. Raises UserError for another ending or a missing folder."""
-    if path.suffix.lower() != ".svg":
-        raise UserError("only SVG is drawn", where=str(path), hint="name the file FILE.svg")
+    refuse_other_formats(path)
     if not path.parent.is_dir():
         raise UserError("no such folder", where=str(path.parent))
     write_text(path, document)

@@ -6,8 +6,9 @@ It reaches into Typer (0.29): where a later version names things otherwise, Type
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from tunegate.core.errors import UsageError
 from typer.core import TyperCommand
+
+from tunegate.core.errors import UsageError
 
 PLAIN: tuple[type, ...] = (str, int, float, bool, Path)
 

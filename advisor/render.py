@@ -4,17 +4,20 @@ import math
 from pathlib import Path
 from typing import Any
 
-from tunegate.advisor import explain
-from tunegate.advisor.errors import CPU_WIDEN, significant, spoken
-from tunegate.advisor.gpus import Gpu
+from tunegate.advisor import brief, explain
+from tunegate.advisor.errors import significant
 from tunegate.advisor.recommend import Recommendation
 from tunegate.advisor.search import Option
-from tunegate.core.console import out, table
+from tunegate.core.console import table
 from tunegate.core.errors import UserError
 from tunegate.core.files import write_text
 
 Json = dict[str, Any]
 SCHEMA_VERSION = 1
+VOTES = (
+    "Grades say how good the evidence is: A controlled and with several models, B one study, C guidance, F a fact. "
+    "The points are our own judgement of how much it should weigh here; no study gives them."
+)
 
 
 def option_json(option: Option) -> Json:
@@ -98,6 +101,7 @@ def train_section(answer: Recommendation) -> Json:
 def write_yaml(answer: Recommendation, path: Path) -> None:
     """Write `recommendation.yaml` atomically. Raises UserError when its folder does not exist."""
     import yaml
+
     from tunegate.core.manifest import now
 
     if not path.parent.is_dir():
@@ -113,86 +117,39 @@ def write_yaml(answer: Recommendation, path: Path) -> None:
 
 
 def print_answer(answer: Recommendation, *, why: bool) -> None:
-    """The answer for people."""
-    chosen, c = answer.chosen, answer.constraints
-    _line(f"recommendation: {chosen.method}  {_where(chosen)}")
-    _line(f"  {_costs(chosen)}")
-    if chosen.training is not None:
-        _print_training(answer)
-    for sentence in explain.outweighed(answer):
-        _line(f"  {sentence}")
-    if chosen.serving is not None:
-        against = answer.competitor.name
-        meets = "never" if answer.break_even is None else f"from {answer.break_even:,.0f} calls a day"
-        _line(f"  cheaper than {against}: {meets} (at {c.calls_per_day:,.0f} calls a day now; engineering counted)")
-    _line(f"  {answer.space.considered:,} combinations considered, {len(answer.front)} on the Pareto front")
-    _print_rejected(answer)
-    _print_assumptions(answer)
+    """The answer for people; `why` adds everything it rests on."""
+    brief.write(answer)
     if why:
         _print_why(answer)
     else:
-        _line("--why shows the rules that fired, what would flip the answer, and the cheapest probe.")
-
-
-def _line(text: str) -> None:
-    out().print(text, markup=False)
-
-
-def _where(chosen: Option) -> str:
-    plan = chosen.serving
-    if plan is None:
-        return f"{chosen.vendor}/{chosen.model} (API)"
-    machines = f"{plan.replicas} x {plan.gpu.name}" + (f":{plan.gpus}" if plan.gpus > 1 else "")
-    return f"{chosen.spec}, {chosen.quantization}, on {machines}"
-
-
-def _widen(gpu: Gpu) -> float:
-    return CPU_WIDEN if gpu.is_cpu else 1.0
-
-
-def _costs(chosen: Option) -> str:
-    text = f"${chosen.monthly_usd:,.0f} a month, ${chosen.train_usd:,.2f} to train, p95 {chosen.p95_ms:,.0f} ms"
-    if chosen.serving is not None:
-        text += f" (time per token {spoken(chosen.serving.tpot_ms, 'ms', 'tpot', widen=_widen(chosen.serving.gpu))}, computed)"
-    return text
-
-
-def _print_training(answer: Recommendation) -> None:
-    t = answer.chosen.training
-    assert t is not None
-    machine = f"{t.gpus} x {t.gpu.name}"
-    _line(
-        f"  training on {machine}: {spoken(t.memory_gb, 'GB', 'train_mem')}; {t.hours:.2g} h for {answer.constraints.examples} examples"
-    )
-    if t.gpu.is_cpu:
-        _line("  CPU speeds are computed and rough (a factor of 3 either way); ftadvise calibrate makes them yours")
-
-
-def _print_rejected(answer: Recommendation) -> None:
-    rows = [[r["option"], r["constraint"], r["change"]] for r in explain.rejected(answer)]
-    table("not chosen", ["option", "because of", "smallest change that would admit it"], rows, left=3)
-
-
-def _print_assumptions(answer: Recommendation) -> None:
-    rows = [[a["name"], str(a["value"]), a["matters"]] for a in explain.assumptions(answer)]
-    table("assumed, not stated", ["name", "value", "what hangs on it"], rows, left=3)
+        brief.line(
+            "--why shows every rule, its source and votes, the Pareto front, what would flip the answer, and probes."
+        )
 
 
 def _print_why(answer: Recommendation) -> None:
     from tunegate.advisor.rules import RULES
 
+    brief.line(f"{answer.space.considered:,} combinations considered, {len(answer.front)} on the Pareto front")
+    for sentence in explain.outweighed(answer):
+        brief.line(sentence)
     says = {rule.id: (rule.says, rule.source) for rule in (*RULES, *answer.fired)}
     rows = [[i, g, says[i][0], v, says[i][1]] for i, g, v in explain.votes_table(answer)]
     table("rules that fired", ["rule", "grade", "says", "votes", "source"], rows, left=5)
+    brief.line(VOTES)
     totals = ", ".join(f"{m} {s:+.1f}" for m, s in sorted(answer.score.items(), key=lambda x: -x[1]))
-    out().print(f"votes: {totals}", markup=False)
+    brief.line(f"votes: {totals}")
+    rows = [[r["option"], r["constraint"], r["change"]] for r in explain.rejected(answer)]
+    table("not chosen", ["option", "because of", "smallest change that would admit it"], rows, left=3)
+    rows = [[a["name"], str(a["value"]), a["matters"]] for a in explain.assumptions(answer)]
+    table("assumed, not stated", ["name", "value", "what hangs on it"], rows, left=3)
     rows = [
         [t["name"], f"{t['low_usd']:,.0f}", f"{t['high_usd']:,.0f}", ", ".join(t["flips_to"]) or "no"]
         for t in explain.tornado(answer)
     ]
     table("each quantity a tenth and ten times", ["assumption", "$/month low", "high", "flips the answer to"], rows)
     for probe in explain.probes(answer):
-        out().print(f"probe: {probe}", markup=False)
+        brief.line(f"probe: {probe}")
 
 
 def _finite(value: float) -> float | None:

@@ -296,7 +296,7 @@ def _hosted(method: str, offer: ApiPrice, c: Constraints, profile: DataProfile |
     p95 = 1e3 * (API_FIRST_TOKEN_S + _spread(profile) * c.output_tokens / API_TOKENS_PER_S)
     violations = _too_few(method, c)
     if c.privacy == "no-egress":
-        violations.append(("privacy", 1.0, "privacy: public"))
+        violations.append(("privacy", 1.0, "only with --privacy public"))
     if c.p95_ms is not None and p95 > c.p95_ms:
         violations.append(("p95_ms", p95 / c.p95_ms - 1, f"raise p95_ms from {c.p95_ms:g} to {p95:.0f}"))
     if c.monthly_budget_usd is not None and monthly > c.monthly_budget_usd:

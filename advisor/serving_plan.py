@@ -1,9 +1,10 @@
 """How many machines carry a load within a latency bound, and what they cost: open loop, billed by the hour."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
-from tunegate.advisor import queueing
+from tunegate.advisor import calibrate, queueing
 from tunegate.advisor.gpus import Gpu
 from tunegate.advisor.serving_speed import RUNTIME_GB, Curve, ServingSetup, curve, memory_gb
 from tunegate.core.architecture import Architecture
@@ -77,7 +78,7 @@ def setup_for(
 def plan(name: str, setup: ServingSetup, load: Load, *, owned: bool) -> ServingPlan:
     """Size one configuration: the fewest replicas that stay below MAX_UTILISATION and within the latency bound."""
     missing = memory_gb(setup) - 0.9 * setup.gpu.memory_gb
-    times = curve(setup)
+    times = dataclasses.replace(curve(setup), factor=calibrate.factor("tpot", setup.gpu.name))
     if missing > 0 or times.fits < 1.0:
         need = max(missing, 0.1)
         return _unfit(name, setup, need)

@@ -122,7 +122,7 @@ class Curve:
 
     dense_s: reading the weights every step reads. expert_s, expert_share: reading all experts, and the share one token
     is routed to. cache_s, compute_s, sequence_s: per sequence. fixed_s: per step. prefill_s: of one prompt. fits:
-    sequences that the cache holds. output_tokens: mean answer.
+    sequences that the cache holds. output_tokens: mean answer. factor: this machine's time per token over the formula's.
     """
 
     dense_s: float
@@ -135,6 +135,7 @@ class Curve:
     prefill_s: float
     fits: float
     output_tokens: float
+    factor: float = 1.0
 
     def decode_s(self, concurrency: float) -> float:
         """One decoding step."""
@@ -145,7 +146,7 @@ class Curve:
     def tpot_s(self, concurrency: float) -> float:
         """Per output token in a closed loop; sequences that do not fit the cache wait."""
         running = min(concurrency, max(1.0, self.fits))
-        return self.decode_s(running) + running * self.prefill_s / self.output_tokens
+        return self.factor * (self.decode_s(running) + running * self.prefill_s / self.output_tokens)
 
     def ttft_s(self, concurrency: float) -> float:
         """To the first token at a steady load: its own prefill, those that overlap it, half a step, the front end.

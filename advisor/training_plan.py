@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from tunegate.advisor import calibrate
 from tunegate.advisor import training_memory as memory
 from tunegate.advisor import training_time as timing
 from tunegate.advisor.gpus import Gpu
@@ -96,7 +97,7 @@ def plan(
         accumulation=recipe.accumulation,
         sharded_over=gpus,
     )
-    speed = timing.tokens_per_s(step)
+    speed = timing.tokens_per_s(step) * calibrate.factor("train_tps", gpu.name)
     hours = timing.hours(
         examples=max(1, examples), mean_tokens=mean_tokens, epochs=recipe.epochs, tokens_per_second=speed, gpus=gpus
     )

@@ -31,14 +31,19 @@ ERRORS = Path(__file__).parents[1] / "advisor" / "tables" / "errors.csv"
 GOALS = {"train_mem": 0.09, "tpot": 0.10}  # bounds that were set before any fit
 
 
+# The rules below are reconstructions: the tools' own formulas, read in their sources, applied to cases that some of them
+# do not know. Each is given the true parameter count, bytes are not rounded to GiB, and totals are shared over the GPUs.
+
+
 def accelerate_rule(case: Case) -> float:
-    """accelerate estimate-memory: weights in the precision asked for, times four for training with Adam."""
+    """accelerate estimate-memory (src/accelerate/commands/estimate.py, 00e4d26): weights in the precision asked for; its
+    "Training using Adam" is 8 bytes a parameter for bf16. It has no adapters: their rows get the weights alone."""
     setup = memory_setup(case)
     bits = 16 if setup.method in ("lora", "full") else 4
     return setup.architecture.params * bits / 8e9 * (4 if setup.method == "full" else 1)
 
 
-LLAMA_FACTORY_TABLE = {  # GB by 1e9 parameters, as its README prints them
+LLAMA_FACTORY_TABLE = {  # hiyouga/LLaMA-Factory README.md, Hardware Requirement (00409ff): GB by 1e9 parameters
     "full": {7: 120, 14: 240, 30: 600, 70: 1200},
     "pure_bf16": {7: 60, 14: 120, 30: 300, 70: 600},
     "lora": {7: 16, 14: 32, 30: 64, 70: 160},
@@ -55,15 +60,29 @@ def llama_factory_rule(case: Case) -> float:
     return row[near] / near * size
 
 
+def llama_factory_formula(case: Case) -> float:
+    """The same table's last column: 18x (8x pure bf16), 2x and x/2 GB for x 1e9 parameters."""
+    setup = memory_setup(case)
+    full = 18.0 if setup.state == "amp" else 8.0
+    return setup.architecture.params / 1e9 * {"full": full, "lora": 2.0, "qlora": 0.5}[setup.method]
+
+
 def eleuther_rule(case: Case) -> float:
-    """EleutherAI's calculator: weights (and 16 bytes of state when full) plus 34 * s * b * h * L, as with checkpointing."""
+    """EleutherAI/cookbook calc/calc_transformer_mem.py (069ae2e): 2 + 4 + 12 bytes a parameter; activations 34 s b h L, and
+    5 n_h s^2 b L more without checkpointing. It has no adapters: their rows get 16-bit or 4-bit weights for the 18 bytes."""
     setup = memory_setup(case)
     a = setup.architecture
     weights = a.params * {"full": 18.0, "lora": 2.0, "qlora": 0.5}[setup.method]
-    return (weights + 34.0 * setup.seq_len * setup.micro_batch * a.hidden * a.layers) / 1e9
+    scores = 0.0 if setup.checkpointing else 5.0 * a.heads * setup.seq_len
+    return (weights + (34.0 * a.hidden + scores) * setup.seq_len * setup.micro_batch * a.layers) / 1e9
 
 
-RULES = {"accelerate": accelerate_rule, "LLaMA-Factory": llama_factory_rule, "EleutherAI": eleuther_rule}
+RULES = {
+    "accelerate": accelerate_rule,
+    "LLaMA-Factory table": llama_factory_rule,
+    "LLaMA-Factory x B": llama_factory_formula,
+    "EleutherAI": eleuther_rule,
+}
 
 
 def show(title: str, header: list[str], rows: list[list[str]]) -> None:

@@ -3,6 +3,7 @@ import json
 import random
 
 import pytest
+
 from tunegate.advisor import backtest as testing
 from tunegate.advisor.errors import class_errors, half_width
 from tunegate.advisor.measured import NEEDED, NotPredictedError, parse

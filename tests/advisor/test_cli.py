@@ -8,30 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tunegate.advisor import calibrate
-from tunegate.advisor.cli import app
+
 from tunegate.advisor.launch import SKY_NAMES, task
 from tunegate.advisor.recommend import recommend
-from tunegate.core.commands import run
 from tunegate.core.methods import ALL_LINEAR
 
 HEAVY = ("torch", "transformers", "datasets", "pandas", "vllm", "trl", "peft")
 ENVIRONMENT = {**os.environ, "PYTHONWARNINGS": "ignore"}
-
-
-@pytest.fixture
-def advise(capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("TUNEGATE_CACHE", str(tmp_path / "cache"))
-    calibrate._factors.cache_clear()
-
-    def call(*arguments):
-        code = run(app, prog="ftadvise", argv=[str(a) for a in arguments])
-        captured = capsys.readouterr()
-        document = json.loads(captured.out) if "--json" in arguments and captured.out else None
-        return code, document, captured
-
-    yield call
-    calibrate._factors.cache_clear()
 
 
 def keys(mapping, *names):
@@ -123,7 +106,10 @@ def test_breakeven(advise, tmp_path):
     code, _, captured = advise("breakeven")
     assert code == 0
     assert "calls a day +--" in captured.out
-    assert advise("breakeven", "--plot", tmp_path / "b.png")[0] == 2
+    code, _, captured = advise("breakeven", "--plot", tmp_path / "b.png")
+    assert code == 2
+    assert "only SVG is written" in captured.err
+    assert "b.svg" in captured.err
     assert advise("breakeven", "--model", "Llama-3.1-70B", "--gpu", "T4")[0] == 2
 
 

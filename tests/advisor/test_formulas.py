@@ -4,6 +4,7 @@ import random
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+
 from tunegate.advisor import break_even, queueing, serving_speed, training_memory, training_time
 from tunegate.advisor.gpus import find_gpu, known_gpus, parse_hardware
 from tunegate.advisor.models import find, find_or_typical, known_models, typical

@@ -3,6 +3,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tunegate.advisor import explain, render
 from tunegate.advisor.constraints import from_mapping, read_file
 from tunegate.advisor.data_profile import profile
