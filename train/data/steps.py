@@ -165,6 +165,8 @@ def convert(
     """Write sources in another format; returns the number of rows. Nothing is written when one is refused."""
     if out.exists() and not force:
         raise UserError("the output exists already", where=str(out), hint="choose another --out, or pass --force")
+    if needed := [key for key in drop if key in ("messages", "conversations", "instruction", "output")]:
+        raise UserError(f"a row is nothing without {needed[0]!r}", where=f"--drop {needed[0]}")
     lines = list(_converted(names, target, reading, drop))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, "".join(line + "\n" for line in lines))

@@ -1,5 +1,6 @@
 """Findings about rows that are rows, and what cleaning does with them."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -230,3 +231,118 @@ def test_random_text_never_breaks_a_check() -> None:
         text = "".join(chr(draw.choice([draw.randrange(0x300), draw.randrange(0xD800)])) for _ in range(40))
         list(check_row(answered(text), claims_json=True))
         masked(text)
+
+
+def test_masking_covers_every_copy_and_says_what_it_leaves() -> None:
+    mail, hidden = "jane@company.org", "[REDACTED:e-mail]"
+    call = {"type": "function", "function": {"name": "f", "arguments": json.dumps({"to": mail})}}
+    messages = [
+        {"role": "user", "content": f"write to {mail}"},
+        {"role": "assistant", "content": f'{{"to": "{mail}", "card": 4111111111111111}}', "tool_calls": [call]},
+    ]
+    schema = {"properties": {"to": {"const": mail}}}
+    accept = [{"to": [mail], "card": 4111111111111111, "n": 7, "yes": True}]
+    value = parse_row(
+        {"messages": messages, "accept": accept, "tags": {"who": mail}, "note": mail, "schema": schema}, "f", 1
+    )
+    (kept,), result = clean([value], [], CleanConfig(secrets="mask"), Sizer(counter=WORDS))
+    assert kept.accept == [{"to": [hidden], "card": "[REDACTED:card_number]", "n": 7, "yes": True}]
+    assert (kept.tags, kept.extra) == ({"who": hidden}, {"note": hidden})
+    assert kept.messages[1]["tool_calls"][0]["function"]["arguments"] == json.dumps({"to": hidden})
+    assert mail not in json.dumps(kept.messages)
+    assert kept.schema == schema
+    assert result.notes == [
+        "8 stretches masked in train (messages, accept, tags, other keys).",
+        "1 answers are no JSON any more: a number in them was masked.",
+        "1 train rows still hold such a stretch in id, group, schema or tools, which are not masked.",
+    ]
+
+
+def test_secrets_in_calls_and_accept_are_found() -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": '{"to": "jane@company.org"}'}}
+    answer = {"role": "assistant", "content": None, "tool_calls": [call]}
+    value = row({"role": "user", "content": "q"}, answer, accept=["joe@company.org"])
+    found = [(f.code, f.pointer) for f in check_row(value, claims_json=False)]
+    assert found == [("personal_data", "/messages/1/tool_calls"), ("personal_data", "/accept")]
+
+
+TEMPLATE = (
+    "{{ bos_token }}{%- if tools %}{{ tools | tojson }}{% endif %}\n{% for m in messages %}\n"
+    "    {% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}\n"
+    "<|{{ m.role }}|>{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|end|>{% endgeneration %}"
+    "{% else %}{{ m.content | trim }}<|end|>{% endif %}\n"
+    "{% if loop.index > 90 %}{% break %}{% endif %}{% endfor %}\n"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def model_folder(tmp_path: Path) -> Path:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": {"content": "<s>"}, "eos_token": None}))
+    return tmp_path
+
+
+def test_rows_are_counted_as_the_template_renders_them(tmp_path: Path) -> None:
+    """One token a character here: the counts are the rendered text's length, and transformers renders the same."""
+    from transformers import PreTrainedTokenizerFast
+
+    folder = model_folder(tmp_path)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), bos_token="<s>")
+    tokenizer.chat_template = TEMPLATE
+    found = counter(str(folder))
+    assert found.template is not None
+    rows = [
+        row(
+            {"role": "system", "content": " be brief "},
+            {"role": "user", "content": "qü"},
+            {"role": "assistant", "content": "a b"},
+        ),
+        row({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}, tools=[{"name": "f", "d": "é<"}]),
+    ]
+    for value, size in zip(rows, sizes(rows, found), strict=True):
+        texts = [
+            tokenizer.apply_chat_template(list(turns), tools=value.tools, add_generation_prompt=ask, tokenize=False)
+            for turns, ask in ((value.prompt, True), (value.messages, False))
+        ]
+        assert [found.template.render(value, answer=answer) for answer in (False, True)] == texts
+        assert (size.prompt, size.total, size.answer) == (len(texts[0]), len(texts[1]), len(value.expected))
+    refused = row(
+        {"role": "user", "content": "q"}, {"role": "tool", "content": "1"}, {"role": "assistant", "content": "a"}
+    )
+    assert [size.refused for size in sizes([refused, rows[0]], found)] == [True, False]
+
+
+def test_a_template_in_the_settings_and_one_that_is_not_valid(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path)
+    (folder / "chat_template.jinja").unlink()
+    assert counter(str(folder)).template is None
+    named = [{"name": "default", "template": TEMPLATE}, {"name": "tool_use", "template": "x"}]
+    for value in (TEMPLATE, named):
+        (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": value, "bos_token": "<s>"}))
+        template = counter(str(folder)).template
+        assert template is not None
+        assert template.render(answered("a"), answer=True).endswith("<|assistant|>a<|end|>")
+    (folder / "chat_template.jinja").write_text("{% for %}")
+    with pytest.raises(UserError, match="not a valid chat template"):
+        counter(str(folder))
+
+
+def test_a_template_cannot_reach_out_of_its_sandbox(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path)
+    (folder / "chat_template.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")
+    template = counter(str(folder)).template
+    assert template is not None
+    with pytest.raises(UserError, match="refuses these messages"):
+        template.render(answered("a"), answer=True)
+
+
+def test_rows_with_nothing_left_to_learn_are_counted() -> None:
+    rows = [answered("w " * 3), row({"role": "user", "content": "w " * 40}, {"role": "assistant", "content": "a"})]
+    found = clean(rows, [], CleanConfig(max_length=40), Sizer(counter=WORDS))[1].findings
+    assert (found["untrainable"], found["too_long"]) == (1, 1)
+    assert "untrainable" not in clean(rows, [], CleanConfig(max_length=46), Sizer(counter=WORDS))[1].findings

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tunegate.core.artifacts import Dataset
 from tunegate.core.errors import UserError
 from tunegate.core.manifest import verify
 from tunegate.core.profile import DatasetProfile
 from tunegate.core.rows import read_rows, read_unique_rows
+from tunegate.train.data.clean import CleanConfig
 from tunegate.train.data.dedup import DedupConfig
 from tunegate.train.data.normalize import normalized, user_text
 from tunegate.train.data.prepare import PrepareConfig, Report, prepare
@@ -234,3 +237,98 @@ def test_builtin_holds_out_a_hundred_rows(tmp_path: Path) -> None:
         "multiple",
         "live_simple",
     }
+
+
+def everything_off(**more: Any) -> dict[str, Any]:
+    return {"split": SplitConfig(eval_fraction=0, min_eval=0), "yes": True, **more}
+
+
+def test_every_removed_row_names_a_row_that_stays(tmp_path: Path) -> None:
+    """A twin that the row rules remove takes no row with it: its near duplicate stays, its copies go for its reason."""
+    text = "please book a table at the italian restaurant near the station for two people on friday evening"
+    refusal = "I cannot help with that"
+    records = [
+        record(text, refusal, id="r1"),
+        record(text, refusal, id="r1"),
+        record(text + "!", "yes", id="r2"),
+        record(text + "s", "yes", id="r3"),
+        record(text + "s", "yes", id="r4"),
+        record("where is the bank", "yes", id="r5"),
+        record("where is the bank", "yes", id="r5"),
+    ]
+    dataset, _ = run(tmp_path, records, **everything_off(clean=CleanConfig(drop_refusals=True)))
+    rejected = lines(dataset.path / "rejected.jsonl")
+    assert [(r["line"], r["reason"], r.get("kept")) for r in sorted(rejected, key=lambda r: r["line"])] == [
+        (1, "refusal", None),
+        (2, "refusal", None),
+        (4, "duplicate_near", "r2"),
+        (5, "duplicate_near", "r2"),
+        (7, "duplicate_exact", "r5"),
+    ]
+    assert [row.id for row in read_rows(dataset.train_path)] == ["r2", "r5"]
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["", "s", "!", " at 2", " mail a@b.org"]),
+            st.sampled_from(["yes", "I cannot help with that", "no", "w " * 40]),
+            st.sampled_from(["", "translate", "answer"]),
+            st.sampled_from([None, "g1", "g2", "g3"]),
+        ),
+        min_size=2,
+        max_size=14,
+    ),
+    st.sampled_from(["flag", "mask", "remove"]),
+)
+def test_the_accounts_close_whatever_the_rules_remove(
+    tmp_path: Path, rows: list[tuple[str, str, str, str | None]], secrets: str
+) -> None:
+    text = "please book a table at the italian restaurant near the station for two people on friday evening"
+    records = []
+    for suffix, answer, system, group in rows:
+        value = record(text + suffix, answer)
+        value["messages"][:0] = [{"role": "system", "content": system}] if system else []
+        records.append(value | ({"group": group} if group else {}))
+    source = write(tmp_path / "in.jsonl", records)
+    rules = CleanConfig(max_length=50, drop_long=True, drop_refusals=True, secrets=secrets)
+    config = PrepareConfig(split=SplitConfig(eval_fraction=0.3, min_eval=1), clean=rules, yes=True)
+    try:
+        dataset, report = prepare([source], tmp_path / "out", config, force=True)
+    except UserError as error:
+        if "nothing is left to train on" not in error.message:
+            raise
+        return
+    assert report.rows_in == len(records) == report.train + report.eval + sum(report.rejected.values())
+    train, held_out = ({row["id"] for row in lines(p)} for p in (dataset.train_path, dataset.eval_path))
+    for item in lines(dataset.path / "rejected.jsonl"):
+        if "kept" in item:
+            assert item["kept"] in (held_out if item["reason"] == "leaks_eval" else train | held_out)
+    for pair in lines(dataset.path / "pairs.jsonl"):
+        if pair["kind"] in ("conflict", "contrast"):
+            assert {pair["a"]["id"], pair["b"]["id"]} <= train
+
+
+def test_the_same_user_text_under_another_prompt_is_listed_and_kept(tmp_path: Path) -> None:
+    base = [{**r, "group": f"a{i}"} for i, r in enumerate(made(300))]
+    other = []
+    for i, r in enumerate(base):
+        value = record(r["messages"][0]["content"].upper(), "b", group=f"b{i}")
+        value["messages"].insert(0, {"role": "system", "content": "another task"})
+        other.append(value)
+    dataset, report = run(tmp_path, base + other)
+    assert "leaks_eval" not in report.rejected
+    found = [p for p in lines(dataset.path / "pairs.jsonl") if p["kind"] == "same_user_text"]
+    assert len(found) == report.same_user_text > 20
+    assert {p["a"]["id"] for p in found} <= {row.id for row in read_rows(dataset.eval_path)}
+    assert {p["b"]["id"] for p in found} <= {row.id for row in read_rows(dataset.train_path)}
+
+
+def test_losing_half_a_source_to_copies_or_length_needs_a_yes(tmp_path: Path) -> None:
+    for name, records, rules in (
+        ("copies", made(5) * 9, CleanConfig()),
+        ("length", made(40), CleanConfig(max_length=5, drop_long=True)),
+    ):
+        with pytest.raises(UserError, match="would remove"):
+            run(tmp_path, records, name, clean=rules, split=SplitConfig(eval_fraction=0, min_eval=0))
