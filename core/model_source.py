@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 import os
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -110,7 +111,7 @@ def unpack_gguf(file: Path, sha256: str) -> Path:
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.bfloat16,
         )
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, IndexError, struct.error) as error:
         raise UserError(f"transformers cannot read this GGUF: {error}", where=str(file)) from error
     with new_folder(folder, force=True) as temporary:
         model.save_pretrained(temporary)

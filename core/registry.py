@@ -56,7 +56,7 @@ def find_report(name: str) -> EvalReport:
         raise UserError(f"no saved baseline, folder or model is called {name!r}", where=str(home()), hint=hint)
     path = home() / "store" / str(history[-1]["path"])
     report = EvalReport.open(path)
-    if report.digest != history[-1]["digest"]:
+    if report.digest != history[-1]["digest"] or manifests.verify(path):
         raise UserError(f"the saved report behind {name!r} was changed", where=str(path), hint=f"ft verify {path}")
     return report
 
@@ -76,7 +76,9 @@ def _read() -> dict[str, list[dict[str, Any]]]:
         return {}
     try:
         entries: dict[str, list[dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))["entries"]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        for history in entries.values():
+            history[-1]["path"], history[-1]["digest"]
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, IndexError):
         raise UserError(
             "the registry file is damaged", where=str(path), hint="restore it, or remove it to start anew"
         ) from None

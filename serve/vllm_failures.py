@@ -25,9 +25,9 @@ CAUSES = (
     Cause(r"Quantization method specified in the model config \(([^)]*)\) does not match", "the quantization asked for is not the one in the model's config", "leave --quantization out: it is read from the release"),
     Cause(r"Unknown quantization method|is not supported.*quantization|quantization method .* not supported", "vLLM does not know this quantization here", "serve the merged bf16 release"),
     Cause(r"LoRA rank (\d+) is greater than max_lora_rank", "the adapter's rank is above --max-lora-rank", "raise --max-lora-rank, or merge the adapter"),
-    Cause(r"TemplateSyntaxError|chat template.*(invalid|not exist)|appears path-like, but doesn't exist", "the chat template is not valid", "ft verify on the folder; restore chat_template.jinja"),
+    Cause(r"TemplateSyntaxError|chat template.*(?:invalid|not exist)|appears path-like, but doesn't exist", "the chat template is not valid", "ft verify on the folder; restore chat_template.jinja"),
     Cause(r"User-specified max_model_len \((\d+)\) is greater", "--max-model-len is longer than the model's context", "lower --max-model-len"),
-    Cause(r"Model architectures .* (are not supported|failed to be inspected)", "vLLM does not know this architecture", "ft doctor shows the versions installed"),
+    Cause(r"Model architectures \[(.*?)\] (?:are not supported|failed to be inspected)", "vLLM does not know this architecture", "ft doctor shows the versions installed"),
     Cause(r"unrecognized arguments: (.*)", "vLLM does not know a flag that was passed on", "see the flags of vllm serve"),
     Cause(r"does not exist or is not a valid|Repository Not Found|is not a local folder and is not a valid model identifier", "there is no such model", "check the name or the folder"),
 )  # fmt: skip

@@ -79,9 +79,14 @@ def test_an_error_leaves_nothing_and_what_was_there_as_it_was(tmp_path, error):
     out = tmp_path / "out"
     out.mkdir()
     (out / "old").write_text("old")
-    with pytest.raises(error), new_folder(out, force=True) as folder:
-        (folder / "new").write_text("new")
-        raise error
+
+    def write():
+        with new_folder(out, force=True) as folder:
+            (folder / "new").write_text("new")
+            raise error
+
+    with pytest.raises(error):
+        write()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert relative_files(out) == ["old"]
 

@@ -193,7 +193,7 @@ def test_opening_another_kind_or_an_unfinished_or_truncated_folder(folder, tmp_p
     with pytest.raises(UserError, match=r"train\.jsonl is missing"):
         artifacts.Dataset.open(folder)
     (folder / "manifest.json").unlink()
-    with pytest.raises(UserError, match="no manifest.json: not a Tunegate folder, or one that was never finished"):
+    with pytest.raises(UserError, match=r"no manifest\.json: not a Tunegate folder, or one that was never finished"):
         artifacts.Dataset.open(folder)
 
 

@@ -1,0 +1,48 @@
+"""`ft doctor` names what is missing and the command that mends it."""
+
+import json
+
+import pytest
+
+from tunegate.core import doctor
+from tunegate.core.cli import doctor_app
+from tunegate.core.commands import run
+
+
+def call(capsys, *argv):
+    code = run(doctor_app, prog="ft doctor", argv=list(argv))
+    return code, capsys.readouterr().out
+
+
+def test_json_has_the_keys_of_the_contract(capsys):
+    code, text = call(capsys, "--json")
+    document = json.loads(text)
+    assert {"ok", "checks"} <= set(document)
+    assert all({"name", "ok", "found", "fix"} <= set(check) for check in document["checks"])
+    assert code == (0 if document["ok"] else 2)
+    names = [check["name"] for check in document["checks"]]
+    assert len(names) == len(set(names))
+    assert {"python", "torch", "vllm", "disk", "device", "builtin:smollm2-135m"} <= set(names)
+    assert all(check["fix"] is None for check in document["checks"] if check["ok"])
+
+
+@pytest.mark.parametrize(("package", "needed"), [("trl", True), ("bitsandbytes", True)])
+def test_a_missing_package_is_named_with_its_remedy(capsys, monkeypatch, package, needed):
+    version = doctor._version
+    monkeypatch.setattr(doctor, "_version", lambda name: None if name == package else version(name))
+    code, text = call(capsys)
+    line = next(line for line in text.splitlines() if f" {package} " in line)
+    assert line.startswith("MISSING")
+    assert line.endswith("-> make setup")
+    assert code == 2
+    assert text.splitlines()[-1] == "doctor: something is missing, see above"
+    document = json.loads(call(capsys, "--json")[1])
+    assert document["ok"] is False
+    assert next(c for c in document["checks"] if c["name"] == package)["fix"] == "make setup"
+
+
+def test_an_absent_extra_does_not_fail(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "checks", lambda: [doctor.Check("quantizers", False, "none", "made later", False)])
+    code, text = call(capsys)
+    assert code == 0
+    assert text.splitlines()[0] == "absent   quantizers             none  -> made later"

@@ -1,0 +1,136 @@
+"""`ft serve` before vLLM: what is refused at once, and the servers that are known."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tunegate.core.commands import run
+from tunegate.core.errors import InfrastructureError, UsageError
+from tunegate.serve.cli import app
+from tunegate.serve.vllm_process import free_port, refuse_taken, stop
+
+
+@pytest.fixture
+def ft_serve(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("TUNEGATE_CACHE", str(tmp_path / "cache"))
+
+    def call(*argv):
+        code = run(app, prog="ft serve", argv=[str(a) for a in argv])
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return call
+
+
+@pytest.fixture
+def taken():
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        yield listening.getsockname()[1]
+
+
+def test_a_taken_port_is_refused_in_less_than_a_second(taken, ft_serve, tiny_model):
+    start = time.monotonic()
+    with pytest.raises(InfrastructureError, match=f"port {taken} on 127.0.0.1 cannot be used") as caught:
+        refuse_taken("127.0.0.1", taken)
+    assert time.monotonic() - start < 1
+    assert "choose another --port" in caught.value.hint
+    code, out, err = ft_serve(tiny_model, "--port", taken)
+    assert (code, out) == (4, "")
+    assert err.startswith("error: --port: port")
+
+
+def test_a_free_port_is_free():
+    refuse_taken("127.0.0.1", free_port("127.0.0.1"))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may bind any port")
+def test_a_port_that_needs_rights():
+    with pytest.raises(UsageError, match="needs more rights"):
+        refuse_taken("127.0.0.1", 80)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.0.2.1", "::"])
+def test_other_addresses_than_loopback_need_a_key(ft_serve, tiny_model, host):
+    code, out, err = ft_serve(tiny_model, "--host", host)
+    assert (code, out) == (2, "")
+    assert f"listening on {host} needs an API key" in err
+    assert "TUNEGATE_API_KEY" in err
+
+
+@pytest.mark.parametrize(
+    ("target", "says"), [("/no/such", "no model '/no/such'"), ("builtin:x", "no builtin model 'x'")]
+)
+def test_a_target_that_is_not_there(ft_serve, target, says):
+    code, _, err = ft_serve(target, "--port", free_port("127.0.0.1"))
+    assert code == 2
+    assert says in err
+
+
+def test_a_dataset_cannot_be_served(ft_serve, tiny_dataset):
+    code, _, err = ft_serve(tiny_dataset.path, "--port", free_port("127.0.0.1"))
+    assert code == 2
+    assert "is a dataset folder; a run or a release can be served" in err
+
+
+def test_status_logs_and_stop_without_a_server(ft_serve):
+    assert json.loads(ft_serve("status", "--json")[1]) == {"servers": []}
+    assert ft_serve("status")[1] == "no server is running\n"
+    for command in ("logs", "stop"):
+        code, _, err = ft_serve(command, "--port", "8000")
+        assert code == 2
+        assert "on port 8000" in err
+
+
+def test_stop_ends_a_known_server_and_status_tells_a_dead_one(ft_serve, tmp_path):
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    folder = tmp_path / "cache" / "serve"
+    folder.mkdir(parents=True)
+    state = {
+        "pid": sleeper.pid,
+        "port": 8009,
+        "url": "http://127.0.0.1:9/v1",
+        "model": "m",
+        "target": "t",
+        "started": "now",
+    }
+    (folder / "8009.json").write_text(json.dumps(state))
+    (server,) = json.loads(ft_serve("status", "--json")[1])["servers"]
+    assert (server["alive"], server["healthy"]) == (True, False)
+    assert json.loads(ft_serve("stop", "--port", "8009", "--json")[1]) == {"stopped": 8009}
+    assert sleeper.wait(10) == -signal.SIGTERM
+    assert not (folder / "8009.json").exists()
+    (folder / "8009.json").write_text(json.dumps(state))
+    assert json.loads(ft_serve("status", "--json")[1])["servers"][0]["alive"] is False
+
+
+def test_a_server_that_ignores_sigterm_is_killed_with_its_children():
+    script = (
+        "import signal, subprocess, sys, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "c = subprocess.Popen([sys.executable, '-c', 'import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)'])\n"
+        "time.sleep(0.2); print(c.pid, flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True)
+    with process:
+        child = max(int(process.stdout.readline()), int(process.stdout.readline()))
+        stop(process, grace_s=0.3)
+    assert process.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and os.path.exists(f"/proc/{child}") and "Z" not in state_of(child):  # noqa: PTH110
+        time.sleep(0.05)
+    assert not os.path.exists(f"/proc/{child}") or state_of(child) == "Z"  # noqa: PTH110
+
+
+def state_of(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stream:  # noqa: PTH123
+            return stream.read().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return "Z"

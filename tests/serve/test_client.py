@@ -1,0 +1,264 @@
+"""The client against a stand-in server: what is an answer, what is an infrastructure error, what is tried again."""
+
+import asyncio
+import json
+import random
+
+import pytest
+
+from tunegate.core.errors import InfrastructureError, UserError
+from tunegate.serve import client as clients
+from tunegate.serve.client import ChatClient, EndpointError, api_key
+
+MESSAGES = [{"role": "user", "content": "x"}]
+USAGE = {"prompt_tokens": 3, "completion_tokens": 2}
+
+
+def chunk(content=None, finish=None, **delta):
+    return {"choices": [{"index": 0, "delta": {"content": content, **delta}, "finish_reason": finish}]}
+
+
+def sse(*events, done=True):
+    lines = [f"data: {json.dumps(event, ensure_ascii=False)}\n\n" for event in events]
+    return "".join([*lines, "data: [DONE]\n\n" if done else ""]).encode()
+
+
+WHOLE = sse(
+    chunk("", role="assistant"), chunk("na"), chunk("ïve 東京"), chunk(finish="stop"), {"choices": [], "usage": USAGE}
+)
+
+
+def stream(raw, cuts=()):
+    """A handler that sends `raw` in pieces cut at these byte positions."""
+
+    async def handle(request):
+        from aiohttp import web
+
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        bounds = [0, *cuts, len(raw)]
+        for a, b in zip(bounds, bounds[1:], strict=False):  # noqa: RUF007
+            await response.write(raw[a:b])
+            await asyncio.sleep(0)
+        await response.write_eof()
+        return response
+
+    return handle
+
+
+def answer(body, status=200, content_type="application/json", **headers):
+    async def handle(request):
+        from aiohttp import web
+
+        text = body if isinstance(body, str) else json.dumps(body)
+        return web.Response(text=text, status=status, content_type=content_type, headers=headers)
+
+    return handle
+
+
+async def cut_off(request):
+    """Half a stream, then the connection is gone."""
+    from aiohttp import web
+
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+    await response.prepare(request)
+    await response.write(sse(chunk("half"), done=False))
+    request.transport.abort()
+    return response
+
+
+async def slow(request):
+    await asyncio.Event().wait()
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """How long the client wanted to wait, without waiting."""
+    found = []
+    sleep = asyncio.sleep
+
+    async def note(seconds):
+        if seconds:
+            found.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(clients.asyncio, "sleep", note)
+    monkeypatch.setattr(clients.random, "random", lambda: 0.5)
+    return found
+
+
+@pytest.fixture
+def ask():
+    """ask(handlers, ...): one completion from a server whose n-th answer is the n-th handler's, the last one's for ever."""
+
+    def ask(*handlers, call=None, **options):
+        from aiohttp import web
+
+        seen = []
+
+        async def handle(request):
+            seen.append((request.path, dict(request.headers), await request.json() if request.can_read_body else None))
+            return await handlers[min(len(seen), len(handlers)) - 1](request)
+
+        async def go():
+            app = web.Application()
+            app.router.add_route("*", "/{tail:.*}", handle)
+            runner = web.AppRunner(app, shutdown_timeout=0.1)
+            await runner.setup()
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1/"
+            try:
+                async with ChatClient(url, "m", **options) as client:
+                    if call is not None:
+                        return await call(client)
+                    return await client.complete(MESSAGES, generation={"max_tokens": 8, "temperature": 0})
+            finally:
+                await runner.cleanup()
+
+        ask.seen = seen
+        return asyncio.run(go())
+
+    return ask
+
+
+def test_an_answer_is_the_same_however_it_is_cut(ask):
+    whole = ask(stream(WHOLE))
+    assert (whole.text, whole.finish_reason, whole.attempts) == ("naïve 東京", "stop", 1)
+    assert (whole.prompt_tokens, whole.completion_tokens) == (3, 2)
+    assert 0 < whole.ttft_ms <= whole.latency_ms
+    for seed in range(4):
+        cuts = sorted(random.Random(seed).sample(range(1, len(WHOLE)), 40))
+        assert ask(stream(WHOLE, cuts)).text == whole.text
+    assert ask(stream(WHOLE, range(1, len(WHOLE)))).text == whole.text, "byte by byte"
+    assert ask(stream(WHOLE.replace(b"\n", b"\r\n"))).text == whole.text
+    assert ask(stream(b": a comment\n\nevent: x\n" + WHOLE.replace(b"data: ", b"data:"))).text == whole.text
+
+
+def test_the_request_asks_for_a_stream_and_carries_the_key(ask):
+    ask(stream(WHOLE), key="k")
+    path, headers, body = ask.seen[0]
+    assert path == "/v1/chat/completions"
+    assert headers["Authorization"] == "Bearer k"
+    assert body == {"model": "m", "messages": MESSAGES, "stream": True, "stream_options": {"include_usage": True},
+                    "max_tokens": 8, "temperature": 0}  # fmt: skip
+
+
+def test_length_refusal_and_tool_calls_are_kept_apart(ask):
+    assert ask(stream(sse(chunk("half"), chunk(finish="length")))).finish_reason == "length"
+    refused = ask(stream(sse(chunk(None, refusal="I "), chunk(None, refusal="will not"), chunk(finish="stop"))))
+    assert (refused.text, refused.refusal) == ("", "I will not")
+    first = {"index": 0, "id": "c1", "function": {"name": "add", "arguments": '{"a"'}}
+    rest = {"index": 0, "function": {"arguments": ": 1}"}}
+    called = ask(
+        stream(sse(chunk(None, tool_calls=[first]), chunk(None, tool_calls=[rest]), chunk(finish="tool_calls")))
+    )
+    assert called.tool_calls[0]["function"] == {"name": "add", "arguments": '{"a": 1}'}
+
+
+@pytest.mark.parametrize(
+    ("handler", "says"),
+    [
+        (stream(sse(chunk("half"))), "ended without a finish reason"),
+        (stream(sse(chunk("half"), done=False)), "ended without a finish reason"),
+        (stream(b""), "ended without a finish reason"),
+        (stream(sse(chunk("half"), {"error": {"message": "CUDA out of memory"}})), "failed in mid-stream: CUDA out of memory"),
+        (stream(b"data: {broken\n\n"), "not JSON"),
+        (cut_off, "the connection broke|ended without a finish reason"),
+    ],
+)  # fmt: skip
+def test_half_an_answer_is_an_infrastructure_error_after_the_last_attempt(ask, waits, handler, says):
+    with pytest.raises(EndpointError, match=says) as caught:
+        ask(handler, retries=2)
+    assert isinstance(caught.value, InfrastructureError)
+    assert not caught.value.fatal
+    assert len(ask.seen) == 3
+    assert waits == [0.5, 1.0]
+
+
+@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 504])
+def test_a_passing_fault_is_tried_again(ask, waits, status):
+    found = ask(answer({"error": {"message": "busy"}}, status), stream(WHOLE))
+    assert (found.text, found.attempts, len(ask.seen)) == ("naïve 東京", 2, 2)
+    assert waits == [0.5]
+
+
+def test_retry_after_is_kept(ask, waits):
+    assert ask(answer("{}", 429, **{"Retry-After": "7"}), stream(WHOLE)).attempts == 2
+    assert waits == [7.0]
+
+
+@pytest.mark.parametrize(("status", "fatal"), [(400, False), (401, True), (403, True), (404, True), (422, False)])
+def test_what_a_retry_cannot_mend_is_raised_at_once(ask, waits, status, fatal):
+    with pytest.raises(EndpointError, match=f"HTTP {status}: wrong") as caught:
+        ask(answer({"error": {"message": "wrong"}}, status))
+    assert (caught.value.status, caught.value.fatal) == (status, fatal)
+    assert (caught.value.hint is not None) == (status in (401, 403))
+    assert (len(ask.seen), waits) == (1, [])
+
+
+@pytest.mark.parametrize("body", ["", "plain text\nsecond line", "[]", '{"error": "text"}', '{"error": null}'])
+def test_odd_error_bodies_are_read(ask, waits, body):
+    with pytest.raises(EndpointError, match="HTTP 400") as caught:
+        ask(answer(body, 400))
+    assert "\n" not in caught.value.line()
+
+
+def test_a_web_page_is_no_endpoint(ask, waits):
+    with pytest.raises(EndpointError, match="not JSON \\(a web page") as caught:
+        ask(answer("<html>hello</html>", content_type="text/html"))
+    assert caught.value.fatal
+    assert caught.value.hint == "give the URL up to /v1"
+    with pytest.raises(EndpointError, match="not an object"):
+        ask(answer([1]))
+
+
+def test_an_endpoint_that_does_not_stream_is_taken_whole(ask):
+    body = {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], "usage": USAGE}
+    found = ask(answer(body))
+    assert (found.text, found.finish_reason, found.completion_tokens, found.ttft_ms) == ("x", "stop", 2, None)
+    with pytest.raises(EndpointError, match="without a finish reason"):
+        ask(answer({"choices": []}), retries=0)
+
+
+def test_no_answer_in_time(ask, waits):
+    with pytest.raises(EndpointError, match="no answer within 0 s"):
+        ask(slow, timeout_s=0.2, retries=0)
+
+
+def test_nothing_listens(waits):
+    async def go():
+        async with ChatClient("http://127.0.0.1:9/v1", "m", retries=1) as client:
+            await client.complete(MESSAGES, generation={})
+
+    with pytest.raises(EndpointError, match="nothing answers: ") as caught:
+        asyncio.run(go())
+    assert "ft serve status" in caught.value.hint
+    assert len(waits) == 1
+
+
+def test_models_and_tokenize(ask):
+    found = ask(answer({"data": [{"id": "a"}, {"id": "b"}]}), call=lambda c: c.models())
+    assert found == ["a", "b"]
+    assert ask.seen[0][0] == "/v1/models"
+    assert ask(answer({"tokens": [1, 2]}), call=lambda c: c.tokenize(MESSAGES)) == [1, 2]
+    assert ask.seen[0][0] == "/tokenize"
+    assert ask.seen[0][2]["add_special_tokens"] is False
+    for body in ("<html>", "[]", '{"models": []}'):
+        with pytest.raises(EndpointError) as caught:
+            ask(answer(body), call=lambda c: c.models())
+        assert caught.value.fatal
+    with pytest.raises(EndpointError, match="HTTP 401"):
+        ask(answer("{}", 401), call=lambda c: c.models())
+
+
+def test_the_key_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
+    assert api_key() is None
+    monkeypatch.setenv("TUNEGATE_API_KEY", "from-environment")
+    assert api_key() == "from-environment"
+    (tmp_path / "key").write_text("from-file\n")
+    assert api_key(tmp_path / "key") == "from-file"
+    (tmp_path / "key").write_text(" \n")
+    assert api_key(tmp_path / "key") is None
+    with pytest.raises(UserError, match="no such key file"):
+        api_key(tmp_path / "none")

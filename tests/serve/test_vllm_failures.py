@@ -1,0 +1,62 @@
+"""From the end of a log to a cause and a remedy."""
+
+import pytest
+
+from tunegate.core.errors import InfrastructureError
+from tunegate.serve.vllm_failures import explain
+
+SNIPPETS = {
+    "the port is taken": "ERROR: [Errno 98] error while attempting to bind on address ('127.0.0.1', 8000): Address already in use",
+    "the KV cache is too small for one request": "ValueError: To serve at least one request with the model's max seq len (131072), (16.00 GiB KV cache is needed, which is larger than the available KV cache memory (3.10 GiB).",
+    "the GPU's memory is not enough": "ValueError: Free memory on device cuda:0 (3.2/79.1 GiB) on startup is less than desired GPU memory utilization (0.9, 71.2 GiB).",
+    "the machine's memory is not enough": "RuntimeError: Not enough allocatable memory for KV cache: DefaultCPUAllocator: can't allocate memory",
+    "a weight file is missing or damaged": "safetensors_rust.SafetensorError: Error while deserializing header: MetadataIncompleteBuffer",
+    "the quantization asked for is not the one in the model's config (compressed-tensors)": "ValueError: Quantization method specified in the model config (compressed-tensors) does not match the quantization method specified in the `quantization` argument (awq).",
+    "vLLM does not know this quantization here": "ValueError: Unknown quantization method: awq2. Must be one of ['awq', 'fp8'].",
+    "the adapter's rank is above --max-lora-rank (64)": "ValueError: LoRA rank 64 is greater than max_lora_rank 16.",
+    "the chat template is not valid": "jinja2.exceptions.TemplateSyntaxError: Encountered unknown tag 'endfo'.",
+    "--max-model-len is longer than the model's context (32768)": "ValueError: User-specified max_model_len (32768) is greater than the derived max_model_len (max_position_embeddings=8192).",
+    "vLLM does not know this architecture ('FooForCausalLM')": "ValueError: Model architectures ['FooForCausalLM'] are not supported for now. Supported architectures: dict_keys([...])",
+    "vLLM does not know a flag that was passed on (--max-modle-len 5)": "api_server.py: error: unrecognized arguments: --max-modle-len 5",
+    "there is no such model": "OSError: /nowhere is not a local folder and is not a valid model identifier listed on 'https://huggingface.co/models'",
+}  # fmt: skip
+BEFORE = "INFO 11-23 10:00:00 [__init__.py:253] Automatically detected platform cpu.\nINFO 11-23 10:00:09 [api_server.py:80] vLLM API server version 0.32.0\n"
+AFTER = "\nTraceback (most recent call last):\nRuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}\n"
+
+
+def say(tmp_path, text, code=1):
+    log = tmp_path / "vllm.log"
+    log.write_text(text)
+    error = explain(log, code)
+    assert isinstance(error, InfrastructureError)
+    assert str(log) in error.hint
+    return error
+
+
+@pytest.mark.parametrize("cause", SNIPPETS)
+def test_each_cause_is_told_with_its_remedy(tmp_path, cause):
+    error = say(tmp_path, BEFORE + SNIPPETS[cause] + AFTER)
+    assert error.message == f"vLLM did not start: {cause}"
+    assert len(error.hint.split(";")[0]) > 10
+
+
+def test_a_log_of_a_good_start_is_taken_for_no_cause(tmp_path):
+    error = say(tmp_path, BEFORE, None)
+    assert error.message == "vLLM was not ready in time"
+    assert "--start-timeout" in error.hint
+
+
+@pytest.mark.parametrize("code", [-9, 137])
+def test_a_killed_server(tmp_path, code):
+    error = say(tmp_path, BEFORE, code)
+    assert "killed while it started, probably for memory" in error.message
+
+
+def test_an_unknown_cause_shows_the_last_error_line(tmp_path):
+    error = say(tmp_path, BEFORE + "(EngineCore_0 pid=7) ValueError: something new: x\n", 1)
+    assert error.message == "vLLM did not start (exit code 1): ValueError: something new: x"
+    assert say(tmp_path, "", 3).message == "vLLM did not start (exit code 3): no message"
+
+
+def test_a_missing_log_is_no_second_failure(tmp_path):
+    assert "no message" in explain(tmp_path / "none.log", 1).message

@@ -1,0 +1,136 @@
+"""From a release, run or model to vLLM's command line; what vLLM would refuse late is refused now."""
+
+import json
+import shutil
+
+import pytest
+
+from tunegate.core import manifest
+from tunegate.core.artifacts import Release, Run
+from tunegate.core.errors import UserError
+from tunegate.core.model_source import resolve
+from tunegate.serve import vllm_flags
+from tunegate.serve.vllm_flags import ServeOptions, build, describe
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(vllm_flags, "gpus", lambda: ())
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+
+
+@pytest.fixture
+def make_run(tiny_model, tmp_path):
+    def make(method="lora", **adapter):
+        folder = tmp_path / "my-run"
+        folder.mkdir()
+        if method == "full":
+            shutil.copy(tiny_model / "config.json", folder)
+        else:
+            (folder / "adapter_config.json").write_text(json.dumps({"r": 16, **adapter}))
+        (folder / "chat_template.jinja").write_text("x")
+        manifest.write(folder, "run", inputs=[], config={}, facts={"method": method, "base": str(tiny_model)})
+        return Run.open(folder)
+
+    return make
+
+
+@pytest.fixture
+def release(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "my-release")
+    manifest.write(folder, "release", inputs=[], config={}, facts={"quantization": "awq"})
+    return Release.open(folder)
+
+
+def value(launch, flag):
+    assert launch.arguments.count(flag) == 1, flag
+    return launch.arguments[launch.arguments.index(flag) + 1]
+
+
+def test_a_release(release):
+    launch = build(release, ServeOptions(port=8001))
+    assert launch.model == value(launch, "--served-model-name") == "my-release"
+    assert value(launch, "--model") == str(release.path.resolve())
+    assert (value(launch, "--host"), value(launch, "--port")) == ("127.0.0.1", "8001")
+    assert value(launch, "--middleware") == "tunegate.serve.middleware.Guard"
+    assert value(launch, "--generation-config") == "vllm"
+    assert "--enable-lora" not in launch.arguments
+    assert "awq" in describe(release)
+
+
+def test_a_model(tiny_model):
+    source = resolve(str(tiny_model))
+    launch = build(source, ServeOptions())
+    assert value(launch, "--model") == str(tiny_model.resolve())
+    assert launch.model == "tiny"
+    assert "--revision" not in launch.arguments
+
+
+def test_an_adapter_run_serves_its_base_with_the_adapter(make_run, tiny_model):
+    run = make_run()
+    launch = build(run, ServeOptions())
+    folder = str(run.path.resolve())
+    assert launch.model == "my-run"
+    assert value(launch, "--model") == str(tiny_model.resolve())
+    assert value(launch, "--served-model-name") == "my-run-base"
+    assert value(launch, "--lora-modules") == f"my-run={folder}"
+    assert value(launch, "--tokenizer") == folder
+    assert value(launch, "--chat-template") == f"{folder}/chat_template.jinja"
+    assert "--enable-lora" in launch.arguments
+
+
+def test_a_full_run_is_served_by_itself(make_run):
+    launch = build(make_run("full"), ServeOptions())
+    assert launch.model == "my-run"
+    assert "--enable-lora" not in launch.arguments
+
+
+@pytest.mark.parametrize(
+    ("rank", "kernel"), [(1, "1"), (4, "8"), (8, "8"), (9, "16"), (16, "16"), (64, "64"), (100, "128"), (512, "512")]
+)
+def test_the_adapters_rank_is_rounded_up_to_a_kernels(make_run, rank, kernel):
+    assert value(build(make_run(r=rank), ServeOptions()), "--max-lora-rank") == kernel
+
+
+@pytest.mark.parametrize(
+    ("adapter", "says"),
+    [
+        ({"use_dora": True}, "does not serve adapters with DoRA"),
+        ({"modules_to_save": ["lm_head"]}, "adapters with modules_to_save"),
+        ({"lora_bias": True}, "adapters with LoRA bias"),
+        ({"r": 513}, "up to rank 512, this one has 513"),
+    ],
+)
+def test_an_adapter_that_vllm_does_not_serve_is_refused_with_the_way_out(make_run, adapter, says):
+    with pytest.raises(UserError, match=says) as caught:
+        build(make_run(**adapter), ServeOptions())
+    assert "ft merge" in caught.value.hint
+
+
+def test_the_length_is_clipped_to_the_models_own(release, make_run):
+    assert value(build(release, ServeOptions(max_model_len=4096)), "--max-model-len") == "512"
+    assert value(build(release, ServeOptions(max_model_len=100)), "--max-model-len") == "100"
+    assert "--max-model-len" not in build(release, ServeOptions(max_model_len=None)).arguments
+    assert value(build(make_run(), ServeOptions()), "--max-model-len") == "512", "the base's, for an adapter"
+
+
+def test_flags_behind_two_dashes_come_last_as_they_are(release):
+    extra = ("--max-num-batched-tokens", "4096", "--no-enable-prefix-caching")
+    assert build(release, ServeOptions(extra=extra)).arguments[-3:] == list(extra)
+
+
+def test_eager_and_compiled_and_the_cpu(release, monkeypatch):
+    eager, compiled = build(release, ServeOptions()), build(release, ServeOptions(eager=False))
+    assert "--enforce-eager" in eager.arguments
+    assert "--enforce-eager" not in compiled.arguments
+    assert eager.environment["VLLM_NO_USAGE_STATS"] == "1"
+    assert eager.environment["VLLM_CPU_KVCACHE_SPACE"] == "1", "whole GiB, and enough for the tiny model"
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
+    assert build(release, ServeOptions()).environment["VLLM_CPU_KVCACHE_SPACE"] == "3"
+    monkeypatch.setattr(vllm_flags, "gpus", lambda: ("one",))
+    assert "VLLM_CPU_KVCACHE_SPACE" not in build(release, ServeOptions()).environment
+
+
+def test_no_key_is_ever_on_the_command_line(release, monkeypatch):
+    monkeypatch.setenv("TUNEGATE_API_KEY", "very-secret")
+    assert "very-secret" not in " ".join(build(release, ServeOptions()).arguments)
