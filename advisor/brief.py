@@ -81,8 +81,10 @@ def served(chosen: Option) -> str:
     """`builtin:smollm2-135m in bf16 on 1 x cpu`."""
     plan = chosen.serving
     assert plan is not None
-    each = f"{plan.gpus} x " if plan.gpus > 1 else ""
-    return f"{chosen.spec} in {plan.quantization} on {plan.replicas} x {each}{plan.gpu.name}"
+    machines = f"{plan.replicas} x {plan.gpu.name}"
+    if plan.gpus > 1:
+        machines = f"{plan.gpus} x {plan.gpu.name}" + (f", {plan.replicas} times" if plan.replicas > 1 else "")
+    return f"{chosen.spec} in {plan.quantization} on {machines}"
 
 
 def cost_sentence(answer: Recommendation) -> str:
@@ -113,7 +115,8 @@ def reasons(answer: Recommendation) -> list[str]:
     chosen = answer.chosen.method
     speaking = [r for r in answer.fired if r.votes.get(chosen, 0.0) > 0]
     speaking.sort(key=lambda r: -r.votes[chosen])
-    against = sorted((r for r in answer.fired if _rival_lead(r, chosen) > 0), key=lambda r: -_rival_lead(r, chosen))
+    rivals = [r for r in answer.fired if _rival_lead(answer, r) > 0 and r not in speaking[: REASONS - 1]]
+    against = sorted(rivals, key=lambda r: -_rival_lead(answer, r))
     found = [
         f"{r.says} ({explain.GRADES[r.grade]}; seen in: {r.scope})"
         for r in speaking[: REASONS - 1 if against else REASONS]
@@ -123,14 +126,19 @@ def reasons(answer: Recommendation) -> list[str]:
     return found or ["No rule speaks for more work: the simplest method that meets the constraints is taken."]
 
 
-def _rival_lead(rule: Rule, chosen: str) -> float:
-    best = max(rule.votes.values(), default=0.0)
-    return best - max(0.0, rule.votes.get(chosen, 0.0)) if best > 0 else 0.0
+def _rival_lead(answer: Recommendation, rule: Rule) -> float:
+    """By how much a rule prefers a method that the other rules do not refuse anyway."""
+    best = max(rule.votes, key=lambda m: rule.votes[m], default=answer.chosen.method)
+    if answer.score[best] <= 0:
+        return 0.0
+    return rule.votes.get(best, 0.0) - max(0.0, rule.votes.get(answer.chosen.method, 0.0))
 
 
 def refusal(entry: explain.Json) -> str:
     """One refused option in one line."""
     behind = entry.get("points_behind")
+    if behind == 0:
+        return "level on points: ties go to the method listed first"
     if behind is None:
         return f"refused ({entry['constraint']}): {entry['change']}"
     if entry.get("flips"):

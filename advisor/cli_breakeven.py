@@ -43,15 +43,12 @@ def breakeven(
     """From how many calls a day self-hosting is cheaper than an API; the answer may be never."""
     from tunegate.advisor import break_even as costs
     from tunegate.advisor import plot as drawing
-    from tunegate.advisor.estimates import doubts
-    from tunegate.advisor.gpus import find_gpu
-    from tunegate.advisor.models import find
     from tunegate.advisor.prices import find_offer, offers
 
     if plot is not None:
         drawing.refuse_other_formats(plot)
     tokens = (input_tokens, output_tokens)
-    price, capacity, listed = _machine(model, gpu, gpus, quant, tokens, calls_per_day, peak_factor, p95_ms, gpu_usd_h)
+    price, capacity, known = _machine(model, gpu, gpus, quant, tokens, calls_per_day, peak_factor, p95_ms, gpu_usd_h)
     own = costs.SelfHosted(
         usd_per_hour=price * gpus,
         max_calls_per_s=capacity,
@@ -62,20 +59,15 @@ def breakeven(
         busy_share=busy_share,
     )
     chosen = [find_offer(against, prices)] if against else list(offers(prices))
-    rows = [_row(own, offer, calls_per_day, tokens) for offer in chosen]
     cheapest = min(chosen, key=lambda o: o.per_call(*tokens))
     points = costs.curve(own, cheapest, *tokens)
     if plot is not None:
-        crossing = costs.break_even(own, cheapest, *tokens)
-        drawing.write_svg(plot, drawing.svg(points, f"{model} {quant} on {gpu}:{gpus}", cheapest.name, crossing))
-        say(f"wrote {plot}")
-    facts = {
-        "own_usd_per_hour": price * gpus,
-        "capacity_calls_per_day_per_replica": capacity * 86_400 / peak_factor,
-        "replicas": own.replicas(calls_per_day),
-        "gpu_price": listed or None,
-        "notes": doubts(find(model), find_gpu(gpu)),
-    }
+        title, crossing = f"{model} {quant} on {gpu}:{gpus}", costs.break_even(own, cheapest, *tokens)
+        drawing.write_svg(plot, drawing.svg(points, title, cheapest.name, crossing))
+    carried = capacity * 86_400 / peak_factor
+    facts = {"own_usd_per_hour": price * gpus, "capacity_calls_per_day_per_replica": carried, **known}
+    facts["replicas"] = own.replicas(calls_per_day)
+    rows = [_row(own, offer, calls_per_day, tokens) for offer in chosen]
     if json_:
         emit_json({"calls_per_day": calls_per_day, "offers": rows, **facts})
         return
@@ -85,8 +77,9 @@ def breakeven(
 def _machine(
     model: str, gpu: str, gpus: int, quant: str, tokens: tuple[float, float], calls: float, peak: float,
     p95_ms: float | None, usd_h: float | None,
-) -> tuple[float, float, str]:  # fmt: skip
-    """(USD an hour of one GPU, calls a second of one replica, where the price is from)."""
+) -> tuple[float, float, dict[str, Any]]:  # fmt: skip
+    """(USD an hour of one GPU, calls a second of one replica, where the price is from and what was not verified)."""
+    from tunegate.advisor.estimates import doubts
     from tunegate.advisor.gpus import find_gpu
     from tunegate.advisor.models import find
     from tunegate.advisor.serving_plan import load_of, plan, setup_for
@@ -98,7 +91,8 @@ def _machine(
         raise UserError(f"no price is known for {card.name}", where="--gpu", hint="give --gpu-usd-h")
     if quant not in QUANTIZATIONS:
         raise UsageError(f"unknown value {quant!r}", where="--quant", hint=nearest(quant, list(QUANTIZATIONS)))
-    setup = setup_for(find(model).architecture, card, gpus, quant, tokens, 0.0)
+    base = find(model)
+    setup = setup_for(base.architecture, card, gpus, quant, tokens, 0.0)
     sized = plan(model, setup, load_of(calls, peak, p95_ms), owned=True)
     if sized.misfit_gb or sized.late_by_ms:
         missing, late = f"{sized.misfit_gb:.1f} GB per GPU are missing", f"p95 is {sized.p95_ms:.0f} ms at best"
@@ -107,7 +101,7 @@ def _machine(
             where="--gpu",
             hint="choose a larger GPU or more of them",
         )
-    return price, sized.max_calls_per_s, card.prices
+    return price, sized.max_calls_per_s, {"gpu_price": card.prices or None, "notes": doubts(base, card)}
 
 
 def _row(own: Any, offer: Any, calls: float, tokens: tuple[float, float]) -> dict[str, Any]:

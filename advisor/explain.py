@@ -40,9 +40,8 @@ def rejected(answer: Recommendation) -> list[Json]:
     if refused_offers and answer.chosen.method == "hosted_api":
         entries.append(_refused(refused_offers, f"{len(refused_offers)} other API offers"))
     if answer.constraints.privacy == "public":
-        reason = "provider-lifecycle: closed to new users"
         entries.append(
-            {"option": "fine-tuning at OpenAI", "constraint": reason, "change": "nothing, choose open weights"}
+            {"option": "OpenAI tuning", "constraint": "closed to new users", "change": "choose open weights"}
         )
     return entries
 
@@ -116,7 +115,7 @@ def assumptions(answer: Recommendation) -> list[Json]:
         "domain": _flip(answer, domain=("far",)),
         "ops": _flip(answer, ops=("low",)),
         "needs": _flip(answer, needs=((), ("format",))),
-        "privacy": "public lets APIs compete; no-egress refuses them",
+        "privacy": "no-egress would refuse every API",
         "p95_ms": "no latency bound was given: none refuses an option",
         "quality": _flip(answer, quality=("max",)),
         "budget_usd": "no one-off limit was given",
@@ -194,6 +193,7 @@ def _fixed_assumptions(answer: Recommendation) -> list[Json]:
             "name": "engineering",
             "value": "40 h once, 8 h a month, $100/h, paid off in 12 months",
             "matters": "the largest part of a small service's cost",
+            "weighs": chosen.serving is not None,
         }
     )
     return entries

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+from tunegate.core.console import say
 from tunegate.core.errors import UserError
 from tunegate.core.files import write_text
 
@@ -52,6 +53,7 @@ def write_svg(path: Path, document: str) -> None:
     if not path.parent.is_dir():
         raise UserError("no such folder", where=str(path.parent))
     write_text(path, document)
+    say(f"wrote {path}")
 
 
 def chart(points: Points, rows: int = 12) -> str:

@@ -141,7 +141,7 @@ def _print_why(answer: Recommendation) -> None:
     brief.line(f"votes: {totals}")
     rows = [[r["option"], r["constraint"], r["change"]] for r in explain.rejected(answer)]
     table("not chosen", ["option", "because of", "smallest change that would admit it"], rows, left=3)
-    rows = [[a["name"], str(a["value"]), a["matters"]] for a in explain.assumptions(answer)]
+    rows = [[a["name"], _shown(a["value"]), a["matters"]] for a in explain.assumptions(answer)]
     table("assumed, not stated", ["name", "value", "what hangs on it"], rows, left=3)
     rows = [
         [t["name"], f"{t['low_usd']:,.0f}", f"{t['high_usd']:,.0f}", ", ".join(t["flips_to"]) or "no"]
@@ -150,6 +150,12 @@ def _print_why(answer: Recommendation) -> None:
     table("each quantity a tenth and ten times", ["assumption", "$/month low", "high", "flips the answer to"], rows)
     for probe in explain.probes(answer):
         brief.line(f"probe: {probe}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return "; ".join(str(part) for part in value) or "none"
+    return f"{value:.4g}" if isinstance(value, float) and value < 1e4 else str(value)
 
 
 def _finite(value: float) -> float | None:

@@ -251,7 +251,7 @@ def _violations(
                 f"{plan.misfit_gb:.1f} GB more per GPU than {gpu.name}:{plan.gpus} has",
             )
         )
-        return found
+        return found + _too_few(method, c)
     if plan.late_by_ms and c.p95_ms:
         found.append(("p95_ms", plan.late_by_ms / c.p95_ms, f"raise p95_ms from {c.p95_ms:g} to {plan.p95_ms:.0f}"))
     owned_units = goods.machines[-1][1]

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -88,3 +89,63 @@ def test_the_short_answer_is_short(advise):
     assert "its purchase and power are not counted" in text
     assert max(len(line) for line in lines[lines.index("not chosen:") : lines.index("assumed:")]) <= 80
     assert "our own judgement" in " ".join(advise(*question, "--why")[2].out.split())
+
+
+def test_every_row_of_the_tables_names_a_file_or_says_not_verified():
+    from tunegate.advisor.facts import UNVERIFIED, table
+
+    for name, column in (("gpus", "spec_source"), ("models", "source")):
+        for row in table(name):
+            assert re.search(rf"\.(py|json|yaml|md)\b|{UNVERIFIED}", row[column]), row["name"]
+            assert "datasheet" not in row[column]
+    unchecked = [row["name"] for row in table("models") if UNVERIFIED in row["source"]]
+    offered = {row["name"] for row in table("models") if row["offered"] == "1"}
+    assert len(unchecked) == 11
+    assert not offered & set(unchecked)
+
+
+def test_one_figure_of_one_paper_is_no_grade_a():
+    from tunegate.advisor.rules import RULES
+
+    grades = {rule.id: rule.grade for rule in RULES}
+    assert grades["small-base-cannot-be-prompted"] == "B"
+    assert grades["few-shot-when-prompted"] == "B"
+    assert grades["lora-learns-less"] == "B"
+
+
+def test_what_has_no_examples_is_refused_for_that(advise):
+    _, d, _ = advise("recommend", "--json")
+    reasons = {r["option"].split(" ")[0]: r["constraint"] for r in d["rejected"]}
+    assert {reasons[m] for m in ("few_shot", "lora", "qlora", "full", "rag_lora")} == {"examples"}
+
+
+def test_the_reason_against_is_one_that_counts(advise):
+    """4-bit weights are no argument against prompting; that a prompt may do is one against tuning."""
+    assert "speaks for qlora" not in advise("recommend")[2].out
+    text = advise("recommend", "--needs", "cost", "--examples", 5000)[2].out
+    assert "Against it:" in text
+    assert "speaks for few_shot" in text
+
+
+def test_rivals_are_what_their_sources_say():
+    """EleutherAI: 18 bytes a parameter and 34 s b h L, the scores beside it without checkpointing; accelerate: 8 bytes."""
+    import importlib.util
+    from pathlib import Path
+
+    from tunegate.advisor.backtest import rows_of
+    from tunegate.advisor.measured import parse
+    from tunegate.advisor.predict import memory_setup
+
+    spec = importlib.util.spec_from_file_location("bench", Path(__file__).parents[2] / "benchmarks/advisor_backtest.py")
+    bench = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(bench)
+    row = next(
+        r for r in rows_of(None) if r["kind"] == "train_mem" and r["method"] == "full" and r["grad_ckpt"] == "yes"
+    )
+    case = parse(row)
+    setup = memory_setup(case)
+    a, tokens = setup.architecture, setup.seq_len * setup.micro_batch
+    assert bench.accelerate_rule(case) == pytest.approx(8 * a.params / 1e9)
+    assert bench.eleuther_rule(case) == pytest.approx((18 * a.params + 34 * tokens * a.hidden * a.layers) / 1e9)
+    more = bench.eleuther_rule(parse({**row, "grad_ckpt": "no"})) - bench.eleuther_rule(case)
+    assert more == pytest.approx(5 * a.heads * setup.seq_len * tokens * a.layers / 1e9)
