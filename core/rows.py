@@ -8,11 +8,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import msgspec
+
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.files import canonical_json, sha256_text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 KEYS = ("messages", "id", "group", "tags", "schema", "accept", "tools")
+TYPES: dict[str, type | tuple[type, ...]] = {
+    "id": (str, int),
+    "group": (str, int),
+    "tags": dict,
+    "schema": (dict, bool),
+    "accept": list,
+    "tools": list,
+}
 Message = dict[str, Any]
 _FAST = msgspec.json.Decoder()
 _ENCODER = msgspec.json.Encoder()
@@ -154,25 +163,17 @@ def lone_surrogate(value: Any, pointer: str = "") -> str | None:
 
 def parse_row(value: Any, file: str, line: int) -> Row:
     """Check one parsed JSON value and make a Row of it. Raises UserError naming file, line and JSON pointer."""
-    where = f"{file}:{line}"
     if not isinstance(value, dict):
-        raise UserError(f"expected an object, found {json_kind(value)}", where=where)
+        raise UserError(f"expected an object, found {json_kind(value)}", where=f"{file}:{line}")
     if "messages" not in value:
         found = ", ".join(map(repr, list(value)[:6])) or "no keys"
-        raise UserError(f'no "messages" (found {found})', where=where, hint=nearest_key(list(value)))
-    messages = _messages(value["messages"], where)
-    types: tuple[tuple[str, type | tuple[type, ...]], ...] = (
-        ("id", (str, int)),
-        ("group", (str, int)),
-        ("tags", dict),
-        ("schema", (dict, bool)),
-        ("accept", list),
-        ("tools", list),
-    )
-    for key, kind in types:
-        boolean = isinstance(value.get(key), bool) and key != "schema"
-        if boolean or (value.get(key) is not None and not isinstance(value[key], kind)):
-            raise UserError(f'"{key}" must not be {json_kind(value[key])}', where=f"{where} /{key}")
+        raise UserError(f'no "messages" (found {found})', where=f"{file}:{line}", hint=nearest_key(list(value)))
+    messages = _messages(value["messages"], file, line)
+    for key, item in value.items():
+        kind = TYPES.get(key)
+        boolean = isinstance(item, bool) and key != "schema"
+        if kind is not None and item is not None and (boolean or not isinstance(item, kind)):
+            raise UserError(f'"{key}" must not be {json_kind(item)}', where=f"{file}:{line} /{key}")
     group = value.get("group")
     identity = value.get("id")
     return Row(
@@ -197,30 +198,46 @@ def nearest_key(found: list[str]) -> str:
     return 'a row is {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}; "ft data prepare" reads other formats'
 
 
-def _messages(value: Any, where: str) -> tuple[Message, ...]:
+def _messages(value: Any, file: str, line: int) -> tuple[Message, ...]:
+    where = f"{file}:{line}"
     if not isinstance(value, list) or not value:
         raise UserError(f'"messages" must be a non-empty list, found {json_kind(value)}', where=where)
     for index, message in enumerate(value):
-        pointer = f"{where} /messages/{index}"
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise UserError('a message needs "role" and "content"', where=pointer)
-        role = message["role"]
-        if role not in ROLES:
-            raise UserError(f"unknown role {role!r}", where=pointer, hint=nearest(role, list(ROLES)))
-        if not isinstance(message.get("tool_calls"), list | None):
-            raise UserError("tool_calls must be a list", where=f"{pointer}/tool_calls")
-        content = message.get("content")
-        if content is None and not message.get("tool_calls"):
-            raise UserError("a message without content", where=pointer)
-        if content is not None and not isinstance(content, str):
-            raise UserError(f"content must be text, found {json_kind(content)}", where=pointer)
-    if not any(message["role"] == "assistant" for message in value):
-        raise UserError("no assistant turn: there is nothing to learn from or to compare with", where=where)
+        if not _is_plain(message):
+            _check_message(message, f"{where} /messages/{index}")
     if value[-1]["role"] != "assistant":
+        if not any(message["role"] == "assistant" for message in value):
+            raise UserError("no assistant turn: there is nothing to learn from or to compare with", where=where)
         raise UserError(
             f"the last turn is {value[-1]['role']!r}, it must be the assistant's expected answer", where=where
         )
     return tuple(value)
+
+
+def _is_plain(message: Any) -> bool:
+    """Whether a message is the common kind, right without a closer look: a known role and text, no tool calls."""
+    return (
+        isinstance(message, dict)
+        and message.get("role") in ROLES
+        and isinstance(message.get("content"), str)
+        and "tool_calls" not in message
+    )
+
+
+def _check_message(message: Any, pointer: str) -> None:
+    """Raises UserError with what is wrong with a message."""
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise UserError('a message needs "role" and "content"', where=pointer)
+    role = message["role"]
+    if role not in ROLES:
+        raise UserError(f"unknown role {role!r}", where=pointer, hint=nearest(role, list(ROLES)))
+    if not isinstance(message.get("tool_calls"), list | None):
+        raise UserError("tool_calls must be a list", where=f"{pointer}/tool_calls")
+    content = message.get("content")
+    if content is None and not message.get("tool_calls"):
+        raise UserError("a message without content", where=pointer)
+    if content is not None and not isinstance(content, str):
+        raise UserError(f"content must be text, found {json_kind(content)}", where=pointer)
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
