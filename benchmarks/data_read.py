@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import random
+import re
 import resource
 import sys
 import tempfile
@@ -64,12 +65,10 @@ def best(run: Callable[[], int], rows: int) -> float:
 
 def processor() -> str:
     """The processor's name where the system tells it."""
-    names = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    return names[0].split(":", 1)[1].strip() if names else platform.machine()
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
+    table = Path("/proc/cpuinfo")
+    text = table.read_text(encoding="utf-8") if table.exists() else ""
+    found = re.search(r"model name\s*: (.+)", text)
+    return found[1] if found else platform.machine()
 
 
 def main() -> None:
