@@ -101,7 +101,8 @@ def _as_ours(error: Exception, prog: str, debug: bool) -> TunegateError:
             traceback.print_exc()
         return error
     if isinstance(error, NoArgsIsHelpError):
-        print(error.format_message(), file=sys.stderr)
+        if text := error.format_message():
+            print(text, file=sys.stderr)
         return UsageError("a command is missing", hint=f"see {prog} --help")
     if isinstance(error, ClickException):
         ctx = getattr(error, "ctx", None)

@@ -119,13 +119,18 @@ def status(as_json: JsonOption = False) -> None:
 @app.command(epilog="Example: ft serve logs --port 8000")
 def logs(
     port: Annotated[int, typer.Option(help="Port of the server.")] = 8000,
-    lines: Annotated[int, typer.Option(help="Lines from the end.")] = 50,
+    lines: Annotated[int, typer.Option(min=1, help="Lines from the end.")] = 50,
+    as_json: JsonOption = False,
 ) -> None:
     """Show the end of a server's log."""
     path = _folder() / f"{port}.log"
     if not path.is_file():
         raise UserError(f"no log of a server on port {port}", hint="ft serve status")
-    out().print("\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]), markup=False)
+    shown = path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
+    if as_json:
+        emit_json({"port": port, "log": str(path), "lines": shown})
+    else:
+        out().print("\n".join(shown), markup=False)
 
 
 @app.command(epilog="Example: ft serve stop --port 8000")

@@ -89,6 +89,15 @@ def test_status_logs_and_stop_without_a_server(ft_serve):
         assert "on port 8000" in err
 
 
+def test_logs_shows_the_end(ft_serve, tmp_path):
+    folder = tmp_path / "cache" / "serve"
+    folder.mkdir(parents=True)
+    (folder / "8009.log").write_text("".join(f"line {i} [x]\n" for i in range(9)))
+    assert ft_serve("logs", "--port", 8009, "--lines", 2)[1] == "line 7 [x]\nline 8 [x]\n"
+    found = json.loads(ft_serve("logs", "--port", 8009, "--lines", 1, "--json")[1])
+    assert (found["port"], found["lines"]) == (8009, ["line 8 [x]"])
+
+
 def test_stop_ends_a_known_server_and_status_tells_a_dead_one(ft_serve, tmp_path):
     sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     folder = tmp_path / "cache" / "serve"

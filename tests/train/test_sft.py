@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny_model, t
 def test_four_rows_can_be_learnt_by_heart(tiny_model, makers, tmp_path):
     rows = makers.rows(4)
     dataset = makers.dataset(tmp_path / "data", rows, makers.rows(2, 50))
-    run = train(tiny_model, dataset, tmp_path / "run", method="full", max_steps=50, learning_rate=1e-2,
+    run = train(tiny_model, dataset, tmp_path / "run", method="full", max_steps=90, learning_rate=1e-2,
                 per_device_train_batch_size=4, validation_share=0.0, lr_scheduler_type="constant")  # fmt: skip
     found = metrics(run, "loss")
     assert found[0] > 4

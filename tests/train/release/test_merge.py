@@ -1,0 +1,178 @@
+"""A run's adapter folded into the tiny model: the release answers as adapter-on-base did, and says from what it is made."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tunegate.core import manifest
+from tunegate.core.artifacts import Dataset, Release, Run
+from tunegate.core.errors import TunegateError, UserError
+from tunegate.core.model_source import resolve
+from tunegate.train import sft
+from tunegate.train.config import resolve as resolve_config
+from tunegate.train.release import merge as merging
+from tunegate.train.release import quantize
+from tunegate.train.release.merge import merge
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A base of its own, a dataset of its own, and the run made from them."""
+
+    base: Path
+    dataset: Dataset
+    run: Run
+
+
+def train(base, dataset, out, **changes):
+    settings = {"model": str(base), "max_steps": 3, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1,
+                "save_steps": 0, "learning_rate": 5e-3, "rank": 4, "alpha": 8, **changes}  # fmt: skip
+    config = resolve_config([("test", settings)])[0]
+    return sft.train(dataset, resolve(str(base)), config, out, resume=False, force=False)
+
+
+@pytest.fixture(scope="module")
+def made(tiny_model, tiny_dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("merge")
+    base = shutil.copytree(tiny_model, folder / "base")
+    dataset = Dataset.open(shutil.copytree(tiny_dataset.path, folder / "data"))
+    return Made(base, dataset, train(base, dataset, folder / "run"))
+
+
+@pytest.fixture(scope="module")
+def release(made, tmp_path_factory):
+    return merge(made.run, resolve(str(made.base)), tmp_path_factory.mktemp("release") / "release", force=False)
+
+
+def logits(model, ids):
+    import torch
+
+    with torch.no_grad():
+        return model.float().eval()(torch.tensor([ids])).logits[0]
+
+
+def test_the_release_answers_as_the_adapter_on_its_base(made, release):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    facts = release.manifest.facts
+    assert facts["merge"]["mean_logit_difference"] < 0.02
+    assert facts["merge"]["prompts"] == 4
+    base = AutoModelForCausalLM.from_pretrained(made.base)
+    ids = AutoTokenizer.from_pretrained(release.path)("What is 7 plus 7?")["input_ids"]
+    plain = logits(base, ids).clone()
+    adapted = logits(PeftModel.from_pretrained(base, made.run.path), ids)
+    merged = logits(AutoModelForCausalLM.from_pretrained(release.path), ids)
+    assert float((adapted - merged).abs().max()) < 0.05
+    assert float((adapted - plain).abs().max()) > 0.1, "the adapter does something"
+
+
+def test_what_stands_in_the_release(made, release):
+    import torch
+    from safetensors.torch import load_file
+
+    assert manifest.verify(release.path) == []
+    names = {p.name for p in release.path.iterdir()}
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "release.yaml",
+        "README.md",
+    } <= names
+    assert not [n for n in names if n.startswith("adapter")]
+    weights = load_file(release.path / "model.safetensors")
+    assert {w.dtype for w in weights.values()} == {torch.bfloat16}
+    assert "lm_head.weight" not in weights, "tied to the embedding, as in the base"
+    document = yaml.safe_load((release.path / "release.yaml").read_text())
+    assert document["run_digest"] == made.run.digest
+    assert document["quantization"] == "none"
+    kinds = [row["kind"] for row in manifest.lineage(release.manifest.inputs)]
+    assert kinds == ["run", "dataset", "model"]
+    assert (release.path / "chat_template.jinja").read_text() == (made.base / "chat_template.jinja").read_text()
+
+
+@pytest.mark.parametrize("method", ["qlora", "full"])
+def test_the_other_methods(tiny_model, tiny_dataset, tmp_path, method):
+    run = train(tiny_model, tiny_dataset, tmp_path / "run", method=method)
+    release = merge(run, resolve(str(tiny_model)), tmp_path / "release", force=False)
+    assert release.manifest.facts["method"] == method
+    assert "quantization_config" not in (release.path / "config.json").read_text()
+    if method == "qlora":
+        assert release.manifest.facts["merge"]["mean_logit_difference"] < 0.02
+
+
+def test_a_base_that_changed_is_refused(made, tmp_path):
+    other = shutil.copytree(made.base, tmp_path / "base")
+    config = other / "config.json"
+    config.write_text(config.read_text() + " ")
+    with pytest.raises(UserError, match="has changed since the run was trained on it"):
+        merge(made.run, resolve(str(other)), tmp_path / "out", force=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_merge_that_does_not_answer_as_before_writes_nothing(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(merging, "LARGEST_MEAN_DIFFERENCE", 1e-9)
+    with pytest.raises(TunegateError, match="does not answer as the adapter on its base does; nothing was written"):
+        merge(made.run, resolve(str(made.base)), tmp_path / "out", force=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_dataset_is_found_through_the_lineage(made, release, tmp_path):
+    assert quantize.find_dataset(release).digest == made.dataset.digest
+    path = made.dataset.path
+    moved = path.rename(path.with_name("moved"))
+    try:
+        with pytest.raises(UserError, match="is not where it was") as caught:
+            quantize.find_dataset(release)
+        assert "--calibration" in caught.value.hint
+        shutil.copytree(moved, path)
+        (path / "manifest.json").unlink()
+        with (path / "train.jsonl").open("a") as stream:
+            stream.write("\n")
+        manifest.write(path, "dataset", inputs=[], config={})
+        with pytest.raises(UserError, match="has changed since the release was trained on it"):
+            quantize.find_dataset(release)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        moved.rename(path)
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Fails when an environment is made or a worker run."""
+
+    def fail(*_):
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr(quantize, "_run_worker", fail)
+    monkeypatch.setattr(quantize, "load_tokenizer", fail)
+
+
+def changed(release, folder, *, config=lambda text: text, **facts):
+    shutil.copytree(release.path, folder)
+    (folder / "manifest.json").unlink()
+    (folder / "config.json").write_text(config((folder / "config.json").read_text()))
+    manifest.write(folder, "release", inputs=[], config={}, facts={**release.manifest.facts, **facts})
+    return Release.open(folder)
+
+
+@pytest.mark.usefixtures("no_work")
+def test_what_cannot_be_quantized_is_refused_before_any_work(made, release, tmp_path):
+    options = {"config": quantize.QuantizeConfig(), "out": tmp_path / "out", "force": False}
+    again = changed(release, tmp_path / "awq", quantization="awq")
+    with pytest.raises(UserError, match=r"quantized already \(awq\)"):
+        quantize.quantize(again, made.dataset, **options)
+    strange = changed(release, tmp_path / "strange", config=lambda t: t.replace("LlamaForCausalLM", "FooForCausalLM"))
+    with pytest.raises(UserError, match="no layer mappings for FooForCausalLM"):
+        quantize.quantize(strange, made.dataset, **options)
+    odd = {**options, "config": quantize.QuantizeConfig(group_size=128)}
+    with pytest.raises(UserError, match="group size 128 does not fit"):
+        quantize.quantize(release, made.dataset, **odd)
+    assert not (tmp_path / "out").exists()
