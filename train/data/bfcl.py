@@ -23,7 +23,7 @@ INSTALL = "pip install --no-deps bfcl-eval==2026.3.23"
 CATEGORIES = ("simple_python", "multiple", "live_simple")
 INSTRUCTION = (
     "You call functions. Answer the user's request with exactly one JSON object "
-    '{"name":"...","arguments":{...}} that calls one of the functions below, and with nothing else.\nFunctions:'
+    '{"name": "...", "arguments": {...}} that calls one of the functions below, and with nothing else.\nFunctions:'
 )
 # BFCL writes Python's names of types; JSON Schema has others. `any` is no restriction, so it has no type at all.
 JSON_TYPES: dict[str, str | None] = {"dict": "object", "float": "number", "tuple": "array", "any": None}
@@ -142,7 +142,7 @@ def _row(
         "messages": [
             {"role": "system", "content": system},
             *(turn for turn in turns if turn["role"] != "system"),
-            {"role": "assistant", "content": _compact({"name": name, "arguments": arguments})},
+            {"role": "assistant", "content": _text({"name": name, "arguments": arguments})},
         ],
         "group": normalized(user),
         "tags": {"category": category, "functions": "one" if len(functions) == 1 else "many"},
@@ -153,7 +153,7 @@ def _row(
 
 def _prompt_line(function: dict[str, Any]) -> str:
     shown = {**function, "parameters": json_schema(function["parameters"], explain=True)}
-    return _compact(shown)
+    return _text(shown)
 
 
 def _answer_schema(
@@ -192,9 +192,9 @@ def _widened(schema: dict[str, Any], options: list[Any], repairs: Counter[str]) 
     return {"anyOf": [schema, {"enum": beyond}]}
 
 
-def _compact(value: Any) -> str:
-    """JSON without spaces: one seventh fewer tokens to learn and to generate than with them (SmolLM2's tokenizer)."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+def _text(value: Any) -> str:
+    """JSON with a space after commas and colons, as models mostly saw it when they were pretrained."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _first(options: list[Any]) -> Any:

@@ -44,6 +44,7 @@ def quantize(
     group_size: Annotated[int | None, typer.Option(help="128, 64 or 32; default: by the model's widths.")] = None,
     symmetric: Annotated[bool, typer.Option("--symmetric/--asymmetric", help="Without or with zero points.")] = False,
     search: Annotated[str, typer.Option(help="gram (fast) or module (llm-compressor's own, slower).")] = "gram",
+    rounding: Annotated[str, typer.Option(help="gptq (loses least) or nearest (fastest).")] = "gptq",
     seed: Annotated[int, typer.Option(help="Seed of the choice of rows.")] = 0,
     force: ForceOption = False,
     as_json: JsonOption = False,
@@ -53,12 +54,16 @@ def quantize(
         raise UsageError(f"unknown backend {backend!r}", hint=nearest(backend, ["llmcompressor"]))
     if search not in ("gram", "module"):
         raise UsageError(f"unknown search {search!r}", hint=nearest(search, ["gram", "module"]))
+    if rounding not in ("gptq", "nearest"):
+        raise UsageError(f"unknown rounding {rounding!r}", hint=nearest(rounding, ["gptq", "nearest"]))
     release = Release.open(release_folder)
     refuse_existing(out_folder, force=force)
     from tunegate.train.release import quantize as quantizing
 
     dataset = Dataset.open(calibration) if calibration else quantizing.find_dataset(release)
-    config = quantizing.QuantizeConfig(rows=rows, group_size=group_size, symmetric=symmetric, search=search, seed=seed)
+    config = quantizing.QuantizeConfig(
+        rows=rows, group_size=group_size, symmetric=symmetric, search=search, rounding=rounding, seed=seed
+    )
     _report(quantizing.quantize(release, dataset, config, out_folder, force=force), as_json=as_json)
 
 

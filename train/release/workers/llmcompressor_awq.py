@@ -2,7 +2,7 @@
 
 Usage: python llmcompressor_awq.py JOB.json
 The job: {"model", "out": folders, "calibration": JSONL of {"input_ids", "loss_mask"}, "group_size", "symmetric",
-"batch_size", "ignore", "grid", "search", "seed"}. Writes the quantized folder, and result.json beside the job. Progress goes to
+"batch_size", "ignore", "grid", "search", "rounding", "seed"}. Writes the quantized folder, and result.json beside the job. Progress goes to
 standard error, one line a layer: `layer I/N`.
 """
 
@@ -120,6 +120,7 @@ def main(job_path: str) -> None:
     logger.add(sys.stderr, level="WARNING")
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from llmcompressor import oneshot
+    from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from torch.utils.data import DataLoader
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -131,9 +132,14 @@ def main(job_path: str) -> None:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     data = batches(job["calibration"], job["batch_size"], pad)
     weights = QuantizationArgs(
-        num_bits=4, type="int", symmetric=job["symmetric"], strategy="group", group_size=job["group_size"]
+        num_bits=4,
+        type="int",
+        symmetric=job["symmetric"],
+        strategy="group",
+        group_size=job["group_size"],
     )
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)
+    rounding = {"nearest": QuantizationModifier, "gptq": GPTQModifier}[job["rounding"]]
     with contextlib.redirect_stdout(sys.stderr):
         oneshot(
             model=model,
@@ -143,7 +149,7 @@ def main(job_path: str) -> None:
             use_loss_mask=True,
             recipe=[
                 modifier(job["search"], job["grid"], model.config.num_hidden_layers),
-                QuantizationModifier(config_groups={"group_0": scheme}, ignore=job["ignore"]),
+                rounding(config_groups={"group_0": scheme}, ignore=job["ignore"]),
             ],
         )
         model.save_pretrained(job["out"], save_compressed=True)
