@@ -1,0 +1,92 @@
+"""`ft train`: settings are told with their origin, a dry run trains nothing, what is wrong is refused before any work."""
+
+import json
+import re
+
+import pytest
+
+from tunegate.core.commands import run
+from tunegate.train.cli import app
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def ft_train(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def call(*argv):
+        code = run(app, prog="ft train", argv=[str(a) for a in argv])
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return call
+
+
+def test_a_dry_run_shows_everything_and_trains_nothing(ft_train, tiny_model, tiny_dataset, tmp_path):
+    (tmp_path / "c.yaml").write_text("preset: conservative\nmax_seq_length: 128\n")
+    arguments = (
+        tiny_dataset.path,
+        "--out",
+        "run",
+        "--model",
+        tiny_model,
+        "--config",
+        "c.yaml",
+        "--seed",
+        "7",
+        "--dry-run",
+    )
+    code, out, err = ft_train(*arguments, "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert document["config"] | {"seed": 7, "rank": 4, "max_length": 128} == document["config"]
+    assert document["mask"]["rows"] == 24
+    told = dict(re.findall(r"^  (\w+) +.*\((.*)\)$", err, re.MULTILINE))
+    assert (told["seed"], told["preset"], told["rank"]) == ("flag", "c.yaml", "preset conservative")
+    assert (told["max_length"], told["dropout"]) == ("c.yaml", "default")
+    assert "warning: c.yaml: max_seq_length is called max_length here" in err
+    code, out, _ = ft_train(*arguments)
+    assert code == 0
+    assert "What is" in out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.yaml"]
+
+
+def test_a_run_prints_its_facts(ft_train, tiny_model, tiny_dataset, tmp_path):
+    short = ("--max-steps", 2, "--per-device-train-batch-size", 2, "--gradient-accumulation-steps", 1, "--rank", 2)
+    code, out, _ = ft_train(tiny_dataset.path, "--out", "run", "--model", tiny_model, *short, "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert (document["run"], document["steps"], document["method"]) == ("run", 2, "lora")
+    code, out, err = ft_train(tiny_dataset.path, "--out", "run", "--model", tiny_model, *short)
+    assert (code, out) == (2, "")
+    assert "the output exists already" in err
+    assert ft_train(tiny_dataset.path, "--out", "run", "--model", tiny_model, *short, "--force")[0] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--config", "c.yaml", "--from", "c.yaml"], "--config and --from exclude each other"),
+        (["--config", "none.yaml"], "none.yaml: no such file"),
+        (["--method", "lorra"], "unknown method 'lorra'"),
+        (["--learning-rate", "-1"], "learning_rate must be above 0"),
+        (["--rnak", "4"], "No such option"),
+        (["--model", "builtin:smollm3"], "no builtin model 'smollm3'"),
+        (["--resume", "--max-steps", "1"], "there is nothing to resume"),
+    ],
+)
+def test_what_is_wrong_is_refused_and_nothing_is_left(ft_train, tiny_model, tiny_dataset, tmp_path, argv, says):
+    (tmp_path / "c.yaml").write_text("rank: 4\n")
+    model = [] if "--model" in argv else ["--model", tiny_model]
+    code, out, err = ft_train(tiny_dataset.path, "--out", "run", *model, *argv)
+    assert (code, out) == (2, "")
+    assert says in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.yaml"]
+
+
+def test_a_run_is_no_dataset(ft_train, tiny_model, tmp_path):
+    code, _, err = ft_train(tiny_model, "--out", "run", "--model", tiny_model)
+    assert code == 2
+    assert "no manifest.json" in err
