@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from tunegate.core.artifacts import Dataset, Release, Run
 from tunegate.core.console import JsonOption, emit_json, out
 from tunegate.core.errors import UsageError, nearest

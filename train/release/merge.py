@@ -118,6 +118,7 @@ def _load_base(run: Run, base: ModelSource) -> Any:
     """The base in fp32 (bf16 where memory would not hold it); for qlora the dequantised NF4 weights it was trained on."""
     import torch
     from transformers import AutoModelForCausalLM
+
     from tunegate.train.config import TrainConfig
     from tunegate.train.model_loading import load_base
 
