@@ -19,8 +19,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 
 def out() -> Console:
-    """Standard output, for results. Plain (no colour, no wrapping of long lines) when it is not a terminal."""
-    return Console(soft_wrap=not sys.stdout.isatty(), highlight=False)
+    """Standard output, for results. Plain when it is not a terminal: no colour, lines as long as they are, tables up to
+    140 columns."""
+    if sys.stdout.isatty():
+        return Console(highlight=False)
+    return Console(soft_wrap=True, highlight=False, width=140)
 
 
 def err() -> Console:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from tunegate.core import console
 from tunegate.core.commands import DefaultCommandGroup
 from tunegate.core.console import JsonOption

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
 from tunegate.core.artifacts import Dataset
 from tunegate.core.console import JsonOption, emit_json, out, say, table, warn
 from tunegate.core.errors import UsageError

@@ -150,7 +150,7 @@ def summary() -> None:
 
 
 def main() -> int:
-    """Run all stages; the exit code is the gate's."""
+    """Run all stages; 0 when all of them ran, whatever the gate's verdict, which is the last line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--fresh", action="store_true", help="run every stage again")
     fresh = parser.parse_args().fresh
@@ -164,7 +164,7 @@ def main() -> int:
     words = {0: "PASS", 1: "FAIL", 3: "INCONCLUSIVE"}
     print(f"demo: {(time.monotonic() - started) / 60:.1f} minutes")
     print(f"gate: {words[code]} (exit {code})")
-    return code
+    return 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tunegate.advisor.models import find, known_models
 from tunegate.core.architecture import Architecture, from_config, from_folder
 from tunegate.core.errors import UserError

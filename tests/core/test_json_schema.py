@@ -5,6 +5,7 @@ import time
 import urllib.request
 
 import pytest
+
 from tunegate.core import json_schema
 from tunegate.core.errors import UserError
 from tunegate.core.json_schema import SchemaBoundsError, SchemaFaultError, canonical, checker, is_multiple

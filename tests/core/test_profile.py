@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from tunegate.core.errors import UserError
 from tunegate.core.profile import DatasetProfile, Lengths, is_json, script
 from tunegate.core.rows import Row, parse_row

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tunegate.core.errors import UserError
 from tunegate.core.rows import Row, content_id, parse_json, parse_row, read_rows, read_unique_rows
 

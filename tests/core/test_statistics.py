@@ -4,6 +4,7 @@ import math
 import random
 
 import pytest
+
 from tunegate.core.distributions import beta_cdf, binomial_cdf, binomial_sf, student_quantile, student_sf
 from tunegate.core.power import detectable_difference, items_for_rate, miller_n, pairs_for_difference, power_of_margin
 from tunegate.core.statistics import (

@@ -17,6 +17,10 @@ from tunegate.serve.client import ChatClient
 pytestmark = pytest.mark.e2e
 
 
+def lines(path):
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
 def status(url, *, key=None, method="GET", body=None):
     headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
     request = urllib.request.Request(
@@ -30,7 +34,7 @@ def status(url, *, key=None, method="GET", body=None):
 
 
 def test_held_out_rows_are_at_least_100_and_all_rows_are_accounted_for(job, data):
-    counts = {name: sum(1 for _ in (data / f"{name}.jsonl").open()) for name in ("train", "eval", "rejected")}
+    counts = {name: lines(data / f"{name}.jsonl") for name in ("train", "eval", "rejected")}
     assert sum(counts.values()) == 858
     assert counts["eval"] >= 100
     groups = [{row.group for row in read_rows(data / f"{name}.jsonl")} for name in ("train", "eval")]
@@ -44,7 +48,7 @@ def test_training_lowers_the_loss_and_says_what_it_saw(trained):
     assert len(steps) == 12
     assert sum(steps[-3:]) < 0.7 * sum(steps[:3])
     mask = run.manifest.facts["mask"]
-    assert mask["rows"] + mask["too_long"] == sum(1 for _ in (trained.parent / "data" / "train.jsonl").open())
+    assert mask["rows"] + mask["too_long"] == lines(trained.parent / "data" / "train.jsonl")
     assert 0 < mask["label_tokens"] < 0.3 * mask["tokens"]
     assert run.manifest.facts["trainable_params"] == 4_884_480
     assert not [p.name for p in trained.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl")]

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from tunegate.core import manifest
 from tunegate.core.commands import run
 from tunegate.evalkit.cli import eval_app, gate_app

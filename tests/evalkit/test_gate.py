@@ -4,6 +4,7 @@ import math
 import random
 
 import pytest
+
 from tunegate.core.errors import UserError
 from tunegate.evalkit.compare import Reading
 from tunegate.evalkit.gate import decide, make_policy

@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 
 import pytest
+
 from tunegate.core.errors import InfrastructureError
 from tunegate.evalkit.outcomes import Answer
 from tunegate.evalkit.result_log import ResultLog, key_of

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from tunegate.core.errors import UserError
 from tunegate.core.rows import parse_row
 from tunegate.evalkit.extract import extract

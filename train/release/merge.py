@@ -133,12 +133,14 @@ def _load_base(run: Run, base: ModelSource) -> Any:
 
 
 def _logits(model: Any, prompts: list[dict[str, Any]], what: str) -> list[Any]:
-    """Logits of each probe prompt, a list of (S, V) fp32 tensors."""
+    """Logits of each probe prompt, a list of (S, V) fp32 tensors, each position's mean taken off: a shift of all of
+    them changes no probability."""
     import torch
 
     found = []
     with torch.no_grad(), progress(f"probing {what}", len(prompts)) as tick:
         for prompt in prompts:
-            found.append(model(torch.tensor([prompt["ids"]])).logits[0].float())
+            logits = model(torch.tensor([prompt["ids"]])).logits[0].float()
+            found.append(logits - logits.mean(-1, keepdim=True))
             tick()
     return found

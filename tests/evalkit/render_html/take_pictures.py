@@ -10,6 +10,7 @@ from pathlib import Path
 from conftest import LAUNCH
 from made_report import make_report, make_rows
 from playwright.sync_api import sync_playwright
+
 from tunegate.evalkit.render.html import render
 
 

@@ -4,6 +4,7 @@ import time
 from urllib.parse import quote
 
 import pytest
+
 from tunegate.evalkit.render.html import render
 
 pytestmark = pytest.mark.slow

@@ -9,6 +9,7 @@ import unicodedata
 from html.parser import HTMLParser
 
 import pytest
+
 from tunegate.core.statistics import wilson
 from tunegate.evalkit.render import html_plots, html_text, html_verdict
 from tunegate.evalkit.render.html import render
