@@ -89,7 +89,12 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
         if path.exists() or path.is_symlink():
             retired = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
             path.rename(retired)
-        temporary.rename(path)
+        try:
+            temporary.rename(path)
+        except BaseException:
+            if retired is not None:
+                retired.rename(path)
+            raise
         if retired is not None:
             retired.unlink() if retired.is_symlink() or retired.is_file() else shutil.rmtree(retired)
     except BaseException:

@@ -21,6 +21,8 @@ from tunegate.core.rows import Message
 if TYPE_CHECKING:
     import aiohttp
 
+# Longest pause before another attempt, whatever `Retry-After` asks for: an hour of silence helps nobody.
+LONGEST_WAIT_S = 60.0
 RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504})
 
 
@@ -42,6 +44,7 @@ class EndpointError(InfrastructureError):
         super().__init__(message, where=where, hint=hint)
         self.status = status
         self.fatal = fatal
+        self.retry_after_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +156,10 @@ class ChatClient:
                 retryable = error.status is None or error.status in RETRIED
                 if error.fatal or not retryable or attempt > self._retries:
                     raise
-                wait = getattr(error, "retry_after_s", None) or min(30.0, 0.5 * 2 ** (attempt - 1))
-                await asyncio.sleep(wait * (0.75 + 0.5 * random.random()))
+                asked = error.retry_after_s
+                wait = 0.5 * 2 ** (attempt - 1) if asked is None else asked
+                wait = min(LONGEST_WAIT_S, wait)
+                await asyncio.sleep(wait * (1 + 0.25 * random.random()))
         raise AssertionError("unreachable")
 
     async def _attempt(self, body: dict[str, Any], attempt: int) -> Completion:
@@ -316,7 +321,7 @@ async def _refusal(response: "aiohttp.ClientResponse", where: str) -> EndpointEr
         f"HTTP {response.status}: {text}", status=response.status, fatal=fatal, hint=hint, where=where
     )
     after = response.headers.get("Retry-After", "")
-    failure.retry_after_s = float(after) if after.isdigit() else None  # type: ignore[attr-defined]
+    failure.retry_after_s = float(after) if after.isdigit() else None
     return failure
 
 

@@ -136,8 +136,8 @@ def last_checkpoint(work: Path) -> Path | None:
     """The newest checkpoint that is complete (its `trainer_state.json` is written last)."""
     found = [p for p in work.glob("checkpoint-*") if p.name.rpartition("-")[2].isdigit()]
     for path in sorted(found, key=lambda p: -int(p.name.rpartition("-")[2])):
-        needed = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
-        if all((path / name).is_file() and (path / name).stat().st_size for name in needed):
+        needed = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state*.pth")
+        if all(any(file.stat().st_size for file in path.glob(name)) for name in needed):
             return path
         say(f"{path.name} is incomplete and is passed over")
     return None
