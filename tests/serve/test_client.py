@@ -83,7 +83,7 @@ def waits(monkeypatch):
         await sleep(0)
 
     monkeypatch.setattr(clients.asyncio, "sleep", note)
-    monkeypatch.setattr(clients.random, "random", lambda: 0.5)
+    monkeypatch.setattr(clients.random, "random", lambda: 0.0)
     return found
 
 
@@ -262,3 +262,17 @@ def test_the_key_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
     assert api_key(tmp_path / "key") is None
     with pytest.raises(UserError, match="no such key file"):
         api_key(tmp_path / "none")
+
+
+def test_a_retry_after_of_an_hour_does_not_silence_the_run(waits):
+    error = clients.EndpointError("busy", status=429)
+    error.retry_after_s = 3600.0
+    client = clients.ChatClient("http://127.0.0.1:9/v1", "m", retries=1)
+
+    async def refuse(body, attempt):
+        raise error
+
+    client._attempt = refuse
+    with pytest.raises(clients.EndpointError):
+        asyncio.run(client.complete([{"role": "user", "content": "hi"}], generation={}))
+    assert waits == [clients.LONGEST_WAIT_S]
