@@ -128,7 +128,7 @@ def parse_json(raw: bytes, where: str) -> Any:
 
 def _parse_exactly(raw: bytes, where: str) -> Any:
     try:
-        text = raw.decode("utf-8")
+        text = raw.rstrip(b"\r\n").decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
             f"not UTF-8 (byte {error.start + 1} of the line)", where=where, hint="save the file as UTF-8"
