@@ -211,6 +211,11 @@ def show_report(path: Path, *, html: Path | None, junit: Path | None, markdown: 
     """Open a report; write its page, JUnit file or summary anew where a file is named."""
     reading = open_reading(EvalReport.open(path), name=path.name)
     rows, paths = list(reading.rows), {"report": path}
+    for file in (html, junit, markdown):
+        if file is not None and file.resolve().is_relative_to(path.resolve()):
+            raise UserError(
+                "the report's own files stay as they are", where=str(file), hint="name a file outside of it"
+            )
     if html is not None:
         from tunegate.evalkit.render import html as page
 

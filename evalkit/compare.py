@@ -20,7 +20,7 @@ from tunegate.core.statistics import (
     non_inferior_p,
     tango_interval,
 )
-from tunegate.evalkit.summary import clusters
+from tunegate.evalkit.summary import clusters, score_of
 
 EXACT_LIMIT = 100  # discordant pairs up to which the exact test stands beside the score test
 LOCKED = ("data", "prompts", "template", "generation", "scorer")
@@ -121,12 +121,12 @@ def pair(baseline: Sequence[dict[str, Any]], candidate: Sequence[dict[str, Any]]
     """Pair both sides by item id; an item that either side lost to infrastructure is left out."""
     before = {row["id"]: row for row in baseline}
     pairs = [
-        (float(old["scores"][metric]), float(row["scores"][metric]), row)
+        (float(was), float(now), row)
         for row in candidate
         if (old := before.get(row["id"])) is not None
-        and metric in old["scores"]
-        and metric in row["scores"]
         and "infra_error" not in (old["outcome"], row["outcome"])
+        and (was := score_of(old, metric)) is not None
+        and (now := score_of(row, metric)) is not None
     ]
     counts = Counter((old, new) for old, new, _ in pairs)
     differences = tuple(new - old for old, new, _ in pairs)
@@ -161,6 +161,8 @@ def lock(baseline: Reading, candidate: Reading, *, allowed: Sequence[str]) -> tu
             unknown.append(name)
         elif one[name] != two[name]:
             differing.append(name)
+    if "data" not in differing and _other_questions(baseline.report, candidate.report):
+        differing.insert(0, "data")
     refused = [name for name in differing if name not in allowed]
     if refused:
         details = "; ".join(f"{name}: {_words(name, baseline.report, candidate.report)}" for name in refused)
@@ -182,7 +184,15 @@ def _locked(report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _other_questions(one: dict[str, Any], two: dict[str, Any]) -> bool:
+    """Whether the same ids stand for other questions; the prompts of recorded outputs are not known, the data's are."""
+    before, now = (report["data"].get("questions_digest") for report in (one, two))
+    return before is not None and now is not None and before != now
+
+
 def _words(name: str, one: dict[str, Any], two: dict[str, Any]) -> str:
+    if name == "data" and one["data"].get("items_digest") == two["data"].get("items_digest"):
+        return "the same ids and expected answers, other questions"
     if name == "data":
         return f"other items or other expected answers ({one['data']['n']} items then, {two['data']['n']} now)"
     if name == "generation":

@@ -1,25 +1,28 @@
 """One evaluation: a system and a task in, the content of an EvalReport out."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import EvalReport
-from tunegate.core.console import say, warn
+from tunegate.core.console import progress, say, warn
 from tunegate.core.errors import UserError
 from tunegate.core.files import canonical_json, sha256_text
 from tunegate.core.manifest import Input
 from tunegate.core.rows import Row, read_jsonl
 from tunegate.evalkit.compare import Reading
+from tunegate.evalkit.outcomes import Answer
 from tunegate.evalkit.recorded import read_recorded
 from tunegate.evalkit.result_log import ResultLog
 from tunegate.evalkit.runner import Asked, RunOptions, ask
 from tunegate.evalkit.scoring import SLOW, check_gold, result_row, score, verdicts
-from tunegate.evalkit.summary import figures, latency, operations, outcome_counts, slices
+from tunegate.evalkit.summary import figures, judged, latency, operations, outcome_counts, slices
 from tunegate.evalkit.system import System, served
 from tunegate.evalkit.task import SCORER_VERSION, EvalTask
+from tunegate.evalkit.validators.judge import AT_ONCE
 
 SCHEMA_VERSION = 1
 
@@ -56,7 +59,7 @@ def evaluate(
     start = time.perf_counter()
     asked, facts, target = _answers(system, task, out, options, key)
     wall_s = time.perf_counter() - start
-    rows = [result_row(task, row, score(task, row, asked.answers[row.id])) for row in task.rows]
+    rows = _judged(task, asked.answers)
     report = _report(system, task, rows, asked, facts, name or out.name)
     report["timing"] = {
         "wall_s": round(wall_s, 3),
@@ -64,7 +67,7 @@ def evaluate(
         "requests_per_s": round(asked.asked / asked.wall_s, 3) if asked.asked and asked.wall_s else None,
         "concurrency": options.concurrency if target else None,
     }
-    _say_faults(report)
+    _say_faults(report, rows)
     return Evaluation(
         reading=Reading(name=str(report["name"]), report=report, rows=rows),
         inputs=[*_inputs(task), system.as_input("system")],
@@ -74,12 +77,28 @@ def evaluate(
     )
 
 
+def _judged(task: EvalTask, answers: dict[str, list[Answer]]) -> list[dict[str, Any]]:
+    """The rows of results.jsonl; in threads where another model judges, because that is mostly waiting."""
+
+    def one(row: Row) -> dict[str, Any]:
+        return result_row(task, row, score(task, row, answers[row.id]))
+
+    if not any(v.kind == "judge" for v in task.validators):
+        return [one(row) for row in task.rows]
+    with ThreadPoolExecutor(AT_ONCE) as pool, progress("judging", len(task.rows)) as tick:
+        rows = []
+        for row in pool.map(one, task.rows):
+            rows.append(row)
+            tick(1)
+    return rows
+
+
 def _answers(
     system: System, task: EvalTask, out: Path, options: RunOptions, key: str | None
 ) -> tuple[Asked, dict[str, Any], bool]:
     """The answers, what the server said of itself, and whether an endpoint was asked."""
     if system.kind == "recorded":
-        found = read_recorded(Path(system.spec).expanduser(), task.rows, known=task.ids)
+        found = read_recorded(Path(system.spec).expanduser(), task.rows, known=task.ids, repeats=task.file.repeats)
         return Asked(answers=found, asked=0, wall_s=0.0, model="", prompt_ids_digest=None), {}, False
     with ResultLog(log_path(out)) as log:
         if len(log):
@@ -122,7 +141,7 @@ def _report(
             "name": task.file.name,
             "digest": task.digest,
             "primary": task.primary,
-            "validators": [{"name": v.name, "kind": v.kind} for v in task.validators],
+            "validators": [{"name": v.name, "kind": v.kind, **v.facts()} for v in task.validators],
             "slices": list(task.file.slices),
             "group": task.file.group,
             "repeats": task.file.repeats,
@@ -132,6 +151,7 @@ def _report(
             "sha256": task.data_sha256,
             "n": len(task.rows),
             "items_digest": items_digest(task.rows),
+            "questions_digest": questions_digest(task.rows),
         },
         # what outputs recorded elsewhere were made with is not known, so it is not claimed
         "generation": None if recorded else task.generation.request(),
@@ -169,6 +189,12 @@ def items_digest(rows: tuple[Row, ...]) -> str:
     return sha256_text(canonical_json([[r.id, r.expected, r.accept, r.messages[-1].get("tool_calls")] for r in rows]))
 
 
+def questions_digest(rows: tuple[Row, ...]) -> str:
+    """What is asked, system turns apart: those may differ between two prompts for the same question."""
+    asked = [[r.id, [m for m in r.prompt if m["role"] not in ("system", "developer")]] for r in rows]
+    return sha256_text(canonical_json(asked))
+
+
 def _inputs(task: EvalTask) -> list[Input]:
     files = [Input.of_file(task.path, "task"), Input.of_file(task.file.data, "data")]
     if task.file.few_shot:
@@ -182,7 +208,7 @@ def _inputs(task: EvalTask) -> list[Input]:
     return files
 
 
-def _say_faults(report: dict[str, Any]) -> None:
+def _say_faults(report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Nothing silent: items that got no answer, that were cut off, that are empty."""
     counts = report["outcomes"]
     if counts["infra_error"]:
@@ -191,6 +217,12 @@ def _say_faults(report: dict[str, Any]) -> None:
         )
     if counts["truncated"]:
         warn(f"{counts['truncated']} of {report['n']} answers were cut off at max_tokens")
+    empty = sum(not row["output"].strip() and not row["tool_calls"] for row in judged(rows))
+    if empty:
+        warn(f"{empty} of {report['n']} answers are empty")
+    lost = sum("infra_error" in row.get("outcomes", ()) for row in judged(rows))
+    if lost:
+        warn(f"{lost} items lost some of their repeats to infrastructure errors; the others are judged")
 
 
 def open_reading(report: EvalReport, *, name: str) -> Reading:

@@ -57,17 +57,17 @@ def init_task(data: Path, out: Path, *, force: bool) -> dict[str, Any]:
 
 
 def _kind(rows: list[Row]) -> str:
-    """What the outputs are: tool_call, json, number, label or text."""
+    """What the outputs are: tool_call (as text), native_call (the endpoint's own), json, number, label or text."""
     values = []
     for row in rows:
         try:
             values.append(strict_json(row.expected))
         except NotJsonError:
             break
-    if len(values) == len(rows) and all(isinstance(v, dict) for v in values):
-        return "tool_call" if all(_is_call(v) for v in values) else "json"
+    if len(values) == len(rows) and all(isinstance(v, dict | list) for v in values):
+        return "tool_call" if all(isinstance(v, dict) and _is_call(v) for v in values) else "json"
     if all(row.messages[-1].get("tool_calls") for row in rows):
-        return "tool_call"
+        return "native_call"
     texts = [row.expected.strip() for row in rows]
     if all(len(numbers(t)) == 1 and len(t) < 40 for t in texts):
         return "number"
@@ -91,6 +91,8 @@ def _validators(kind: str, rows: list[Row], schema: str | None) -> tuple[list[st
         lines = [valid, *([f"{{name: schema, kind: json_schema{option}}}"] if with_schema else [])]
         exact = "tool_call" if kind == "tool_call" else "json_equal"
         return [*lines, f"{{name: exact, kind: {exact}}}"], "exact"
+    if kind == "native_call":
+        return ["{name: exact, kind: tool_call}"], "exact"
     if kind == "number":
         return ["{name: number, kind: number, rel_tolerance: 0.001}"], "number"
     if any(row.accept for row in rows):
@@ -112,7 +114,7 @@ def _slices(rows: list[Row]) -> list[str]:
 
 def _max_tokens(rows: list[Row]) -> int:
     """Room for the longest output at two characters a token (text rarely needs more), in steps of 64."""
-    longest = max(len(row.expected) for row in rows)
+    longest = max(len(row.expected) + len(json.dumps(row.messages[-1].get("tool_calls") or "")) for row in rows)
     return max(64, -(-(longest // 2 + 16) // 64) * 64)
 
 

@@ -74,13 +74,15 @@ class Verdict:
 class ItemResult:
     """One item: what was asked, what came, what it is worth.
 
-    scores: by validator, 0 to 1, the mean over repeats. passed: by validator, for one repeat. outcomes: of each repeat.
+    scores: by validator, 0 to 1, the mean over repeats. outcomes: of each repeat. reasons: by validator, of those that
+    failed, of the repeat that the outcome is named by.
     """
 
     id: str
     outcome: Outcome
     scores: dict[str, float]
     reason: str
+    reasons: dict[str, str]
     cause: str
     answers: tuple[Answer, ...]
     outcomes: tuple[Outcome, ...]

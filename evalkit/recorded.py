@@ -11,13 +11,17 @@ NUMBERS = ("latency_ms", "ttft_ms", "prompt_tokens", "completion_tokens", "cost_
 KEYS = {"id", "output", "finish_reason", "refusal", "tool_calls", "error", *NUMBERS}
 
 
-def read_recorded(path: Path, rows: tuple[Row, ...], *, known: frozenset[str]) -> dict[str, list[Answer]]:
+def read_recorded(
+    path: Path, rows: tuple[Row, ...], *, known: frozenset[str], repeats: int = 1
+) -> dict[str, list[Answer]]:
     """The answers by item id; several lines with one id are its repeats, in order.
 
-    known: ids of the whole data set, of which `rows` may be the first part. Raises UserError with file and line for a
-    record that is none, an unknown id, and for items that have no record.
+    known: ids of the whole data set, of which `rows` may be the first part. repeats: records that each item must have.
+    Raises UserError with file and line for a record that is none, an unknown id, an id that stands too often, and for
+    items that have no record or too few.
     """
     answers: dict[str, list[Answer]] = {}
+    lines: dict[str, int] = {}
     for number, record in read_jsonl(path):
         where = f"{path}:{number}"
         identity, answer = _parse(record, where)
@@ -26,11 +30,26 @@ def read_recorded(path: Path, rows: tuple[Row, ...], *, known: frozenset[str]) -
                 f"no item has the id {identity!r}", where=where, hint="ids must be those of the task's data"
             )
         answers.setdefault(identity, []).append(answer)
+        if len(answers[identity]) > repeats:
+            times = "" if repeats == 1 else f"; the task asks for {repeats} repeats"
+            raise UserError(
+                f"id {identity!r} is also on line {lines[identity]}{times}",
+                where=where,
+                hint="one record an item; for several answers each set `repeats:` in the task",
+            )
+        lines[identity] = number
     missing = [row.id for row in rows if row.id not in answers]
     if missing:
         shown = ", ".join(repr(i) for i in missing[:3]) + (", ..." if len(missing) > 3 else "")
         hint = 'record {"id": ..., "error": "..."} for an item that got no answer'
         raise UserError(f"{len(missing)} of {len(rows)} items have no output: {shown}", where=str(path), hint=hint)
+    few = [row.id for row in rows if len(answers[row.id]) < repeats]
+    if few:
+        raise UserError(
+            f"{len(few)} of {len(rows)} items have fewer than the task's {repeats} repeats: {few[0]!r} has {len(answers[few[0]])}",
+            where=str(path),
+            hint='record {"id": ..., "error": "..."} for an answer that never came',
+        )
     return {row.id: answers[row.id] for row in rows}
 
 

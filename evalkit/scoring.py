@@ -39,6 +39,7 @@ def score(task: EvalTask, row: Row, answers: list[Answer]) -> ItemResult:
         outcome=outcome,
         scores=scores | _weighted(task, scores),
         reason=reason,
+        reasons={name: v.reason or v.cause for name, v in (found or {}).items() if not v.passed},
         cause=cause,
         answers=tuple(answers),
         outcomes=outcomes,
@@ -83,6 +84,7 @@ def result_row(task: EvalTask, row: Row, result: ItemResult) -> dict[str, Any]:
         "outcome": str(result.outcome),
         "scores": result.scores,
         "reason": result.reason,
+        "reasons": result.reasons,
         "cause": result.cause,
         "latency_ms": answer.latency_ms,
         "ttft_ms": answer.ttft_ms,
@@ -92,7 +94,7 @@ def result_row(task: EvalTask, row: Row, result: ItemResult) -> dict[str, Any]:
         "attempts": answer.attempts,
         "error": answer.error,
         "tool_calls": answer.tool_calls,
-        "cost_usd": _cost(task, answer),
+        "cost_usd": _mean([_cost(task, a) for a in result.answers if a.error is None]),
         "prompt_digest": prompt_digest(task, row),
         "messages": task.messages(row),
         "expected": row.expected,
@@ -110,6 +112,12 @@ def _cost(task: EvalTask, answer: Answer) -> float | None:
         return None
     per_prompt, per_completion = (float(task.file.price[k]) for k in ("prompt_usd_per_1m", "completion_usd_per_1m"))
     return (answer.prompt_tokens * per_prompt + answer.completion_tokens * per_completion) / 1e6
+
+
+def _mean(costs: list[float | None]) -> float | None:
+    """Mean cost of one answer; None where one of them is not known."""
+    known = [cost for cost in costs if cost is not None]
+    return sum(known) / len(known) if known and len(known) == len(costs) else None
 
 
 def check_gold(task: EvalTask) -> int:

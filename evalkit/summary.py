@@ -19,6 +19,7 @@ from tunegate.core.statistics import (
 Rows = Sequence[dict[str, Any]]
 LEVEL = 0.95  # of the intervals in a report; a gate takes 1 - 2 alpha
 PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
+REPEATED = ("pass_at_k", "pass_hat_k")
 SHARES = ("infra_error", "truncated", "refused", "unparsable")
 CENSUS = {"infra_error_rate", "size_bytes"}  # facts of this run and this folder, not samples of anything
 
@@ -83,7 +84,7 @@ def measure(rows: Rows, report: dict[str, Any], metric: str, *, level: float, ex
         )
     if metric == "cost_per_correct_usd":
         return Measured(kind="ratio", interval=_cost_per_correct(rows, level=level))
-    if metric in ("pass_at_k", "pass_hat_k"):
+    if metric in REPEATED:
         return _repeats(rows, metric, level=level, exact=exact)
     if metric not in metric_names(report):
         raise KeyError(metric)
@@ -112,22 +113,36 @@ def _share(rows: Rows, outcome: str, *, level: float, exact: bool) -> Measured:
     return score_interval(values, clusters(counted), level=level, exact=exact)
 
 
+def score_of(row: dict[str, Any], metric: str) -> float | None:
+    """One item's score: a validator's, or pass@k and pass^k from its repeats; None where it has none."""
+    if metric not in REPEATED:
+        return row["scores"].get(metric)
+    right = [o == "pass" for o in row.get("outcomes", ()) if o != "infra_error"]
+    return float(any(right) if metric == "pass_at_k" else all(right)) if right else None
+
+
 def _repeats(rows: Rows, metric: str, *, level: float, exact: bool) -> Measured:
     """pass@k: any of the k answers is right; pass^k: all are. Repeats lost to infrastructure are not counted."""
     counted = [row for row in judged(rows) if row.get("outcomes")]
-    lists = [[o == "pass" for o in row["outcomes"] if o != "infra_error"] for row in counted]
-    values = [float(any(ok) if metric == "pass_at_k" else all(ok)) for ok in lists]
+    values = [score_of(row, metric) or 0.0 for row in counted]
     return score_interval(values, clusters(counted), level=level, exact=exact)
 
 
+def _right(row: dict[str, Any]) -> float:
+    """Share of an item's answers that are right: 0 or 1 where it was asked once."""
+    outcomes = [o for o in row.get("outcomes") or [row["outcome"]] if o != "infra_error"]
+    return sum(o == "pass" for o in outcomes) / len(outcomes)
+
+
 def _cost_per_correct(rows: Rows, *, level: float) -> Interval | None:
-    """Total cost over the number of right answers, as a ratio estimate (Cochran 1977, eq. 6.13), in USD."""
+    """Cost of an answer over the share of right answers, as a ratio estimate (Cochran 1977, eq. 6.13), in USD."""
     counted = [row for row in judged(rows) if row.get("cost_usd") is not None]
-    right = sum(row["outcome"] == "pass" for row in counted)
+    shares = [_right(row) for row in counted]
+    right = sum(shares)
     if not counted or not right:
         return None
     ratio = sum(row["cost_usd"] for row in counted) / right
-    residuals = [row["cost_usd"] - ratio * (row["outcome"] == "pass") for row in counted]
+    residuals = [row["cost_usd"] - ratio * share for row, share in zip(counted, shares, strict=True)]
     groups = clusters(counted)
     if len(set(groups)) < 2:
         return Interval(value=ratio, low=None, high=None, n=len(counted))
@@ -141,7 +156,7 @@ def figures(rows: Rows, names: list[str]) -> dict[str, dict[str, Any]]:
     shell = {"metrics": dict.fromkeys(names)}
     found = {name: measure(rows, shell, name, level=LEVEL) for name in names}
     if any(row.get("outcomes") for row in rows):
-        found |= {name: measure(rows, shell, name, level=LEVEL) for name in ("pass_at_k", "pass_hat_k")}
+        found |= {name: measure(rows, shell, name, level=LEVEL) for name in REPEATED}
     return {name: _as_json(m) for name, m in found.items()}
 
 

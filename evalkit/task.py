@@ -178,7 +178,8 @@ def repr_of(validator: Validator) -> str:
         for name, value in sorted(vars(validator).items())
         if not (isinstance(value, Path) and value.is_dir())
     }
-    return canonical_json({"kind": validator.kind, **parts})
+    code = [sha256_file(path) for path in validator.code()]
+    return canonical_json({"kind": validator.kind, **parts, **({"code": code} if code else {})})
 
 
 def _primary(file: TaskFile, validators: tuple[Validator, ...], where: str) -> str:

@@ -1,10 +1,12 @@
 """`summary.md`: for a GitHub step summary (1 MiB) or a pull request's comment (65,536 characters)."""
 
-import html
+import re
 from typing import Any
 
 LIMIT = 60_000  # characters
 FLIPS = 20
+_MARKS = re.compile(r"""[&<>"'`|@*_~!\[\]\\#$:{}^]|(?<=www)\.""", re.IGNORECASE)
+_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 SIGNS = {"PASS": "✅", "FAIL": "❌", "INCONCLUSIVE": "⚠️"}
 
 
@@ -20,18 +22,20 @@ def render(report: dict[str, Any]) -> str:
     if len(text) <= LIMIT:
         return text
     cut = text[:LIMIT].rsplit("\n", 1)[0]
+    if cut.count("<details>") > cut.count("</details>"):
+        cut += "\n\n</details>"
     return f"{cut}\n\n_cut at {LIMIT} characters; the whole is in report.html_\n"
 
 
 def shown(value: Any, limit: int = 200) -> str:
-    """Text as code that neither Markdown nor HTML nor a mention can break out of."""
-    text = " ".join(str(value).split())
+    """Text as code that neither Markdown nor HTML nor a mention can break out of.
+
+    A mark given as a character reference starts no structure (CommonMark 0.31, section 6.2): no link, picture or emphasis.
+    Control characters and those that change the direction of writing are shown as U+FFFD.
+    """
+    text = _HIDDEN.sub("\ufffd", " ".join(str(value).split()))
     text = text if len(text) <= limit else text[: limit - 1] + "…"
-    return (
-        f"<code>{html.escape(text).replace('|', '&#124;').replace('`', '&#96;').replace('@', '&#64;')}</code>"
-        if text
-        else ""
-    )
+    return f"<code>{_MARKS.sub(lambda mark: f'&#{ord(mark[0])};', text)}</code>" if text else ""
 
 
 def number(value: Any) -> str:

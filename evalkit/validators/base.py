@@ -1,6 +1,7 @@
 """What every validator is: a name, a weight, its options as fields, and `judge`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from tunegate.core.errors import UserError
@@ -19,6 +20,14 @@ class Validator:
     def judge(self, answer: Answer, row: Row) -> Verdict:
         """Pass or fail, a score from 0 to 1, and the reason."""
         raise NotImplementedError
+
+    def code(self) -> tuple[Path, ...]:
+        """Files whose content decides its verdicts, beyond its options."""
+        return ()
+
+    def facts(self) -> dict[str, Any]:
+        """What was measured of the validator itself, for the report."""
+        return {}
 
     def check_row(self, row: Row) -> None:
         """Raise UserError, with file and line, when this row cannot be judged this way; called before anything is asked."""

@@ -36,5 +36,7 @@ def make(given: Any, *, where: str, base: Path) -> Validator:
     cls = getattr(importlib.import_module(f"tunegate.evalkit.validators.{module}"), name)
     options = {key: value for key, value in given.items() if key != "kind"}
     options.setdefault("name", kind)
+    if kind == "python":
+        options.setdefault("folder", "")  # beside the task file
     validator: Validator = build(cls, options, where=where, base=base)
     return validator

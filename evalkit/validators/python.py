@@ -27,7 +27,10 @@ class Python(Validator):
         folder = str(self.folder.resolve())
         sys.path.insert(0, folder)
         try:
-            return getattr(importlib.import_module(module), name)
+            found = getattr(importlib.import_module(module), name)
+            if not callable(found):
+                raise TypeError(f"{name} is not a function")
+            return found
         except Exception as error:
             raise UserError(
                 f"cannot import {self.function!r}: {type(error).__name__}: {error}",
@@ -36,6 +39,15 @@ class Python(Validator):
             ) from None
         finally:
             sys.path.remove(folder)
+
+    def code(self) -> tuple[Path, ...]:
+        """The function's own file: when it changes, the scorer has changed."""
+        file = getattr(sys.modules.get(self.loaded().__module__), "__file__", None)
+        return (Path(file),) if file else ()
+
+    def check_row(self, row: Row) -> None:
+        """The function must be there before anything is asked."""
+        self.loaded()
 
     def judge(self, answer: Answer, row: Row) -> Verdict:
         """What the function says. What it raises is a UserError: its fault is not the model's."""
