@@ -67,7 +67,7 @@ STAGES = (
     Stage("Merge the adapter, and prove that nothing was lost", f"ft merge {RUN} --out {RELEASE}", RELEASE, (RUN,)),
     Stage(
         "Quantize to 4 bits (AWQ), calibrated on training rows",
-        f"ft quantize {RELEASE} --out {AWQ}",
+        f"ft quantize {RELEASE} --out {AWQ} --rows 64",
         AWQ,
         (RELEASE, DATA),
     ),

@@ -82,7 +82,8 @@ def quantize(release: Release, calibration: Dataset, config: QuantizeConfig, out
             "seed": config.seed,
         }  # fmt: skip
         (work / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        _run_worker(work / "job.json", int(shape["num_hidden_layers"]))
+        passes = 2 if config.rounding == "gptq" else 1
+        _run_worker(work / "job.json", passes * int(shape["num_hidden_layers"]))
         result = read_json(work / "result.json")
         if result["rows_used"] != len(rows):
             raise TunegateError(f"{result['rows_used']} of {len(rows)} calibration rows were used")
@@ -165,7 +166,7 @@ def _run_worker(job: Path, layers: int) -> None:
             for line in worker.stderr:
                 lines = [*lines[-40:], line.rstrip()]
                 if line.startswith("layer "):
-                    now = int(line.split()[1].split("/")[0])
+                    now = int(line.split()[1])
                     tick(now - done)
                     done = now
         code = worker.wait()

@@ -109,7 +109,7 @@ def worker(tmp_path, monkeypatch):
 
 
 def test_a_workers_layers_are_shown_and_its_failure_told(worker, capsys, tmp_path):
-    worker("import sys; print('layer 1/2', file=sys.stderr); print('layer 2/2', file=sys.stderr)")
+    worker("import sys; print('layer 1', file=sys.stderr); print('layer 2', file=sys.stderr)")
     assert "quantizing, layers: 2/2" in capsys.readouterr().err
     with pytest.raises(TunegateError, match="the quantizer failed: ValueError: odd width") as caught:
         worker("raise ValueError('odd width')")

@@ -3,7 +3,7 @@
 Usage: python llmcompressor_awq.py JOB.json
 The job: {"model", "out": folders, "calibration": JSONL of {"input_ids", "loss_mask"}, "group_size", "symmetric",
 "batch_size", "ignore", "grid", "search", "rounding", "seed"}. Writes the quantized folder, and result.json beside the job. Progress goes to
-standard error, one line a layer: `layer I/N`.
+standard error, one line a layer and pass: `layer I`.
 """
 
 import contextlib
@@ -50,6 +50,28 @@ def without_pinning() -> None:
         IntermediatesCache.pin_memory = lambda self, *args, **kwargs: None
 
 
+DONE = {"scaled": 0, "rounded": 0}
+
+
+def layer_done(layers: int, what: str) -> None:
+    """Print `layer I`; each layer counts once for each pass, and the model's head not at all."""
+    DONE[what] = min(DONE[what] + 1, layers)
+    print(f"layer {sum(DONE.values())}", file=sys.stderr, flush=True)
+
+
+def rounding(kind: str, layers: int, **scheme):
+    """The modifier that rounds the scaled weights."""
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    class Reported(GPTQModifier):
+        def on_sequential_epoch_end(self, *args, **kwargs):
+            layer_done(layers, "rounded")
+            return super().on_sequential_epoch_end(*args, **kwargs)
+
+    return {"gptq": Reported, "nearest": QuantizationModifier}[kind](**scheme)
+
+
 def modifier(search: str, grid: int, layers: int):
     """The AWQ modifier for a search.
 
@@ -64,11 +86,8 @@ def modifier(search: str, grid: int, layers: int):
     from pydantic import PrivateAttr
 
     class Reported(AWQModifier):
-        _done: int = PrivateAttr(default=0)
-
         def on_sequential_epoch_end(self, *args, **kwargs):
-            self._done += 1
-            print(f"layer {min(self._done, layers)}/{layers}", file=sys.stderr, flush=True)
+            layer_done(layers, "scaled")
             return super().on_sequential_epoch_end(*args, **kwargs)
 
     class Gram(Reported):
@@ -120,8 +139,6 @@ def main(job_path: str) -> None:
     logger.add(sys.stderr, level="WARNING")
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from llmcompressor import oneshot
-    from llmcompressor.modifiers.gptq import GPTQModifier
-    from llmcompressor.modifiers.quantization import QuantizationModifier
     from torch.utils.data import DataLoader
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -139,7 +156,6 @@ def main(job_path: str) -> None:
         group_size=job["group_size"],
     )
     scheme = QuantizationScheme(targets=["Linear"], weights=weights)
-    rounding = {"nearest": QuantizationModifier, "gptq": GPTQModifier}[job["rounding"]]
     with contextlib.redirect_stdout(sys.stderr):
         oneshot(
             model=model,
@@ -149,7 +165,12 @@ def main(job_path: str) -> None:
             use_loss_mask=True,
             recipe=[
                 modifier(job["search"], job["grid"], model.config.num_hidden_layers),
-                rounding(config_groups={"group_0": scheme}, ignore=job["ignore"]),
+                rounding(
+                    job["rounding"],
+                    model.config.num_hidden_layers,
+                    config_groups={"group_0": scheme},
+                    ignore=job["ignore"],
+                ),
             ],
         )
         model.save_pretrained(job["out"], save_compressed=True)
