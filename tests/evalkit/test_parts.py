@@ -117,7 +117,8 @@ def test_python_validator_only_when_allowed(echo, ft, monkeypatch):
 
     write(echo / "a.jsonl", [{"id": f"i{i}", "output": "x" * i} for i in range(60)])
     python_task(
-        echo, "import pathlib; pathlib.Path('ran').touch()\ndef right(text, row): return {'score': min(1, len(text) / 40), 'reason': row['id']}\n"
+        echo,
+        "import pathlib; pathlib.Path('ran').touch()\ndef right(text, row): return {'score': min(1, len(text) / 40), 'reason': row['id']}\n",
     )
     monkeypatch.delitem(sys.modules, "mine_parts", raising=False)
     run = ft("eval", "a.jsonl", "--task", "sub/task.yaml", "--out", "r")
