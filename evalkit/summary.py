@@ -116,7 +116,8 @@ def _share(rows: Rows, outcome: str, *, level: float, exact: bool) -> Measured:
 def score_of(row: dict[str, Any], metric: str) -> float | None:
     """One item's score: a validator's, or pass@k and pass^k from its repeats; None where it has none."""
     if metric not in REPEATED:
-        return row["scores"].get(metric)
+        score: float | None = row["scores"].get(metric)
+        return score
     right = [o == "pass" for o in row.get("outcomes", ()) if o != "infra_error"]
     return float(any(right) if metric == "pass_at_k" else all(right)) if right else None
 
@@ -131,7 +132,7 @@ def _repeats(rows: Rows, metric: str, *, level: float, exact: bool) -> Measured:
 def _right(row: dict[str, Any]) -> float:
     """Share of an item's answers that are right: 0 or 1 where it was asked once."""
     outcomes = [o for o in row.get("outcomes") or [row["outcome"]] if o != "infra_error"]
-    return sum(o == "pass" for o in outcomes) / len(outcomes)
+    return sum(1.0 for o in outcomes if o == "pass") / len(outcomes)
 
 
 def _cost_per_correct(rows: Rows, *, level: float) -> Interval | None:

@@ -206,7 +206,7 @@ def test_summary_is_small_and_shows_text_as_text(echo, ft):
     evil = "![x](https://a.b/p.png) **b** @all <img src=x> | `c` www.a.b #1 \u202e </details>"
     rows = [
         {"id": f"{evil} {i}", "messages": turns({"content": "a"}, f"q{i}"), "tags": {"s": f"{evil}{i}"}}
-        for i in range(3000)
+        for i in range(200)
     ]
     write(echo / "eval.jsonl", rows)
     (echo / "task.yaml").write_text(
