@@ -1,6 +1,5 @@
 """What happens at each step of training: progress, `metrics.jsonl`, a look at the gradients, and stopping on a signal."""
 
-import ctypes
 import json
 import math
 import resource
@@ -14,28 +13,12 @@ from typing import Any
 from tunegate.core.console import Ticker, say
 from tunegate.train.trainer import TrainingDivergedError
 
-# Optimizer steps between two calls of malloc_trim.
-TRIM_EVERY = 10
-
-
 def peak_memory_gb() -> float:
     """Peak memory of this process in 1e9 bytes: allocated on the GPU where there is one, else resident."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated() / 1e9)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
-def give_back_memory() -> None:
-    """Return freed heap pages to the system (glibc's malloc_trim).
-
-    Batches differ in length, so freed blocks do not fit the next step's: without this the process grows by gigabytes
-    over a few hundred steps on the CPU.
-    """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
 
 
 class StopRequest:
@@ -89,8 +72,6 @@ def make_callback(
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             tick(1, None)
-            if state.global_step % TRIM_EVERY == 0:
-                give_back_memory()
             if stop.asked is not None:
                 control.should_save = checkpoints
                 control.should_training_stop = True
