@@ -13,6 +13,7 @@ from typing import Any
 from tunegate.core.console import Ticker, say
 from tunegate.train.trainer import TrainingDivergedError
 
+
 def peak_memory_gb() -> float:
     """Peak memory of this process in 1e9 bytes: allocated on the GPU where there is one, else resident."""
     torch = sys.modules.get("torch")
