@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,6 @@ class Manifest:
     hardware: dict[str, Any]
     git_commit: str | None
     schema_version: int = SCHEMA_VERSION
-    extra: dict[str, Any] = field(default_factory=dict)
 
     def as_input(self, role: str, path: Path) -> Input:
         """This folder, seen as an input of the next stage."""
@@ -119,7 +118,6 @@ def write(
         git_commit=_git_commit(),
     )
     document = asdict(manifest)
-    document.pop("extra")
     write_json(folder / NAME, {**document, "self_sha256": sha256_text(canonical_json(document))})
     return manifest
 
