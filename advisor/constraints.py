@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunegate.core.errors import UserError, nearest
+from tunegate.core.strict_yaml import read_yaml
 
 NEEDS = ("format", "style", "latency", "cost", "quality", "privacy")
 CHOICES = {
@@ -80,16 +81,7 @@ def from_mapping(values: Mapping[str, Any], *, where: str = "") -> Constraints:
 
 def read_file(path: Path) -> dict[str, Any]:
     """A YAML file of constraints as a mapping. Raises UserError with the line of a fault."""
-    import yaml
-
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError("no such file", where=str(path)) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"not YAML: {getattr(error, 'problem', error)}", where=f"{path}{line}") from None
+    document = read_yaml(path)
     if not isinstance(document, dict):
         raise UserError("expected a mapping of constraints", where=str(path), hint=f"keys: {', '.join(NAMES)}")
     return document

@@ -13,9 +13,9 @@ from typing import Any, Literal
 from tunegate.core.errors import ExitCode, UserError, nearest
 from tunegate.core.power import items_for_rate, pairs_for_difference
 from tunegate.core.statistics import Interval, holm
+from tunegate.core.strict_yaml import read_yaml
 from tunegate.evalkit.compare import Paired, Reading, pair, slice_values
 from tunegate.evalkit.options import build
-from tunegate.evalkit.strict_yaml import read_yaml
 from tunegate.evalkit.summary import CENSUS, PERCENTILES, Measured, known_metrics, measure
 
 Decision = Literal["PASS", "FAIL", "INCONCLUSIVE"]

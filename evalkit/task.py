@@ -7,9 +7,9 @@ from typing import Any
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.files import canonical_json, sha256_file, sha256_text
 from tunegate.core.rows import Message, Row, read_unique_rows
+from tunegate.core.strict_yaml import read_yaml
 from tunegate.evalkit import extract as extraction
 from tunegate.evalkit.options import build
-from tunegate.evalkit.strict_yaml import read_yaml
 from tunegate.evalkit.validators.base import Validator
 from tunegate.evalkit.validators.kinds import make
 

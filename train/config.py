@@ -9,6 +9,7 @@ from typing import Any
 
 from tunegate.core.errors import UsageError, UserError, nearest
 from tunegate.core.methods import ALL_LINEAR, METHODS, PRESETS, TRAINED
+from tunegate.core.strict_yaml import read_yaml
 
 # Names of the article this project grew from, and of older TRL and transformers, and what they are called now.
 FORMER_NAMES = {
@@ -108,16 +109,7 @@ def from_file(path: Path) -> dict[str, Any]:
 
     Raises UserError with the line for YAML that is not valid.
     """
-    import yaml
-
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError("no such file", where=str(path)) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"not valid YAML: {getattr(error, 'problem', None) or error}", where=where) from None
+    document = read_yaml(path)
     if not isinstance(document, dict):
         raise UserError("expected a mapping of settings", where=str(path))
     if "train" in document:

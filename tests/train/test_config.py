@@ -125,7 +125,7 @@ def test_a_yaml_error_has_file_and_line(tmp_path):
         from_file(path)
     assert caught.value.where == f"{path}:3"
     path.write_bytes(b"rank: \xff\n")
-    with pytest.raises(UserError, match="not valid YAML"):
+    with pytest.raises(UserError, match="not UTF-8 at byte 6"):
         from_file(path)
 
 
