@@ -139,7 +139,7 @@ def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
 
 def test_a_recommendation_gives_its_train_part(tmp_path):
     path = write(tmp_path, "recommendation: {method: lora}\ntrain:\n  method: qlora\n  learning-rate: 1e-4\n")
-    assert from_file(path) == {"method": "qlora", "learning_rate": "1e-4"}
+    assert from_file(path) == {"method": "qlora", "learning_rate": 1e-4}
     assert resolve([("r", from_file(path))])[0].learning_rate == 1e-4
 
 
