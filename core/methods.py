@@ -6,6 +6,7 @@ from typing import Literal, get_args
 Method = Literal["prompt", "few_shot", "rag", "lora", "qlora", "full"]
 METHODS: tuple[str, ...] = get_args(Method)
 TRAINED: tuple[str, ...] = ("lora", "qlora", "full")
+WEIGHTLESS: tuple[str, ...] = ("prompt", "few_shot", "rag")
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 ALL_LINEAR = (*ATTENTION, "gate_proj", "up_proj", "down_proj")

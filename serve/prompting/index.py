@@ -1,0 +1,136 @@
+"""Hybrid retrieval over passages: BM25 and embeddings, fused by rank."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from tunegate.core import embedding
+from tunegate.core.errors import UserError
+from tunegate.core.files import read_json, write_json, write_text
+from tunegate.core.rows import read_jsonl
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+PASSAGES, VECTORS, ABOUT = "passages.jsonl", "vectors.safetensors", "index.json"
+# Candidates of each ranking, and the constant of reciprocal rank fusion (Cormack, Clarke & Buettcher, SIGIR 2009, eq. 1).
+CANDIDATES = 50
+FUSION_K = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """One thing that can be retrieved. id: named in citations. text: what the model is shown. source: where it is from."""
+
+    id: str
+    text: str
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Index:
+    """Passages with their vectors (float32 [n, d], unit length) and their BM25 statistics.
+
+    keys: the texts that a question is compared with; for examples the question, for documents the passage itself.
+    """
+
+    passages: Sequence[Passage]
+    keys: Sequence[str]
+    vectors: "NDArray[np.float32]"
+    embedder: str
+    embedder_digest: str
+    lexical: Any
+
+    @classmethod
+    def build(cls, passages: Sequence[Passage], *, embedder: str, keys: Sequence[str] | None = None) -> Self:
+        """Embed and index passages. Raises UserError for none, or an embedding model that cannot be loaded."""
+        if not passages:
+            raise UserError("there is nothing to index", hint="give documents that hold text")
+        keys = [p.text for p in passages] if keys is None else keys
+        model = embedding.load(embedder)
+        return cls(passages, keys, model.embed(keys), embedder, model.digest, _bm25(keys))
+
+    def search(self, question: str, k: int) -> list[int]:
+        """Positions of the k best passages, best first: BM25 and cosine ranks fused; ties by position."""
+        import numpy as np
+
+        model = embedding.load(self.embedder)
+        cosine = self.vectors @ model.embed([question])[0]
+        scores = np.zeros(len(self.passages))
+        for ranked in (_ranked(cosine), _ranked(_bm25_scores(self.lexical, question), positive=True)):
+            for rank, position in enumerate(ranked):
+                scores[position] += 1 / (FUSION_K + 1 + rank)
+        return [int(i) for i in np.argsort(-scores, kind="stable")[:k] if scores[i] > 0]
+
+    def save(self, folder: Path) -> None:
+        """Write the index into an existing folder."""
+        from safetensors.numpy import save_file
+
+        lines = [{**asdict(p), "key": key} for p, key in zip(self.passages, self.keys, strict=True)]
+        write_text(folder / PASSAGES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        save_file({"vectors": self.vectors}, folder / VECTORS)
+        write_json(folder / ABOUT, {"embedder": self.embedder, "embedder_digest": self.embedder_digest})
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read an index. Raises UserError when it was made with another embedding model than the one that is here."""
+        from safetensors.numpy import load_file
+
+        about = read_json(folder / ABOUT)
+        model = embedding.load(about["embedder"])
+        if model.digest != about["embedder_digest"]:
+            raise UserError(
+                f"this index was made with other weights of {about['embedder']} than those installed here",
+                where=str(folder / ABOUT),
+                hint="make it again: ft train --method rag (or few_shot)",
+            )
+        lines = [value for _, value in read_jsonl(folder / PASSAGES)]
+        passages = [Passage(id=v["id"], text=v["text"], source=v["source"]) for v in lines]
+        keys = [v["key"] for v in lines]
+        vectors = load_file(folder / VECTORS)["vectors"]
+        if len(vectors) != len(passages):
+            raise UserError(f"{len(passages)} passages, {len(vectors)} vectors", where=str(folder / VECTORS))
+        return cls(passages, keys, vectors, model.spec, model.digest, _bm25(keys))
+
+
+def _bm25(texts: Sequence[str]) -> Any:
+    """Okapi BM25 as Lucene scores it, k1 = 1.5, b = 0.75 (bm25s)."""
+    import bm25s
+
+    model = bm25s.BM25()
+    model.index(_words(texts), show_progress=False)
+    return model
+
+
+def _bm25_scores(model: Any, question: str) -> "NDArray[np.float32]":
+    import numpy as np
+
+    words = [w for w in _words([question])[0] if w and w in model.vocab_dict]
+    if not words:
+        return np.zeros(model.scores["num_docs"], dtype=np.float32)
+    found: NDArray[np.float32] = model.get_scores(words)
+    return found
+
+
+def _words(texts: Sequence[str]) -> list[list[str]]:
+    """Lower-cased words of any script; every list has one word at least (an empty one breaks the index)."""
+    import bm25s
+
+    found: list[list[str]] = bm25s.tokenize(
+        list(texts),
+        stopwords=None,
+        return_ids=False,
+        show_progress=False,
+        token_pattern=r"(?u)\w+",  # noqa: S106 a pattern of words
+    )
+    return [words or [""] for words in found]
+
+
+def _ranked(scores: "NDArray[np.float32]", *, positive: bool = False) -> list[int]:
+    import numpy as np
+
+    best = np.argsort(-scores, kind="stable")[:CANDIDATES]
+    return [int(i) for i in best if not positive or scores[i] > 0]

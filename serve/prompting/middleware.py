@@ -1,0 +1,118 @@
+"""Applies a run's prompting to chat requests inside the server: no proxy, no second parse of what streams back.
+
+vLLM loads `PromptApp` by `--middleware`; the environment says which model names are prompted, and how much fits.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
+from typing import Any
+
+from tunegate.serve.prompting.prompting import Prompting
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+# JSON: {model name: folder that holds its prompting}, and the tokens that prompt and answer may take together.
+FOLDERS = "TUNEGATE_PROMPTING"
+CONTEXT = "TUNEGATE_CONTEXT_TOKENS"
+# A response header, JSON: ids of the examples or passages the model saw, and how many more did not fit.
+USED_HEADER = "x-tunegate-context"
+LARGEST_HEADER = 4000  # bytes; ids beyond are left out, and said so by "more"
+# Room kept for the answer of a request that names no max_tokens, and for what the template adds around the turns.
+ANSWER_TOKENS = 256
+TEMPLATE_TOKENS = 32
+PATH = "/v1/chat/completions"
+
+
+class PromptApp:
+    """ASGI middleware: `POST /v1/chat/completions` for a prompted model gets its messages from `Prompting.apply`."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self.app = app
+        self.context = int(os.environ[CONTEXT])
+        self.promptings = {
+            name: Prompting.load(Path(folder)) for name, folder in json.loads(os.environ[FOLDERS]).items()
+        }
+        for prompting in self.promptings.values():
+            prompting.apply([{"role": "user", "content": "warm up"}], room=self.context)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything on; rewrite the body of chat completions."""
+        if scope["type"] != "http" or scope.get("method") != "POST" or scope.get("path") != PATH:
+            await self.app(scope, receive, send)
+            return
+        raw = await _body(receive)
+        if raw is None:
+            return  # the client left before its request was complete
+        body, used = await self._prompted(raw)
+        headers = [(k, v) for k, v in scope["headers"] if k.lower() != b"content-length"]
+        scope = {**scope, "headers": [*headers, (b"content-length", str(len(body)).encode())]}
+
+        async def with_header(message: MutableMapping[str, Any]) -> None:
+            if used is not None and message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", []), (USED_HEADER.encode(), used)]}
+            await send(message)
+
+        await self.app(scope, _once(body, receive), with_header)
+
+    async def _prompted(self, raw: bytes) -> tuple[bytes, bytes | None]:
+        """(body for the engine, value of the header). What is no chat request of ours goes on untouched."""
+        try:
+            request = json.loads(raw)
+            prompting = self.promptings[request["model"]]
+            messages = request["messages"]
+            well_formed = all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages)
+        except (ValueError, KeyError, TypeError):
+            return raw, None
+        if not well_formed:
+            return raw, None
+        room = self.context - TEMPLATE_TOKENS - _answer_tokens(request)
+        if request.get("tools"):
+            room -= int(prompting.count([json.dumps(request["tools"])]))
+        applied = await asyncio.to_thread(prompting.apply, messages, room=room)
+        request["messages"] = applied.messages
+        return json.dumps(request).encode(), _header(applied.used, applied.dropped)
+
+
+def _answer_tokens(request: dict[str, Any]) -> int:
+    asked = request.get("max_completion_tokens") or request.get("max_tokens")
+    return asked if isinstance(asked, int) and asked > 0 else ANSWER_TOKENS
+
+
+def _header(used: list[str], dropped: int) -> bytes:
+    kept = list(used)
+    while True:
+        more = {"more": len(used) - len(kept)} if len(kept) < len(used) else {}
+        value = json.dumps({"ids": kept, "dropped": dropped, **more}, separators=(",", ":")).encode()
+        if len(value) <= LARGEST_HEADER or not kept:
+            return value
+        kept.pop()
+
+
+async def _body(receive: Receive) -> bytes | None:
+    pieces = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(pieces)
+
+
+def _once(body: bytes, receive: Receive) -> Receive:
+    """The body in one piece, then whatever the client sends (its disconnect)."""
+    given = False
+
+    async def call() -> MutableMapping[str, Any]:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return call

@@ -1,0 +1,191 @@
+"""What a run without weights does to a request: its instructions, its examples or its retrieved passages come in."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from tunegate.core.errors import UserError, nearest
+from tunegate.core.files import read_json, write_json, write_text
+from tunegate.core.rows import Message, read_jsonl
+from tunegate.serve.prompting.index import Index
+
+NAME = "prompting.json"
+EXAMPLES = "examples.jsonl"
+SCHEMA_VERSION = 1
+# What a turn costs beyond its text: role and end marks (8 in Llama-3's template, 5 in ChatML), rounded up.
+TURN_TOKENS = 12
+RAG_INTRODUCTION = "Passages that may help; use what fits the question and ignore the rest:"
+
+Selection = Literal["fixed", "nearest"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How requests are prompted. method: prompt, few_shot or rag. system: instructions added to the system turn.
+
+    system_role: the chat template accepts a system turn (else the text goes before the first user turn). k: most
+    examples or passages a request gets. selection: the same examples for all requests, or the nearest to each.
+    """
+
+    method: str
+    system: str = ""
+    system_role: bool = True
+    k: int = 0
+    selection: Selection = "nearest"
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A request as the model gets it. used: ids of examples or passages, best first. dropped: that did not fit."""
+
+    messages: list[Message]
+    used: list[str]
+    dropped: int
+
+
+@dataclass(frozen=True)
+class Prompting:
+    """Settings with what they need. examples: messages by id (few_shot). index: for nearest examples and for passages.
+
+    count: tokens of a text, by the model's tokenizer.
+    """
+
+    settings: Settings
+    count: Any
+    examples: dict[str, list[Message]]
+    index: Index | None = None
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read a run's (or release's) prompting. Raises UserError for a missing or newer one."""
+        from tokenizers import Tokenizer
+
+        document = read_json(folder / NAME)
+        if document.pop("schema_version", None) != SCHEMA_VERSION:
+            raise UserError("written by another version of Tunegate", where=str(folder / NAME))
+        unknown = [key for key in document if key not in Settings.__dataclass_fields__]
+        if unknown:
+            raise UserError(
+                f"unknown key {unknown[0]!r}",
+                where=str(folder / NAME),
+                hint=nearest(unknown[0], list(Settings.__dataclass_fields__)),
+            )
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer.no_truncation()
+        examples = {}
+        if (folder / EXAMPLES).is_file():
+            examples = {value["id"]: value["messages"] for _, value in read_jsonl(folder / EXAMPLES)}
+        index = Index.load(folder) if (folder / "index.json").is_file() else None
+        return cls(Settings(**document), counter(tokenizer), examples, index)
+
+    def save(self, folder: Path) -> None:
+        """Write everything but the tokenizer, which the run saves itself."""
+        write_json(folder / NAME, {"schema_version": SCHEMA_VERSION, **asdict(self.settings)})
+        if self.examples:
+            lines = [{"id": key, "messages": messages} for key, messages in self.examples.items()]
+            write_text(folder / EXAMPLES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        if self.index is not None:
+            self.index.save(folder)
+
+    def apply(self, messages: Sequence[Message], *, room: int) -> Applied:
+        """The messages with instructions, and as many examples or passages, best first, as `room` tokens hold.
+
+        room: tokens that the whole prompt may take: the model's context less the answer and the tools.
+        """
+        system, rest = _split_system(messages)
+        instructions = "\n\n".join(text for text in (system, self.settings.system) if text)
+        left = room - self._tokens([instructions, *map(_text, rest)])
+        wanted = self._candidates(_question(rest))
+        used: list[str] = []
+        turns: list[Message] = []
+        passages: list[str] = []
+        for name in wanted:
+            cost = self._costs[name]
+            if cost > left:
+                continue
+            left -= cost
+            used.append(name)
+            if self.settings.method == "few_shot":
+                turns = [*_as_turns(self.examples[name], system), *turns]  # the nearest stands next to the question
+            else:
+                passages.append(f"[{len(passages) + 1}] {self._passages[name]}")
+        if passages:
+            instructions = "\n\n".join(
+                text for text in (instructions, "\n".join([RAG_INTRODUCTION, *passages])) if text
+            )
+        return Applied(self._joined(instructions, [*turns, *rest]), used, len(wanted) - len(used))
+
+    def _candidates(self, question: str) -> list[str]:
+        if self.settings.method == "prompt" or self.settings.k == 0:
+            return []
+        if self.settings.method == "few_shot" and self.settings.selection == "fixed":
+            return list(self.examples)[: self.settings.k]
+        assert self.index is not None
+        return [self.index.passages[i].id for i in self.index.search(question, self.settings.k)]
+
+    @cached_property
+    def _passages(self) -> dict[str, str]:
+        return {p.id: p.text for p in self.index.passages} if self.index else {}
+
+    @cached_property
+    def _costs(self) -> dict[str, int]:
+        """Tokens that each example or passage adds to a prompt."""
+        if self.settings.method == "few_shot":
+            return {name: self._tokens([*map(_text, messages)]) for name, messages in self.examples.items()}
+        return {name: self._tokens([text]) for name, text in self._passages.items()}
+
+    def _tokens(self, texts: Sequence[str]) -> int:
+        return int(self.count(list(texts))) + TURN_TOKENS * len(texts)
+
+    def _joined(self, instructions: str, turns: list[Message]) -> list[Message]:
+        """Instructions as the system turn, or before the first user turn where the template has no system turn."""
+        if not instructions:
+            return turns
+        if self.settings.system_role:
+            return [{"role": "system", "content": instructions}, *turns]
+        first = next((i for i, turn in enumerate(turns) if turn["role"] == "user"), None)
+        if first is None:
+            return [{"role": "user", "content": instructions}, *turns]
+        merged = {**turns[first], "content": f"{instructions}\n\n{_text(turns[first])}"}
+        return [*turns[:first], merged, *turns[first + 1 :]]
+
+
+def counter(tokenizer: Any) -> Any:
+    """A function texts -> tokens altogether, from a `tokenizers.Tokenizer`."""
+    return lambda texts: sum(len(e.ids) for e in tokenizer.encode_batch(texts, add_special_tokens=False))
+
+
+def has_prompting(folder: Path) -> bool:
+    """Whether a run or release changes requests before the model sees them."""
+    return (folder / NAME).is_file()
+
+
+def _split_system(messages: Sequence[Message]) -> tuple[str, list[Message]]:
+    """(text of the leading system turns, the rest)."""
+    count = next((i for i, m in enumerate(messages) if m["role"] not in ("system", "developer")), len(messages))
+    return "\n\n".join(_text(m) for m in messages[:count] if _text(m)), list(messages[count:])
+
+
+def _as_turns(messages: Sequence[Message], system: str) -> list[Message]:
+    """An example as turns; its own system text, where it differs from the request's, opens its first user turn."""
+    own, turns = _split_system(messages)
+    if not own or own == system:
+        return turns
+    return [{**turns[0], "content": f"{own}\n\n{_text(turns[0])}"}, *turns[1:]]
+
+
+def _question(messages: Sequence[Message]) -> str:
+    """What is retrieved for: the last user turn."""
+    return next((_text(m) for m in reversed(messages) if m["role"] == "user"), "")
+
+
+def _text(message: Message) -> str:
+    """A turn's text; of content in parts, the text parts."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "\n".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    calls = message.get("tool_calls")
+    return str(content or "") + (json.dumps(calls, ensure_ascii=False) if calls else "")
