@@ -8,6 +8,7 @@ from typing import Any
 from tunegate.core.errors import UserError
 from tunegate.core.files import write_json, write_text
 from tunegate.core.rows import Row, read_unique_rows
+from tunegate.core.schema_inference import infer_schema
 from tunegate.evalkit.validators.base import NotJsonError, strict_json
 from tunegate.evalkit.validators.number import numbers
 from tunegate.evalkit.validators.tool_call import call_of
@@ -31,7 +32,7 @@ def init_task(data: Path, out: Path, *, force: bool) -> dict[str, Any]:
         schema = out.with_name(f"{out.stem}.schema.json")
         if schema.exists() and not force:
             raise UserError("exists already", where=str(schema), hint="pass --force to replace it")
-        write_json(schema, infer([strict_json(row.expected) for row in rows]))
+        write_json(schema, infer_schema([strict_json(row.expected) for row in rows]))
     lines, primary = _validators(kind, rows, None if schema is None else schema.name)
     text = "\n".join(
         [
@@ -123,29 +124,3 @@ def _relative(data: Path, folder: Path) -> str:
         return data.resolve().relative_to(folder.resolve()).as_posix()
     except ValueError:
         return str(data.resolve())
-
-
-def infer(values: list[Any]) -> dict[str, Any]:
-    """A JSON Schema (2020-12) that allows all the values: types, required and known keys, few texts as an enum."""
-    types = sorted({_type(v) for v in values})
-    if "integer" in types and "number" in types:
-        types.remove("integer")
-    schema: dict[str, Any] = {"type": types[0] if len(types) == 1 else types}
-    objects = [v for v in values if isinstance(v, dict)]
-    if objects:
-        keys = list(dict.fromkeys(k for v in objects for k in v))
-        schema["properties"] = {k: infer([v[k] for v in objects if k in v]) for k in keys}
-        schema["required"] = [k for k in keys if all(k in v for v in objects)]
-        schema["additionalProperties"] = False
-    items = [item for v in values if isinstance(v, list) for item in v]
-    if items:
-        schema["items"] = infer(items)
-    texts = {v for v in values if isinstance(v, str)}
-    if types == ["string"] and len(texts) <= 20 and len(values) >= 10 * len(texts):
-        schema["enum"] = sorted(texts)
-    return schema
-
-
-def _type(value: Any) -> str:
-    names = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
-    return "null" if value is None else names[type(value)]
