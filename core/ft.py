@@ -18,6 +18,10 @@ class FtGroup(LazyGroup):
         ),
         "merge": Entry("tunegate.train.release.cli:merge_app", "Merge an adapter into its base model: a release."),
         "quantize": Entry("tunegate.train.release.cli:quantize_app", "Quantize a release to AWQ W4A16 for vLLM."),
+        "release": Entry(
+            "tunegate.train.release.release_cli:app",
+            "Names for releases: list, show, promote on a PASS, roll back, sign.",
+        ),
         "serve": Entry("tunegate.serve.cli:app", "Serve a release, run or model with vLLM (OpenAI-compatible)."),
         "eval": Entry("tunegate.evalkit.cli:eval_app", "Score a model and compare it with a baseline, pair by pair."),
         "gate": Entry("tunegate.evalkit.cli:gate_app", "Decide from a report: PASS, FAIL or INCONCLUSIVE."),

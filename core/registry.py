@@ -15,8 +15,12 @@ from typing import Any
 
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import Artifact, EvalReport
-from tunegate.core.errors import UserError, nearest
-from tunegate.core.files import new_folder, write_json
+from tunegate.core.errors import InfrastructureError, UserError, nearest
+from tunegate.core.files import folder_bytes, new_folder, write_json
+
+Entries = dict[str, list[dict[str, Any]]]
+# Linux's ioctl that lets a new file share the blocks of another, copy on write (linux/fs.h: FICLONE).
+FICLONE = 0x40049409
 
 
 def home() -> Path:
@@ -29,25 +33,62 @@ def save(name: str, artifact: Artifact) -> Path:
 
     Raises UserError for a name that could be a path or an URL.
     """
+    stored = store(artifact, checked_name(name))
+    append({key(artifact.kind, name): entry_of(artifact, stored)})
+    return stored
+
+
+def checked_name(name: str) -> str:
+    """`name`. Raises UserError for one that could be a path or an URL."""
     if not name or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):
         raise UserError(f"{name!r} is not a usable name", hint="letters, digits, dash, underscore and dot")
-    with _locked() as entries:
-        stored = home() / "store" / f"{artifact.kind}-{artifact.digest[:16]}"
-        if not stored.is_dir():
-            with new_folder(stored) as folder:
-                shutil.copytree(artifact.path, folder, dirs_exist_ok=True)
-        history = entries.get(_key(artifact.kind, name), [])
-        entry = {"digest": artifact.digest, "path": stored.name, "at": manifests.now(), "from": str(artifact.path)}
-        entries[_key(artifact.kind, name)] = [*history, entry]
+    return name
+
+
+def store(artifact: Artifact, name: str, *, place: Path | None = None) -> Path:
+    """The folder in the store that holds `artifact`'s bytes, copied there where it is not yet; name: for messages.
+
+    Raises InfrastructureError when there is no room, UserError when the folder changes under our hands.
+    """
+    place = place or home()
+    stored = place / "store" / f"{artifact.kind}-{artifact.digest[:16]}"
+    with _lock(place, "store.lock"):
+        if stored.is_dir():
+            return stored
+        size, free = folder_bytes(artifact.path), shutil.disk_usage(place).free
+        if size > free:
+            raise InfrastructureError(
+                f"{name!r} takes {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
+                where=str(place),
+                hint="free some space, or set TUNEGATE_HOME",
+            )
+        with new_folder(stored) as folder:
+            shutil.copytree(artifact.path, folder, dirs_exist_ok=True, copy_function=_copy)
+            if manifests.read(folder).digest != artifact.digest or manifests.verify(folder):
+                raise UserError(
+                    "is not as its manifest says", where=str(artifact.path), hint=f"ft verify {artifact.path}"
+                )
     return stored
+
+
+def entry_of(artifact: Artifact, stored: Path) -> dict[str, Any]:
+    """What the history says of `artifact`."""
+    return {"digest": artifact.digest, "path": stored.name, "at": manifests.now(), "from": str(artifact.path)}
+
+
+def append(added: dict[str, dict[str, Any]], *, place: Path | None = None) -> None:
+    """Add one entry to the history of each key, all of them or none; of two writers at once neither is lost."""
+    with locked(place or home()) as entries:
+        for name, entry in added.items():
+            entries[name] = [*entries.get(name, []), entry]
 
 
 def find_report(name: str) -> EvalReport:
     """The EvalReport that `name` means now. Raises UserError, with the names there are."""
-    entries = _read()
-    history = entries.get(_key(EvalReport.kind, name))
+    entries = read()
+    history = entries.get(key(EvalReport.kind, name))
     if not history:
-        known = [key.partition("/")[2] for key in entries if key.startswith(EvalReport.kind + "/")]
+        known = names(entries, EvalReport.kind)
         hint = (
             nearest(name, known)
             if known
@@ -63,19 +104,26 @@ def find_report(name: str) -> EvalReport:
 
 def has_report(name: str) -> bool:
     """Whether `name` is a saved report."""
-    return _key(EvalReport.kind, name) in _read()
+    return key(EvalReport.kind, name) in read()
 
 
-def _key(kind: str, name: str) -> str:
+def key(kind: str, name: str) -> str:
+    """Where the history of `name` stands among the entries."""
     return f"{kind}/{name}"
 
 
-def _read() -> dict[str, list[dict[str, Any]]]:
-    path = home() / "registry.json"
+def names(entries: Entries, kind: str) -> list[str]:
+    """The names that mean something of this kind."""
+    return [item.partition("/")[2] for item in entries if item.startswith(kind + "/")]
+
+
+def read(place: Path | None = None) -> Entries:
+    """All histories. Raises UserError when the file is damaged."""
+    path = (place or home()) / "registry.json"
     if not path.is_file():
         return {}
     try:
-        entries: dict[str, list[dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8"))["entries"]
+        entries: Entries = json.loads(path.read_text(encoding="utf-8"))["entries"]
         for history in entries.values():
             history[-1]["path"], history[-1]["digest"]
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError, IndexError):
@@ -86,11 +134,27 @@ def _read() -> dict[str, list[dict[str, Any]]]:
 
 
 @contextmanager
-def _locked() -> Iterator[dict[str, list[dict[str, Any]]]]:
-    """Read, change and write the registry under a lock: of two writers at once neither is lost."""
-    home().mkdir(parents=True, exist_ok=True)
-    with (home() / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        entries = _read()
+def locked(place: Path) -> Iterator[Entries]:
+    """Read, change and write the registry under a lock; an error inside changes nothing."""
+    with _lock(place, "lock"):
+        entries = read(place)
         yield entries
-        write_json(home() / "registry.json", {"schema_version": 1, "entries": entries})
+        write_json(place / "registry.json", {"schema_version": 1, "entries": entries})
+
+
+@contextmanager
+def _lock(place: Path, name: str) -> Iterator[None]:
+    place.mkdir(parents=True, exist_ok=True)
+    with (place / name).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _copy(source: str, target: str) -> str:
+    """A copy that shares its blocks with the original where the file system can: a release may be tens of gigabytes."""
+    with Path(source).open("rb") as read_from, Path(target).open("wb") as write_to:
+        try:
+            fcntl.ioctl(write_to, FICLONE, read_from.fileno())
+        except OSError:
+            shutil.copyfileobj(read_from, write_to, 1 << 20)
+    return target

@@ -1,0 +1,267 @@
+"""`promote(Release, GateDecision, alias) -> Promotion`: a name for exactly the bytes that a gate let through.
+
+The chain that is checked: the decision says PASS and is as it was written; it was made on a report, which is as it was
+written; the report is of a folder with this digest; the folder still has it.
+"""
+
+import getpass
+import os
+import socket
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from tunegate.core import manifest as manifests
+from tunegate.core.artifacts import EvalReport, GateDecision, Release, Run
+from tunegate.core.errors import UserError, nearest
+from tunegate.core.files import read_json
+from tunegate.core.manifest import Input
+
+ALIASES = ("champion", "candidate", "baseline")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promotion:
+    """One entry of an alias's history: since `at` the alias means `digest`. action: promote or rollback.
+
+    path: of the bytes, as the registry keeps them. from_path: where they were. evidence: digests of decision, report and
+    baseline, and the conditions. facts: what was made of what (data, base, recipe, quantization), kept so that it can be
+    told when the folders are gone.
+    """
+
+    action: str
+    digest: str
+    kind: str
+    path: str
+    at: str
+    by: str
+    from_path: str
+    reason: str | None = None
+    evidence: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "Promotion":
+        """Rebuild from the registry's JSON; keys of a later version are left out."""
+        known = Promotion.__dataclass_fields__
+        return Promotion(**{name: item for name, item in value.items() if name in known})
+
+    def as_json(self) -> dict[str, Any]:
+        """For the registry."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """A PASS for one release. decision: the parsed decision.json."""
+
+    gate: GateDecision
+    report: EvalReport
+    decision: dict[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        """What the history keeps of it."""
+        keys = ("metric", "rule", "slice", "decision", "value", "low", "high", "reason")
+        return {
+            "gate": self.gate.digest,
+            "report": self.report.digest,
+            "baseline": (self.decision.get("baseline") or {}).get("digest"),
+            "decision": self.decision["decision"],
+            "decided": self.decision.get("created"),
+            "n": self.report.manifest.facts.get("n"),
+            "metrics": self.report.manifest.facts.get("metrics", {}),
+            "conditions": [{k: c.get(k) for k in keys} for c in self.decision["conditions"]],
+        }
+
+
+class Registry(Protocol):
+    """Where promotions are kept: a folder, or MLflow."""
+
+    def histories(self) -> dict[str, list[Promotion]]:
+        """By alias, oldest first."""
+        ...
+
+    def add(self, alias: str, promotion: Promotion, artifact: Release | Run, evidence: Evidence) -> Promotion:
+        """Keep the bytes and their evidence, and let `alias` mean them; returns the entry as kept."""
+        ...
+
+    def roll_back(self, alias: str, to: str | None, by: str, reason: str | None) -> tuple[Promotion, Promotion]:
+        """Let `alias` mean what it meant before: (what it meant until now, the new entry)."""
+        ...
+
+    def where(self) -> str:
+        """In words."""
+        ...
+
+
+def promote(
+    artifact: Release | Run, gate: Path, alias: str, registry: Registry, *, by: str | None, reason: str | None
+) -> Promotion:
+    """Let `alias` mean `artifact`, on a passing decision for exactly its bytes.
+
+    Raises UserError when the folder, the decision or its report was changed, when the decision is not PASS, or when it is
+    for other bytes.
+    """
+    _unchanged(artifact.path, "the release")
+    evidence = evidence_for(artifact, gate)
+    promotion = Promotion(
+        action="promote",
+        digest=artifact.digest,
+        kind=artifact.kind,
+        path="",
+        at=manifests.now(),
+        by=by or who(),
+        from_path=str(artifact.path),
+        reason=reason,
+        evidence=evidence.summary(),
+        facts=described(artifact),
+    )
+    return registry.add(alias, promotion, artifact, evidence)
+
+
+def evidence_for(artifact: Release | Run, folder: Path) -> Evidence:
+    """The decision in `folder` (a GateDecision, or an EvalReport with one inside), proven to be a PASS for `artifact`."""
+    gate = _decision(folder)
+    _unchanged(gate.path, "the gate's decision")
+    decision: dict[str, Any] = read_json(gate.path / "decision.json")
+    verdict = decision.get("decision")
+    if verdict != "PASS" or gate.manifest.facts.get("decision") != "PASS":
+        raise UserError(
+            f"the gate's decision is {verdict}, not PASS",
+            where=str(gate.path),
+            hint="only a PASS promotes; see ft gate",
+        )
+    judged = next((i for i in gate.manifest.inputs if i.role == "candidate" and i.kind == EvalReport.kind), None)
+    if judged is None or (decision.get("candidate") or {}).get("digest") != judged.digest:
+        raise UserError("the decision does not say which report it was made on", where=str(gate.path))
+    system = next((i for i in judged.inputs if i.role == "system"), None)
+    if system is None or system.digest != artifact.digest or system.kind != artifact.kind:
+        raise UserError(
+            f"the decision is for {_words(system)}, not for these bytes ({artifact.kind} {artifact.digest[:12]})",
+            where=str(gate.path),
+            hint=f"judge this folder: ft eval {artifact.path} --task task.yaml --out report/ --against BASELINE",
+        )
+    report = _report(judged, gate)
+    if report.report()["target"]["digest"] != artifact.digest:
+        raise UserError("the report is of another system than the decision says", where=str(report.path))
+    return Evidence(gate=gate, report=report, decision=decision)
+
+
+def standing(history: list[Promotion]) -> list[Promotion]:
+    """What the alias means (last) and what a rollback would go back to (before it): promotions that were taken back left out."""
+    stack: list[Promotion] = []
+    for entry in history:
+        while entry.action == "rollback" and stack and stack[-1].digest != entry.digest:
+            stack.pop()
+        again = bool(stack) and stack[-1].digest == entry.digest
+        stack = [*(stack[:-1] if again else stack), entry]
+    return stack
+
+
+def rollback_target(alias: str, history: list[Promotion], to: str | None) -> tuple[Promotion, Promotion]:
+    """(what the alias means now, what it goes back to). to: the beginning of a digest from the history.
+
+    Raises UserError when there is nothing to go back to.
+    """
+    stack = standing(history)
+    if not stack:
+        raise UserError(f"nothing was ever promoted as {alias!r}", hint="ft release list")
+    earlier = stack[:-1]
+    if to is not None:
+        matching = [entry for entry in earlier if entry.digest.startswith(to)]
+        if not matching:
+            known = [entry.digest[:12] for entry in earlier]
+            raise UserError(
+                f"{alias!r} never meant {to!r} before",
+                where="--to",
+                hint=nearest(to, known) if known else "nothing stood before it",
+            )
+        return stack[-1], matching[-1]
+    if not earlier:
+        raise UserError(
+            f"{alias!r} has meant nothing but {stack[-1].digest[:12]}",
+            hint="there is no earlier promotion to go back to",
+        )
+    return stack[-1], earlier[-1]
+
+
+def who() -> str:
+    """Who promotes: the CI's actor, else user@host."""
+    actor = os.environ.get("GITHUB_ACTOR") or os.environ.get("GITLAB_USER_LOGIN")
+    if actor:
+        return actor
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (KeyError, OSError):  # a container's user without a name
+        return f"uid {os.getuid()}@{socket.gethostname()}"
+
+
+def described(artifact: Release | Run) -> dict[str, Any]:
+    """Which data, base, recipe and quantization, from the manifest and from the folders it names where they still are."""
+    facts = artifact.manifest.facts
+    found: dict[str, Any] = {"name": artifact.path.resolve().name}
+    keys = ("base", "base_name", "license", "method", "quantization", "format", "group_size", "calibration_rows", "bytes",
+            "template_digest", "probe_digest")  # fmt: skip
+    found |= {name: facts[name] for name in keys if name in facts}
+    if artifact.kind == Run.kind:
+        found["recipe"] = artifact.manifest.config
+    for row in manifests.lineage(artifact.manifest.inputs):
+        document = _still_there(row)
+        if row["kind"] == "run" and "run" not in found:
+            found["run"] = {"path": row["path"], "digest": row["digest"]}
+            found["recipe"] = document.config if document else {}
+        elif row["kind"] == "dataset" and row["role"] == "dataset" and "data" not in found:
+            counts = {k: document.facts[k] for k in ("train", "eval") if k in document.facts} if document else {}
+            found["data"] = {"path": row["path"], "digest": row["digest"], **counts}
+        elif row["role"] == "base_model" and "base_digest" not in found:
+            found["base_digest"] = row["digest"]
+    return found
+
+
+def _still_there(row: dict[str, Any]) -> manifests.Manifest | None:
+    try:
+        manifest = manifests.read(Path(row["path"]))
+    except UserError:
+        return None
+    return manifest if manifest.digest == row["digest"] else None
+
+
+def _decision(folder: Path) -> GateDecision:
+    kind = manifests.read(folder).kind
+    if kind == EvalReport.kind and (folder / "gate").is_dir():
+        folder = folder / "gate"
+    elif kind == EvalReport.kind:
+        raise UserError(
+            "this report was never decided on", where=str(folder), hint=f"ft gate {folder} --policy gate.yaml"
+        )
+    return GateDecision.open(folder)
+
+
+def _report(judged: Input, gate: GateDecision) -> EvalReport:
+    """The report that the decision was made on: where it was, or the folder that the decision lies in."""
+    for folder in (gate.path.resolve().parent, Path(judged.path)):
+        if folder.is_dir() and (folder / manifests.NAME).is_file() and manifests.read(folder).digest == judged.digest:
+            _unchanged(folder, "the report")
+            return EvalReport.open(folder)
+    raise UserError(
+        f"the report that the decision was made on (digest {judged.digest[:12]}) is not where it was, or was changed",
+        where=judged.path,
+        hint="put it back, or judge again: ft eval ... --against BASELINE",
+    )
+
+
+def _unchanged(folder: Path, what: str) -> None:
+    problems = manifests.verify(folder)
+    if problems:
+        first = problems[0]
+        raise UserError(
+            f"{what} is not as it was written: {first['path']}: {first['problem']}",
+            where=str(folder),
+            hint=f"ft verify {folder}",
+        )
+
+
+def _words(system: Input | None) -> str:
+    if system is None:
+        return "a system it does not name"
+    return f"{system.kind} {system.path} ({system.digest[:12]})"

@@ -1,0 +1,153 @@
+"""The two registries: a folder (with a lock), and MLflow's model registry (in an environment of its own)."""
+
+import json
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tunegate.core import manifest as manifests
+from tunegate.core import registry as folders
+from tunegate.core.artifacts import EvalReport, Release, Run
+from tunegate.core.errors import InfrastructureError, UserError
+from tunegate.core.files import read_json
+from tunegate.train.release import environments
+from tunegate.train.release.promote import Evidence, Promotion, Registry, rollback_target, standing
+
+PREFIX = "mlflow:"
+MODEL = "tunegate"
+KIND = Release.kind
+
+
+def open_registry(spec: str | None) -> Registry:
+    """The registry that `spec` names: None for `$TUNEGATE_REGISTRY` or the default folder, `mlflow:URI[#NAME]`, or a folder."""
+    spec = spec or os.environ.get("TUNEGATE_REGISTRY")
+    if spec is None:
+        return FolderRegistry(folders.home())
+    if spec.startswith(PREFIX):
+        uri, _, name = spec.removeprefix(PREFIX).partition("#")
+        if not uri:
+            raise UserError("no address after mlflow:", where="--registry", hint="mlflow:sqlite:///mlflow.db")
+        return MlflowRegistry(uri, name or MODEL)
+    return FolderRegistry(Path(spec))
+
+
+@dataclass(frozen=True)
+class FolderRegistry:
+    """A folder: bytes by digest under store/, `registry.json` with every alias's history, changed under a lock."""
+
+    place: Path
+
+    def where(self) -> str:
+        """In words."""
+        return str(self.place)
+
+    def histories(self) -> dict[str, list[Promotion]]:
+        """By alias, oldest first. Raises UserError when the file is damaged."""
+        entries = folders.read(self.place)
+        return {name: _history(entries, name, self.place) for name in folders.names(entries, KIND)}
+
+    def add(self, alias: str, promotion: Promotion, artifact: Release | Run, evidence: Evidence) -> Promotion:
+        """Copy release, report and decision in, then change the alias; the report becomes what --against ALIAS means."""
+        folders.checked_name(alias)
+        kept = folders.store(artifact, alias, place=self.place)
+        report = folders.store(evidence.report, alias, place=self.place)
+        folders.store(evidence.gate, alias, place=self.place)
+        added = {
+            folders.key(KIND, alias): replace(promotion, path=kept.name).as_json(),
+            folders.key(EvalReport.kind, alias): folders.entry_of(evidence.report, report),
+        }
+        folders.append(added, place=self.place)
+        return replace(promotion, path=str(kept))
+
+    def roll_back(self, alias: str, to: str | None, by: str, reason: str | None) -> tuple[Promotion, Promotion]:
+        """Go back under the lock, after the bytes to go back to were hashed."""
+        with folders.locked(self.place) as entries:
+            history = _history(entries, alias, self.place)
+            now, target = rollback_target(alias, history, to)
+            stored = Path(target.path)
+            if not stored.is_dir() or manifests.read(stored).digest != target.digest or manifests.verify(stored):
+                raise UserError("the bytes to go back to were changed", where=str(stored), hint=f"ft verify {stored}")
+            entry = replace(target, action="rollback", at=manifests.now(), by=by, reason=reason)
+            entries[folders.key(KIND, alias)].append(replace(entry, path=stored.name).as_json())
+            report = self.place / "store" / f"{EvalReport.kind}-{str(target.evidence['report'])[:16]}"
+            saved = folders.entry_of(EvalReport.open(report), report)
+            entries.setdefault(folders.key(EvalReport.kind, alias), []).append(saved)
+        return now, entry
+
+
+def _history(entries: folders.Entries, alias: str, place: Path) -> list[Promotion]:
+    found = entries.get(folders.key(KIND, alias), [])
+    try:
+        history = [Promotion.from_json(entry) for entry in found]
+    except TypeError:
+        raise UserError(f"the history of {alias!r} is damaged", where=str(place / "registry.json")) from None
+    return [replace(entry, path=str(place / "store" / entry.path)) for entry in history]
+
+
+@dataclass(frozen=True)
+class MlflowRegistry:
+    """MLflow's model registry: one registered model, a version per promotion with the bytes as its artifacts, aliases as
+    MLflow knows them, and each promotion as a tag of the model. uri: as MLflow takes it. name: of the registered model."""
+
+    uri: str
+    name: str
+
+    def where(self) -> str:
+        """In words, without a password."""
+        import re
+
+        return f"MLflow at {re.sub(r'//[^/@]*@', '//***@', self.uri)}, model {self.name!r}"
+
+    def histories(self) -> dict[str, list[Promotion]]:
+        """By alias, oldest first."""
+        found = self._worker({"action": "histories"})
+        return {alias: [Promotion.from_json(e) for e in entries] for alias, entries in found["histories"].items()}
+
+    def add(self, alias: str, promotion: Promotion, artifact: Release | Run, evidence: Evidence) -> Promotion:
+        """Log release, report and decision to an MLflow run, make a version of it, set the alias."""
+        folders.checked_name(alias)
+        parts = {"release": artifact.path, "report": evidence.report.path, "gate": evidence.gate.path}
+        job = {"action": "add", "alias": alias, "entry": promotion.as_json()}
+        done = self._worker({**job, "folders": {name: str(path.resolve()) for name, path in parts.items()}})
+        return Promotion.from_json(done["entry"])
+
+    def roll_back(self, alias: str, to: str | None, by: str, reason: str | None) -> tuple[Promotion, Promotion]:
+        """Set the alias to the version it meant before."""
+        now, target = rollback_target(alias, self.histories().get(alias, []), to)
+        entry = replace(target, action="rollback", at=manifests.now(), by=by, reason=reason)
+        done = self._worker({"action": "set", "alias": alias, "entry": entry.as_json()})
+        return now, Promotion.from_json(done["entry"])
+
+    def _worker(self, job: dict[str, Any]) -> dict[str, Any]:
+        """Run one job in MLflow's environment. Raises InfrastructureError with MLflow's last line."""
+        python = environments.ensure("mlflow")
+        with tempfile.TemporaryDirectory(prefix="tunegate-mlflow-") as temporary:
+            work = Path(temporary)
+            result = work / "result.json"
+            document = {**job, "uri": self.uri, "name": self.name, "result": str(result)}
+            (work / "job.json").write_text(json.dumps(document), encoding="utf-8")
+            environment = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
+            command = [str(python), str(environments.WORKERS / "mlflow_registry.py"), str(work / "job.json")]
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            if done.returncode or not result.is_file():
+                lines = [line for line in done.stderr.strip().splitlines() if line.strip()] or ["no message"]
+                raise InfrastructureError(f"MLflow: {lines[-1].strip()}", where=self.where())
+            answer: dict[str, Any] = read_json(result)
+        return answer
+
+
+def current(registry: Registry, alias: str) -> Promotion:
+    """What `alias` means now. Raises UserError, with the aliases there are."""
+    histories = registry.histories()
+    if not histories.get(alias):
+        raise UserError(
+            f"nothing was promoted as {alias!r}",
+            where=registry.where(),
+            hint=f"known: {', '.join(sorted(histories))}"
+            if histories
+            else "ft release promote RELEASE --gate DECISION",
+        )
+    return standing(histories[alias])[-1]
