@@ -98,6 +98,20 @@ class Release(Artifact):
         return str(self.manifest.facts["quantization"])
 
 
+class GgufExport(Artifact):
+    """One `.gguf` file for llama.cpp, and an Ollama `Modelfile` beside it.
+
+    `manifest.facts`: `file`, `type`, `template_digest`, `stops`, and the proof that it tokenizes and answers as its release.
+    """
+
+    kind = "gguf"
+
+    @property
+    def model_path(self) -> Path:
+        """The model's file."""
+        return self.path / str(self.manifest.facts["file"])
+
+
 class EvalReport(Artifact):
     """`results.jsonl`, `report.json`, `report.html`, `junit.xml`, `summary.md`."""
 
@@ -120,7 +134,7 @@ class GateDecision(Artifact):
     kind = "gate_decision"
 
 
-KINDS: dict[str, type[Artifact]] = {c.kind: c for c in (Dataset, Run, Release, EvalReport, GateDecision)}
+KINDS: dict[str, type[Artifact]] = {c.kind: c for c in (Dataset, Run, Release, GgufExport, EvalReport, GateDecision)}
 
 
 def open_any(path: Path) -> Artifact:

@@ -1,53 +1,11 @@
-"""`ft verify` and `ft doctor`."""
-
-from pathlib import Path
-from typing import Annotated
+"""`ft doctor`."""
 
 import typer
 
-from tunegate.core import manifest as manifests
 from tunegate.core.console import JsonOption, emit_json, out
 from tunegate.core.errors import ExitCode
 
-verify_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 doctor_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-
-
-@verify_app.command(epilog="Example: ft verify release-awq/")
-def verify(
-    folder: Annotated[Path, typer.Argument(help="Any folder that a stage wrote.")], as_json: JsonOption = False
-) -> None:
-    """Re-hash every file of a folder against its manifest and show what it was made from; exit 2 when a byte differs."""
-    manifest = manifests.read(folder)
-    problems = manifests.verify(folder)
-    lineage = manifests.lineage(manifest.inputs)
-    if as_json:
-        emit_json(
-            {
-                "ok": not problems,
-                "kind": manifest.kind,
-                "digest": manifest.digest,
-                "problems": problems,
-                "lineage": lineage,
-            }
-        )
-    else:
-        size = sum(int(item["bytes"]) for item in manifest.outputs)
-        out().print(
-            f"{manifest.kind} {folder}: {len(manifest.outputs)} files, {size / 1e6:.1f} MB, made {manifest.created}",
-            markup=False,
-        )
-        out().print(f"digest {manifest.digest}", markup=False)
-        for row in lineage:
-            out().print(
-                f"{'  ' * row['depth']}from {row['role']}: {row['kind']} {row['digest'][:12]} ({row['path']})",
-                markup=False,
-            )
-        for problem in problems:
-            out().print(f"PROBLEM {problem['path']}: {problem['problem']}", markup=False)
-        out().print(f"verify: {'OK' if not problems else f'{len(problems)} problems'}", markup=False)
-    if problems:
-        raise typer.Exit(ExitCode.BAD_INPUT)
 
 
 @doctor_app.command(epilog="Example: ft doctor")

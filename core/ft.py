@@ -26,7 +26,10 @@ class FtGroup(LazyGroup):
         "eval": Entry("tunegate.evalkit.cli:eval_app", "Score a model and compare it with a baseline, pair by pair."),
         "gate": Entry("tunegate.evalkit.cli:gate_app", "Decide from a report: PASS, FAIL or INCONCLUSIVE."),
         "report": Entry("tunegate.evalkit.cli:report_app", "Write a report's pages again from its results."),
-        "verify": Entry("tunegate.core.cli:verify_app", "Re-hash a folder and show what it was made from."),
+        "verify": Entry(
+            "tunegate.train.release.verify_cli:app",
+            "Re-hash a folder, follow its lineage, check template, licence and signature.",
+        ),
         "doctor": Entry(
             "tunegate.core.cli:doctor_app", "What is installed, what each stage will use, what is missing."
         ),

@@ -13,6 +13,7 @@ from tunegate.core.files import canonical_json, read_json, relative_files, sha25
 from tunegate.core.machine import hardware, versions
 
 NAME = "manifest.json"
+SIGNATURE = "model.sig"  # made after the manifest, over it; checked against the files by itself
 SCHEMA_VERSION = 1
 _SECRET_OPTION = re.compile(r"(?i)^--?[\w-]*(key|token|secret|password)[\w-]*(=.*)?$")
 _SECRET_VALUE = re.compile(r"\b(sk-|hf_|ghp_|AKIA|xox[bp]-)[\w-]{8,}")
@@ -186,12 +187,12 @@ def verify(folder: Path) -> list[dict[str, str]]:
 
 
 def own_files(folder: Path) -> list[str]:
-    """The files that a folder's manifest lists: all but the manifest itself and sub-folders with a manifest of their own.
+    """The files that a folder's manifest lists: all but the manifest, its signature, and sub-folders with a manifest.
 
     Such a sub-folder (the gate's decision inside a report) is an artifact by itself, made later and verified by itself.
     """
     inner = tuple(f"{name}/" for name in inner_artifacts(folder))
-    return [name for name in relative_files(folder) if name != NAME and not name.startswith(inner)]
+    return [name for name in relative_files(folder) if name not in (NAME, SIGNATURE) and not name.startswith(inner)]
 
 
 def inner_artifacts(folder: Path) -> list[str]:

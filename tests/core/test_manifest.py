@@ -6,10 +6,10 @@ import shutil
 import pytest
 
 from tunegate.core import artifacts, manifest
-from tunegate.core.cli import verify_app
 from tunegate.core.commands import run
 from tunegate.core.errors import UserError
 from tunegate.core.files import canonical_json, sha256_text
+from tunegate.train.release.verify_cli import app as verify_app
 
 
 @pytest.fixture
@@ -84,22 +84,22 @@ def test_a_forged_manifest_is_found_by_its_digest(folder):
 
 
 def test_verify_says_ok_and_shows_the_lineage(folder, tmp_path, capsys):
-    made = tmp_path / "run"
+    made = tmp_path / "report"
     made.mkdir()
     (made / "w").write_text("w")
     data = artifacts.Dataset.open(folder)
-    manifest.write(made, "run", inputs=[data.as_input("dataset")], config={"rank": 4}, seeds={"seed": 1})
-    then = tmp_path / "release"
+    manifest.write(made, "eval_report", inputs=[data.as_input("dataset")], config={"rank": 4}, seeds={"seed": 1})
+    then = tmp_path / "gate"
     then.mkdir()
     (then / "w").write_text("w")
-    manifest.write(then, "release", inputs=[artifacts.Run.open(made).as_input("run")], config={})
+    manifest.write(then, "gate_decision", inputs=[artifacts.EvalReport.open(made).as_input("candidate")], config={})
     shutil.rmtree(folder)
     shutil.rmtree(made)
     assert run(verify_app, prog="ft verify", argv=[str(then), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert (document["ok"], document["problems"], document["kind"]) == (True, [], "release")
+    assert (document["ok"], document["problems"], document["kind"]) == (True, [], "gate_decision")
     assert [(row["depth"], row["role"], row["kind"]) for row in document["lineage"]] == [
-        (1, "run", "run"),
+        (1, "candidate", "eval_report"),
         (2, "dataset", "dataset"),
     ]
     assert document["lineage"][1]["digest"] == data.digest

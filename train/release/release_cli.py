@@ -8,7 +8,7 @@ import typer
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import Release, Run, open_any
 from tunegate.core.console import JsonOption, emit_json, out, say, table
-from tunegate.core.errors import UserError
+from tunegate.core.errors import UsageError, UserError
 from tunegate.train.release.promote import Promotion, described, standing, who
 from tunegate.train.release.promote import promote as do_promote
 from tunegate.train.release.promote_registry import current, open_registry
@@ -132,6 +132,32 @@ def rollback(
     out().print(f"{alias}: {name} again, was {was.facts.get('name', '')} ({was.digest[:12]})", markup=False)
     out().print(f"kept in {entry.path}", markup=False)
     say("what is being served does not change by itself: restart the server on that folder")
+
+
+@app.command(
+    epilog="Example: ft release sign release-awq/ --key key.pem  then  ft verify release-awq/ --key public.pem"
+)
+def sign(
+    folder: Annotated[Path, typer.Argument(metavar="RELEASE", help="Any finished folder.")],
+    key: Annotated[Path | None, typer.Option("--key", help="P-256 private key, PEM.")] = None,
+    key_password_file: Annotated[
+        Path | None, typer.Option("--key-password-file", help="Where the key has one.")
+    ] = None,
+    keyless: Annotated[bool, typer.Option("--keyless", help="By Sigstore, with your identity or the CI's.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Sign every byte of a folder (OpenSSF model signing): model.sig inside it, checked by `ft verify --key`."""
+    if (key is None) == (not keyless):
+        raise UsageError("give --key KEY or --keyless")
+    from tunegate.serve.client import api_key
+    from tunegate.train.release.sign import sign as do_sign
+
+    password = api_key(key_password_file) if key_password_file else None
+    signature = do_sign(open_any(folder), key, password=password)
+    if as_json:
+        emit_json({"signature": str(signature), "folder": str(folder)})
+        return
+    out().print(f"signed: {signature}; check with: ft verify {folder} --key PUBLIC", markup=False)
 
 
 def _servable(path: Path) -> Release | Run:

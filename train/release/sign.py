@@ -1,0 +1,107 @@
+"""OpenSSF model signing (OMS) of a folder: `model.sig` inside it, over every file and the manifest.
+
+The format and the cryptography are those of the package `model-signing`; its command line verifies what is made here.
+"""
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from tunegate.core.artifacts import Artifact
+from tunegate.core.errors import InfrastructureError, UserError
+from tunegate.core.files import relative_files, sha256_file
+from tunegate.core.manifest import SIGNATURE, verify
+
+
+def sign(artifact: Artifact, key: Path | None, *, password: str | None = None) -> Path:
+    """Write `model.sig` with a P-256 private key (PEM); without a key, keyless by Sigstore (opens a browser, or takes the
+    CI's identity).
+
+    Raises UserError for a folder that is not as its manifest says and for a key of another kind.
+    """
+    signing, config = _library("signing"), _hashing()
+    if problems := verify(artifact.path):
+        first = problems[0]
+        if first["path"] != SIGNATURE:
+            raise UserError(
+                f"not signed: {first['path']}: {first['problem']}",
+                where=str(artifact.path),
+                hint=f"ft verify {artifact.path}",
+            )
+    signer = signing.Config().set_hashing_config(config)
+    target = artifact.path / SIGNATURE
+    if key is not None and not key.is_file():
+        raise UserError("no such key file", where=str(key), hint=_HOW)
+    try:
+        if key is None:
+            signer.use_sigstore_signer(use_ambient_credentials=True)
+        else:
+            signer.use_elliptic_key_signer(private_key=key, password=password)
+        signer.sign(artifact.path.resolve(), target)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"cannot sign with this key: {error}", where=str(key or "keyless"), hint=_HOW) from None
+    except OSError as error:
+        raise InfrastructureError(f"Sigstore cannot be reached: {error}", hint="sign with --key instead") from None
+    return target
+
+
+_HOW = "make one: openssl ecparam -name prime256v1 -genkey -noout -out key.pem; openssl ec -in key.pem -pubout -out public.pem"
+
+
+def check(
+    folder: Path, *, key: Path | None = None, identity: str | None = None, issuer: str | None = None
+) -> str | None:
+    """What is wrong with the signature, None when it is good: made with that key, or by that identity, over these bytes.
+
+    Raises UserError when the public key cannot be read.
+    """
+    verifying, config = _library("verifying"), _hashing()
+    signature = folder / SIGNATURE
+    if not signature.is_file():
+        return "there is no signature"
+    verifier = verifying.Config().set_hashing_config(config)
+    try:
+        if key is not None:
+            verifier.use_elliptic_key_verifier(public_key=key)
+        else:
+            verifier.use_sigstore_verifier(identity=identity, oidc_issuer=issuer)
+    except (ValueError, OSError, TypeError) as error:
+        raise UserError(f"not a P-256 public key in PEM: {error}", where=str(key), hint=_HOW) from None
+    try:
+        verifier.verify(folder.resolve(), signature)
+    except Exception as error:  # whatever the cryptography below raises: the signature is not good
+        return " ".join(f"the signature does not hold: {str(error) or type(error).__name__}".split())
+    return None
+
+
+def coverage(folder: Path) -> str | None:
+    """Without any key: whether the signature is one, and names exactly these files with these hashes. What is wrong, or None.
+
+    Whether the signer is who they should be, only `check` says.
+    """
+    try:
+        bundle = json.loads((folder / SIGNATURE).read_text(encoding="utf-8"))
+        statement = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+        signed = {str(item["name"]): item["digest"] for item in statement["predicate"]["resources"]}
+    except (ValueError, KeyError, TypeError, UnicodeDecodeError):
+        return "not a model signature"
+    names = {name for name in relative_files(folder) if name != SIGNATURE}
+    if names != set(signed):
+        odd = sorted(names ^ set(signed))[0]
+        return f"signed before {odd} was {'added' if odd in names else 'removed'}"
+    changed = [name for name in sorted(names) if sha256_file(folder / name) != signed[name]]
+    return f"signed before {changed[0]} was changed" if changed else None
+
+
+def _hashing() -> Any:
+    return _library("hashing").Config().set_ignored_paths(paths=[Path(SIGNATURE)], ignore_git_paths=False)
+
+
+def _library(name: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(f"model_signing.{name}")
+    except ImportError:
+        raise UserError("model-signing is not installed", hint="pip install 'tunegate[sign]'") from None

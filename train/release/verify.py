@@ -1,0 +1,226 @@
+"""`ft verify`: is a folder what its manifest says, does its history reach the data, and does one template hold from end to end?"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tunegate.core import manifest as manifests
+from tunegate.core.artifacts import GgufExport, Release, Run, open_any
+from tunegate.core.errors import UserError
+from tunegate.core.manifest import SIGNATURE, Manifest
+from tunegate.core.methods import WEIGHTLESS
+from tunegate.train.release import licences, sign
+
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+MODELS = (Run.kind, Release.kind, GgufExport.kind)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signer:
+    """Who is to have signed: the holder of a key, or an identity that an issuer vouches for (keyless)."""
+
+    key: Path | None = None
+    identity: str | None = None
+    issuer: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What was found. stages: template and probe digests, by stage. signature: in words. duties: of the licence."""
+
+    manifest: Manifest
+    problems: list[dict[str, str]]
+    lineage: list[dict[str, Any]]
+    stages: list[dict[str, Any]]
+    duties: list[licences.Duty]
+    signature: str
+
+    def as_json(self) -> dict[str, Any]:
+        """What `ft verify --json` prints."""
+        return {
+            "ok": not self.problems,
+            "kind": self.manifest.kind,
+            "digest": self.manifest.digest,
+            "problems": self.problems,
+            "lineage": self.lineage,
+            "stages": self.stages,
+            "signature": self.signature,
+            "licence": [asdict(duty) for duty in self.duties],
+        }
+
+
+def inspect(folder: Path, *, signer: Signer | None = None, distribution: bool = False) -> Inspection:
+    """Check a folder of any kind. distribution: duties of the licence that are not met are problems too.
+
+    Raises UserError when it is no folder of ours, or the key cannot be read.
+    """
+    manifest = manifests.read(folder)
+    problems = [*manifests.verify(folder), *_empty_folders(folder)]
+    signature, broken = _signature(folder, signer)
+    if broken:
+        problems.append({"path": SIGNATURE, "problem": broken})
+    lineage = [{**row, "state": _state(row)} for row in manifests.lineage(manifest.inputs)]
+    stages: list[dict[str, Any]] = []
+    duties: list[licences.Duty] = []
+    if manifest.kind in MODELS:
+        problems += _incomplete(manifest)
+        problems += _unwanted(folder, manifest)
+        if not problems:  # a damaged folder is not loaded
+            stages = _stages(folder, manifest, lineage)
+            problems += _one_template(stages)
+        duties = licences.duties(folder, manifest.facts)
+        if distribution:
+            problems += [{"path": "licence", "problem": f"{d.duty}: {d.fix}"} for d in duties if not d.met]
+    return Inspection(
+        manifest=manifest, problems=problems, lineage=lineage, stages=stages, duties=duties, signature=signature
+    )
+
+
+def load_in_engine(folder: Path) -> str:
+    """Start the engine on a folder and get one answer; what answered, in words.
+
+    Raises UserError for a folder without a model, InfrastructureError with cause and remedy when it does not load.
+    """
+    artifact = open_any(folder)
+    if isinstance(artifact, GgufExport):
+        from tunegate.train.release.export_gguf import first_answer
+
+        return f"llama.cpp answers: {first_answer(artifact)!r}"
+    if not isinstance(artifact, Release | Run):
+        raise UserError(f"a {artifact.kind} folder holds no model to load", where=str(folder))
+    from tunegate.serve.vllm_process import serving
+
+    with serving(artifact) as endpoint:
+        return f"vLLM loads it and answers, as {endpoint.model}"
+
+
+def _state(row: dict[str, Any]) -> str:
+    """Of an ancestor's folder: here, changed (another digest now), or gone (a file or hub id is not looked at)."""
+    if row["kind"] in ("file", "model"):
+        return "not checked"
+    path = Path(row["path"])
+    if not (path / manifests.NAME).is_file():
+        return "gone"
+    try:
+        return "here" if manifests.read(path).digest == row["digest"] else "changed"
+    except UserError:
+        return "changed"
+
+
+def _signature(folder: Path, signer: Signer | None) -> tuple[str, str | None]:
+    """(in words, what is wrong)."""
+    path = folder / SIGNATURE
+    there = path.is_file() or path.is_symlink()
+    if path.is_symlink():
+        return "a symlink", "is a symlink"
+    if signer is not None:
+        broken = sign.check(folder, key=signer.key, identity=signer.identity, issuer=signer.issuer)
+        by = f"the key {signer.key}" if signer.key else f"{signer.identity}"
+        return ("does not hold" if broken else f"made with {by}, over every file"), broken
+    if not there:
+        return "none", None
+    broken = sign.coverage(folder)
+    words = "covers every file; by whom was not checked: --key PUBLIC"
+    return ("does not hold" if broken else words), broken
+
+
+def _empty_folders(folder: Path) -> list[dict[str, str]]:
+    return [
+        {"path": f"{Path(directory).relative_to(folder)}/", "problem": "an empty folder, not in the manifest"}
+        for directory, inside, files in os.walk(folder)
+        if not inside and not files and Path(directory) != folder
+    ]
+
+
+def _incomplete(manifest: Manifest) -> list[dict[str, str]]:
+    """The history of a model has to reach the data it was trained on (with its sources) and the base model."""
+    rows = manifests.lineage(manifest.inputs)
+    wanting = []
+    trained_on = [i for i in _flat(manifest.inputs) if i.kind == "dataset"]
+    needs_data = manifest.facts.get("method") not in WEIGHTLESS
+    if needs_data and not trained_on:
+        wanting.append("the lineage does not reach a dataset")
+    elif needs_data and not any(i.inputs for i in trained_on):
+        wanting.append("the lineage ends at the dataset: its sources are not named")
+    if not any(row["role"] == "base_model" for row in rows):
+        wanting.append("the lineage does not reach a base model")
+    return [{"path": manifests.NAME, "problem": text} for text in wanting]
+
+
+def _flat(inputs: tuple[manifests.Input, ...]) -> list[manifests.Input]:
+    return [found for item in inputs for found in (item, *_flat(item.inputs))]
+
+
+def _unwanted(folder: Path, manifest: Manifest) -> list[dict[str, str]]:
+    """Pickles (they run code when loaded), training-only template tags, weights that end before they should."""
+    found = []
+    for name in (str(item["path"]) for item in manifest.outputs):
+        path = folder / name
+        if path.suffix in PICKLES and not name.startswith("checkpoint"):
+            found.append({"path": name, "problem": "a pickle: it runs code when it is loaded"})
+        if not path.is_file() or path.is_symlink():
+            continue
+        if path.suffix == ".jinja" and "{% generation" in path.read_text(encoding="utf-8", errors="replace"):
+            found.append({"path": name, "problem": "the template has training-only tags ({% generation %})"})
+        if path.suffix == ".safetensors" and not _whole(path):
+            found.append({"path": name, "problem": "not a whole safetensors file"})
+        if name.endswith(".safetensors.index.json"):
+            shards = set(json.loads(path.read_text(encoding="utf-8")).get("weight_map", {}).values())
+            gone = sorted(s for s in shards if not (path.parent / str(s)).is_file())
+            found += [{"path": str(shard), "problem": "a shard that the index names is missing"} for shard in gone]
+    return found
+
+
+def _whole(path: Path) -> bool:
+    """Whether the header's last offset is the file's end (safetensors: 8 bytes little-endian length, JSON header, data)."""
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            header = json.loads(stream.read(min(length, 1 << 28)))
+        end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+    return bool(path.stat().st_size == 8 + length + end)
+
+
+def _stages(folder: Path, manifest: Manifest, lineage: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Template and probe digest as each stage recorded them, and as this folder's files give them now."""
+    ancestors = [row for row in lineage if row["state"] == "here" and row["kind"] in MODELS]
+    return [
+        {"stage": "these files, now", **_computed(folder, manifest)},
+        _recorded(manifest.kind, manifest),
+        *(_recorded(str(row["kind"]), manifests.read(Path(row["path"]))) for row in ancestors),
+    ]
+
+
+def _recorded(kind: str, manifest: Manifest) -> dict[str, Any]:
+    quantization = manifest.facts.get("quantization")
+    stage = {"run": "training", "gguf": "GGUF"}.get(kind, "merge" if quantization == "none" else str(quantization))
+    return {"stage": f"recorded by {stage}", **{k: manifest.facts.get(k) for k in ("template_digest", "probe_digest")}}
+
+
+def _computed(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    if manifest.kind == GgufExport.kind:
+        from tunegate.train.release.export_gguf import embedded_template_digest
+
+        return {"template_digest": embedded_template_digest(GgufExport.open(folder)), "probe_digest": None}
+    if manifest.facts.get("method") in WEIGHTLESS:
+        return {"template_digest": None, "probe_digest": None}
+    from tunegate.core.chat_template import probe_digest, template_digest
+    from tunegate.core.model_source import ModelSource
+    from tunegate.train.model_loading import load_tokenizer
+
+    tokenizer = load_tokenizer(ModelSource(str(folder), "folder", str(folder), folder.name))
+    return {"template_digest": template_digest(tokenizer), "probe_digest": probe_digest(tokenizer)}
+
+
+def _one_template(stages: list[dict[str, Any]]) -> list[dict[str, str]]:
+    problems = []
+    for key, words in (("template_digest", "chat template"), ("probe_digest", "token ids of the probe")):
+        values = {stage["stage"]: stage[key] for stage in stages if stage.get(key)}
+        if len(set(values.values())) > 1:
+            shown = "; ".join(f"{stage} {value[:12]}" for stage, value in values.items())
+            problems.append({"path": "tokenizer", "problem": f"the {words} are not one at all stages: {shown}"})
+    return problems
