@@ -1,31 +1,36 @@
 """`ft serve`: options, opening what is served, printing. Sub-commands: status, logs, stop."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tunegate.core.artifacts import Release, Run, open_any
 from tunegate.core.commands import DefaultCommandGroup
-from tunegate.core.console import JsonOption, emit_json, out, say, table
+from tunegate.core.console import JsonOption, emit_json, out, say
 from tunegate.core.errors import InfrastructureError, UsageError, UserError
-from tunegate.core.files import write_json
 from tunegate.core.manifest import NAME as MANIFEST
-from tunegate.core.manifest import now
-from tunegate.core.model_source import cache_folder, resolve
+from tunegate.core.model_source import resolve
+from tunegate.serve import cli_manage, servers
 from tunegate.serve.client import api_key
+from tunegate.serve.middleware import GuardSettings
+from tunegate.serve.supervisor import detached_log, supervise
 from tunegate.serve.vllm_flags import ServeOptions, Target
-from tunegate.serve.vllm_process import refuse_taken, serving
+from tunegate.serve.vllm_process import Endpoint, refuse_taken
 
 app = typer.Typer(cls=DefaultCommandGroup, add_completion=False, rich_markup_mode="rich", no_args_is_help=True,
                   help="Serve a release, run or model with vLLM (OpenAI-compatible): ft serve TARGET.",
                   epilog="Example: ft serve release-awq/ --port 8000   then   ft serve status")  # fmt: skip
+app.command(epilog="Example: ft serve status")(cli_manage.status)
+app.command(epilog="Example: ft serve logs --port 8000 -f")(cli_manage.logs)
+app.command(epilog="Example: ft serve stop --port 8000")(cli_manage.stop)
+
+DEFAULTS = GuardSettings()
 
 
 def open_target(spec: str) -> Target:
@@ -57,7 +62,15 @@ def run(
     max_model_len: Annotated[int, typer.Option(min=16, help="Tokens a request may take, prompt and answer.")] = 2048,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Requests computed together.")] = 32,
     start_timeout: Annotated[float, typer.Option(help="Seconds to wait until it answers.")] = 900.0,
+    restart: Annotated[int, typer.Option(min=0, help="Start it again so often when it dies or hangs.")] = 0,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds running requests get when stopped.")] = DEFAULTS.drain_s,
+    hang_after: Annotated[
+        float, typer.Option(min=1, help="Seconds a request for one token may take before the engine is called hung.")
+    ] = DEFAULTS.hang_s,
+    max_request_mb: Annotated[float, typer.Option(min=0.001, help="Largest request body, 1e6 bytes.")] = 4.0,
     api_key_file: Annotated[Path | None, typer.Option(help="File with the API key; else TUNEGATE_API_KEY.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="TLS certificate (PEM); with --tls-key.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Private key of the certificate (PEM).")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Serve TARGET until Ctrl-C; flags after -- go to vLLM as they are."""
@@ -66,145 +79,46 @@ def run(
         raise UsageError(
             f"listening on {host} needs an API key", where="--host", hint="set TUNEGATE_API_KEY or --api-key-file"
         )
+    _check_tls(tls_cert, tls_key)
     refuse_taken(host, port)
     if detach:
         _detach(port, start_timeout, as_json=as_json)
         return
-    opened = open_target(target)
+    guard = replace(
+        GuardSettings.from_environment(), drain_s=drain, hang_s=hang_after, quiet_s=min(DEFAULTS.quiet_s, hang_after),
+        max_body_bytes=round(max_request_mb * 1e6),
+    )  # fmt: skip
     options = ServeOptions(
         host=host, port=port, eager=not compiled, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
-        start_timeout_s=start_timeout, extra=tuple(context.args),
+        start_timeout_s=start_timeout, certificate=tls_cert, private_key=tls_key, guard=guard, extra=tuple(context.args),
     )  # fmt: skip
-    signal.signal(signal.SIGTERM, _interrupt)
-    log = _folder() / f"{port}.log"
-    with serving(opened, options=options, log=log, key=key) as endpoint:
-        state = {
-            "pid": os.getpid(),
-            "port": port,
-            "url": endpoint.base_url,
-            "model": endpoint.model,
-            "target": target,
-            "log": str(log),
-            "started": now(),
-        }
-        write_json(_folder() / f"{port}.json", state)
-        try:
-            if as_json:
-                emit_json(state)
-            else:
-                _print_ready(endpoint.base_url, endpoint.model, needs_key=bool(key))
-            _wait(endpoint.pid, log)
-        finally:
-            (_folder() / f"{port}.json").unlink(missing_ok=True)
-
-
-@app.command(epilog="Example: ft serve status")
-def status(as_json: JsonOption = False) -> None:
-    """List the servers started here, and whether each answers."""
-    servers = [{**s, "alive": _alive(s["pid"]), "healthy": _healthy(s)} for s in _states()]
-    if as_json:
-        emit_json({"servers": servers})
-        return
-    if not servers:
-        out().print("no server is running")
-        return
-    words = {True: "healthy", False: "does not answer"}
-    rows = [
-        [str(s["port"]), s["target"], s["model"], words[s["healthy"]] if s["alive"] else "dead", s["started"]]
-        for s in servers
-    ]
-    table(None, ["port", "target", "model", "state", "started"], rows, left=5)
-
-
-@app.command(epilog="Example: ft serve logs --port 8000")
-def logs(
-    port: Annotated[int, typer.Option(help="Port of the server.")] = 8000,
-    lines: Annotated[int, typer.Option(min=1, help="Lines from the end.")] = 50,
-    as_json: JsonOption = False,
-) -> None:
-    """Show the end of a server's log."""
-    path = _folder() / f"{port}.log"
-    if not path.is_file():
-        raise UserError(f"no log of a server on port {port}", hint="ft serve status")
-    shown = path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]
-    if as_json:
-        emit_json({"port": port, "log": str(path), "lines": shown})
-    else:
-        out().print("\n".join(shown), markup=False)
-
-
-@app.command(epilog="Example: ft serve stop --port 8000")
-def stop(port: Annotated[int, typer.Option(help="Port of the server.")] = 8000, as_json: JsonOption = False) -> None:
-    """Stop a server started with --detach (or in another terminal)."""
-    state = next((s for s in _states() if s["port"] == port), None)
-    if state is None:
-        raise UserError(f"no server on port {port} was started here", hint="ft serve status")
-    if _alive(state["pid"]):
-        os.kill(state["pid"], signal.SIGTERM)
-        deadline = time.monotonic() + 30
-        while _alive(state["pid"]) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        if _alive(state["pid"]):
-            raise InfrastructureError(
-                f"the server on port {port} did not stop within 30 s", hint=f"kill -9 {state['pid']}"
-            )
-    (_folder() / f"{port}.json").unlink(missing_ok=True)
-    if as_json:
-        emit_json({"stopped": port})
-    else:
-        out().print(f"stopped the server on port {port}")
-
-
-def _folder() -> Path:
-    folder = cache_folder() / "serve"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _states() -> list[dict[str, Any]]:
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(_folder().glob("*.json"))]
-
-
-def _alive(pid: int) -> bool:
+    opened = open_target(target)
+    record = servers.Record(port, target=target, drain_s=drain, model=None, url=None, instance=None)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    stat = Path(f"/proc/{pid}/stat")
-    return not (stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
+        supervise(opened, options, key=key, restarts=restart, record=record,
+                  ready=lambda endpoint: _ready(endpoint, record, as_json=as_json))  # fmt: skip
+    finally:
+        if record.content["state"] != "dead":
+            record.remove()
 
 
-def _healthy(state: dict[str, Any]) -> bool:
-    import urllib.request
-
-    try:
-        with urllib.request.urlopen(state["url"].removesuffix("/v1") + "/health", timeout=5) as response:  # noqa: S310
-            return bool(response.status == 200)
-    except OSError:
-        return False
+def _check_tls(certificate: Path | None, private_key: Path | None) -> None:
+    if (certificate is None) != (private_key is None):
+        raise UsageError("--tls-cert and --tls-key belong together", where="--tls-cert")
+    for path in (certificate, private_key):
+        if path is not None and not path.is_file():
+            raise UserError("no such file", where=str(path))
 
 
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
-def _wait(pid: int, log: Path) -> None:
-    """Until Ctrl-C or SIGTERM (a clean end), or until the server dies (an error)."""
-    try:
-        while _alive(pid):
-            time.sleep(0.5)
-    except KeyboardInterrupt:
-        say("stopping")
+def _ready(endpoint: Endpoint, record: servers.Record, *, as_json: bool) -> None:
+    """One line with the URL, one with a request to try."""
+    if as_json:
+        emit_json(record.content)
         return
-    raise InfrastructureError("the server died", hint=f"log: {log}")
-
-
-def _print_ready(url: str, model: str, *, needs_key: bool) -> None:
-    key = ' -H "Authorization: Bearer $TUNEGATE_API_KEY"' if needs_key else ""
-    body = json.dumps({"model": model, "messages": [{"role": "user", "content": "Hello"}]})
-    out().print(f"ready: {url} (model {model}); Ctrl-C stops it", markup=False)
+    url = endpoint.base_url
+    key = ' -H "Authorization: Bearer $TUNEGATE_API_KEY"' if endpoint.key else ""
+    body = json.dumps({"model": endpoint.model, "messages": [{"role": "user", "content": "Hello"}]})
+    out().print(f"ready: {url} (model {endpoint.model}); Ctrl-C stops it", markup=False)
     out().print(
         f"try:   curl {url}/chat/completions -H 'Content-Type: application/json'{key} -d '{body}'", markup=False
     )
@@ -212,8 +126,8 @@ def _print_ready(url: str, model: str, *, needs_key: bool) -> None:
 
 def _detach(port: int, timeout_s: float, *, as_json: bool) -> None:
     """Run the same command in the background and wait until it is ready or has failed."""
-    arguments = [a for a in sys.argv[1:] if a not in ("--detach", "--json")]
-    own_log = _folder() / f"{port}.supervisor.log"
+    arguments = _without(sys.argv[1:], ("--detach", "--json"))
+    own_log = detached_log(port)
     with own_log.open("wb") as stream:
         child = subprocess.Popen(
             [sys.argv[0], *arguments],
@@ -223,9 +137,11 @@ def _detach(port: int, timeout_s: float, *, as_json: bool) -> None:
             start_new_session=True,
         )
     deadline = time.monotonic() + timeout_s
+    shown = 0
     while time.monotonic() < deadline:
-        state = next((s for s in _states() if s["port"] == port and s["pid"] == child.pid), None)
-        if state is not None:
+        shown = _show_phases(own_log, shown)
+        state = next((s for s in servers.records() if s["port"] == port and s["pid"] == child.pid), None)
+        if state is not None and state["state"] == "serving":
             emit_json(state) if as_json else out().print(
                 f"serving {state['model']} at {state['url']} in the background; ft serve stop --port {port}",
                 markup=False,
@@ -237,3 +153,18 @@ def _detach(port: int, timeout_s: float, *, as_json: bool) -> None:
         time.sleep(0.2)
     child.terminate()
     raise InfrastructureError("the server was not ready in time", hint=f"log: {own_log}")
+
+
+def _without(arguments: list[str], options: tuple[str, ...]) -> list[str]:
+    """The command line without these options of ours; what stands after -- is not touched."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return [a for a in arguments[:end] if a not in options] + arguments[end:]
+
+
+def _show_phases(path: Path, shown: int) -> int:
+    """Pass on what the background supervisor says of its start; lines shown so far."""
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    for line in lines[shown:]:
+        if line.startswith("starting vLLM"):
+            say(line)
+    return len(lines)

@@ -32,6 +32,7 @@ PROBE_MODEL_VARIABLE = "TUNEGATE_PROBE_MODEL"
 HEALTH = "/health"
 METRICS = "/metrics"  # scraped to the end, so that a drain can be watched
 TICK_S = 1.0
+DROPPED = 16  # a body that is too long is read up to so many times the limit
 EXIT_S = 5.0  # what the engine and the server get to end after a drain
 
 
@@ -163,30 +164,28 @@ class Guard:
             self.running.discard(request)
 
     async def _body(self, scope: Scope, receive: Receive, send: Send) -> bytes | None:
-        """The whole body; None when it was refused, or the client left."""
+        """The whole body; None when it was refused, or the client left. What is too long is read on for a while and
+        dropped: a client that is still sending would see a broken connection and not the answer."""
         limit, close = self.settings.max_body_bytes, [(b"connection", b"close")]
-        too_long = f"the request is longer than {limit} bytes"
-        declared = next((v for k, v in scope["headers"] if k.lower() == b"content-length"), b"0")
-        if int(declared) > limit:
-            await _refuse(scope, send, 413, too_long, "request_too_large", close)
-            return None
         pieces: list[bytes] = []
         size, more = 0, True
         try:
             async with asyncio.timeout(self.settings.body_s):
-                while more:
+                while more and size <= DROPPED * limit:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return None
-                    pieces.append(message.get("body", b""))
-                    size += len(pieces[-1])
+                    piece = message.get("body", b"")
+                    size += len(piece)
                     more = bool(message.get("more_body"))
-                    if size > limit:
-                        await _refuse(scope, send, 413, too_long, "request_too_large", close)
-                        return None
+                    if size <= limit:
+                        pieces.append(piece)
         except TimeoutError:
             words = f"the request's body took longer than {self.settings.body_s:.0f} s"
             await _refuse(scope, send, 408, words, "request_timeout", close)
+            return None
+        if size > limit:
+            await _refuse(scope, send, 413, f"the request is longer than {limit} bytes", "request_too_large", close)
             return None
         return b"".join(pieces)
 

@@ -12,6 +12,7 @@ from tunegate.core.files import sha256_text
 from tunegate.core.machine import gpus, memory_gb
 from tunegate.core.methods import WEIGHTLESS
 from tunegate.core.model_source import ModelSource, resolve
+from tunegate.serve.middleware import GuardSettings
 from tunegate.serve.prompting.prompting import has_prompting
 
 Target = Release | Run | ModelSource
@@ -28,7 +29,8 @@ LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 class ServeOptions:
     """How to serve. eager: start quickly and do not compile (evaluations, tests). max_model_len: tokens a request may
     take, prompt and answer. max_num_seqs: requests computed together. prompted: (name, folder) of runs without weights
-    that are served beside the target, on its weights. extra: vLLM flags passed on as they are.
+    that are served beside the target, on its weights. certificate, private_key: TLS files (PEM). guard: limits of
+    requests and of the drain. extra: vLLM flags passed on as they are.
     """
 
     host: str = "127.0.0.1"
@@ -38,6 +40,9 @@ class ServeOptions:
     max_num_seqs: int = 32
     start_timeout_s: float = 900.0
     prompted: tuple[tuple[str, Path], ...] = ()
+    certificate: Path | None = None
+    private_key: Path | None = None
+    guard: GuardSettings = field(default_factory=GuardSettings)
     extra: tuple[str, ...] = ()
 
 
@@ -74,6 +79,9 @@ def build(target: Target, options: ServeOptions) -> Launch:
     environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     if prompted:
         environment |= {"TUNEGATE_PROMPTING": json.dumps(prompted), "TUNEGATE_CONTEXT_TOKENS": str(length)}
+    if options.certificate and options.private_key:
+        arguments += ["--ssl-certfile", str(options.certificate.resolve())]
+        arguments += ["--ssl-keyfile", str(options.private_key.resolve())]
     if options.eager:
         arguments += ["--enforce-eager"]
     if not gpus():

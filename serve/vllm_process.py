@@ -1,19 +1,14 @@
-"""`serving(target) -> Endpoint`: vLLM's OpenAI-compatible server as a child that is ready when it says so, and gone when
-the block ends."""
+"""vLLM's server as a child that owns its process group and cannot outlive us, and `serving(target) -> Endpoint`."""
 
 import contextlib
 import ctypes
-import json
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,21 +16,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tunegate.core.artifacts import Release, Run
 from tunegate.core.console import say
 from tunegate.core.errors import InfrastructureError, UsageError
 from tunegate.serve.client import api_key
-from tunegate.serve.middleware import INSTANCE_HEADER, INSTANCE_VARIABLE, KEY_VARIABLE
-from tunegate.serve.vllm_failures import explain
-from tunegate.serve.vllm_flags import SERVER_MODULE, Launch, ServeOptions, Target, build, describe, template_digest
-
-# What the log says when a phase begins, and the phase in plain words.
-PHASES = (
-    (r"Initializing a V1 LLM engine", "engine starting"),
-    (r"Starting to load model|Loading (safetensors|weights)", "loading weights"),
-    (r"Loading weights took|Model loading took", "weights loaded, warming up"),
-    (r"Dynamo bytecode transform|Compiling a graph", "compiling (once for this model and machine)"),
-    (r"Application startup complete|Starting vLLM server", "listening"),
+from tunegate.serve.middleware import (
+    EXIT_S,
+    INSTANCE_VARIABLE,
+    KEY_VARIABLE,
+    PROBE_MODEL_VARIABLE,
+    GuardSettings,
 )
+from tunegate.serve.template_check import check_template
+from tunegate.serve.vllm_flags import SERVER_MODULE, Launch, ServeOptions, Target, build, describe, template_digest
+from tunegate.serve.vllm_start import wait_ready
+
+EMPTY_S = 5.0  # within this a killed group is gone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +42,24 @@ class Endpoint:
     model: str
     key: str | None = None
     pid: int = 0
+    instance: str = ""
     log: Path | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Child:
+    """The server's process, leader of its group, and the reaper that kills the group when we are gone."""
+
+    process: "subprocess.Popen[bytes]"
+    reaper: "subprocess.Popen[bytes]"
 
 
 @contextmanager
 def serving(
     target: Target, *, options: ServeOptions | None = None, log: Path | None = None, key: str | None = None
 ) -> Iterator[Endpoint]:
-    """Start vLLM for `target`, wait until it answers a real request, stop it when the block ends.
+    """Start vLLM for `target`, wait until it answers a real request as training rendered it, stop it when the block ends.
 
     Raises UserError for what it would refuse, InfrastructureError with cause and remedy when it does not start.
     """
@@ -65,22 +70,26 @@ def serving(
     log = log or Path(tempfile.mkdtemp(prefix="tunegate-serve-")) / "vllm.log"
     key = key or api_key()
     instance = uuid.uuid4().hex
-    process = _start(launch, log, instance, key)
+    child = start(launch, log, instance, key, options.guard)
     try:
         started = time.monotonic()
-        url = f"http://{_reachable(options.host)}:{options.port}"
-        _wait_ready(process, url, instance, launch.model, key, log, options.start_timeout_s)
+        root = f"{'https' if options.certificate else 'http'}://{_reachable(options.host)}:{options.port}"
+        wait_ready(child.process, root, instance, launch.model, key, log, options)
+        if isinstance(target, Release | Run):
+            check_template(target, root, launch.model, key=key, certificate=options.certificate)
         took = time.monotonic() - started
-        say(f"vLLM serves {describe(target)} at {url}/v1 (ready after {took:.0f} s)")
+        say(f"vLLM serves {describe(target)} at {root}/v1 (ready after {took:.0f} s)")
         facts = {
             "engine": "vllm",
             "flags": launch.arguments,
             "start_s": round(took, 1),
             "template_digest": template_digest(target),
         }
-        yield Endpoint(base_url=f"{url}/v1", model=launch.model, key=key, pid=process.pid, log=log, facts=facts)
+        yield Endpoint(
+            base_url=f"{root}/v1", model=launch.model, key=key, pid=child.process.pid, instance=instance, log=log, facts=facts
+        )  # fmt: skip
     finally:
-        stop(process)
+        stop(child, grace_s=options.guard.drain_s + EXIT_S + 1.0)
 
 
 def free_port(host: str) -> int:
@@ -92,7 +101,7 @@ def free_port(host: str) -> int:
 
 def refuse_taken(host: str, port: int) -> None:
     """Raise InfrastructureError at once when the port is taken, rather than after vLLM's imports."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -106,30 +115,18 @@ def refuse_taken(host: str, port: int) -> None:
             ) from None
 
 
-def stop(process: "subprocess.Popen[bytes]", *, grace_s: float = 10.0) -> None:
-    """Stop the server and everything it started: SIGTERM to its process group, SIGKILL after `grace_s`."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    try:
-        process.wait(grace_s)
-    except subprocess.TimeoutExpired:
-        pass
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _start(launch: Launch, log: Path, instance: str, key: str | None) -> "subprocess.Popen[bytes]":
+def start(launch: Launch, log: Path, instance: str, key: str | None, guard: GuardSettings) -> Child:
+    """Start the server and its reaper. The key goes by the environment, which other users cannot read."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, **launch.environment, INSTANCE_VARIABLE: instance}
+    environment = {**os.environ, **launch.environment, **guard.as_environment(), INSTANCE_VARIABLE: instance}
+    environment[PROBE_MODEL_VARIABLE] = launch.model
     environment.pop("VLLM_API_KEY", None)
     environment.pop(KEY_VARIABLE, None)
     if key:
         environment[KEY_VARIABLE] = key
-    command = [sys.executable, "-m", SERVER_MODULE, *launch.arguments]
     with log.open("wb") as stream:
-        return subprocess.Popen(
-            command,
+        process = subprocess.Popen(
+            [sys.executable, "-m", SERVER_MODULE, *launch.arguments],
             stdout=stream,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -137,6 +134,38 @@ def _start(launch: Launch, log: Path, instance: str, key: str | None) -> "subpro
             start_new_session=True,
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
+    return Child(process, _reaper(process.pid))
+
+
+def stop(child: Child, *, grace_s: float) -> None:
+    """SIGTERM the server (its guard drains, its engine goes on meanwhile), wait `grace_s`, SIGKILL the whole group.
+
+    Ctrl-C while it waits ends the waiting. The group is empty on return, or was killed EMPTY_S ago.
+    """
+    process = child.process
+    try:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(grace_s)
+    except KeyboardInterrupt:
+        say("stopping now")
+    finally:
+        kill_group(process)
+        child.reaper.communicate(b"done\n")
+
+
+def kill_group(process: "subprocess.Popen[bytes]") -> None:
+    """SIGKILL everything the server started, and wait until it is gone."""
+    deadline = time.monotonic() + EMPTY_S
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            break
+        process.poll()
+        time.sleep(0.02)
+    process.wait()
 
 
 def _die_with_parent() -> None:
@@ -144,62 +173,21 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def _wait_ready(
-    process: "subprocess.Popen[bytes]",
-    url: str,
-    instance: str,
-    model: str,
-    key: str | None,
-    log: Path,
-    timeout_s: float,
-) -> None:
-    """Until *this* instance is healthy and has answered one real request; phases are told as they come."""
-    deadline = time.monotonic() + timeout_s
-    started, told, position = time.monotonic(), -1, 0
-    say("starting vLLM: importing")
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise explain(log, process.returncode)
-        with log.open("rb") as stream:
-            stream.seek(position)
-            fresh = stream.read().decode("utf-8", "replace")
-            position = stream.tell()
-        for index, (pattern, words) in enumerate(PHASES):
-            if index > told and re.search(pattern, fresh):
-                told = index
-                say(f"starting vLLM: {words} ({time.monotonic() - started:.0f} s)")
-        if _is_ours(url, instance):
-            _first_answer(url, model, key, log, timeout_s=max(1.0, deadline - time.monotonic()))
-            return
-        time.sleep(0.2)
-    raise explain(log, None)
+def _reaper(group: int) -> "subprocess.Popen[bytes]":
+    """A shell that waits for a word from us; when we die instead, its pipe closes and it kills the server's group.
 
-
-def _is_ours(url: str, instance: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{url}/health", timeout=5) as response:  # noqa: S310
-            return bool(response.headers.get(INSTANCE_HEADER) == instance)
-    except (OSError, urllib.error.URLError):
-        return False
-
-
-def _first_answer(url: str, model: str, key: str | None, log: Path, timeout_s: float) -> None:
-    body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, "temperature": 0}
-    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-    request = urllib.request.Request(f"{url}/v1/chat/completions", json.dumps(body).encode(), headers)  # noqa: S310
-    try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as response:  # noqa: S310
-            json.loads(response.read())["choices"][0]
-    except urllib.error.HTTPError as error:
-        text = error.read().decode("utf-8", "replace")[:300]
-        raise InfrastructureError(
-            f"the server started but refuses a first request: HTTP {error.code} {text}", hint=f"log: {log}"
-        ) from None
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise InfrastructureError(
-            f"the server started but does not answer a first request: {error}", hint=f"log: {log}"
-        ) from None
+    The engine and its workers have no other tie to us: vLLM leaves them running when their parent is killed.
+    """
+    return subprocess.Popen(
+        ["/bin/sh", "-c", 'read -r done || kill -s KILL -- "-$0"', str(group)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 
 def _reachable(host: str) -> str:
-    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104
+    """The address to ask a server at that listens on `host`."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"[{host}]" if ":" in host else host

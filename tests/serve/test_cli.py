@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from tunegate.core.commands import run
 from tunegate.core.errors import InfrastructureError, UsageError
 from tunegate.serve.cli import app
-from tunegate.serve.vllm_process import free_port, refuse_taken, stop
+from tunegate.serve.vllm_process import Child, free_port, refuse_taken, stop
 
 
 @pytest.fixture
@@ -87,6 +88,8 @@ def test_status_logs_and_stop_without_a_server(ft_serve):
         code, _, err = ft_serve(command, "--port", "8000")
         assert code == 2
         assert "on port 8000" in err
+        assert "no server was started here" in ft_serve(command)[2]
+    assert ft_serve("logs", "-f", "--json")[0] == 2
 
 
 def test_logs_shows_the_end(ft_serve, tmp_path):
@@ -98,26 +101,74 @@ def test_logs_shows_the_end(ft_serve, tmp_path):
     assert (found["port"], found["lines"]) == (8009, ["line 8 [x]"])
 
 
-def test_stop_ends_a_known_server_and_status_tells_a_dead_one(ft_serve, tmp_path):
-    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    folder = tmp_path / "cache" / "serve"
-    folder.mkdir(parents=True)
-    state = {
-        "pid": sleeper.pid,
-        "port": 8009,
-        "url": "http://127.0.0.1:9/v1",
-        "model": "m",
-        "target": "t",
-        "started": "now",
-    }
+def record_of(folder, process, **about):
+    folder.mkdir(parents=True, exist_ok=True)
+    started = psutil.Process(process.pid).create_time()
+    state = {"pid": process.pid, "pid_started": started, "port": 8009, "url": "http://127.0.0.1:9/v1", "model": "m",
+             "target": "t", "started": "now", "state": "serving", "instance": "i", "server_pid": process.pid,
+             "checked": time.time(), "log": "l", "restarts": 0, **about}  # fmt: skip
     (folder / "8009.json").write_text(json.dumps(state))
-    (server,) = json.loads(ft_serve("status", "--json")[1])["servers"]
-    assert (server["alive"], server["healthy"]) == (True, False)
-    assert json.loads(ft_serve("stop", "--port", "8009", "--json")[1]) == {"stopped": 8009}
+
+
+@pytest.fixture
+def sleeper():
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        yield process
+        process.kill()
+
+
+def test_stop_ends_a_known_server(ft_serve, tmp_path, sleeper):
+    record_of(tmp_path / "cache" / "serve", sleeper)
+    code, out, _ = ft_serve("status", "--json")
+    (server,) = json.loads(out)["servers"]
+    assert (code, server["alive"], server["healthy"], server["state"]) == (4, True, False, "hung")
+    answer = json.loads(ft_serve("stop", "--port", "8009", "--json")[1])
+    assert (answer["stopped"], answer["killed"]) == (8009, False)
     assert sleeper.wait(10) == -signal.SIGTERM
-    assert not (folder / "8009.json").exists()
-    (folder / "8009.json").write_text(json.dumps(state))
-    assert json.loads(ft_serve("status", "--json")[1])["servers"][0]["alive"] is False
+    assert not (tmp_path / "cache" / "serve" / "8009.json").exists()
+
+
+def test_a_process_that_took_over_the_number_of_a_dead_server_is_left_alone(ft_serve, tmp_path, sleeper):
+    record_of(tmp_path / "cache" / "serve", sleeper, pid_started=time.time() - 9999)
+    code, out, _ = ft_serve("status", "--json")
+    assert (code, json.loads(out)["servers"][0]["state"]) == (4, "dead")
+    assert ft_serve("stop")[0] == 0
+    assert sleeper.poll() is None
+
+
+@pytest.mark.parametrize("state", ["starting", "restarting", "draining"])
+def test_what_a_supervisor_says_it_is_doing(ft_serve, tmp_path, sleeper, state):
+    record_of(tmp_path / "cache" / "serve", sleeper, state=state, detail="why [x]")
+    code, out, _ = ft_serve("status")
+    assert code == 0
+    assert state in out
+    assert "port 8009: why [x]; log: l" in out
+
+
+def test_several_servers_need_a_port(ft_serve, tmp_path, sleeper):
+    folder = tmp_path / "cache" / "serve"
+    record_of(folder, sleeper)
+    other = json.loads((folder / "8009.json").read_text())
+    (folder / "8010.json").write_text(json.dumps({**other, "port": 8010}))
+    (folder / "8011.json").write_text("{half")
+    code, _, err = ft_serve("stop")
+    assert code == 2
+    assert "several servers run: --port 8009, 8010" in err
+    assert sleeper.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--tls-cert", "c.pem"), "--tls-cert and --tls-key belong together"),
+        (("--tls-cert", "/no/c.pem", "--tls-key", "/no/k.pem"), "/no/c.pem: no such file"),
+        (("--api-key-file", "/no/key"), "/no/key: no such key file"),
+    ],
+)
+def test_files_that_are_not_there(ft_serve, tiny_model, options, says):
+    code, _, err = ft_serve(tiny_model, "--port", free_port("127.0.0.1"), *options)
+    assert code == 2
+    assert says in err
 
 
 def test_a_server_that_ignores_sigterm_is_killed_with_its_children():
@@ -129,7 +180,10 @@ def test_a_server_that_ignores_sigterm_is_killed_with_its_children():
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, start_new_session=True)
     with process:
         child = max(int(process.stdout.readline()), int(process.stdout.readline()))
-        stop(process, grace_s=0.3)
+        stop(
+            Child(process, subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)),
+            grace_s=0.3,
+        )
     assert process.returncode == -signal.SIGKILL
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline and os.path.exists(f"/proc/{child}") and "Z" not in state_of(child):  # noqa: PTH110

@@ -1,0 +1,59 @@
+"""One small blocking HTTP call, for asking the servers that we started ourselves."""
+
+import json
+import ssl
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """An answer: HTTP status, headers by lower-case name, and the body."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """The body, parsed. Raises ValueError."""
+        return json.loads(self.body)
+
+
+def call(
+    url: str, *, body: Any = None, key: str | None = None, timeout_s: float = 5.0, certificate: Path | None = None
+) -> Reply:
+    """GET `url`, or POST `body` as JSON; any status is a reply. certificate: the one a TLS server of ours must show.
+
+    Raises OSError when there is no answer.
+    """
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    data = None
+    if body is not None:
+        data = json.dumps(body).encode()
+        headers["Content-Type"] = "application/json"
+    request = urllib.request.Request(url, data, headers)  # noqa: S310
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s, context=_trusting(certificate)) as response:  # noqa: S310
+            return Reply(status=response.status, headers=_lower(response.headers), body=response.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return Reply(status=error.code, headers=_lower(error.headers), body=error.read())
+    except (ValueError, EOFError) as error:  # http.client's errors that are no OSError
+        raise OSError(str(error)) from None
+
+
+def _lower(headers: Any) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def _trusting(certificate: Path | None) -> ssl.SSLContext | None:
+    """Trust exactly this certificate, whatever name it is for: the server is ours, the address is loopback."""
+    if certificate is None:
+        return None
+    context = ssl.create_default_context(cafile=str(certificate))
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return context
