@@ -25,7 +25,18 @@ class Check:
 
 def checks() -> list[Check]:
     """All checks, in the order of the work. Imports none of the heavy packages."""
-    return [_python(), _machine(), *_packages(), _vllm(), _device(), *_embedded(), _quantizer(), _disk(), _hub()]
+    return [
+        _python(),
+        _machine(),
+        *_packages(),
+        _vllm(),
+        _device(),
+        *_embedded(),
+        _quantizer(),
+        _exporter(),
+        _disk(),
+        _hub(),
+    ]
 
 
 def _python() -> Check:
@@ -107,6 +118,17 @@ def _quantizer() -> Check:
         bool(made),
         ", ".join(made) or "none made yet",
         "made by the first ft quantize (needs the package index)",
+        needed=False,
+    )
+
+
+def _exporter() -> Check:
+    built = sorted(path.parent.name for path in (cache_folder() / "environments").glob("gguf-*/llama.cpp"))
+    return Check(
+        "llama.cpp",
+        bool(built),
+        ", ".join(built) or "not built yet",
+        "built by the first ft export gguf (about 5 minutes, a C++ compiler, the package index)",
         needed=False,
     )
 

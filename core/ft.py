@@ -18,6 +18,7 @@ class FtGroup(LazyGroup):
         ),
         "merge": Entry("tunegate.train.release.cli:merge_app", "Merge an adapter into its base model: a release."),
         "quantize": Entry("tunegate.train.release.cli:quantize_app", "Quantize a release to AWQ W4A16 for vLLM."),
+        "export": Entry("tunegate.train.release.export_cli:app", "Write a release as GGUF for llama.cpp and Ollama."),
         "release": Entry(
             "tunegate.train.release.release_cli:app",
             "Names for releases: list, show, promote on a PASS, roll back, sign.",

@@ -42,6 +42,7 @@ def probe(module, prog, calls):
 
 FT_SUB = {
     "data": ("prepare", "inspect", "check", "split", "clean", "dedup", "convert", "leakage"),
+    "export": ("gguf",),
     "release": ("list", "show", "promote", "rollback", "sign"),
     "serve": ("run", "status", "logs", "stop"),
     "eval": ("run", "init", "power", "noise"),
