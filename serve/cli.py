@@ -19,8 +19,9 @@ from tunegate.core.model_source import resolve
 from tunegate.serve import cli_manage, servers
 from tunegate.serve.client import api_key
 from tunegate.serve.middleware import GuardSettings
+from tunegate.serve.served_model import Target
 from tunegate.serve.supervisor import detached_log, supervise
-from tunegate.serve.vllm_flags import ServeOptions, Target
+from tunegate.serve.vllm_flags import ServeOptions
 from tunegate.serve.vllm_process import Endpoint, refuse_taken
 
 app = typer.Typer(cls=DefaultCommandGroup, add_completion=False, rich_markup_mode="rich", no_args_is_help=True,

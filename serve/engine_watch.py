@@ -67,7 +67,8 @@ async def one_token(app: Any, lifespan: MutableMapping[str, Any], model: str) ->
     async def receive() -> MutableMapping[str, Any]:
         if pending:
             return pending.pop()
-        return await asyncio.get_running_loop().create_future()  # the probe never leaves: what waits says so
+        await asyncio.get_running_loop().create_future()  # the probe never leaves: what waits says so
+        raise AssertionError("unreachable")
 
     async def send(message: MutableMapping[str, Any]) -> None:
         pass

@@ -55,8 +55,11 @@ class GuardSettings:
     @classmethod
     def from_environment(cls) -> Self:
         """The settings that `as_environment` wrote, defaults where it did not."""
-        found = {f.name: os.environ[_variable(f.name)] for f in fields(cls) if _variable(f.name) in os.environ}
-        return cls(**{name: (int if name == "max_body_bytes" else float)(text) for name, text in found.items()})
+        found: dict[str, Any] = {}
+        for item in fields(cls):
+            if _variable(item.name) in os.environ:
+                found[item.name] = type(item.default)(os.environ[_variable(item.name)])
+        return cls(**found)
 
     def as_environment(self) -> dict[str, str]:
         """These settings as environment variables."""

@@ -111,8 +111,8 @@ def health(url: str, instance: str, *, timeout_s: float = 3.0, certificate: Path
     if reply.status == 200:
         return "serving", ""
     try:
-        error = reply.json()["error"]
-        return (error["code"] if error["code"] in ("draining", "hung") else "failing"), str(error["message"])
+        said = reply.json()["error"]
+        return (said["code"] if said["code"] in ("draining", "hung") else "failing"), str(said["message"])
     except (ValueError, KeyError, TypeError):
         return "failing", f"/health says {reply.status}"
 

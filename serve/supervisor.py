@@ -8,8 +8,9 @@ from pathlib import Path
 
 from tunegate.core.console import say, warn
 from tunegate.core.errors import InfrastructureError
+from tunegate.serve.served_model import Target
 from tunegate.serve.servers import Record, health, log_path
-from tunegate.serve.vllm_flags import ServeOptions, Target
+from tunegate.serve.vllm_flags import ServeOptions
 from tunegate.serve.vllm_process import Endpoint, serving
 
 POLL_S = 0.25

@@ -27,8 +27,9 @@ from tunegate.serve.middleware import (
     PROBE_MODEL_VARIABLE,
     GuardSettings,
 )
+from tunegate.serve.served_model import Target, describe, template_digest
 from tunegate.serve.template_check import check_template
-from tunegate.serve.vllm_flags import SERVER_MODULE, Launch, ServeOptions, Target, build, describe, template_digest
+from tunegate.serve.vllm_flags import SERVER_MODULE, Launch, ServeOptions, build
 from tunegate.serve.vllm_start import wait_ready
 
 EMPTY_S = 5.0  # within this a killed group is gone
@@ -75,8 +76,9 @@ def serving(
         started = time.monotonic()
         root = f"{'https' if options.certificate else 'http'}://{_reachable(options.host)}:{options.port}"
         wait_ready(child.process, root, instance, launch.model, key, log, options)
-        if isinstance(target, Release | Run):
-            check_template(target, root, launch.model, key=key, certificate=options.certificate)
+        checked = [(target, launch.model)] if isinstance(target, Release | Run) else []
+        for artifact, name in [*checked, *((a.artifact, a.name) for a in options.adapters)]:
+            check_template(artifact, root, name, key=key, certificate=options.certificate)
         took = time.monotonic() - started
         say(f"vLLM serves {describe(target)} at {root}/v1 (ready after {took:.0f} s)")
         facts = {
@@ -84,6 +86,7 @@ def serving(
             "flags": launch.arguments,
             "start_s": round(took, 1),
             "template_digest": template_digest(target),
+            "adapters": list(launch.adapters),
         }
         yield Endpoint(
             base_url=f"{root}/v1", model=launch.model, key=key, pid=child.process.pid, instance=instance, log=log, facts=facts

@@ -8,9 +8,11 @@ import pytest
 from tunegate.core import manifest
 from tunegate.core.artifacts import Release, Run
 from tunegate.core.errors import UserError
+from tunegate.core.machine import Gpu
 from tunegate.core.model_source import resolve
 from tunegate.serve import vllm_flags
-from tunegate.serve.vllm_flags import ServeOptions, build, describe
+from tunegate.serve.served_model import describe
+from tunegate.serve.vllm_flags import ServeOptions, build
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +27,8 @@ def make_run(tiny_model, tmp_path):
         folder = tmp_path / "my-run"
         folder.mkdir()
         if method == "full":
-            shutil.copy(tiny_model / "config.json", folder)
+            for file in ("config.json", "model.safetensors"):
+                shutil.copy(tiny_model / file, folder)
         else:
             (folder / "adapter_config.json").write_text(json.dumps({"r": 16, **adapter}))
         (folder / "chat_template.jinja").write_text("x")
@@ -54,6 +57,7 @@ def test_a_release(release):
     assert (value(launch, "--host"), value(launch, "--port")) == ("127.0.0.1", "8001")
     assert value(launch, "--middleware") == "tunegate.serve.middleware.Guard"
     assert value(launch, "--generation-config") == "vllm"
+    assert "--enable-prefix-caching" in launch.arguments
     assert "--enable-lora" not in launch.arguments
     assert "awq" in describe(release)
 
@@ -127,8 +131,20 @@ def test_eager_and_compiled_and_the_cpu(release, monkeypatch):
     assert eager.environment["VLLM_CPU_KVCACHE_SPACE"] == "1", "whole GiB, and enough for the tiny model"
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
     assert build(release, ServeOptions()).environment["VLLM_CPU_KVCACHE_SPACE"] == "3"
-    monkeypatch.setattr(vllm_flags, "gpus", lambda: ("one",))
-    assert "VLLM_CPU_KVCACHE_SPACE" not in build(release, ServeOptions()).environment
+
+
+def test_on_gpus_the_plan_is_passed_on_unless_the_user_has_one(release, monkeypatch, capsys):
+    monkeypatch.setattr(vllm_flags, "gpus", lambda: (Gpu("A100", 85.5), Gpu("A100", 85.5)))
+    launch = build(release, ServeOptions())
+    assert value(launch, "--data-parallel-size") == "2"
+    assert value(launch, "--gpu-memory-utilization") == "0.90"
+    assert not {"VLLM_CPU_KVCACHE_SPACE", "VLLM_TARGET_DEVICE"} & set(launch.environment)
+    assert "2 of 2 GPU: 2 copies over 1 each" in capsys.readouterr().err
+    own = build(release, ServeOptions(extra=("--tensor_parallel_size=2",)))
+    assert "--data-parallel-size" not in own.arguments
+    share = build(release, ServeOptions(extra=("--gpu-memory-utilization", "0.5")))
+    assert value(share, "--gpu-memory-utilization") == "0.5"
+    assert value(share, "--data-parallel-size") == "2"
 
 
 def test_no_key_is_ever_on_the_command_line(release, monkeypatch):

@@ -1,0 +1,90 @@
+"""How a machine's devices are used: pure functions from model, load and machine to vLLM's flags and environment."""
+
+from dataclasses import dataclass
+
+from tunegate.advisor.serving_speed import MEMORY_SHARE, RUNTIME_GB
+from tunegate.core.architecture import Architecture
+from tunegate.core.errors import UserError
+
+HIGHEST_SHARE = 0.95  # of a GPU's memory; the driver and vLLM's own measuring need the rest
+GIB = 1024**3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """What one copy of the model needs. weights_gb: 1e9 bytes. tokens: longest request; sequences: computed together."""
+
+    architecture: Architecture
+    weights_gb: float
+    tokens: int
+    sequences: int
+
+    def cache_gb(self, sequences: int) -> float:
+        """Keys and values of so many full-length sequences, 16-bit, 1e9 bytes."""
+        return self.architecture.kv_bytes_per_token() * self.architecture.kv_tokens(self.tokens) * sequences / 1e9
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuPlan:
+    """tensor, pipeline, data: parallel sizes. share: of each GPU's memory. says: why, for the user."""
+
+    tensor: int
+    pipeline: int
+    data: int
+    share: float
+    says: str
+
+    def flags(self) -> list[str]:
+        """vLLM's flags; those that are its defaults are left out, but for the share of memory."""
+        sizes = (("--tensor-parallel-size", self.tensor), ("--pipeline-parallel-size", self.pipeline),
+                 ("--data-parallel-size", self.data))  # fmt: skip
+        flags = [word for name, size in sizes if size > 1 for word in (name, str(size))]
+        return [*flags, "--gpu-memory-utilization", f"{self.share:.2f}"]
+
+
+def plan_gpus(need: Need, memory_gb: float, count: int) -> GpuPlan:
+    """Use all `count` GPUs of `memory_gb` (1e9 bytes) each: the fewest that hold a copy by tensor parallelism, more
+    copies on the others; pipeline stages where the heads cannot be split so often.
+
+    The need is the advisor's: weights and 2 GB of runtime per GPU, and the cache of one full-length request at least.
+    Raises UserError when all of them do not hold one copy.
+    """
+    heads = need.architecture.heads
+    splits = [n for n in range(1, count + 1) if heads % n == 0 and n & (n - 1) == 0]
+    for tensor in splits:
+        share = _share(need, memory_gb, tensor)
+        if share is not None:
+            data = count // tensor
+            return GpuPlan(tensor=tensor, pipeline=1, data=data, share=share, says=_says(need, tensor, 1, data, count))
+    for pipeline in range(2, count + 1):
+        tensor = max(t for t in splits if t * pipeline <= count) if pipeline <= count else 1
+        if pipeline <= need.architecture.layers:
+            share = _share(need, memory_gb, tensor * pipeline)
+            if share is not None:
+                says = _says(need, tensor, pipeline, 1, count)
+                return GpuPlan(tensor=tensor, pipeline=pipeline, data=1, share=share, says=says)
+    missing = need.weights_gb + need.cache_gb(1) + RUNTIME_GB * count - HIGHEST_SHARE * memory_gb * count
+    raise UserError(
+        f"the model needs {need.weights_gb:.0f} GB for its weights and {need.cache_gb(1):.1f} GB for one request of "
+        f"{need.tokens} tokens; {count} GPU of {memory_gb:.0f} GB are {missing:.0f} GB short",
+        hint="quantize it (ft quantize), lower --max-model-len, or use more or larger GPUs",
+    )
+
+
+def _share(need: Need, memory_gb: float, parts: int) -> float | None:
+    """The share of each GPU's memory to give vLLM when a copy is split over `parts`; None when it does not fit."""
+    least = (need.weights_gb + need.cache_gb(1)) / parts + RUNTIME_GB
+    return next((s for s in (MEMORY_SHARE, HIGHEST_SHARE) if least <= s * memory_gb), None)
+
+
+def _says(need: Need, tensor: int, pipeline: int, data: int, count: int) -> str:
+    parts = tensor * pipeline
+    used = f"{parts * data} of {count} GPU: {data} {'copy' if data == 1 else 'copies'} over {parts} each"
+    return f"{used} (tensor {tensor}, pipeline {pipeline}); weights {need.weights_gb:.1f} GB a copy"
+
+
+def cache_gib(need: Need, memory_gb: float) -> int:
+    """Whole GiB of KV cache on a CPU: room for every sequence at full length, at most a quarter of the memory (1e9
+    bytes); vLLM fills it at the start (6 GiB cost 16 s more than 1 GiB on 2 cores)."""
+    wanted = -(-need.cache_gb(need.sequences) * 1e9 // GIB)
+    return int(max(1, min(wanted, memory_gb * 1e9 / 4 // GIB)))

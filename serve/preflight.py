@@ -1,0 +1,190 @@
+"""What would make vLLM's start fail, found in milliseconds before it: flags, weight files, template, cache, memory."""
+
+import json
+import os
+import resource
+from pathlib import Path
+
+import psutil
+
+from tunegate.core.console import warn
+from tunegate.core.errors import UsageError, UserError, nearest
+from tunegate.serve.machine_plan import GIB, Need
+from tunegate.serve.served_model import Target, config_of, folder_of, shards_of, template_of, weights_bytes
+
+# Flags that are ours: past the key rule, the instance id or the middleware there is no way round.
+OWN = {
+    "--host": "--host", "--port": "--port", "--api-key": "TUNEGATE_API_KEY or --api-key-file", "--uds": None,
+    "--ssl-keyfile": "--tls-key", "--ssl-certfile": "--tls-cert", "--config": None, "--model": "TARGET",
+    "--served-model-name": None, "--lora-modules": "--adapter NAME=RUN", "--root-path": None,
+}  # fmt: skip
+DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
+CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
+HEADER_LIMIT = 100 * 1024**2  # largest safetensors header (its reference implementation's limit)
+
+
+def flag(extra: tuple[str, ...], name: str) -> str | None:
+    """The value of a flag among those passed on (`""` for a switch); None when it is not there. `_` and `-` are one."""
+    for index, word in enumerate(extra):
+        head, equals, value = word.partition("=")
+        if head.startswith("--") and head.replace("_", "-") == name:
+            following = extra[index + 1] if index + 1 < len(extra) else ""
+            return value if equals else "" if following.startswith("--") else following
+    return None
+
+
+def check_flags(extra: tuple[str, ...]) -> None:
+    """Refuse flags that are ours, and values vLLM would refuse after its imports. Raises UsageError."""
+    for word in extra:
+        head = word.partition("=")[0].replace("_", "-")
+        for name, instead in OWN.items():
+            # argparse takes an abbreviation for the flag; --ho would be --host.
+            if head == name or (len(head) > 3 and name.startswith(head)):
+                hint = f"use {instead}" if instead else "it cannot be changed here"
+                raise UsageError(f"{word.partition('=')[0]} is not passed on to vLLM", where="--", hint=hint)
+    dtype = flag(extra, "--dtype")
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype}: no such type", where="--", hint=nearest(dtype, list(DTYPES)))
+    if flag(extra, "--trust-remote-code") is not None:
+        warn("--trust-remote-code runs Python code from the model's folder")
+    template = flag(extra, "--chat-template")
+    if template:
+        _check_template(Path(template), None)
+
+
+def check_files(target: Target, extra: tuple[str, ...]) -> None:
+    """Weight files there and whole, the template compiles, the quantization is the model's own. Raises UserError."""
+    folder = folder_of(target)
+    if folder is None:
+        return
+    shards = shards_of(folder) or sorted(p.name for p in folder.glob("*.safetensors") if p.name[0] != ".")
+    if not shards and not list(folder.glob("*.bin")) and not list(folder.glob("*.pt")):
+        raise UserError("there is no weight file (*.safetensors)", where=str(folder), hint=_mend(target))
+    for name in shards:
+        _check_shard(folder / name, target)
+    found = template_of(target)
+    if found is not None:
+        _check_template(*found)
+    asked = flag(extra, "--quantization") or flag(extra, "-q")
+    own = (config_of(target).get("quantization_config") or {}).get("quant_method")
+    if asked and own is None and asked in ("awq", "gptq", "compressed-tensors", "awq_marlin", "gptq_marlin"):
+        raise UserError(
+            f"--quantization {asked}, but the model's weights are not quantized",
+            where=str(folder / "config.json"),
+            hint="leave --quantization out; ft quantize makes a quantized release",
+        )
+    if asked and own and not asked.startswith(own) and not own.startswith(asked):
+        raise UserError(
+            f"--quantization {asked}, but the model's weights are {own}",
+            where=str(folder / "config.json"),
+            hint="leave --quantization out: it is read from the release",
+        )
+
+
+def check_cache(need: Need, space_gib: float) -> None:
+    """One request of full length fits the KV cache of `space_gib`. Raises UserError."""
+    if need.cache_gb(1) * 1e9 > space_gib * GIB:
+        fits = int(space_gib * GIB / need.architecture.kv_bytes_per_token())
+        raise UserError(
+            f"the KV cache of {space_gib:g} GiB is too small for one request of {need.tokens} tokens "
+            f"({need.cache_gb(1) * 1e9 / GIB:.1f} GiB)",
+            where=CACHE_VARIABLE,
+            hint=f"--max-model-len {fits} at most, or raise {CACHE_VARIABLE}",
+        )
+
+
+def check_memory(target: Target, space_gib: float, available_bytes: float, limit_bytes: float) -> None:
+    """Weights and cache fit the memory of this machine (CPU). Raises UserError; warns when others hold it just now."""
+    weights = weights_bytes(target)
+    needed = weights + space_gib * GIB
+    if needed > limit_bytes:
+        raise UserError(
+            f"weights of {weights / 1e9:.1f} GB and a KV cache of {space_gib:g} GiB do not fit the memory allowed here, "
+            f"{limit_bytes / 1e9:.1f} GB",
+            where=str(folder_of(target)),
+            hint=f"serve a quantized release (ft quantize), lower {CACHE_VARIABLE}, or raise the limit",
+        )
+    if needed > available_bytes:
+        warn(f"{needed / 1e9:.1f} GB needed, {available_bytes / 1e9:.1f} GB free: the start may be killed for memory")
+
+
+def memory_limits() -> tuple[float, float]:
+    """(bytes free now, bytes this process may ever have): physical memory, container and ulimit taken together."""
+    limit = float(psutil.virtual_memory().total)
+    cgroup = Path("/sys/fs/cgroup/memory.max")
+    if cgroup.is_file() and (text := cgroup.read_text().strip()).isdigit():
+        limit = min(limit, float(text))
+    for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+        soft, _ = resource.getrlimit(kind)
+        if soft != resource.RLIM_INFINITY:
+            limit = min(limit, float(soft))
+    return float(psutil.virtual_memory().available), limit
+
+
+def cache_space(planned_gib: int) -> float:
+    """GiB of KV cache on a CPU: the user's VLLM_CPU_KVCACHE_SPACE, else what was planned. Raises UserError."""
+    text = os.environ.get(CACHE_VARIABLE, "")
+    if not text:
+        return float(planned_gib)
+    if not text.isdigit() or int(text) < 1:
+        raise UserError(f"{CACHE_VARIABLE} is {text!r}", where=CACHE_VARIABLE, hint="whole GiB, 1 or more")
+    return float(text)
+
+
+def _check_shard(path: Path, target: Target) -> None:
+    """A safetensors file: there, with a readable header, as long as its header says."""
+    if not path.is_file():
+        raise UserError(f"the weight file {path.name} is missing", where=str(path.parent), hint=_mend(target))
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if not 2 <= length <= min(HEADER_LIMIT, size - 8):
+                raise ValueError("no header")
+            header = json.loads(stream.read(length))
+        end = max((int(t["data_offsets"][1]) for name, t in header.items() if name != "__metadata__"), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"the weight file is damaged: {error}", where=str(path), hint=_mend(target)) from None
+    if size != 8 + length + end:
+        raise UserError(
+            f"the weight file has {size} bytes, its header says {8 + length + end}: cut off or overwritten",
+            where=str(path),
+            hint=_mend(target),
+        )
+
+
+def _check_template(path: Path, text: str | None) -> None:
+    """The template's syntax, by the sandbox that renders it. Raises UserError with its line."""
+    from jinja2 import TemplateSyntaxError
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    if text is None:
+        if not path.is_file():
+            raise UserError("no such chat template", where=str(path), hint="give the path of a .jinja file")
+        text = path.read_text(encoding="utf-8")
+    environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
+    try:
+        environment.parse(text)
+    except TemplateSyntaxError as error:
+        if "generation" in str(error):  # transformers' own tag for the assistant's turns
+            return
+        line = f":{error.lineno}" if path.suffix == ".jinja" else ""
+        raise UserError(
+            f"the chat template is not valid: {error.message}",
+            where=f"{path}{line}",
+            hint="restore it; ft verify says what changed",
+        ) from None
+
+
+def _mend(target: Target) -> str:
+    path = getattr(target, "path", None)
+    return f"ft verify {path} says what changed; make or fetch it again"
+
+
+def read_quantization(target: Target) -> str:
+    """bf16, fp8 or awq, as the advisor names them, from the model's config."""
+    config = config_of(target).get("quantization_config") or {}
+    text = json.dumps(config)
+    if not config:
+        return "bf16"
+    return "awq" if '"num_bits": 4' in text or '"bits": 4' in text or "4bit" in text else "fp8"

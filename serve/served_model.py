@@ -1,0 +1,203 @@
+"""What is served: its files, its configuration, its template, and the adapters on top of it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunegate.core.artifacts import Release, Run
+from tunegate.core.errors import UserError
+from tunegate.core.files import read_json, sha256_text
+from tunegate.core.methods import WEIGHTLESS
+from tunegate.core.model_source import ModelSource, resolve
+
+Target = Release | Run | ModelSource
+ADAPTER = "adapter_config.json"
+TEMPLATE = "chat_template.jinja"
+# Ranks that vLLM's LoRA kernels are built for (vllm/config/lora.py, MaxLoRARanks).
+LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+UNSERVED = (("use_dora", "DoRA"), ("modules_to_save", "modules_to_save"), ("lora_bias", "LoRA bias"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A LoRA adapter to serve: the model name requests use, the folder, and the artifact it is."""
+
+    name: str
+    artifact: Release | Run
+
+    @property
+    def folder(self) -> Path:
+        """Its absolute folder."""
+        return self.artifact.path.resolve()
+
+
+def has_adapter(target: Target) -> bool:
+    """Whether the target's weights are an adapter on a base model."""
+    return isinstance(target, Release | Run) and (target.path / ADAPTER).is_file()
+
+
+def name_of(target: Target) -> str:
+    """The model name that requests use."""
+    if isinstance(target, ModelSource):
+        return target.spec.removeprefix("builtin:") if target.kind != "folder" else target.name
+    return target.path.resolve().name
+
+
+def base_of(target: Target) -> ModelSource | None:
+    """The base model that must be loaded for a run without full weights or an adapter; None when it is all there."""
+    if isinstance(target, ModelSource):
+        return target
+    if has_adapter(target) or (isinstance(target, Run) and target.method in WEIGHTLESS):
+        return resolve(str(target.manifest.facts["base"]))
+    return None
+
+
+def folder_of(target: Target) -> Path | None:
+    """The folder that vLLM loads weights from; None for a hub id, whose files are not here."""
+    base = base_of(target)
+    if base is None:
+        assert not isinstance(target, ModelSource)
+        return target.path.resolve()
+    return base.path
+
+
+def config_of(target: Target) -> dict[str, Any]:
+    """The model's config.json where it is at hand; empty for a hub id."""
+    folder = folder_of(target)
+    path = folder / "config.json" if folder else None
+    found: dict[str, Any] = read_json(path) if path is not None and path.is_file() else {}
+    return found
+
+
+def template_of(target: Target) -> tuple[Path, str] | None:
+    """(file, text) of the chat template the server will use; None when there is none, or for a hub id."""
+    folders = [target.path] if isinstance(target, Release | Run) else []
+    folders += [f for f in [folder_of(target)] if f is not None]
+    for folder in folders:
+        file, settings = folder / TEMPLATE, folder / "tokenizer_config.json"
+        if file.is_file():
+            return file, file.read_text(encoding="utf-8")
+        template = read_json(settings).get("chat_template") if settings.is_file() else None
+        if isinstance(template, str):
+            return settings, template
+    return None
+
+
+def template_digest(target: Target) -> str | None:
+    """SHA-256 of the chat template that will be used; None for a hub id, whose files are not here yet."""
+    if isinstance(target, Release | Run):
+        digest: str | None = target.manifest.facts.get("template_digest")
+        return digest
+    found = template_of(target)
+    return sha256_text(found[1]) if found else None
+
+
+def rank_of(adapter: Adapter) -> int:
+    """The smallest rank vLLM has kernels for that holds the adapter. Raises UserError for kinds it does not serve."""
+    path = adapter.folder / ADAPTER
+    config = read_json(path)
+    for key, name in UNSERVED:
+        if config.get(key):
+            raise UserError(f"vLLM does not serve adapters with {name}", where=str(path), hint="merge it: ft merge")
+    rank = max([int(config["r"]), *(int(r) for r in (config.get("rank_pattern") or {}).values())])
+    fitting = [r for r in LORA_RANKS if r >= rank]
+    if not fitting:
+        raise UserError(
+            f"vLLM serves adapters up to rank {LORA_RANKS[-1]}, this one has {rank}",
+            where=str(path),
+            hint="merge it: ft merge",
+        )
+    return fitting[0]
+
+
+def adapters_of(target: Target, more: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
+    """Every adapter to serve: the target's own, then `more`.
+
+    Raises UserError for two of one name, one made on another base model, or one trained with another chat template
+    (a server renders with one).
+    """
+    own = ()
+    if has_adapter(target):
+        assert not isinstance(target, ModelSource)
+        own = (Adapter(name=name_of(target), artifact=target),)
+    found = (*own, *more)
+    digest = template_digest(target)
+    names = {name_of(target)} if not own else set()
+    for adapter in found:
+        where = str(adapter.folder)
+        if adapter.name in names:
+            raise UserError(f"two models are called {adapter.name!r}", where=where, hint="--adapter OTHER_NAME=RUN")
+        names.add(adapter.name)
+        if not has_adapter(adapter.artifact):
+            raise UserError("has no adapter_config.json: not an adapter", where=where)
+        if adapter in more:
+            _same_base(target, adapter)
+        if digest is not None and template_digest(adapter.artifact) != digest:
+            raise UserError(
+                f"the adapter {adapter.name!r} was trained with another chat template than {describe(target)} has",
+                where=where,
+                hint="serve it by itself, or merge it: ft merge",
+            )
+    return found
+
+
+def _same_base(target: Target, adapter: Adapter) -> None:
+    base, needed = base_of(target), base_of(adapter.artifact)
+    assert needed is not None
+    if base is not None and (base.location, base.revision) == (needed.location, needed.revision):
+        return
+    if base is not None and base.path and needed.path and base.as_input().digest == needed.as_input().digest:
+        return
+    raise UserError(
+        f"the adapter {adapter.name!r} was made on {needed.spec}, not on what {describe(target)} holds",
+        where=str(adapter.folder),
+        hint=f"ft serve {needed.spec} --adapter {adapter.name}={adapter.artifact.path}",
+    )
+
+
+def model_flags(target: Target, adapters: tuple[Adapter, ...]) -> tuple[list[str], str]:
+    """(flags that say what to load, the model's name in requests)."""
+    name, base = name_of(target), base_of(target)
+    location = base.location if base is not None else str(folder_of(target))
+    served = f"{name}-base" if has_adapter(target) else name
+    flags = ["--model", location, "--served-model-name", served]
+    if base is not None and base.revision:
+        flags += ["--revision", base.revision]
+    if has_adapter(target):
+        assert not isinstance(target, ModelSource)
+        flags += ["--tokenizer", str(target.path.resolve())]
+        template = target.path / TEMPLATE
+        if template.is_file():
+            flags += ["--chat-template", str(template.resolve())]
+    if adapters:
+        rank = max(rank_of(a) for a in adapters)
+        flags += ["--enable-lora", "--max-loras", str(len(adapters)), "--max-lora-rank", str(rank)]
+        flags += ["--lora-modules", *(f"{a.name}={a.folder}" for a in adapters)]
+    return flags, name
+
+
+def describe(target: Target) -> str:
+    """What is served, in words."""
+    if isinstance(target, ModelSource):
+        return target.name
+    if isinstance(target, Run):
+        return f"run {target.path.name} ({target.method} on {target.base})"
+    return f"release {target.path.name} ({target.quantization if target.quantization != 'none' else 'bf16'})"
+
+
+def weights_bytes(target: Target) -> int:
+    """Bytes of the weight files that will be loaded; 0 for a hub id."""
+    folder = folder_of(target)
+    return sum(p.stat().st_size for p in folder.glob("*.safetensors")) if folder else 0
+
+
+def shards_of(folder: Path) -> list[str]:
+    """Names of the weight files that the folder's index lists; empty without an index."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return []
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError("is not an index of weight files", where=str(index), hint="fetch the model again") from None
