@@ -1,10 +1,12 @@
-"""`ft serve`: options, opening what is served, printing. Sub-commands: status, logs, stop."""
+"""`ft serve`: options, opening what is served, printing. Sub-commands: status, logs, stop, top."""
 
 import json
+import shlex
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,14 +16,17 @@ from tunegate.core.artifacts import Release, Run, open_any
 from tunegate.core.commands import DefaultCommandGroup
 from tunegate.core.console import JsonOption, emit_json, out, say
 from tunegate.core.errors import InfrastructureError, UsageError, UserError
+from tunegate.core.machine import gpus
 from tunegate.core.manifest import NAME as MANIFEST
-from tunegate.core.model_source import resolve
+from tunegate.core.model_source import ModelSource, resolve
 from tunegate.serve import cli_manage, servers
 from tunegate.serve.client import api_key
+from tunegate.serve.machine_plan import choose_start
 from tunegate.serve.middleware import GuardSettings
-from tunegate.serve.served_model import Target
+from tunegate.serve.served_model import Adapter, Target, has_adapter
 from tunegate.serve.supervisor import detached_log, supervise
-from tunegate.serve.vllm_flags import ServeOptions
+from tunegate.serve.top import top
+from tunegate.serve.vllm_flags import SERVER_MODULE, Launch, ServeOptions, build
 from tunegate.serve.vllm_process import Endpoint, refuse_taken
 
 app = typer.Typer(cls=DefaultCommandGroup, add_completion=False, rich_markup_mode="rich", no_args_is_help=True,
@@ -30,6 +35,7 @@ app = typer.Typer(cls=DefaultCommandGroup, add_completion=False, rich_markup_mod
 app.command(epilog="Example: ft serve status")(cli_manage.status)
 app.command(epilog="Example: ft serve logs --port 8000 -f")(cli_manage.logs)
 app.command(epilog="Example: ft serve stop --port 8000")(cli_manage.stop)
+app.command(epilog="Example: ft serve top --port 8000")(top)
 
 DEFAULTS = GuardSettings()
 
@@ -45,6 +51,14 @@ def open_target(spec: str) -> Target:
     return artifact
 
 
+class Start(StrEnum):
+    """How vLLM is started."""
+
+    FAST = "fast"
+    COMPILED = "compiled"
+    AUTO = "auto"
+
+
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": False},
     epilog="Example: ft serve release-awq/ --port 8000 -- --max-num-batched-tokens 4096",
@@ -55,23 +69,29 @@ def run(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
     host: Annotated[str, typer.Option(help="Address to listen on; another than loopback needs a key.")] = "127.0.0.1",
     detach: Annotated[
-        bool, typer.Option("--detach", help="Run in the background; see ft serve status, logs, stop.")
+        bool, typer.Option("--detach", help="Run in the background; ft serve status, logs, stop.")
     ] = False,
-    compiled: Annotated[
-        bool, typer.Option("--compile/--eager", help="Compile for speed (slower start), or start at once.")
-    ] = False,
+    start: Annotated[
+        Start, typer.Option(help="Answer soon, or compile first; auto: compile for a service.")
+    ] = Start.AUTO,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="NAME=RUN: a LoRA adapter beside TARGET; repeatable.")
+    ] = None,
     max_model_len: Annotated[int, typer.Option(min=16, help="Tokens a request may take, prompt and answer.")] = 2048,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Requests computed together.")] = 32,
+    max_request_mb: Annotated[float, typer.Option(min=0.001, help="Largest request body, 1e6 bytes.")] = 4.0,
     start_timeout: Annotated[float, typer.Option(help="Seconds to wait until it answers.")] = 900.0,
     restart: Annotated[int, typer.Option(min=0, help="Start it again so often when it dies or hangs.")] = 0,
     drain: Annotated[float, typer.Option(min=0, help="Seconds running requests get when stopped.")] = DEFAULTS.drain_s,
     hang_after: Annotated[
-        float, typer.Option(min=1, help="Seconds a request for one token may take before the engine is called hung.")
+        float, typer.Option(min=1, help="Seconds one token may take; then it hangs.")
     ] = DEFAULTS.hang_s,
-    max_request_mb: Annotated[float, typer.Option(min=0.001, help="Largest request body, 1e6 bytes.")] = 4.0,
     api_key_file: Annotated[Path | None, typer.Option(help="File with the API key; else TUNEGATE_API_KEY.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="TLS certificate (PEM); with --tls-key.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Private key of the certificate (PEM).")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "--print-command", help="Check and print vLLM's command.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Serve TARGET until Ctrl-C; flags after -- go to vLLM as they are."""
@@ -81,22 +101,65 @@ def run(
             f"listening on {host} needs an API key", where="--host", hint="set TUNEGATE_API_KEY or --api-key-file"
         )
     _check_tls(tls_cert, tls_key)
-    refuse_taken(host, port)
-    if detach:
-        _detach(port, start_timeout, as_json=as_json)
-        return
+    if not dry_run:
+        refuse_taken(host, port)
     guard = replace(
         GuardSettings.from_environment(), drain_s=drain, hang_s=hang_after, quiet_s=min(DEFAULTS.quiet_s, hang_after),
         max_body_bytes=round(max_request_mb * 1e6),
     )  # fmt: skip
     options = ServeOptions(
-        host=host, port=port, eager=not compiled, max_model_len=max_model_len, max_num_seqs=max_num_seqs,
-        start_timeout_s=start_timeout, certificate=tls_cert, private_key=tls_key, guard=guard, extra=tuple(context.args),
+        host=host, port=port, max_model_len=max_model_len, max_num_seqs=max_num_seqs, start_timeout_s=start_timeout,
+        certificate=tls_cert, private_key=tls_key, guard=guard, extra=tuple(context.args),
+        adapters=tuple(_adapter(text) for text in adapter or ()),
     )  # fmt: skip
     opened = open_target(target)
-    record = servers.Record(port, target=target, drain_s=drain, model=None, url=None, instance=None)
+    options = _with_start(opened, options, start, service=detach or restart > 0)
+    if dry_run:
+        _print_command(build(opened, options), as_json=as_json)
+    elif detach:
+        build(opened, options)  # what is wrong is said here, not in a log
+        _detach(port, start_timeout, as_json=as_json)
+    else:
+        _supervised(target, opened, options, key=key, restarts=restart, as_json=as_json)
+
+
+def _adapter(text: str) -> Adapter:
+    """NAME=FOLDER. Raises UsageError."""
+    name, equals, folder = text.partition("=")
+    if not equals or not name or not folder:
+        raise UsageError(f"{text!r} is not NAME=RUN", where="--adapter", hint="--adapter support=runs/support")
+    opened = open_target(folder)
+    if isinstance(opened, ModelSource):
+        raise UserError("a model folder is no adapter; a Run or a Release is needed", where=folder)
+    return Adapter(name=name, artifact=opened)
+
+
+def _with_start(target: Target, options: ServeOptions, start: Start, *, service: bool) -> ServeOptions:
+    adapters = bool(options.adapters) or has_adapter(target)
+    compiled, words = choose_start(start, service=service, on_gpu=bool(gpus()), adapters=adapters)
+    say(words)
+    return replace(options, eager=not compiled)
+
+
+def _print_command(launch: Launch, *, as_json: bool) -> None:
+    """vLLM's command with what it needs in its environment; the key is not among it."""
+    command = [sys.executable, "-m", SERVER_MODULE, *launch.arguments]
+    if as_json:
+        names = [launch.model, *launch.adapters]
+        emit_json({"command": command, "environment": launch.environment, "models": names})
+    else:
+        set_first = [f"{name}={shlex.quote(value)}" for name, value in launch.environment.items()]
+        out().print(" ".join([*set_first, shlex.join(command)]), markup=False)
+
+
+def _supervised(
+    spec: str, target: Target, options: ServeOptions, *, key: str | None, restarts: int, as_json: bool
+) -> None:
+    record = servers.Record(
+        options.port, target=spec, drain_s=options.guard.drain_s, model=None, url=None, instance=None
+    )
     try:
-        supervise(opened, options, key=key, restarts=restart, record=record,
+        supervise(target, options, key=key, restarts=restarts, record=record,
                   ready=lambda endpoint: _ready(endpoint, record, as_json=as_json))  # fmt: skip
     finally:
         if record.content["state"] != "dead":

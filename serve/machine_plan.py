@@ -88,3 +88,18 @@ def cache_gib(need: Need, memory_gb: float) -> int:
     bytes); vLLM fills it at the start (6 GiB cost 16 s more than 1 GiB on 2 cores)."""
     wanted = -(-need.cache_gb(need.sequences) * 1e9 // GIB)
     return int(max(1, min(wanted, memory_gb * 1e9 / 4 // GIB)))
+
+
+def choose_start(asked: str, *, service: bool, on_gpu: bool, adapters: bool) -> tuple[bool, str]:
+    """(compile?, in words). asked: fast, compiled or auto; service: it is to run for long (--detach, --restart).
+
+    Measured on 2 cores with SmolLM2-135M in bf16: 38 s against 109 s (first time) to the first answer, and 25 against
+    29 tokens/s alone, 292 against 331 for 16 requests together.
+    """
+    if asked != "auto":
+        return asked == "compiled", f"start: {asked}, as asked"
+    if adapters and not on_gpu:
+        return False, "start: fast (vLLM compiles nothing on a CPU where adapters are served)"
+    if on_gpu or service:
+        return True, "start: compiled, for a server that runs for long (--start fast answers sooner, about 15 % slower)"
+    return False, "start: fast (--start compiled takes longer to start and serves about 15 % more)"

@@ -114,7 +114,17 @@ def server(job: Job, quantized: Path) -> Iterator[str]:
     """The 4-bit release, served once for all tests that need an engine."""
     port = "18471"
     job.run(
-        "ft", "serve", "release-awq", "--port", port, "--detach", "--max-model-len", "1536", TUNEGATE_API_KEY=KEY
+        "ft",
+        "serve",
+        "release-awq",
+        "--port",
+        port,
+        "--detach",
+        "--start",
+        "fast",
+        "--max-model-len",
+        "1536",
+        TUNEGATE_API_KEY=KEY,
     ).ok()
     yield f"http://127.0.0.1:{port}/v1"
     job.run("ft", "serve", "stop", "--port", port).ok()

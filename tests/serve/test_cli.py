@@ -197,3 +197,36 @@ def state_of(pid):
             return stream.read().rpartition(")")[2].split()[0]
     except FileNotFoundError:
         return "Z"
+
+
+def test_dry_run_prints_a_command_and_starts_nothing(ft_serve, tiny_model, taken, monkeypatch):
+    monkeypatch.setenv("TUNEGATE_API_KEY", "very-secret")
+    code, out, err = ft_serve(tiny_model, "--port", taken, "--dry-run", "--json", "--", "--dtype", "half")
+    answer = json.loads(out)
+    assert code == 0
+    assert answer["models"] == ["tiny"]
+    assert answer["command"][1:3] == ["-m", "vllm.entrypoints.launchers.api_server.entry"]
+    assert answer["command"][-2:] == ["--dtype", "half"]
+    assert "--enforce-eager" in answer["command"]
+    assert "start: fast" in err
+    assert "very-secret" not in out + err
+    code, out, _ = ft_serve(tiny_model, "--print-command", "--start", "compiled")
+    assert code == 0
+    assert out.count("\n") == 1
+    assert "--enforce-eager" not in out
+    assert "VLLM_TARGET_DEVICE=cpu" in out
+
+
+@pytest.mark.parametrize("text", ["x", "=y", "x="])
+def test_an_adapter_is_a_name_and_a_folder(ft_serve, tiny_model, text):
+    code, _, err = ft_serve(tiny_model, "--adapter", text, "--dry-run")
+    assert code == 2
+    assert "is not NAME=RUN" in err
+    assert "a model folder is no adapter" in ft_serve(tiny_model, "--adapter", f"a={tiny_model}", "--dry-run")[2]
+
+
+def test_what_is_wrong_is_said_before_anything_is_detached(ft_serve, tiny_model, tmp_path):
+    code, _, err = ft_serve(tiny_model, "--port", free_port("127.0.0.1"), "--detach", "--", "--host", "0.0.0.0")
+    assert code == 2
+    assert "--host is not passed on to vLLM" in err
+    assert list((tmp_path / "cache").rglob("*.log")) == []

@@ -6,7 +6,7 @@ import pytest
 
 from tunegate.core.architecture import Architecture
 from tunegate.core.errors import UserError
-from tunegate.serve.machine_plan import Need, cache_gib, plan_gpus
+from tunegate.serve.machine_plan import Need, cache_gib, choose_start, plan_gpus
 
 # Llama-3.1-8B and 70B: config.json of meta-llama/Llama-3.1-8B and -70B.
 LLAMA_8B = Architecture(layers=32, hidden=4096, ffn=14336, heads=32, kv_heads=8, head_dim=128, vocab=128256)
@@ -70,3 +70,20 @@ def test_the_cpus_cache_holds_every_sequence_within_a_quarter_of_the_memory():
     assert cache_gib(SMALL, 1000) == 32, "32 sequences of exactly 1 GiB"
     assert cache_gib(SMALL, 25) == 5
     assert cache_gib(dataclasses.replace(SMALL, tokens=16), 25) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "service", "on_gpu", "adapters", "compiled"),
+    [
+        ("fast", True, True, False, False),
+        ("compiled", False, False, True, True),
+        ("auto", True, False, False, True),
+        ("auto", False, True, True, True),
+        ("auto", False, False, False, False),
+        ("auto", True, False, True, False),
+    ],
+)
+def test_a_service_is_compiled_and_a_look_is_quick(asked, service, on_gpu, adapters, compiled):
+    chosen, words = choose_start(asked, service=service, on_gpu=on_gpu, adapters=adapters)
+    assert chosen == compiled
+    assert words.startswith(f"start: {'compiled' if compiled else 'fast'}")
