@@ -44,7 +44,7 @@ FT_SUB = {
     "data": ("prepare", "inspect", "check", "split", "clean", "dedup", "convert", "leakage"),
     "export": ("gguf",),
     "release": ("list", "show", "promote", "rollback", "sign"),
-    "serve": ("run", "status", "logs", "stop"),
+    "serve": ("run", "status", "logs", "stop", "top"),
     "eval": ("run", "init", "power", "noise"),
 }
 ADVISE = ("recommend", "estimate", "breakeven", "gpus", "prices", "rules", "backtest", "calibrate")

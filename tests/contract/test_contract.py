@@ -13,7 +13,7 @@ from tunegate.core.ft import app as ft_app
 # Commands of the contract that are not written yet. They must be absent (exit 2, "No such command"), never stubs.
 NOT_YET = {
     "ft push",
-    "ft serve top", "ft serve deploy", "ft loadtest", "ft ladder", "ft bakeoff", "ft init",
+    "ft serve deploy", "ft loadtest", "ft ladder", "ft bakeoff", "ft init",
 }  # fmt: skip
 OPTIONS = {
     "ft data prepare": "--out",
@@ -34,10 +34,11 @@ OPTIONS = {
     "ft release show": "--registry",
     "ft release promote": "--gate --as --registry",
     "ft release rollback": "--to --registry",
-    "ft serve run": "--port --detach --api-key-file",
+    "ft serve run": "--port --detach --api-key-file --restart --adapter --start --drain --dry-run",
     "ft serve status": "",
     "ft serve logs": "",
     "ft serve stop": "",
+    "ft serve top": "",
     "ft eval run": "--task --out --against --policy --save-as --api-key-file",
     "ft eval init": "",
     "ft eval power": "",
