@@ -23,6 +23,7 @@ class FtGroup(LazyGroup):
             "tunegate.train.release.release_cli:app",
             "Names for releases: list, show, promote on a PASS, roll back, sign.",
         ),
+        "push": Entry("tunegate.train.release.publish_cli:app", "Pass a release on: hub or object store, with a card."),
         "serve": Entry("tunegate.serve.cli:app", "Serve a release, run or model with vLLM (OpenAI-compatible)."),
         "eval": Entry("tunegate.evalkit.cli:eval_app", "Score a model and compare it with a baseline, pair by pair."),
         "gate": Entry("tunegate.evalkit.cli:gate_app", "Decide from a report: PASS, FAIL or INCONCLUSIVE."),

@@ -1,0 +1,155 @@
+"""`ft push`: a release with its card to a hub repository or an object store; the manifest last, an interrupted push goes on.
+
+What is pushed is a release of its own: the same weights and tokenizer, the card written anew with the evaluation in it, and
+a manifest whose lineage begins with the release it was made from.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunegate.core import manifest as manifests
+from tunegate.core.artifacts import EvalReport, GateDecision, Release
+from tunegate.core.errors import UserError
+from tunegate.core.files import canonical_json, read_json, sha256_text
+from tunegate.core.manifest import Input
+from tunegate.core.model_source import cache_folder
+from tunegate.train.release import licences, model_card
+from tunegate.train.release.promote import described
+from tunegate.train.release.sign import sign
+
+
+@dataclass(frozen=True, kw_only=True)
+class Destination:
+    """Where to. kind: hub (place is owner/name) or store (place is an fsspec URL). name: what the model is called there."""
+
+    kind: str
+    place: str
+    name: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pushed:
+    """What happened. uploaded: files sent now, skipped: files that were there; url: where to look."""
+
+    url: str
+    digest: str
+    uploaded: list[str]
+    skipped: list[str]
+
+
+Send = Callable[[Release, Destination, bool], Pushed]
+
+
+def destination(text: str) -> Destination:
+    """`owner/name`, `hf://owner/name[@revision]`, or `s3://`, `gs://`, `file://`, ... for fsspec. Raises UserError."""
+    scheme, separator, rest = text.partition("://")
+    if not separator and text.count("/") == 1 and not text.startswith((".", "/", "~")):
+        scheme, rest = "hf", text
+    if scheme == "hf":
+        place, _, revision = rest.partition("@")
+        if place.count("/") != 1 or not all(place.split("/")):
+            raise UserError(f"not a repository: {rest!r}", where="DEST", hint="owner/name")
+        return Destination(kind="hub", place=place, name=place.partition("/")[2], revision=revision or None)
+    if not separator:
+        folder = Path(text).expanduser().resolve()
+        return Destination(kind="store", place=folder.as_uri(), name=folder.name)
+    if not rest.strip("/"):
+        raise UserError(f"no place in {text!r}", where="DEST", hint="s3://bucket/models/name")
+    return Destination(kind="store", place=text.rstrip("/"), name=text.rstrip("/").rpartition("/")[2])
+
+
+def push(
+    release: Release,
+    to: Destination,
+    *,
+    reports: list[EvalReport],
+    gate: GateDecision | None,
+    key: Path | None,
+    private: bool,
+    force: bool,
+) -> Pushed:
+    """Make the copy that is passed on and send it.
+
+    Raises UserError when the release or a report is not as it was written, a report is of another release, or a duty of the
+    base's licence is not met; InfrastructureError when the destination does not answer (run it again, it goes on).
+    """
+    _check(release, reports, gate)
+    decision = read_json(gate.path / "decision.json") if gate else None
+    place = cache_folder() / "push" / sha256_text(canonical_json([release.digest, to.place]))[:16]
+    shutil.rmtree(place, ignore_errors=True)
+    staged = stage(release, place, reports=reports, decision=decision, name=to.name, key=key)
+    if to.kind == "hub":
+        from tunegate.train.release import publish_hub
+
+        done = publish_hub.send(staged, to, private=private, force=force)
+    else:
+        from tunegate.train.release import publish_store
+
+        done = publish_store.send(staged, to, force=force)
+    shutil.rmtree(place, ignore_errors=True)
+    return done
+
+
+def stage(
+    release: Release,
+    folder: Path,
+    *,
+    reports: list[EvalReport],
+    decision: dict[str, Any] | None,
+    name: str,
+    key: Path | None,
+) -> Release:
+    """The copy to pass on in `folder`, its big files by hard link. Raises UserError when a duty of the licence is not met."""
+    folder.mkdir(parents=True)
+    facts = release.manifest.facts
+    for item in release.manifest.outputs:
+        target = folder / str(item["path"])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if item["path"] == "README.md":
+            continue
+        try:
+            os.link(release.path / str(item["path"]), target)
+        except OSError:  # another file system
+            shutil.copyfile(release.path / str(item["path"]), target)
+    card = model_card.text(release, described(release), reports, decision, name=name)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    notice = licences.notice(facts)
+    if notice and not any(folder.glob("NOTICE*")):
+        (folder / "NOTICE").write_text(notice, encoding="utf-8")
+    unmet = [duty for duty in licences.duties(folder, facts, name=name) if not duty.met]
+    if unmet:
+        shutil.rmtree(folder)
+        raise UserError(f"the base's licence asks to {unmet[0].duty}", where=unmet[0].source, hint=unmet[0].fix)
+    evidence = [Input(role="report", kind=r.kind, path=str(r.path), digest=r.digest) for r in reports]
+    manifests.write(
+        folder, Release.kind, inputs=[release.as_input("release"), *evidence], config=release.manifest.config,
+        seeds=release.manifest.seeds, facts={**facts, "published_as": name},
+    )  # fmt: skip
+    staged = Release.open(folder)
+    if key is not None:
+        sign(staged, key)
+    return staged
+
+
+def _check(release: Release, reports: list[EvalReport], gate: GateDecision | None) -> None:
+    for artifact in (release, *reports, *([gate] if gate else [])):
+        problems = manifests.verify(artifact.path)
+        if problems:
+            raise UserError(
+                f"{problems[0]['path']}: {problems[0]['problem']}",
+                where=str(artifact.path),
+                hint=f"ft verify {artifact.path}",
+            )
+    for report in reports:
+        judged = report.report()["target"]
+        if judged["digest"] != release.digest:
+            raise UserError(
+                f"the report is of {judged['spec']}, not of these bytes ({release.digest[:12]})", where=str(report.path)
+            )
+    if gate is not None and gate.manifest.facts.get("target") != release.digest:
+        raise UserError(f"the decision is not about these bytes ({release.digest[:12]})", where=str(gate.path))

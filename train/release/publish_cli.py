@@ -1,0 +1,60 @@
+"""`ft push`: options, one call, printing."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tunegate.core import manifest as manifests
+from tunegate.core.artifacts import EvalReport, GateDecision, Release
+from tunegate.core.console import JsonOption, emit_json, out
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+
+
+@app.command(epilog="Example: ft push release-awq/ s3://models/slots-v3 --report report/  (or owner/name for the hub)")
+def push(
+    release_folder: Annotated[Path, typer.Argument(metavar="RELEASE", help="Release folder.")],
+    dest: Annotated[
+        str, typer.Argument(metavar="DEST", help="owner/name on the hub, or s3://, gs://, file:// and a path.")
+    ],
+    report: Annotated[
+        list[Path] | None, typer.Option("--report", help="EvalReport of this release, for the card; repeat it.")
+    ] = None,
+    gate: Annotated[
+        Path | None, typer.Option("--gate", help="GateDecision for the card; default: the first report's.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option("--key", help="Sign what is pushed with this P-256 private key.")] = None,
+    public: Annotated[bool, typer.Option("--public/--private", help="Of a hub repository that is made now.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace another release that is there.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Pass a release on, with a model card; the manifest last, so that an unfinished copy is none. Run again, it goes on."""
+    from tunegate.train.release.publish import destination
+    from tunegate.train.release.publish import push as do_push
+
+    reports = [EvalReport.open(path) for path in report or []]
+    inside = [r.path / "gate" for r in reports if (r.path / "gate" / manifests.NAME).is_file()]
+    place = gate or next(iter(inside), None)
+    decision = GateDecision.open(place) if place else None
+    to = destination(dest)
+    release = Release.open(release_folder)
+    done = do_push(release, to, reports=reports, gate=decision, key=key, private=not public, force=force)
+    if as_json:
+        emit_json(
+            {
+                "url": done.url,
+                "digest": done.digest,
+                "release": release.digest,
+                "uploaded": done.uploaded,
+                "skipped": done.skipped,
+            }
+        )
+        return
+    if not done.uploaded:
+        out().print(f"{done.url}: this release is there already, nothing was sent", markup=False)
+        return
+    out().print(
+        f"pushed: {done.url} ({len(done.uploaded)} files sent, {len(done.skipped)} were there; digest {done.digest[:12]})",
+        markup=False,
+    )

@@ -1,0 +1,104 @@
+"""Pushing to a Hugging Face hub repository (or what answers at HF_ENDPOINT): everything in one commit, the manifest in the next.
+
+What an interrupted push has sent stays in the hub's large-file store and is not sent again; without a manifest the
+repository is no release.
+"""
+
+import json
+import os
+from typing import Any
+
+from tunegate.core import manifest as manifests
+from tunegate.core.artifacts import Release
+from tunegate.core.console import say
+from tunegate.core.errors import InfrastructureError, UserError
+from tunegate.core.files import relative_files
+from tunegate.train.release.publish import Destination, Pushed
+
+
+def send(release: Release, to: Destination, *, private: bool, force: bool) -> Pushed:
+    """Make the repository where it is missing, and commit.
+
+    Raises UserError for a wrong token, a name that is refused, or another release that is there; InfrastructureError when
+    the hub does not answer.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        raise UserError("HF_HUB_OFFLINE is set", where=to.place, hint="unset it to push to a hub")
+    try:
+        return _send(HfApi(), release, to, private=private, force=force)
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        if status in (401, 403):
+            raise UserError(
+                f"the hub refuses the token for {to.place} (HTTP {status})",
+                hint="hf auth login, or HF_TOKEN with write access",
+            ) from None
+        raise InfrastructureError(
+            f"the hub answers HTTP {status} for {to.place}", where=_endpoint(), hint=_AGAIN
+        ) from None
+    except HFValidationError as error:
+        raise UserError(f"not a repository name: {str(error).splitlines()[0]}", where=to.place) from None
+    except Exception as error:
+        if not isinstance(error, OSError) and not type(error).__module__.startswith(
+            "httpx"
+        ):  # httpx or httpx2, by version
+            raise
+        raise InfrastructureError(
+            f"the hub does not answer: {type(error).__name__}", where=_endpoint(), hint=_AGAIN
+        ) from None
+
+
+_AGAIN = "run the same command again: what was sent is not sent again"
+
+
+def _send(api: Any, release: Release, to: Destination, *, private: bool, force: bool) -> Pushed:
+    url = f"{_endpoint()}/{to.place}"
+    api.create_repo(to.place, private=private, exist_ok=True)
+    there = _standing(api, to)
+    if there == release.digest:
+        return Pushed(url=url, digest=there, uploaded=[], skipped=relative_files(release.path))
+    if there is not None and not force:
+        raise UserError(
+            f"another release is there already ({there[:12]})",
+            where=url,
+            hint="choose another name, or pass --force to replace it",
+        )
+    names = [name for name in relative_files(release.path) if name != manifests.NAME]
+    if there is not None:
+        api.delete_file(manifests.NAME, to.place, revision=to.revision, commit_message="Replacing the release")
+    say(f"pushing {len(names)} files to {url}")
+    api.upload_folder(
+        repo_id=to.place, folder_path=release.path, revision=to.revision, ignore_patterns=[manifests.NAME],
+        delete_patterns=["*"], commit_message=f"Release {release.digest[:12]}",
+    )  # fmt: skip
+    api.upload_file(
+        path_or_fileobj=release.path / manifests.NAME, path_in_repo=manifests.NAME, repo_id=to.place, revision=to.revision,
+        commit_message=f"Manifest of release {release.digest[:12]}: it is whole from here on",
+    )  # fmt: skip
+    return Pushed(url=url, digest=release.digest, uploaded=[*names, manifests.NAME], skipped=[])
+
+
+def _standing(api: Any, to: Destination) -> str | None:
+    """Digest of the release that is there; None where there is no manifest."""
+    from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.utils import get_session, hf_raise_for_status
+
+    address = f"{_endpoint()}/{to.place}/resolve/{to.revision or 'main'}/{manifests.NAME}"
+    response = get_session().get(address, headers=api._build_hf_headers(), follow_redirects=True)
+    try:
+        hf_raise_for_status(response)
+        return str(json.loads(response.content).get("digest"))
+    except (EntryNotFoundError, RevisionNotFoundError):
+        return None
+    except (ValueError, AttributeError):
+        return "damaged"
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)

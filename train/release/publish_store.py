@@ -1,0 +1,148 @@
+"""Pushing to an object store or a folder through fsspec: file by file, the manifest last."""
+
+import json
+from typing import Any
+
+from tunegate.core import manifest as manifests
+from tunegate.core.artifacts import Release
+from tunegate.core.console import progress, say
+from tunegate.core.errors import InfrastructureError, UserError
+from tunegate.core.files import relative_files, sha256_file
+from tunegate.train.release.publish import Destination, Pushed
+
+# What an unfinished push has sent, by hash; removed at the end. Object stores name files by other sums than SHA-256.
+STATE = ".tunegate-push.json"
+
+
+def send(release: Release, to: Destination, *, force: bool) -> Pushed:
+    """Send every file that is not there yet, then the manifest. A finished release with other content is kept unless `force`.
+
+    Raises UserError for an unknown scheme or a taken place, InfrastructureError when the store does not answer.
+    """
+    try:
+        files, root = _open(to.place)
+        return _send(files, root.rstrip("/"), release, to, force=force)
+    except (OSError, TimeoutError) as error:
+        raise InfrastructureError(
+            f"the store does not answer: {_words(error)}",
+            where=to.place,
+            hint="run the same command again: it goes on where it stopped",
+        ) from None
+    except Exception as error:
+        if type(error).__module__.startswith(
+            ("botocore", "aiobotocore", "google", "aiohttp", "azure", "gcsfs", "s3fs")
+        ):
+            raise InfrastructureError(
+                f"the store refuses: {_words(error)}", where=to.place, hint="check credentials and bucket"
+            ) from None
+        raise
+
+
+def _open(url: str) -> tuple[Any, str]:
+    import fsspec
+
+    try:
+        files, root = fsspec.core.url_to_fs(url)
+    except ValueError as error:
+        raise UserError(f"no such kind of store: {error}", where=url) from None
+    except ImportError as error:
+        scheme = url.partition("://")[0]
+        package = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}.get(scheme, str(error))
+        raise UserError(
+            f"{scheme}:// needs a package that is not installed", where=url, hint=f"pip install {package}"
+        ) from None
+    return files, root
+
+
+def _send(files: Any, root: str, release: Release, to: Destination, *, force: bool) -> Pushed:
+    files.invalidate_cache()
+    there = _standing(files, root)
+    if there is not None and there == release.digest:
+        return Pushed(url=to.place, digest=there, uploaded=[], skipped=relative_files(release.path))
+    if there is not None and not force:
+        raise UserError(
+            f"another release is there already ({there[:12]})",
+            where=to.place,
+            hint="choose another place, or pass --force to replace it",
+        )
+    if there is not None:  # from now on what is there is no release, until the new manifest stands
+        files.rm_file(f"{root}/{manifests.NAME}")
+    names = [name for name in relative_files(release.path) if name != manifests.NAME]
+    hashes = {name: sha256_file(release.path / name) for name in names}
+    state = _state(files, root)
+    uploaded, skipped = [], []
+    with progress("pushing", len(names) + 1) as tick:
+        for name in sorted(names, key=lambda n: (release.path / n).stat().st_size):
+            size = (release.path / name).stat().st_size
+            if state.get(name) == hashes[name] and _size(files, f"{root}/{name}") == size:
+                skipped.append(name)
+            else:
+                _put(files, release, root, name, size)
+                state[name] = hashes[name]
+                _write(files, f"{root}/{STATE}", state)
+                uploaded.append(name)
+            tick(1, name)
+        _remove_others(files, root, {*names, STATE})
+        _put(files, release, root, manifests.NAME, (release.path / manifests.NAME).stat().st_size)
+        tick(1, manifests.NAME)
+    files.rm_file(f"{root}/{STATE}")
+    if skipped:
+        say(f"{len(skipped)} files were there already, {len(uploaded)} were sent")
+    return Pushed(url=to.place, digest=release.digest, uploaded=[*uploaded, manifests.NAME], skipped=skipped)
+
+
+def _put(files: Any, release: Release, root: str, name: str, size: int) -> None:
+    target = f"{root}/{name}"
+    files.makedirs(target.rpartition("/")[0], exist_ok=True)
+    files.put_file(str(release.path / name), target)
+    files.invalidate_cache()
+    found = _size(files, target)
+    if found != size:
+        raise InfrastructureError(
+            f"{name} has {found} bytes there, {size} here", where=target, hint="run the same command again"
+        )
+
+
+def _standing(files: Any, root: str) -> str | None:
+    """Digest of the finished release that is there; None where there is none."""
+    try:
+        document = json.loads(files.cat_file(f"{root}/{manifests.NAME}"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return "damaged"
+    return str(document.get("digest") if isinstance(document, dict) else "damaged")
+
+
+def _state(files: Any, root: str) -> dict[str, str]:
+    try:
+        state = json.loads(files.cat_file(f"{root}/{STATE}"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return {str(k): str(v) for k, v in state.items()} if isinstance(state, dict) else {}
+
+
+def _write(files: Any, path: str, state: dict[str, str]) -> None:
+    files.pipe_file(path, json.dumps(state).encode())
+
+
+def _size(files: Any, path: str) -> int | None:
+    try:
+        return int(files.info(path)["size"])
+    except FileNotFoundError:
+        return None
+
+
+def _remove_others(files: Any, root: str, keep: set[str]) -> None:
+    """Files of an earlier release that the new one does not have."""
+    prefix = files._strip_protocol(root).rstrip("/") + "/"
+    for path in files.find(root):
+        name = str(path).removeprefix(prefix)
+        if name not in keep and name != manifests.NAME:
+            say(f"removing {name}, which this release does not have")
+            files.rm_file(path)
+
+
+def _words(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
