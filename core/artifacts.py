@@ -134,7 +134,20 @@ class GateDecision(Artifact):
     kind = "gate_decision"
 
 
-KINDS: dict[str, type[Artifact]] = {c.kind: c for c in (Dataset, Run, Release, GgufExport, EvalReport, GateDecision)}
+class LoadReport(Artifact):
+    """`report.json`, `requests.jsonl` (one row a request), `summary.md`, `plot.svg`: what `ft loadtest` measured."""
+
+    kind = "load_report"
+
+    def report(self) -> dict[str, Any]:
+        """The parsed `report.json`."""
+        document: dict[str, Any] = read_json(self.path / "report.json")
+        return document
+
+
+KINDS: dict[str, type[Artifact]] = {
+    c.kind: c for c in (Dataset, Run, Release, GgufExport, EvalReport, GateDecision, LoadReport)
+}
 
 
 def open_any(path: Path) -> Artifact:

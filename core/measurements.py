@@ -1,0 +1,84 @@
+"""What was measured under load, read back from a LoadReport: for the advisor's calibration and the gate's latency."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunegate.core.artifacts import LoadReport
+from tunegate.core.errors import UserError, nearest
+from tunegate.core.rows import read_jsonl
+from tunegate.core.statistics import Interval, percentile, wilson
+
+PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
+FIGURES = ("ttft", "tpot", "e2e")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadRecord:
+    """One closed-loop stage. ttft_ms, tpot_ms: medians over `requests` answers. prompt_tokens, completion_tokens: medians
+    as the endpoint counted them. concurrency: requests under way at a time."""
+
+    concurrency: int
+    requests: int
+    prompt_tokens: float
+    completion_tokens: float
+    ttft_ms: float
+    tpot_ms: float
+
+
+def load_records(report: LoadReport) -> list[LoadRecord]:
+    """The stages of a load test that say something about the server, lightest first.
+
+    Left out: open-loop stages (their concurrency is not set), and those in which the client was the bottleneck. Raises
+    UserError when none is left.
+    """
+    found = []
+    for stage in report.report()["stages"]:
+        known = all(stage[key] for key in ("prompt_tokens", "completion_tokens", "ttft_ms", "tpot_ms"))
+        if stage["kind"] == "closed" and not stage["invalid"] and known:
+            found.append(
+                LoadRecord(
+                    concurrency=stage["concurrency"],
+                    requests=stage["answers"],
+                    prompt_tokens=stage["prompt_tokens"],
+                    completion_tokens=stage["completion_tokens"],
+                    ttft_ms=stage["ttft_ms"]["p50"]["value"],
+                    tpot_ms=stage["tpot_ms"]["p50"]["value"],
+                )
+            )
+    if not found:
+        raise UserError(
+            "no stage of this load test can be used: a valid closed-loop one with token counts is needed",
+            where=str(report.path),
+            hint="ft loadtest TARGET --concurrency 1,4",
+        )
+    return sorted(found, key=lambda r: r.concurrency)
+
+
+def load_metrics() -> list[str]:
+    """The names that `load_interval` knows: load_ttft_p95_ms, load_tpot_p50_ms, ..., load_error_rate."""
+    times = [f"load_{figure}_{name}_ms" for figure in FIGURES for name in PERCENTILES]
+    return [*times, "load_error_rate"]
+
+
+def load_interval(report: LoadReport, metric: str, *, level: float) -> Interval | None:
+    """One figure of the heaviest stage with its interval of `level`; None when the test was not valid.
+
+    Raises UserError for a name that is none.
+    """
+    if metric not in load_metrics():
+        raise UserError(f"a load test has no {metric!r}", where=str(report.path), hint=nearest(metric, load_metrics()))
+    document = report.report()
+    index = len(document["stages"]) - 1
+    if document["verdict"] == "INVALID" or index < 0:
+        return None
+    rows = [row for row in _rows(report.path) if row["stage"] == index and not row["warm_up"]]
+    if metric == "load_error_rate":
+        return wilson(sum(row["error_kind"] is not None for row in rows), len(rows), level=level)
+    _, figure, name, _ = metric.split("_")
+    values = [row[f"{figure}_ms"] for row in rows if row[f"{figure}_ms"] is not None]
+    return percentile(values, PERCENTILES[name], level=level) if values else None
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    return [value for _, value in read_jsonl(folder / "requests.jsonl")]

@@ -1,0 +1,174 @@
+"""`ft loadtest`: options, opening what is tested, printing."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tunegate.core.artifacts import Release, Run
+from tunegate.core.console import JsonOption, emit_json, out, progress, say, table, warn
+from tunegate.core.errors import ExitCode, UsageError, UserError, nearest
+from tunegate.core.files import refuse_existing
+from tunegate.core.manifest import Input
+from tunegate.serve.client import ChatClient, api_key
+from tunegate.serve.load_plan import LoadOptions, Prompt, numbers, plan_stages, read_data, read_prompts
+from tunegate.serve.load_report import COLUMNS, About, knee_line, make_report, table_rows, write_load_report
+from tunegate.serve.load_test import run_load
+from tunegate.serve.vllm_process import Endpoint
+
+app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+EXIT = {"VALID": ExitCode.OK, "INVALID": ExitCode.INCONCLUSIVE, "FAILED": ExitCode.INFRASTRUCTURE}
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": False},
+    epilog="Example: ft loadtest release-awq/ --data data/eval.jsonl --concurrency 1,4,16 --slo-ttft-ms 800 --out load/",
+)
+def loadtest(
+    context: typer.Context,
+    target: Annotated[str, typer.Argument(help="Endpoint URL (http://host:port/v1), or what ft serve takes.")],
+    report: Annotated[Path, typer.Option("--out", help="Folder for the LoadReport.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Prompts: rows with messages (JSONL); the answer is left out.")
+    ] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Prompts alone: text, one a line, or JSONL.")] = None,
+    concurrency: Annotated[str | None, typer.Option(help="Closed loop: requests at once, such as 1,4,16.")] = None,
+    rate: Annotated[str | None, typer.Option(help="Open loop: arrivals a second (Poisson), such as 2,4,8.")] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help="Requests measured a stage.")] = None,
+    duration: Annotated[float | None, typer.Option(min=0.1, help="Seconds a stage takes, instead.")] = None,
+    warm_up: Annotated[int | None, typer.Option(min=0, help="First requests of a stage, kept apart.")] = None,
+    slo_ttft_ms: Annotated[float | None, typer.Option(min=0, help="Goodput: limit of time to first token.")] = None,
+    slo_tpot_ms: Annotated[float | None, typer.Option(min=0, help="Goodput: limit of time per output token.")] = None,
+    slo_e2e_ms: Annotated[float | None, typer.Option(min=0, help="Goodput: limit of the whole latency.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 128,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Answers of exactly --max-tokens (vLLM only).")
+    ] = False,
+    temperature: Annotated[float, typer.Option(min=0, help="Sampling temperature.")] = 0.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for one request.")] = 300.0,
+    max_error_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of failed requests that is borne.")] = 0.01,
+    seed: Annotated[int, typer.Option(help="Of the order of prompts and of arrivals.")] = 0,
+    model: Annotated[str | None, typer.Option(help="Model name at the endpoint, where it serves several.")] = None,
+    compiled: Annotated[bool, typer.Option("--compile/--eager", help="How to start what is not served yet.")] = False,
+    api_key_file: Annotated[Path | None, typer.Option(help="File with the API key; else TUNEGATE_API_KEY.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace --out.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure TARGET under load, with your own prompts: exit 0 measured, 3 the client was the bottleneck, 4 requests failed.
+
+    A model, run or release is served for the test (vLLM flags after --) and stopped afterwards.
+    """
+    refuse_existing(report, force=force)
+    asked, about_prompts, source = _prompts(data, prompts)
+    if concurrency is None and rate is None:
+        concurrency = "1,4,16"
+    stages = plan_stages(
+        numbers(concurrency, "--concurrency", int) if concurrency else [],
+        numbers(rate, "--rate", float) if rate else [],
+        requests=requests, duration_s=duration, warm_up=warm_up,
+    )  # fmt: skip
+    generation: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    if ignore_eos:
+        generation["ignore_eos"] = True
+    limits = {"ttft_ms": slo_ttft_ms, "tpot_ms": slo_tpot_ms, "e2e_ms": slo_e2e_ms}
+    options = LoadOptions(
+        stages=stages, generation=generation, slo={k: v for k, v in limits.items() if v is not None},
+        timeout_s=timeout, seed=seed,
+    )  # fmt: skip
+    at_once = max((int(s.level) for s in stages if s.kind == "closed"), default=32)
+    serve = {"compiled": compiled, "sequences": max(32, at_once), "extra": tuple(context.args)}
+    with _endpoint(target, model, api_key(api_key_file), serve) as (endpoint, inputs):
+        about = About(
+            target=target, endpoint=endpoint.base_url, model=endpoint.model, prompts=about_prompts,
+            engine=endpoint.facts, inputs=[source, *inputs],
+        )  # fmt: skip
+        document = _run(endpoint, asked, options, about, report, max_error_rate=max_error_rate, force=force)
+    _show(document, report, as_json=as_json)
+    raise typer.Exit(ExitCode.INTERRUPTED if document["interrupted"] else EXIT[document["verdict"]])
+
+
+def _prompts(data: Path | None, prompts: Path | None) -> tuple[list[Prompt], dict[str, Any], Input]:
+    if (data is None) == (prompts is None):
+        raise UsageError(
+            "one source of prompts is needed: --data ROWS.jsonl or --prompts FILE", where="--data",
+            hint="a load test with other prompts than your own measures another service",
+        )  # fmt: skip
+    path = data or prompts
+    assert path is not None
+    found = read_data(path) if data else read_prompts(path)
+    return found, {"file": str(path), "count": len(found)}, Input.of_file(path, "prompts")
+
+
+@contextmanager
+def _endpoint(
+    target: str, model: str | None, key: str | None, serve: dict[str, Any]
+) -> Iterator[tuple[Endpoint, list[Input]]]:
+    """The endpoint named, else a server started for the target and stopped at the end."""
+    if target.startswith(("http://", "https://")):
+        if serve["extra"]:
+            raise UsageError("an endpoint takes no vLLM flags", where="--")
+        url = target.rstrip("/")
+        yield Endpoint(base_url=url, model=asyncio.run(_model(url, model, key)), key=key), []
+        return
+    from tunegate.serve.cli import open_target
+    from tunegate.serve.vllm_flags import ServeOptions
+    from tunegate.serve.vllm_process import serving
+
+    opened = open_target(target)
+    options = ServeOptions(eager=not serve["compiled"], max_num_seqs=serve["sequences"], extra=serve["extra"])
+    with serving(opened, options=options, key=key) as endpoint:
+        yield endpoint, [opened.as_input("target") if isinstance(opened, Release | Run) else opened.as_input()]
+
+
+async def _model(url: str, wanted: str | None, key: str | None) -> str:
+    """The model to ask for: the one named, which must be there, or the only one. Raises UserError, EndpointError."""
+    async with ChatClient(url, "", key=key) as client:
+        there = await client.models()
+    if wanted is None and len(there) == 1:
+        return there[0]
+    if wanted in there:
+        return str(wanted)
+    problem = f"does not serve {wanted!r}" if wanted else f"serves {len(there)} models"
+    raise UserError(f"the endpoint {problem}", where=url, hint=f"--model: {nearest(wanted or '', there)}")
+
+
+def _run(
+    endpoint: Endpoint, prompts: list[Prompt], options: LoadOptions, about: About, folder: Path, *,
+    max_error_rate: float, force: bool,
+) -> dict[str, Any]:  # fmt: skip
+    client = ChatClient(
+        endpoint.base_url, endpoint.model, key=endpoint.key, timeout_s=options.timeout_s, connections=0, retries=0
+    )
+    total = None
+    if all(s.requests is not None for s in options.stages):
+        total = sum((s.requests or 0) + s.warm_up for s in options.stages)
+    with progress("requests", total) as tick:
+        runs = run_load(client, prompts, options, tick=tick, key=endpoint.key)
+    document = make_report(runs, options, about, max_error_rate=max_error_rate)
+    write_load_report(folder, document, runs, about, force=force)
+    return document
+
+
+def _show(document: dict[str, Any], folder: Path, *, as_json: bool) -> None:
+    if document["interrupted"]:
+        say("interrupted: what was measured until then is kept")
+    for stage in document["stages"]:
+        for text in stage["warnings"]:
+            warn(f"{stage['name']}: {text}")
+    for reason in document["reasons"]:
+        warn(reason)
+    if as_json:
+        emit_json({**document, "report": str(folder)})
+        return
+    table(
+        f"{document['model']} under load (intervals: {folder}/summary.md)",
+        COLUMNS,
+        table_rows(document, intervals=False),
+    )
+    if document["knee"]:
+        out().print(knee_line(document), markup=False)
+    out().print(f"report: {folder}", markup=False)
+    out().print(f"load test: {document['verdict']}", markup=False)
