@@ -223,18 +223,24 @@ def gate(
     raise typer.Exit(outcome.exit_code)
 
 
-@report_app.command(epilog="Example: ft report report/ --html page.html")
+@report_app.command(epilog="Example: ft report report/ --to inspect --out log.eval")
 def report(
     report: Annotated[Path, typer.Argument(help="An EvalReport folder.")],
     html: Annotated[Path | None, typer.Option("--html", help="Write the page anew to this file.")] = None,
     junit: Annotated[Path | None, typer.Option("--junit", help="Write junit.xml anew to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Write the summary anew to this file.")] = None,
+    to: Annotated[str | None, typer.Option("--to", help="Write it in another evaluator's form: inspect.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The file for --to (.json or .eval).")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a report again, or write its page, JUnit file or summary anew with this version."""
+    """Show a report again, or write its page, JUnit file, summary or an Inspect log anew with this version."""
     from tunegate.evalkit.commands import show_report
 
-    outcome = show_report(report, html=html, junit=junit, markdown=markdown)
+    if to not in (None, "inspect"):
+        raise UsageError(f"--to knows no {to!r}", hint="--to inspect --out log.eval")
+    if (to is None) != (out is None):
+        raise UsageError("--to and --out go together", hint="--to inspect --out log.eval")
+    outcome = show_report(report, html=html, junit=junit, markdown=markdown, inspect=out)
     if as_json:
         console.emit_json(outcome.payload())
     else:

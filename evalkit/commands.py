@@ -11,9 +11,9 @@ from tunegate.core.errors import ExitCode, UserError
 from tunegate.core.files import refuse_existing, write_text
 from tunegate.core.power import detectable_difference, pairs_for_difference
 from tunegate.evalkit.compare import Reading
-from tunegate.evalkit.evaluate import evaluate, open_reading
+from tunegate.evalkit.evaluate import evaluate, metric_names_of, open_reading
 from tunegate.evalkit.folders import write_decision, write_report
-from tunegate.evalkit.gate import EXIT
+from tunegate.evalkit.gate import EXIT, check_metrics
 from tunegate.evalkit.runner import RunOptions
 from tunegate.evalkit.system import classify
 from tunegate.evalkit.task import load_task
@@ -110,6 +110,8 @@ def run_eval(
         if other.kind != "report":
             refuse_existing(beside, force=force)
         baseline = baseline_reading(other, task, out=beside, options=options, key=key, force=force)
+    if baseline is not None or policy_path is not None:
+        check_metrics(policy, metric_names_of(task), task.file.slices, baseline)
     evaluation = evaluate(system, task, out=out, options=options, key=key)
     if baseline is not None or policy_path is not None:
         judged = judge_against(evaluation.reading, baseline, policy, allowed=allowed)
@@ -207,11 +209,13 @@ def power_of(
     }
 
 
-def show_report(path: Path, *, html: Path | None, junit: Path | None, markdown: Path | None) -> Shown:
-    """Open a report; write its page, JUnit file or summary anew where a file is named."""
+def show_report(
+    path: Path, *, html: Path | None, junit: Path | None, markdown: Path | None, inspect: Path | None = None
+) -> Shown:
+    """Open a report; write its page, JUnit file, summary or an Inspect log anew where a file is named."""
     reading = open_reading(EvalReport.open(path), name=path.name)
     rows, paths = list(reading.rows), {"report": path}
-    for file in (html, junit, markdown):
+    for file in (html, junit, markdown, inspect):
         if file is not None and file.resolve().is_relative_to(path.resolve()):
             raise UserError(
                 "the report's own files stay as they are", where=str(file), hint="name a file outside of it"
@@ -231,6 +235,11 @@ def show_report(path: Path, *, html: Path | None, junit: Path | None, markdown: 
 
         write_text(markdown, summary.render(reading.report))
         paths["markdown"] = markdown
+    if inspect is not None:
+        from tunegate.evalkit.interchange import inspect_write
+
+        inspect_write.write(inspect, reading.report, rows)
+        paths["inspect"] = inspect
     return Shown(reading=reading, paths=paths)
 
 

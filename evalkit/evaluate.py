@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from tunegate.core.files import canonical_json, sha256_text
 from tunegate.core.manifest import Input
 from tunegate.core.rows import Row, read_jsonl
 from tunegate.evalkit.compare import Reading
+from tunegate.evalkit.leakage import leakage_of
 from tunegate.evalkit.outcomes import Answer
 from tunegate.evalkit.recorded import read_recorded
 from tunegate.evalkit.result_log import ResultLog
 from tunegate.evalkit.runner import Asked, RunOptions, ask
 from tunegate.evalkit.scoring import SLOW, check_gold, result_row, score, verdicts
-from tunegate.evalkit.summary import figures, judged, latency, operations, outcome_counts, slices
-from tunegate.evalkit.system import System, served
+from tunegate.evalkit.summary import REPEATED, figures, judged, latency, operations, outcome_counts, slices
+from tunegate.evalkit.system import System, Target, served
 from tunegate.evalkit.task import SCORER_VERSION, EvalTask
 from tunegate.evalkit.validators.judge import AT_ONCE
 
@@ -45,9 +47,17 @@ def log_path(out: Path) -> Path:
 
 
 def evaluate(
-    system: System, task: EvalTask, *, out: Path, options: RunOptions, key: str | None = None, name: str | None = None
+    system: System,
+    task: EvalTask,
+    *,
+    out: Path,
+    options: RunOptions,
+    key: str | None = None,
+    name: str | None = None,
+    at: Target | None = None,
 ) -> Evaluation:
-    """Ask (or read) and judge every item. out: the folder that the report will be written to.
+    """Ask (or read) and judge every item. out: the folder that the report will be written to. at: a server that holds
+    this system already (a bake-off asks several at one); else one is started.
 
     Raises UserError for what is wrong with task, data or records; InfrastructureError when the endpoint is gone.
     """
@@ -57,7 +67,7 @@ def evaluate(
         )
     check_gold(task)
     start = time.perf_counter()
-    asked, facts, target = _answers(system, task, out, options, key)
+    asked, facts, target = _answers(system, task, out, options, key, at)
     wall_s = time.perf_counter() - start
     rows = _judged(task, asked.answers)
     report = _report(system, task, rows, asked, facts, name or out.name)
@@ -94,16 +104,24 @@ def _judged(task: EvalTask, answers: dict[str, list[Answer]]) -> list[dict[str, 
 
 
 def _answers(
-    system: System, task: EvalTask, out: Path, options: RunOptions, key: str | None
+    system: System, task: EvalTask, out: Path, options: RunOptions, key: str | None, at: Target | None
 ) -> tuple[Asked, dict[str, Any], bool]:
     """The answers, what the server said of itself, and whether an endpoint was asked."""
     if system.kind == "recorded":
-        found = read_recorded(Path(system.spec).expanduser(), task.rows, known=task.ids, repeats=task.file.repeats)
+        found = read_recorded(
+            Path(system.spec).expanduser(),
+            task.rows,
+            known=task.ids,
+            repeats=task.file.repeats,
+            data=task.file.data,
+            system=system.model,
+        )
         return Asked(answers=found, asked=0, wall_s=0.0, model="", prompt_ids_digest=None), {}, False
     with ResultLog(log_path(out)) as log:
         if len(log):
             say(f"resuming: {len(log)} answers found in {log.path}")
-        with served(system, key=key, log=out.with_name(f".{out.name}.server.log")) as target:
+        log_file = out.with_name(f".{out.name}.server.log")
+        with nullcontext(at) if at else served(system, key=key, log=log_file) as target:
             asked = ask(task, target, log, model_digest=system.digest, options=options, judge=_judge(task))
     return asked, target.facts, True
 
@@ -125,7 +143,7 @@ def _report(
     system: System, task: EvalTask, rows: list[dict[str, Any]], asked: Asked, facts: dict[str, Any], name: str
 ) -> dict[str, Any]:
     recorded = system.kind == "recorded"
-    names = [v.name for v in task.validators] + (["weighted"] if any(v.weight for v in task.validators) else [])
+    names = _scored(task)
     counted = [(r["prompt_tokens"], r["completion_tokens"]) for r in rows]
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -172,11 +190,21 @@ def _report(
             "completion": _total([c for _, c in counted]),
         },
         "size_bytes": system.size_bytes,
+        "leakage": leakage_of(system, task),
         "comparison": None,
         "decision": None,
         "lineage": manifests.lineage((*_inputs(task), system.as_input("system"))),
     }
     return {**report, "operations": operations(rows, report)}
+
+
+def _scored(task: EvalTask) -> list[str]:
+    return [v.name for v in task.validators] + (["weighted"] if any(v.weight for v in task.validators) else [])
+
+
+def metric_names_of(task: EvalTask) -> list[str]:
+    """The metrics that a report of this task will have."""
+    return [*_scored(task), *(REPEATED if task.file.repeats > 1 else ())]
 
 
 def _total(values: list[int | None]) -> int | None:

@@ -5,7 +5,7 @@ for their number (an intersection-union test, Berger 1982); that one of many sli
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from tunegate.core.statistics import Interval, holm
 from tunegate.core.strict_yaml import read_yaml
 from tunegate.evalkit.compare import Paired, Reading, pair, slice_values
 from tunegate.evalkit.options import build
-from tunegate.evalkit.summary import CENSUS, PERCENTILES, Measured, known_metrics, measure
+from tunegate.evalkit.summary import CENSUS, LEAKAGE, PERCENTILES, Measured, known_metrics, measure
 
 Decision = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 EXIT: dict[str, ExitCode] = {
@@ -114,8 +114,8 @@ def _check(condition: Condition, where: str) -> None:
         raise UserError(f"{condition.rule} takes no value", where=f"{where} value")
     if condition.rule not in PAIRED and condition.value is None:
         raise UserError(f"{condition.rule} needs a value", where=f"{where} value")
-    if condition.slice is not None and condition.metric == "size_bytes":
-        raise UserError("size_bytes has no slices", where=f"{where} slice")
+    if condition.slice is not None and condition.metric in ("size_bytes", *LEAKAGE):
+        raise UserError(f"{condition.metric} has no slices", where=f"{where} slice")
 
 
 def decide(policy: Policy, candidate: Reading, baseline: Reading | None) -> dict[str, Any]:
@@ -141,6 +141,12 @@ def decide(policy: Policy, candidate: Reading, baseline: Reading | None) -> dict
         "alpha": policy.alpha,
         "infra_error_rate": lost,
     }
+
+
+def check_metrics(policy: Policy, metrics: Sequence[str], slices: Sequence[str], baseline: Reading | None) -> None:
+    """Raise UserError for a condition that a report with these metrics and slices could not decide, before it is made."""
+    shell = {"metrics": dict.fromkeys(metrics), "task": {"slices": list(slices)}}
+    _known(policy.parsed("gate"), Reading(name="", report=shell, rows=()), baseline)
 
 
 def _lost(candidate: Reading, baseline: Reading | None) -> float:
@@ -292,7 +298,9 @@ def _bounded(condition: Condition, alpha: float, measured: Measured, part: str |
     assert condition.value is not None
     interval, bound, least = measured.interval, condition.value, condition.rule == "at_least"
     if interval is None:
-        return _finding(condition, "INCONCLUSIVE", None, None, f"{condition.metric} was not measured", alpha, part)
+        why = ": no training data is known" if condition.metric in LEAKAGE else ""
+        reason = f"{condition.metric} was not measured{why}"
+        return _finding(condition, "INCONCLUSIVE", None, None, reason, alpha, part)
     if condition.metric in CENSUS:
         holds = interval.value >= bound if least else interval.value <= bound
         word = "holds" if holds else "does not hold"

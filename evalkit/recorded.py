@@ -1,10 +1,12 @@
 """Recorded outputs: `{"id", "output"}` lines from any system, judged without a model."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tunegate.core.errors import UserError
-from tunegate.core.rows import Row, read_jsonl
+from tunegate.core.rows import Row, read_jsonl, read_unique_rows
+from tunegate.evalkit.interchange.foreign import format_of, read_foreign
 from tunegate.evalkit.outcomes import Answer
 
 NUMBERS = ("latency_ms", "ttft_ms", "prompt_tokens", "completion_tokens", "cost_usd")
@@ -12,19 +14,24 @@ KEYS = {"id", "output", "finish_reason", "refusal", "tool_calls", "error", *NUMB
 
 
 def read_recorded(
-    path: Path, rows: tuple[Row, ...], *, known: frozenset[str], repeats: int = 1
+    path: Path,
+    rows: tuple[Row, ...],
+    *,
+    known: frozenset[str],
+    repeats: int = 1,
+    data: Path | None = None,
+    system: str | None = None,
 ) -> dict[str, list[Answer]]:
     """The answers by item id; several lines with one id are its repeats, in order.
 
-    known: ids of the whole data set, of which `rows` may be the first part. repeats: records that each item must have.
+    known: ids of the whole data set (the file `data`), of which `rows` may be the first part. repeats: records that each
+    item must have. system: which model's, where another evaluator's file holds several.
     Raises UserError with file and line for a record that is none, an unknown id, an id that stands too often, and for
     items that have no record or too few.
     """
     answers: dict[str, list[Answer]] = {}
-    lines: dict[str, int] = {}
-    for number, record in read_jsonl(path):
-        where = f"{path}:{number}"
-        identity, answer = _parse(record, where)
+    lines: dict[str, str] = {}
+    for where, identity, answer in _records(path, rows, data, system):
         if identity not in known:
             raise UserError(
                 f"no item has the id {identity!r}", where=where, hint="ids must be those of the task's data"
@@ -33,11 +40,11 @@ def read_recorded(
         if len(answers[identity]) > repeats:
             times = "" if repeats == 1 else f"; the task asks for {repeats} repeats"
             raise UserError(
-                f"id {identity!r} is also on line {lines[identity]}{times}",
+                f"id {identity!r} is also at {lines[identity]}{times}",
                 where=where,
                 hint="one record an item; for several answers each set `repeats:` in the task",
             )
-        lines[identity] = number
+        lines[identity] = where.removeprefix(f"{path}").lstrip(": ")
     missing = [row.id for row in rows if row.id not in answers]
     if missing:
         shown = ", ".join(repr(i) for i in missing[:3]) + (", ..." if len(missing) > 3 else "")
@@ -51,6 +58,19 @@ def read_recorded(
             hint='record {"id": ..., "error": "..."} for an answer that never came',
         )
     return {row.id: answers[row.id] for row in rows}
+
+
+def _records(
+    path: Path, rows: tuple[Row, ...], data: Path | None, system: str | None
+) -> Iterator[tuple[str, str, Answer]]:
+    """(place, item id, answer) of our own lines, or of lm-eval's, promptfoo's and Inspect's result files."""
+    found = format_of(path)
+    if found is not None:
+        yield from read_foreign(found, path, rows, data=rows if data is None else read_unique_rows(data), system=system)
+        return
+    for number, record in read_jsonl(path):
+        where = f"{path}:{number}"
+        yield (where, *_parse(record, where))
 
 
 def _parse(record: Any, where: str) -> tuple[str, Answer]:

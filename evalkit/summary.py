@@ -21,7 +21,8 @@ LEVEL = 0.95  # of the intervals in a report; a gate takes 1 - 2 alpha
 PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 REPEATED = ("pass_at_k", "pass_hat_k")
 SHARES = ("infra_error", "truncated", "refused", "unparsable")
-CENSUS = {"infra_error_rate", "size_bytes"}  # facts of this run and this folder, not samples of anything
+LEAKAGE = ("leakage", "leakage_exact", "leakage_ngram", "leakage_near")
+CENSUS = {"infra_error_rate", "size_bytes", *LEAKAGE}  # facts of this run and this folder, not samples of anything
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +78,9 @@ def measure(rows: Rows, report: dict[str, Any], metric: str, *, level: float, ex
                 return Measured(
                     kind="percentile", interval=percentile(values, probability, level=level) if values else None
                 )
-    if metric == "size_bytes":
-        size = report.get("size_bytes")
+    if metric == "size_bytes" or metric in LEAKAGE:
+        found = (report.get("leakage") or {}).get("metrics", {})
+        size = report.get("size_bytes") if metric == "size_bytes" else found.get(metric)
         return Measured(
             kind="census", interval=None if size is None else Interval(value=size, low=size, high=size, n=1)
         )
@@ -100,7 +102,14 @@ def metric_names(report: dict[str, Any]) -> list[str]:
 def known_metrics(report: dict[str, Any]) -> list[str]:
     """Every metric a gate may name for this report."""
     times = [f"{field}_{name}_ms" for field in ("latency", "ttft") for name in PERCENTILES]
-    return [*metric_names(report), *times, *(f"{s}_rate" for s in SHARES), "size_bytes", "cost_per_correct_usd"]
+    return [
+        *metric_names(report),
+        *times,
+        *(f"{s}_rate" for s in SHARES),
+        "size_bytes",
+        "cost_per_correct_usd",
+        *LEAKAGE,
+    ]
 
 
 def _share(rows: Rows, outcome: str, *, level: float, exact: bool) -> Measured:

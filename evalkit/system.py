@@ -13,6 +13,7 @@ from tunegate.core.errors import UserError
 from tunegate.core.files import folder_bytes, sha256_file, sha256_text
 from tunegate.core.manifest import Input
 from tunegate.core.model_source import ModelSource
+from tunegate.evalkit.interchange.lm_eval import lm_eval_samples
 
 Kind = Literal["endpoint", "model", "run", "release", "recorded", "report"]
 
@@ -58,12 +59,16 @@ def classify(spec: str, *, model: str | None = None) -> System:
     if path.is_dir() and (path / manifests.NAME).is_file():
         return _folder(spec, path)
     if path.is_file() and path.suffix != ".gguf":
-        if path.suffix not in (".jsonl", ".ndjson", ".json"):
+        if path.suffix not in (".jsonl", ".ndjson", ".json", ".eval"):
             raise UserError(
-                "recorded outputs are a .jsonl file", where=spec, hint='one {"id": ..., "output": "..."} per line'
+                "recorded outputs are a .jsonl file, or a result file of lm-eval, promptfoo or Inspect (.json, .eval)",
+                where=spec,
+                hint='one {"id": ..., "output": "..."} per line',
             )
-        return System(spec=spec, kind="recorded", digest=sha256_file(path))
-    if path.suffix == ".jsonl":
+        return System(spec=spec, kind="recorded", digest=sha256_file(path), model=model)
+    if path.is_dir() and (samples := lm_eval_samples(path)) is not None:
+        return System(spec=str(samples), kind="recorded", digest=sha256_file(samples), model=model)
+    if path.suffix in (".jsonl", ".eval") and not registry.has_report(spec):
         raise UserError("no such file", where=spec)
     if registry.has_report(spec):
         return _report(spec, registry.find_report(spec))

@@ -14,7 +14,18 @@ from tunegate.evalkit.validators.base import Validator
 from tunegate.evalkit.validators.kinds import make
 
 SCORER_VERSION = 1  # raised whenever a validator's verdict on some answer changes
-RESERVED = {"weighted", "pass_at_k", "pass_hat_k", "infra_error_rate", "truncated_rate", "size_bytes"}
+RESERVED = {
+    "weighted",
+    "pass_at_k",
+    "pass_hat_k",
+    "infra_error_rate",
+    "truncated_rate",
+    "size_bytes",
+    "leakage",
+    "leakage_exact",
+    "leakage_ngram",
+    "leakage_near",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +67,9 @@ class TaskFile:
 
     system: replaces the rows' own system turn. prompt: what the last user turn becomes, `{input}` standing for it.
     extract: named steps, in order. primary: the validator that decides an item (the last one, if not named). group: key
-    of rows that are not independent (the rows' own `group`, if not named). price: USD per million tokens. repeats: answers per item. gate: what `gate.yaml` holds. send_tools: whether the
-    rows' tools go to the endpoint.
+    of rows that are not independent (the rows' own `group`, if not named). price: USD per million tokens. repeats: answers
+    per item. gate: what `gate.yaml` holds. send_tools: whether the rows' tools go to the endpoint. train: rows that the
+    system was trained on, for the metric `leakage`, where its lineage does not say.
     """
 
     name: str
@@ -75,6 +87,7 @@ class TaskFile:
     gate: dict[str, Any] | None = None
     send_tools: bool = True
     price: dict[str, Any] | None = None
+    train: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +165,8 @@ def load_task(path: Path, *, limit: int | None = None, allow_python: bool = Fals
     generation = _generation(file, where, path.parent)
     if file.price is not None:
         build(Price, file.price, where=f"{where} price", base=path.parent)
+    if file.train is not None and not file.train.is_file():
+        raise UserError("no such file", where=f"{where} train: {file.train}")
     rows = _rows(file, validators, where)
     rules = [repr_of(v) for v in validators]
     digest = sha256_text(

@@ -1,0 +1,163 @@
+"""Result files of other evaluators as recorded outputs: found out by content, mapped to the task's items by id or question."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunegate.core.console import say
+from tunegate.core.errors import UserError, nearest
+from tunegate.core.rows import Row
+from tunegate.evalkit.outcomes import Answer
+
+SHOWN = 3  # items named in an error
+SNIFFED = 4096  # bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One answer of another evaluator. ids: what may be the item's id, likeliest first; questions: texts that hold the
+    item's question; expected: what it was compared with; system: which model, where a file holds several."""
+
+    place: str
+    ids: tuple[str, ...]
+    questions: tuple[str, ...]
+    answer: Answer
+    expected: str | None = None
+    system: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One evaluator's result file. read: its records; lacks: what of an answer it does not hold."""
+
+    name: str
+    read: Callable[[Path], list[Record]]
+    lacks: str
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """`value` where it is an object, else an empty one: foreign files leave out what they please."""
+    return value if isinstance(value, dict) else {}
+
+
+def format_of(path: Path) -> Format | None:
+    """Whose result file this is; None where it is none that is known (recorded outputs of our own form)."""
+    from tunegate.evalkit.interchange import inspect_log, lm_eval, promptfoo
+
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        head = stream.read(SNIFFED)
+    if path.suffix == ".eval" or (path.suffix == ".json" and b'"eval"' in head and b'"version"' in head):
+        return inspect_log.FORMAT
+    if path.suffix == ".json" and (b'"evalId"' in head or (b'"results"' in head and b'"version"' in head)):
+        return promptfoo.FORMAT
+    lines = path.suffix in (".jsonl", ".ndjson")
+    if (path.suffix == ".json" and b'"results"' in head) or (lines and b'"doc_id"' in head):
+        return lm_eval.FORMAT
+    return None
+
+
+def read_foreign(
+    found: Format, path: Path, rows: Sequence[Row], *, data: Sequence[Row], system: str | None
+) -> list[tuple[str, str, Answer]]:
+    """(place, item id, answer) of each record that belongs to `data`; `rows` may be the first part of it.
+
+    system: which of the file's models. Raises UserError for records that fit no item, or several, and says what the file
+    does not hold.
+    """
+    records = _of_one_system(found.read(path), system, path)
+    if not records:
+        raise UserError(f"the {found.name} file holds no answers", where=str(path))
+    known = {row.id: row for row in data}
+    by_question = _by_question(data)
+    mapped = [(record, _item(record, known, by_question)) for record in records]
+    lost = [record for record, identity in mapped if identity is None]
+    if lost:
+        names = "; ".join(
+            f"{r.place} (id {r.ids[0] if r.ids else 'none'!r}, {_cut(r.questions)})" for r in lost[:SHOWN]
+        )
+        raise UserError(
+            f"{len(lost)} of {len(records)} {found.name} records fit no item by id or question: {names}",
+            where=str(path),
+            hint="the task's data must hold the items that the file was made from",
+        )
+    wrong = [(r, known[i]) for r, i in mapped if i is not None and _contradicts(r, known[i])]
+    if wrong:
+        record, row = wrong[0]
+        raise UserError(
+            f"{len(wrong)} {found.name} records expect another answer than the task's data; "
+            f"item {row.id!r}: {record.expected!r:.60}, the data has {row.expected!r:.60}",
+            where=f"{path} {record.place}",
+        )
+    say(f"{found.name}: {len(records)} answers mapped; not in such a file: {found.lacks}")
+    return [(f"{path} {record.place}", str(identity), record.answer) for record, identity in mapped]
+
+
+def _of_one_system(records: list[Record], system: str | None, path: Path) -> list[Record]:
+    systems = list(dict.fromkeys(record.system for record in records))
+    if system is not None:
+        if system not in systems:
+            raise UserError(f"the file has no model {system!r}", where=str(path), hint=nearest(system, systems))
+        return [record for record in records if record.system == system]
+    if len(systems) > 1:
+        raise UserError(
+            f"the file holds answers of {len(systems)} systems",
+            where=str(path),
+            hint=f"choose one with --model: {', '.join(systems[:8])}",
+        )
+    return records
+
+
+def question_of(row: Row) -> str:
+    """The text of a row's last user turn."""
+    asked = [m for m in row.prompt if m["role"] == "user"]
+    return str(asked[-1].get("content") or "").strip() if asked else ""
+
+
+def _by_question(data: Sequence[Row]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for row in data:
+        found.setdefault(question_of(row), []).append(row.id)
+    return found
+
+
+def _item(record: Record, known: dict[str, Row], by_question: dict[str, list[str]]) -> str | None:
+    """The one item that a record answers: by an id that is known, else by its question, as a whole or as its last part.
+
+    A number that is only a position counts as an id where the question agrees with it.
+    """
+    for question in record.questions:
+        whole = by_question.get(question.strip(), [])
+        if whole:
+            named = [i for i in record.ids if i in whole]
+            return named[0] if named else whole[0] if len(whole) == 1 else None
+    named = [i for i in record.ids if i in known and not _position_only(i, record)]
+    if named:
+        return named[0]
+    inside = [ids[0] for text, ids in by_question.items() if text and len(ids) == 1 and _holds(record.questions, text)]
+    longest = sorted(inside, key=lambda i: len(question_of(known[i])), reverse=True)
+    return longest[0] if longest else None
+
+
+def _position_only(identity: str, record: Record) -> bool:
+    return identity.isdigit() and bool(record.questions)
+
+
+def _holds(questions: Sequence[str], text: str) -> bool:
+    """Whether a prompt ends with this question, but for a short cue such as `Answer:` behind it."""
+    return any((at := q.rfind(text)) >= 0 and len(q) - at - len(text) <= 32 for q in questions)
+
+
+def _contradicts(record: Record, row: Row) -> bool:
+    if record.expected is None or not record.expected.strip():
+        return False
+    given = record.expected.strip()
+    accepted = [str(a).strip() for a in row.accept or []]
+    return given not in (row.expected.strip(), *accepted) and given not in row.expected
+
+
+def _cut(questions: Sequence[str]) -> str:
+    text = " ".join(questions[0].split()) if questions else "no question"
+    return repr(text if len(text) <= 50 else text[:49] + "…")

@@ -1,0 +1,58 @@
+"""Eval items that the system was trained on: the training data is read from the lineage of the Run or Release.
+
+Rules are those of `ft data leakage`; the metric `leakage` counts the items whose normalised text stands in the training data.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from tunegate.core import manifest as manifests
+from tunegate.core.artifacts import Dataset
+from tunegate.core.console import warn
+from tunegate.core.errors import UserError
+from tunegate.core.rows import Row, read_rows
+from tunegate.evalkit.system import System
+from tunegate.evalkit.task import EvalTask
+
+METRICS = {"leakage": "normalized", "leakage_exact": "exact", "leakage_ngram": "ngram", "leakage_near": "near"}
+NAMED = 100  # items listed in the report
+
+
+def leakage_of(system: System, task: EvalTask) -> dict[str, Any] | None:
+    """`metrics` {name: items}, `items` by rule, `train` (where from); None where no training data is known.
+
+    Training data is that of the lineage's Dataset folders, found by path and digest, and the task's own `train`.
+    """
+    from tunegate.train.data.leakage import leakage
+
+    of_lineage = _of_lineage(system)
+    files = [*(of_lineage or []), *([task.file.train] if task.file.train else [])]
+    if of_lineage is None or not files:
+        return None
+    train: list[Row] = [row for file in files for row in read_rows(file)]
+    found = leakage(train, task.rows)
+    items = [{"id": hit.eval_row.id, "rule": hit.rule, "train_id": hit.train_row.id} for hit in found.hits[:NAMED]]
+    metrics = {name: int(found.counts[rule]) for name, rule in METRICS.items()}
+    if metrics["leakage"]:
+        warn(
+            f"{metrics['leakage']} of {len(task.rows)} items stand in the training data: {items[0]['id']!r} and others"
+        )
+    return {"metrics": metrics, "items": items, "train": [str(file) for file in files], "train_rows": len(train)}
+
+
+def _of_lineage(system: System) -> list[Path] | None:
+    """train.jsonl of each Dataset that the system was made from; None where one of them cannot be read."""
+    files: dict[str, Path] = {}
+    for entry in manifests.lineage((system.as_input("system"),)):
+        if entry["kind"] != Dataset.kind or entry["role"] == "calibration" or entry["digest"] in files:
+            continue
+        try:
+            dataset = Dataset.open(Path(str(entry["path"])))
+        except UserError:
+            warn(f"the training data {entry['path']} is gone, so leakage is not measured")
+            return None
+        if dataset.digest != entry["digest"]:
+            warn(f"the training data {entry['path']} was changed since, so leakage is not measured")
+            return None
+        files[str(entry["digest"])] = dataset.train_path
+    return list(files.values())
