@@ -25,6 +25,7 @@ class FtGroup(LazyGroup):
         ),
         "push": Entry("tunegate.train.release.publish_cli:app", "Pass a release on: hub or object store, with a card."),
         "serve": Entry("tunegate.serve.cli:app", "Serve a release, run or model with vLLM (OpenAI-compatible)."),
+        "loadtest": Entry("tunegate.serve.loadtest_cli:app", "Measure an endpoint under load, with your own prompts."),
         "eval": Entry("tunegate.evalkit.cli:eval_app", "Score a model and compare it with a baseline, pair by pair."),
         "gate": Entry("tunegate.evalkit.cli:gate_app", "Decide from a report: PASS, FAIL or INCONCLUSIVE."),
         "report": Entry("tunegate.evalkit.cli:report_app", "Write a report's pages again from its results."),
