@@ -27,8 +27,14 @@ class FtGroup(LazyGroup):
         "serve": Entry("tunegate.serve.cli:app", "Serve a release, run or model with vLLM (OpenAI-compatible)."),
         "loadtest": Entry("tunegate.serve.loadtest_cli:app", "Measure an endpoint under load, with your own prompts."),
         "eval": Entry("tunegate.evalkit.cli:eval_app", "Score a model and compare it with a baseline, pair by pair."),
+        "ladder": Entry(
+            "tunegate.evalkit.ladder_cli:app", "Which step a drop is due to: training, merge, quantization."
+        ),
         "gate": Entry("tunegate.evalkit.cli:gate_app", "Decide from a report: PASS, FAIL or INCONCLUSIVE."),
         "report": Entry("tunegate.evalkit.cli:report_app", "Write a report's pages again from its results."),
+        "bakeoff": Entry(
+            "tunegate.evalkit.bakeoff.cli:app", "Measure every method on the same items and say which one pays."
+        ),
         "verify": Entry(
             "tunegate.train.release.verify_cli:app",
             "Re-hash a folder, follow its lineage, check template, licence and signature.",

@@ -12,8 +12,7 @@ from tunegate.core.ft import app as ft_app
 
 # Commands of the contract that are not written yet. They must be absent (exit 2, "No such command"), never stubs.
 NOT_YET = {
-    
-    "ft serve deploy", "ft ladder", "ft bakeoff", "ft init",
+    "ft serve deploy", "ft bakeoff", "ft init",
 }  # fmt: skip
 OPTIONS = {
     "ft data prepare": "--out",
@@ -31,6 +30,7 @@ OPTIONS = {
     "ft verify": "",
     "ft export gguf": "--type --out",
     "ft push": "--report --gate --key",
+    "ft ladder": "--task",
     "ft release list": "--registry",
     "ft release show": "--registry",
     "ft release promote": "--gate --as --registry",

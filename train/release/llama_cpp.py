@@ -6,13 +6,22 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
+from tunegate.core.artifacts import GgufExport
 from tunegate.core.console import say
 from tunegate.core.errors import InfrastructureError
 from tunegate.core.files import new_folder, sha256_file, sha256_text
+from tunegate.core.machine import cores
 from tunegate.core.model_source import cache_folder
+from tunegate.serve.vllm_process import free_port
 from tunegate.train.release import environments
 
 VERSION = "0.3.36"
@@ -48,6 +57,50 @@ def ensure() -> LlamaCpp:
         shutil.copytree(wheel.parent / "converter", place / "converter")
         (place / "llama.cpp").write_text(f"{VERSION}\n", encoding="utf-8")
     return found
+
+
+@contextmanager
+def serving(artifact: GgufExport, *, context: int = 2048, start_timeout_s: float = 300.0) -> Iterator[str]:
+    """An OpenAI-compatible server on the file, its own template applied: the URL ending in /v1, until the block ends.
+
+    Raises InfrastructureError when it does not start.
+    """
+    tools = ensure()
+    port = free_port("127.0.0.1")
+    name = artifact.path.resolve().name
+    script = environments.WORKERS / "llama_server.py"
+    command = [
+        str(tools.python),
+        str(script),
+        str(artifact.model_path.resolve()),
+        str(port),
+        name,
+        str(context),
+        str(cores()),
+    ]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_clean({}), start_new_session=True
+        )
+        try:
+            _wait(process, port, time.monotonic() + start_timeout_s, log)
+            say(f"llama.cpp serves {artifact.model_path.name} on port {port}")
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            process.kill()  # it holds nothing that a kind end would save
+            process.wait()
+
+
+def _wait(process: "subprocess.Popen[bytes]", port: int, deadline: float, log: IO[bytes]) -> None:
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    log.seek(0)
+    lines = log.read().decode("utf-8", "replace").strip().splitlines() or ["no message"]
+    raise InfrastructureError(f"llama.cpp does not serve the file: {lines[-1][:300]}")
 
 
 def is_built() -> bool:
@@ -100,9 +153,12 @@ def _uv(arguments: list[str], settings: dict[str, str] | None = None) -> None:
 
 
 def _run(command: list[str], what: str, settings: dict[str, str] | None = None) -> None:
-    environment = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")} | (settings or {})
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=_clean(settings or {}), capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()] or ["no message"]
         telling = next((line for line in lines if "error" in line.lower()), lines[-1])
         raise InfrastructureError(f"{what}: {telling}", hint="a C++ compiler and the package index are needed")
+
+
+def _clean(settings: dict[str, str]) -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")} | settings

@@ -12,6 +12,8 @@ from tunegate.train.release.publish import Destination, Pushed
 
 # What an unfinished push has sent, by hash; removed at the end. Object stores name files by other sums than SHA-256.
 STATE = ".tunegate-push.json"
+# They have no folders to make, and asked for one some would make a bucket.
+OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss"}
 
 
 def send(release: Release, to: Destination, *, force: bool) -> Pushed:
@@ -93,7 +95,8 @@ def _send(files: Any, root: str, release: Release, to: Destination, *, force: bo
 
 def _put(files: Any, release: Release, root: str, name: str, size: int) -> None:
     target = f"{root}/{name}"
-    files.makedirs(target.rpartition("/")[0], exist_ok=True)
+    if OBJECT_STORES.isdisjoint([files.protocol] if isinstance(files.protocol, str) else files.protocol):
+        files.makedirs(target.rpartition("/")[0], exist_ok=True)
     files.put_file(str(release.path / name), target)
     files.invalidate_cache()
     found = _size(files, target)
