@@ -96,8 +96,7 @@ class Prompting:
         room: tokens that the whole prompt may take: the model's context less the answer and the tools.
         """
         system, rest = _split_system(messages)
-        instructions = "\n\n".join(text for text in (system, self.settings.system) if text)
-        left = room - self._tokens([instructions, *map(_text, rest)])
+        left = room - self._tokens([system, self.settings.system, *map(_text, rest)])
         wanted = self._candidates(_question(rest))
         used: list[str] = []
         turns: list[Message] = []
@@ -112,10 +111,8 @@ class Prompting:
                 turns = [*_as_turns(self.examples[name], system), *turns]  # the nearest stands next to the question
             else:
                 passages.append(f"[{len(passages) + 1}] {self._passages[name]}")
-        if passages:
-            instructions = "\n\n".join(
-                text for text in (instructions, "\n".join([RAG_INTRODUCTION, *passages])) if text
-            )
+        context = "\n".join([RAG_INTRODUCTION, *passages]) if passages else ""
+        instructions = "\n\n".join(text for text in (system, context, self.settings.system) if text)
         return Applied(self._joined(instructions, [*turns, *rest]), used, len(wanted) - len(used))
 
     def _candidates(self, question: str) -> list[str]:

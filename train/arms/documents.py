@@ -33,11 +33,10 @@ def split_documents(documents: Sequence[tuple[str, str]], *, tokens: int, count:
     """
     import semchunk
 
-    chunker = semchunk.chunkerify(count, tokens)
     passages: list[Passage] = []
     seen: set[str] = set()
     for name, text in documents:
-        for number, piece in enumerate(chunker(text), 1):
+        for number, piece in enumerate(map(str, semchunk.chunk(text, tokens, count)), 1):
             if piece not in seen:
                 seen.add(piece)
                 passages.append(Passage(id=f"{name}#{number}", text=piece, source=name))

@@ -1,0 +1,187 @@
+"""What a bake-off compares, and where each arm is kept."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunegate.core import manifest as manifests
+from tunegate.core.artifacts import Dataset
+from tunegate.core.console import say
+from tunegate.core.errors import UsageError, UserError, nearest
+from tunegate.core.files import canonical_json, new_folder, sha256_text, write_json, write_text
+from tunegate.core.methods import METHODS, TRAINED
+from tunegate.core.model_source import ModelSource
+from tunegate.core.rows import Row, read_rows, read_unique_rows
+from tunegate.evalkit.task import EvalTask
+from tunegate.train.data.normalize import RULES, user_text
+
+BASE = "base"  # the model as it is, asked as the task asks it
+ARMS = (BASE, *METHODS)
+FRACTIONS = (0.25, 0.5, 1.0)
+IDENTITY = "bakeoff-plan.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Business:
+    """What the numbers are turned into money with. gpu: of the advisor's list. calls_per_day: mean."""
+
+    gpu: str
+    calls_per_day: float
+    p95_ms: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One thing that is measured: an arm, made from a share of the training rows."""
+
+    arm: str
+    share: float = 1.0
+
+    @property
+    def name(self) -> str:
+        """Its folder's name: `lora`, `lora-25` for a quarter."""
+        return self.arm if self.share == 1.0 else f"{self.arm}-{round(100 * self.share)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Everything a bake-off is decided by. settings: of `ft train`, the same for each arm that reads them.
+
+    budget_s: for everything; None for as long as it takes. curve: shares of the training rows for the tuned arms.
+    """
+
+    task: EvalTask
+    dataset: Dataset
+    source: ModelSource
+    arms: tuple[str, ...]
+    docs: str
+    settings: dict[str, Any]
+    business: Business
+    out: Path
+    budget_s: float | None
+    curve: tuple[float, ...]
+
+    def members(self, arm: str) -> list[Member]:
+        """What is measured of an arm: tuned ones at each share of the data, the whole last."""
+        return [Member(arm=arm, share=s) for s in (self.curve if arm in TRAINED else (1.0,))]
+
+    def run_folder(self, member: Member) -> Path:
+        """Where the member's run is."""
+        return self.out / "runs" / member.name
+
+    def report_folder(self, member: Member) -> Path:
+        """Where the member's report is."""
+        return self.out / "reports" / member.name
+
+
+def parse_arms(text: str) -> tuple[str, ...]:
+    """Arms from `prompt,lora`; the base goes first, so that there is something to be better than."""
+    named = [a.strip() for a in text.split(",") if a.strip()]
+    for arm in named:
+        if arm not in ARMS:
+            raise UsageError(f"unknown arm {arm!r}", where="--arms", hint=nearest(arm, list(ARMS)))
+    if not named:
+        raise UsageError("no arm was named", where="--arms", hint=f"arms: {', '.join(ARMS)}")
+    return tuple(arm for arm in ARMS if arm in {BASE, *named})
+
+
+def open_plan(plan: Plan, *, force: bool) -> None:
+    """Make the folder, or go on in it. Raises UserError when another bake-off stands or was begun there."""
+    if (plan.out / manifests.NAME).is_file() and not force:
+        raise UserError("exists already", where=str(plan.out), hint="pass --force to decide and write it again")
+    identity = {
+        "task": plan.task.digest,
+        "data": plan.task.data_sha256,
+        "dataset": plan.dataset.digest,
+        "model": plan.source.as_input().digest,
+        "settings": plan.settings,
+        "docs": plan.docs,
+    }
+    marker = plan.out / IDENTITY
+    if marker.is_file():
+        before = json.loads(marker.read_text(encoding="utf-8"))
+        changed = [k for k, v in json.loads(canonical_json(identity)).items() if before.get(k) != v]
+        if changed:
+            raise UserError(
+                f"another bake-off was begun here: {', '.join(changed)} differ",
+                where=str(plan.out),
+                hint="name another --out, or remove the folder",
+            )
+        say(f"going on in {plan.out}: finished arms are kept")
+        (plan.out / manifests.NAME).unlink(missing_ok=True)
+        return
+    if plan.out.exists() and any(plan.out.iterdir()):
+        raise UserError("is not empty and holds no bake-off", where=str(plan.out), hint="name another --out")
+    plan.out.mkdir(parents=True, exist_ok=True)
+    write_json(marker, identity)
+
+
+def dataset_of(path: Path, task: EvalTask, out: Path) -> Dataset:
+    """The training rows: a Dataset folder, or a JSONL file of rows, of which the evaluation rows are left out.
+
+    Raises UserError when a Dataset's own training rows hold an evaluation question: the comparison would be unfair.
+    """
+    if path.is_dir():
+        dataset = Dataset.open(path)
+        refuse_leaks(list(read_rows(dataset.train_path)), task, where=str(dataset.train_path))
+        return dataset
+    rows = read_unique_rows(path)
+    asked = {RULES["normalized"](user_text(row)) for row in task.rows}
+    kept = [row for row in rows if RULES["normalized"](user_text(row)) not in asked]
+    if not kept:
+        raise UserError("every row is also an evaluation row", where=str(path))
+    if len(kept) < len(rows):
+        say(f"{len(rows) - len(kept)} of {len(rows)} rows ask what the evaluation asks and are left out of training")
+    folder = out / "data" / "train"
+    if (folder / manifests.NAME).is_file():
+        return Dataset.open(folder)
+    return write_rows(kept, folder, [manifests.Input.of_file(path, "rows")])
+
+
+def refuse_leaks(rows: Sequence[Row], task: EvalTask, *, where: str) -> None:
+    """Raise UserError naming the first evaluation question that stands among the training rows (normalised text)."""
+    seen = {RULES["normalized"](user_text(row)): row.id for row in rows}
+    hits = [(row.id, seen[text]) for row in task.rows if (text := RULES["normalized"](user_text(row))) in seen]
+    if hits:
+        raise UserError(
+            f"{len(hits)} evaluation rows are among the training rows; the first: {hits[0][0]} is {hits[0][1]}",
+            where=where,
+            hint="hold out first: ft data prepare; or see ft data leakage",
+        )
+
+
+def refuse_leaking_passages(passages: Sequence[str], task: EvalTask, *, where: str) -> None:
+    """Raise UserError when a passage holds an evaluation question together with its expected answer."""
+    texts = [RULES["normalized"](text) for text in passages]
+    for row in task.rows:
+        question, answer = RULES["normalized"](user_text(row)), RULES["normalized"](row.expected)
+        if len(question) < 20 or not answer:
+            continue
+        if any(question in text and answer in text for text in texts):
+            raise UserError(f"a passage answers the evaluation row {row.id} word by word", where=where,
+                            hint="take it out of the documents")  # fmt: skip
+
+
+def subset(plan: Plan, share: float) -> Dataset:
+    """A share of the training rows as a Dataset; smaller shares are parts of larger ones (by the hash of the id)."""
+    if share == 1.0:
+        return plan.dataset
+    folder = plan.out / "data" / f"train-{round(100 * share)}"
+    if (folder / manifests.NAME).is_file():
+        return Dataset.open(folder)
+    rows = list(read_rows(plan.dataset.train_path))
+    order = sorted(rows, key=lambda row: sha256_text(f"share {row.id}"))[: max(1, round(share * len(rows)))]
+    chosen = {row.id for row in order}
+    return write_rows([row for row in rows if row.id in chosen], folder, [plan.dataset.as_input("dataset")])
+
+
+def write_rows(rows: Sequence[Row], folder: Path, inputs: list[manifests.Input]) -> Dataset:
+    """A Dataset folder of training rows alone."""
+    with new_folder(folder) as temporary:
+        write_text(temporary / "train.jsonl", "".join(json.dumps(r.to_json(), ensure_ascii=False) + "\n" for r in rows))
+        for name in ("eval.jsonl", "rejected.jsonl"):
+            write_text(temporary / name, "")
+        manifests.write(temporary, Dataset.kind, inputs=inputs, config={}, facts={"train": len(rows)})
+    return Dataset.open(folder)
