@@ -1,7 +1,7 @@
 """`ft ladder`: options, one call, a table."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,6 +9,9 @@ from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import GgufExport, Release
 from tunegate.core.console import JsonOption, emit_json, out, table
 from tunegate.core.errors import UserError
+
+if TYPE_CHECKING:
+    from tunegate.evalkit.ladder import Ladder
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -50,6 +53,12 @@ def ladder(
     if as_json:
         emit_json({**document, "report": str(done.folder / "ladder.html")})
         return
+    _show(done)
+
+
+def _show(done: "Ladder") -> None:
+    """The table, what the prompts' tokens say, and the largest drop."""
+    document = done.document
     changes = {change["to"]: change for change in document["changes"]}
     rows = []
     for step in document["steps"]:
