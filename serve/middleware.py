@@ -58,7 +58,8 @@ class GuardSettings:
         found: dict[str, Any] = {}
         for item in fields(cls):
             if _variable(item.name) in os.environ:
-                found[item.name] = type(item.default)(os.environ[_variable(item.name)])
+                read = int if item.type in (int, "int") else float
+                found[item.name] = read(os.environ[_variable(item.name)])
         return cls(**found)
 
     def as_environment(self) -> dict[str, str]:

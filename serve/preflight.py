@@ -9,6 +9,7 @@ import psutil
 
 from tunegate.core.console import warn
 from tunegate.core.errors import UsageError, UserError, nearest
+from tunegate.core.model_source import ModelSource
 from tunegate.serve.machine_plan import GIB, Need
 from tunegate.serve.served_model import Target, config_of, folder_of, shards_of, template_of, weights_bytes
 
@@ -18,6 +19,7 @@ OWN = {
     "--ssl-keyfile": "--tls-key", "--ssl-certfile": "--tls-cert", "--config": None, "--model": "TARGET",
     "--served-model-name": None, "--lora-modules": "--adapter NAME=RUN", "--root-path": None,
 }  # fmt: skip
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
 DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 HEADER_LIMIT = 100 * 1024**2  # largest safetensors header (its reference implementation's limit)
@@ -62,6 +64,9 @@ def check_files(target: Target, extra: tuple[str, ...]) -> None:
         raise UserError("there is no weight file (*.safetensors)", where=str(folder), hint=_mend(target))
     for name in shards:
         _check_shard(folder / name, target)
+    tokenizer = folder if isinstance(target, ModelSource) else target.path
+    if not any((place / name).is_file() for place in (tokenizer, folder) for name in TOKENIZERS):
+        raise UserError("there is no tokenizer (tokenizer.json)", where=str(tokenizer), hint=_mend(target))
     found = template_of(target)
     if found is not None:
         _check_template(*found)
@@ -93,6 +98,26 @@ def check_cache(need: Need, space_gib: float) -> None:
         )
 
 
+def check_blocks(need: Need, extra: tuple[str, ...]) -> None:
+    """`--num-gpu-blocks-override` leaves room for one request. Raises UserError."""
+    blocks, size = flag(extra, "--num-gpu-blocks-override"), flag(extra, "--block-size") or "128"
+    if blocks and blocks.isdigit() and size.isdigit() and int(blocks) * int(size) < need.tokens:
+        raise UserError(
+            f"{blocks} cache blocks of {size} tokens do not hold one request of {need.tokens} tokens",
+            where="--num-gpu-blocks-override",
+            hint=f"--max-model-len {int(blocks) * int(size)} at most, or more blocks",
+        )
+
+
+def check_rank(rank: int, extra: tuple[str, ...]) -> None:
+    """`--max-lora-rank` holds the adapters. Raises UserError."""
+    asked = flag(extra, "--max-lora-rank")
+    if asked and asked.isdigit() and int(asked) < rank:
+        raise UserError(
+            f"--max-lora-rank {asked}, but the adapters need {rank}", where="--", hint="leave --max-lora-rank out"
+        )
+
+
 def check_memory(target: Target, space_gib: float, available_bytes: float, limit_bytes: float) -> None:
     """Weights and cache fit the memory of this machine (CPU). Raises UserError; warns when others hold it just now."""
     weights = weights_bytes(target)
@@ -121,8 +146,14 @@ def memory_limits() -> tuple[float, float]:
     return float(psutil.virtual_memory().available), limit
 
 
-def cache_space(planned_gib: int) -> float:
-    """GiB of KV cache on a CPU: the user's VLLM_CPU_KVCACHE_SPACE, else what was planned. Raises UserError."""
+def cache_space(planned_gib: int, extra: tuple[str, ...]) -> float:
+    """GiB of KV cache on a CPU: the user's --kv-cache-memory-bytes or VLLM_CPU_KVCACHE_SPACE, else what was planned.
+
+    Raises UserError.
+    """
+    given = flag(extra, "--kv-cache-memory-bytes")
+    if given and given.isdigit():
+        return int(given) / GIB
     text = os.environ.get(CACHE_VARIABLE, "")
     if not text:
         return float(planned_gib)

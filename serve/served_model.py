@@ -117,7 +117,7 @@ def adapters_of(target: Target, more: tuple[Adapter, ...]) -> tuple[Adapter, ...
     Raises UserError for two of one name, one made on another base model, or one trained with another chat template
     (a server renders with one).
     """
-    own = ()
+    own: tuple[Adapter, ...] = ()
     if has_adapter(target):
         assert not isinstance(target, ModelSource)
         own = (Adapter(name=name_of(target), artifact=target),)

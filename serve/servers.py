@@ -75,10 +75,11 @@ def records() -> list[dict[str, Any]]:
 
 
 def find(port: int | None) -> dict[str, Any]:
-    """The record of a port; without one, of the only server there is. Raises UserError."""
+    """The record of a port; without one, of the only server there is, or the only one alive. Raises UserError."""
     known = records()
-    if port is None and len(known) == 1:
-        return known[0]
+    alive = [r for r in known if supervisor(r) is not None] or known
+    if port is None and len(alive) == 1:
+        return alive[0]
     match = next((r for r in known if r["port"] == port), None)
     if match is None:
         ports = ", ".join(str(r["port"]) for r in known)

@@ -30,7 +30,8 @@ def supervise(
 ) -> None:
     """Serve until Ctrl-C or SIGTERM, which drain it; start it again up to `restarts` times when it dies or hangs.
 
-    Raises InfrastructureError when it does not start, or dies and may not be started again; `record` then says why.
+    Raises InfrastructureError when it does not start, or dies and may not be started again; `record` then says why the
+    server that was there is dead.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     left, first = restarts, True
@@ -39,7 +40,9 @@ def supervise(
         try:
             reason = _serve_once(target, options, key=key, record=record, ready=ready if first else _quiet, left=left)
         except InfrastructureError as error:
-            if first or left == 0:
+            if first:
+                raise
+            if left == 0:
                 record.update(state="dead", detail=error.message)
                 raise
             reason = error.message

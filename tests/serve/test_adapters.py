@@ -101,6 +101,13 @@ def test_an_adapter_of_another_base_is_refused_unless_it_is_the_same_bytes(make,
     assert launch_of(one, ("three", make("three", base=copy))).adapters == ("three",)
 
 
+def test_a_rank_passed_on_that_is_too_small(make):
+    one = make("one", rank=16)
+    with pytest.raises(UserError, match="--max-lora-rank 8, but the adapters need 16"):
+        build(one, ServeOptions(extra=("--max-lora-rank", "8")))
+    build(one, ServeOptions(extra=("--max-lora-rank", "64")))
+
+
 def test_names_are_unique_and_an_adapter_is_one(make, tiny_model, tmp_path):
     one, two = make("one"), make("two")
     with pytest.raises(UserError, match="two models are called 'one'"):

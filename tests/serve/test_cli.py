@@ -155,6 +155,8 @@ def test_several_servers_need_a_port(ft_serve, tmp_path, sleeper):
     assert code == 2
     assert "several servers run: --port 8009, 8010" in err
     assert sleeper.poll() is None
+    (folder / "8010.json").write_text(json.dumps({**other, "port": 8010, "pid_started": 1.0}))
+    assert ft_serve("stop")[1].startswith("stopped the server on port 8009"), "the only one that is alive"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from tunegate.core.architecture import Architecture
 from tunegate.core.errors import UserError
-from tunegate.serve.machine_plan import Need, cache_gib, choose_start, plan_gpus
+from tunegate.serve.machine_plan import Need, cache_gib, choose_start, cpu_processes, plan_gpus
 
 # Llama-3.1-8B and 70B: config.json of meta-llama/Llama-3.1-8B and -70B.
 LLAMA_8B = Architecture(layers=32, hidden=4096, ffn=14336, heads=32, kv_heads=8, head_dim=128, vocab=128256)
@@ -87,3 +87,20 @@ def test_a_service_is_compiled_and_a_look_is_quick(asked, service, on_gpu, adapt
     chosen, words = choose_start(asked, service=service, on_gpu=on_gpu, adapters=adapters)
     assert chosen == compiled
     assert words.startswith(f"start: {'compiled' if compiled else 'fast'}")
+
+
+@pytest.mark.parametrize(
+    ("compiled", "cores", "one_process", "both"),
+    [
+        (False, 1, True, False),
+        (False, 2, True, False),
+        (False, 4, False, True),
+        (False, 64, False, False),
+        (True, 2, False, True),
+        (True, 64, False, False),
+    ],
+)
+def test_a_fast_start_is_one_process_only_where_there_are_no_cores_to_lose(compiled, cores, one_process, both):
+    flags, environment = cpu_processes(compiled=compiled, cores=cores)
+    assert ("uni" in flags) == one_process == ("OMP_NUM_THREADS" in environment)
+    assert ("VLLM_CPU_NUM_OF_RESERVED_CPU" in environment) == both

@@ -95,6 +95,12 @@ def test_a_marlin_kernel_of_the_models_own_quantization_is_not_refused(model):
     build(resolve(str(model)), ServeOptions(extra=("--quantization", "awq_marlin")))
 
 
+def test_no_tokenizer(model):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (model / name).unlink(missing_ok=True)
+    assert refused(model).message == "there is no tokenizer (tokenizer.json)"
+
+
 def test_a_template_that_is_not_valid_is_told_with_its_line(model):
     (model / "chat_template.jinja").write_text("{% for m in messages %}\n{{ m }\n{% endfor %}")
     error = refused(model)
@@ -122,6 +128,16 @@ def test_a_cache_below_one_sequence(model, monkeypatch):
     for wrong in ("0", "x", "1.5"):
         monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", wrong)
         assert "whole GiB" in refused(model).hint
+
+
+def test_cache_by_flag_is_the_flags_and_blocks_are_counted(model, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    launch = build(resolve(str(model)), ServeOptions(extra=("--kv-cache-memory-bytes", "500000000")))
+    assert "VLLM_CPU_KVCACHE_SPACE" not in launch.environment
+    assert "too small for one request of 512 tokens" in refused(model, "--kv-cache-memory-bytes=9999").message
+    error = refused(model, "--num-gpu-blocks-override", "4", "--block-size", "32")
+    assert error.message == "4 cache blocks of 32 tokens do not hold one request of 512 tokens"
+    build(resolve(str(model)), ServeOptions(extra=("--num-gpu-blocks-override", "16", "--block-size", "32")))
 
 
 def test_memory_that_is_not_enough(model, capsys):

@@ -293,6 +293,7 @@ def test_a_start_that_fails_names_cause_and_log_in_one_line(served):
     last = err.splitlines()[-1]
     assert last.startswith("error: vLLM did not start: the KV cache is too small for one request (")
     assert f"{one.port}.log" in last
+    assert one.record() == {}, "it was never there"
 
 
 @pytest.mark.slow

@@ -18,6 +18,9 @@ SNIPPETS = {
     "--max-model-len is longer than the model's context (32768)": "ValueError: User-specified max_model_len (32768) is greater than the derived max_model_len (max_position_embeddings=8192).",
     "vLLM does not know this architecture ('FooForCausalLM')": "ValueError: Model architectures ['FooForCausalLM'] are not supported for now. Supported architectures: dict_keys([...])",
     "vLLM does not know a flag that was passed on (--max-modle-len 5)": "api_server.py: error: unrecognized arguments: --max-modle-len 5",
+    "the weight files do not hold all the model's weights (model.layers.5.input_layernorm.weight)": "(EngineCore pid=27317) ERROR 11-24 10:19:59 [core.py:1510] ValueError: Following weights were not initialized from checkpoint: {'model.layers.5.input_layernorm.weight', 'model.layers.5.post_attention_layernorm.weight'}",
+    "the tokenizer is missing or damaged": "ValueError: Couldn't instantiate the backend tokenizer from one of: ",
+    "the model cannot be split over so many devices (attention heads (9) must be divisible by tensor parallel size (2))": "pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig\n  Value error, Total number of attention heads (9) must be divisible by tensor parallel size (2). [type=value_error]",
     "there is no such model": "OSError: /nowhere is not a local folder and is not a valid model identifier listed on 'https://huggingface.co/models'",
 }  # fmt: skip
 BEFORE = "INFO 11-23 10:00:00 [__init__.py:253] Automatically detected platform cpu.\nINFO 11-23 10:00:09 [api_server.py:80] vLLM API server version 0.32.0\n"
@@ -56,6 +59,15 @@ def test_an_unknown_cause_shows_the_last_error_line(tmp_path):
     error = say(tmp_path, BEFORE + "(EngineCore_0 pid=7) ValueError: something new: x\n", 1)
     assert error.message == "vLLM did not start (exit code 1): ValueError: something new: x"
     assert say(tmp_path, "", 3).message == "vLLM did not start (exit code 3): no message"
+
+
+def test_the_root_error_is_shown_and_not_what_it_led_to(tmp_path):
+    text = BEFORE + "(EngineCore pid=7) ERROR 11-24 10:19:59 [core.py:1510] RuntimeError: something new: x" + AFTER
+    assert say(tmp_path, text).message == "vLLM did not start (exit code 1): RuntimeError: something new: x"
+    nested = "pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig\n  Value error, a new rule [type=value_error]\n"
+    assert (
+        say(tmp_path, nested).message == "vLLM did not start (exit code 1): Value error, a new rule [type=value_error]"
+    )
 
 
 def test_a_missing_log_is_no_second_failure(tmp_path):

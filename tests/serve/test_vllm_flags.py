@@ -18,6 +18,7 @@ from tunegate.serve.vllm_flags import ServeOptions, build
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch):
     monkeypatch.setattr(vllm_flags, "gpus", lambda: ())
+    monkeypatch.setattr(vllm_flags, "cores", lambda: 2)
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
 
 
@@ -27,7 +28,7 @@ def make_run(tiny_model, tmp_path):
         folder = tmp_path / "my-run"
         folder.mkdir()
         if method == "full":
-            for file in ("config.json", "model.safetensors"):
+            for file in ("config.json", "model.safetensors", "tokenizer.json"):
                 shutil.copy(tiny_model / file, folder)
         else:
             (folder / "adapter_config.json").write_text(json.dumps({"r": 16, **adapter}))
@@ -129,6 +130,9 @@ def test_eager_and_compiled_and_the_cpu(release, monkeypatch):
     assert "--enforce-eager" not in compiled.arguments
     assert eager.environment["VLLM_NO_USAGE_STATS"] == "1"
     assert eager.environment["VLLM_CPU_KVCACHE_SPACE"] == "1", "whole GiB, and enough for the tiny model"
+    assert compiled.environment["VLLM_CPU_NUM_OF_RESERVED_CPU"] == "0", "both of two cores"
+    monkeypatch.setenv("VLLM_CPU_NUM_OF_RESERVED_CPU", "1")
+    assert "VLLM_CPU_NUM_OF_RESERVED_CPU" not in build(release, ServeOptions(eager=False)).environment
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
     assert build(release, ServeOptions()).environment["VLLM_CPU_KVCACHE_SPACE"] == "3"
 
