@@ -31,12 +31,12 @@ def split_documents(documents: Sequence[tuple[str, str]], *, tokens: int, count:
 
     Passages of the same words are kept once.
     """
-    import semchunk
+    from semchunk.semchunk import chunk
 
     passages: list[Passage] = []
     seen: set[str] = set()
     for name, text in documents:
-        for number, piece in enumerate(map(str, semchunk.chunk(text, tokens, count)), 1):
+        for number, piece in enumerate(map(str, chunk(text, tokens, count)), 1):
             if piece not in seen:
                 seen.add(piece)
                 passages.append(Passage(id=f"{name}#{number}", text=piece, source=name))
