@@ -17,6 +17,7 @@ from tunegate.evalkit.gate import EXIT, check_metrics
 from tunegate.evalkit.runner import RunOptions
 from tunegate.evalkit.system import classify
 from tunegate.evalkit.task import load_task
+from tunegate.evalkit.validators.judge import share_key_with
 from tunegate.evalkit.verdict import baseline_reading, finish, judge_against, policy_for
 from tunegate.serve.client import api_key
 
@@ -99,9 +100,11 @@ def run_eval(
 ) -> Shown:
     """Judge, compare, decide, write. Everything that can be wrong with the input is found before anything is asked."""
     refuse_existing(out, force=force)
+    system = classify(target, model=model)
+    if system.kind == "endpoint":
+        share_key_with(system.spec)
     task = load_task(task_path, limit=limit, allow_python=allow_python)
     policy = policy_for(policy_path, task.file.gate, task.primary, where=str(task_path))
-    system = classify(target, model=model)
     other = None if against is None else classify(against)
     key = api_key(key_file)
     baseline = None

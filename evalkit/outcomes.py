@@ -75,7 +75,7 @@ class ItemResult:
     """One item: what was asked, what came, what it is worth.
 
     scores: by validator, 0 to 1, the mean over repeats. outcomes: of each repeat. reasons: by validator, of those that
-    failed, of the repeat that the outcome is named by.
+    failed, of the repeat that the outcome is named by. judged: what each judge said of it, right or wrong.
     """
 
     id: str
@@ -86,6 +86,7 @@ class ItemResult:
     cause: str
     answers: tuple[Answer, ...]
     outcomes: tuple[Outcome, ...]
+    judged: dict[str, str] = field(default_factory=dict)
 
     @property
     def answer(self) -> Answer:

@@ -40,11 +40,11 @@ def read_recorded(
         if len(answers[identity]) > repeats:
             times = "" if repeats == 1 else f"; the task asks for {repeats} repeats"
             raise UserError(
-                f"id {identity!r} is also at {lines[identity]}{times}",
+                f"id {identity!r} is also on {lines[identity]}{times}",
                 where=where,
                 hint="one record an item; for several answers each set `repeats:` in the task",
             )
-        lines[identity] = where.removeprefix(f"{path}").lstrip(": ")
+        lines[identity] = where.removeprefix(f"{path} ").replace(f"{path}:", "line ")
     missing = [row.id for row in rows if row.id not in answers]
     if missing:
         shown = ", ".join(repr(i) for i in missing[:3]) + (", ..." if len(missing) > 3 else "")

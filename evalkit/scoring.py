@@ -41,6 +41,7 @@ def score(task: EvalTask, row: Row, answers: list[Answer]) -> ItemResult:
         reason=reason,
         reasons={name: v.reason or v.cause for name, v in (found or {}).items() if not v.passed},
         cause=cause,
+        judged={v.name: found[v.name].reason for v in task.validators if v.kind == "judge"} if found else {},
         answers=tuple(answers),
         outcomes=outcomes,
     )
@@ -74,6 +75,8 @@ def result_row(task: EvalTask, row: Row, result: ItemResult) -> dict[str, Any]:
         else {
             "outcomes": [str(o) for o in result.outcomes],
             "outputs": [a.text for a in result.answers],
+            "latencies_ms": [a.latency_ms for a in result.answers],
+            "ttfts_ms": [a.ttft_ms for a in result.answers],
         }
     )
     slices = {key: value for key in task.file.slices if (value := task.slice_of(row, key)) is not None}
@@ -100,6 +103,7 @@ def result_row(task: EvalTask, row: Row, result: ItemResult) -> dict[str, Any]:
         "expected": row.expected,
         "tags": {**row.tags, **slices},
         "group": None if group.startswith("\0") else group,
+        **({"judged": result.judged} if result.judged else {}),
         **repeats,
     }
 

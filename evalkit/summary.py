@@ -40,6 +40,12 @@ def judged(rows: Rows) -> list[dict[str, Any]]:
     return [row for row in rows if row["outcome"] != "infra_error"]
 
 
+def timings(rows: Rows, field: str) -> list[float]:
+    """latency_ms or ttft_ms of every answer that arrived, repeats included."""
+    repeats = {"latency_ms": "latencies_ms", "ttft_ms": "ttfts_ms"}[field]
+    return [ms for row in judged(rows) for ms in row.get(repeats) or [row.get(field)] if ms is not None]
+
+
 def clusters(rows: Rows) -> list[str]:
     """What each row is grouped by; its own id where it has no group."""
     return [f"\0{row['id']}" if row.get("group") is None else str(row["group"]) for row in rows]
@@ -74,7 +80,7 @@ def measure(rows: Rows, report: dict[str, Any], metric: str, *, level: float, ex
     for field in ("latency_ms", "ttft_ms"):
         for name, probability in PERCENTILES.items():
             if metric == f"{field.removesuffix('_ms')}_{name}_ms":
-                values = [row[field] for row in judged(rows) if row.get(field) is not None]
+                values = timings(rows, field)
                 return Measured(
                     kind="percentile", interval=percentile(values, probability, level=level) if values else None
                 )
@@ -207,7 +213,7 @@ def latency(rows: Rows) -> dict[str, dict[str, float | None]]:
     """p50, p95 and p99 of latency and of time to first token, in ms."""
     found: dict[str, dict[str, float | None]] = {}
     for field in ("latency_ms", "ttft_ms"):
-        values = [row[field] for row in judged(rows) if row.get(field) is not None]
+        values = timings(rows, field)
         found[field] = {
             name: percentile(values, p, level=LEVEL).value if values else None for name, p in PERCENTILES.items()
         }
