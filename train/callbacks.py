@@ -1,17 +1,19 @@
-"""What happens at each step of training: progress, `metrics.jsonl`, a look at the gradients, and stopping on a signal."""
+"""What happens at each step of training: progress, `metrics.jsonl`, early stopping, and stopping on a signal."""
 
 import json
-import math
 import resource
-import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from tunegate.core.console import Ticker, say
-from tunegate.train.trainer import TrainingDivergedError
+from tunegate.train.progress import Progress
+from tunegate.train.stop import StopRequest
+
+MEASURED_STEPS = 10  # after which the measured speed is held against the predicted one
+SLOW_STEPS = 2  # at the start, left out of it
 
 
 def peak_memory_gb() -> float:
@@ -22,86 +24,89 @@ def peak_memory_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
-class StopRequest:
-    """Turns the first Ctrl-C or SIGTERM into a checkpoint and a clean end; the second one interrupts at once."""
-
-    def __init__(self) -> None:
-        self.asked: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked is not None:
-            raise KeyboardInterrupt
-        self.asked = number
-        say("stopping after this step, with a checkpoint (once more: at once)")
-
-
 def make_callback(
-    metrics_path: Path, tick: Ticker, stop: StopRequest, tokens_per_step: float, *, checkpoints: bool
+    metrics: Path,
+    tick: Ticker,
+    stop: StopRequest,
+    progress: Progress,
+    *,
+    checkpoints: bool,
+    keep_best: bool,
+    measured: Callable[[float, float], None],
 ) -> Any:
-    """The TrainerCallback. tokens_per_step: mean number of tokens that one optimizer step sees, padding not counted."""
+    """The TrainerCallback. checkpoints: they are written, so that a stop leaves one. measured: told tokens per second and
+    peak memory (1e9 bytes) once, when they have settled."""
     from transformers import TrainerCallback
 
     class Callback(TrainerCallback):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.last = time.monotonic()
-            self.last_step = 0
-            self.seen = -1
-            self.eval_loss: float | None = None
-            self.evaluated_at = -1
-
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.last, self.last_step = time.monotonic(), state.global_step
+            self.began = time.monotonic()
+            self.first = self.logged = state.global_step
+            self.at_log, self.at_settled = (0.0, progress.tokens), (0.0, progress.tokens)
+            self.busy = 0.0  # seconds inside steps: evaluations and checkpoints are no part of the speed
             tick(state.global_step, None)
 
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-            norm = sum(float(p.grad.detach().float().norm()) ** 2 for p in model.parameters() if p.grad is not None)
-            if not math.isfinite(norm):
-                raise TrainingDivergedError(
-                    f"the gradients are not finite at step {state.global_step + 1}",
-                    hint="lower --learning-rate; the weights were left untouched",
-                )
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.step_began = time.monotonic()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             tick(1, None)
+            self.busy += time.monotonic() - self.step_began
+            done = state.global_step - self.first
+            if done == SLOW_STEPS:
+                self.at_settled = (self.busy, progress.tokens)
+            if done == MEASURED_STEPS:
+                measured(self._rate(self.at_settled), peak_memory_gb())
             if stop.asked is not None:
                 control.should_save = checkpoints
                 control.should_training_stop = True
 
+        def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if keep_best and progress.best_step == state.global_step:
+                control.should_save = checkpoints
+            if progress.stopped_early and state.global_step < state.max_steps:
+                say(
+                    f"stopped early at step {state.global_step}: no better validation loss in {progress.stale} evaluations "
+                    f"since {progress.best_loss:.4f} at step {progress.best_step}"
+                )
+                control.should_save, control.should_training_stop = checkpoints, True
+
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
             logs = logs or {}
             if "eval_loss" in logs:
-                _write(metrics_path, {"step": state.global_step, "epoch": state.epoch, "eval_loss": logs["eval_loss"]})
-                self.eval_loss, self.evaluated_at = logs["eval_loss"], state.global_step
-            elif "loss" in logs and state.global_step > self.seen:
-                self.seen = state.global_step
-                now = time.monotonic()
-                steps = max(1, state.global_step - self.last_step)
-                rate = tokens_per_step * steps / max(1e-9, now - self.last)
-                self.last, self.last_step = now, state.global_step
+                _write(metrics, {"step": state.global_step, "epoch": state.epoch, "eval_loss": logs["eval_loss"]})
+            elif "loss" in logs and state.global_step > self.logged:
+                self.logged = state.global_step
+                rate = self._rate(self.at_log)
+                self.at_log = (self.busy, progress.tokens)
                 line = {
                     "step": state.global_step,
                     "epoch": state.epoch,
-                    "loss": float(logs["loss"]),
+                    "loss": progress.mean_loss(),
                     "learning_rate": float(logs.get("learning_rate", 0.0)),
                     "grad_norm": float(logs.get("grad_norm", 0.0)),
+                    "tokens": progress.tokens,
+                    "label_tokens": progress.label_tokens,
                     "tokens_per_s": round(rate, 1),
                     "peak_memory_gb": round(peak_memory_gb(), 3),
                 }
-                _write(metrics_path, line)
-                tail = "" if self.eval_loss is None else f", eval loss {self.eval_loss:.4f}"
-                tick(0, f"loss {line['loss']:.4f}{tail}, {rate:.0f} tok/s, {line['peak_memory_gb']:.1f} GB")
+                _write(metrics, line)
+                per_step = (time.monotonic() - self.began) / (state.global_step - self.first)
+                left = (state.max_steps - state.global_step) * per_step
+                tail = "" if progress.eval_loss is None else f", eval loss {progress.eval_loss:.4f}"
+                speed = f"{rate:.0f} tok/s, {line['peak_memory_gb']:.1f} GB, {_duration(left)} left"
+                tick(0, f"loss {line['loss']:.4f}{tail}, {speed}")
+
+        def _rate(self, since: tuple[float, int]) -> float:
+            return (progress.tokens - since[1]) / max(1e-9, self.busy - since[0])
 
     return Callback()
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _write(path: Path, line: dict[str, Any]) -> None:

@@ -13,8 +13,11 @@ from tunegate.core.artifacts import Dataset
 from tunegate.core.console import JsonOption, emit_json, out, say, table, warn
 from tunegate.core.errors import UsageError
 from tunegate.core.files import refuse_existing
+from tunegate.core.methods import WEIGHTLESS
 from tunegate.core.model_source import resolve as resolve_model
-from tunegate.train.config import TrainConfig, advice, field_types, from_file, resolve
+from tunegate.train.advice import warnings
+from tunegate.train.config import TrainConfig, field_types, from_file, keys_of, resolve
+from tunegate.train.stop import Interrupted
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -36,17 +39,27 @@ def train(
 ) -> None:
     """Fine-tune a model on a dataset folder with LoRA, QLoRA or full tuning; the loss falls on the answers only.
 
+    The methods prompt, few_shot and rag make a run without weights from the training rows (and --docs): it is served
+    and judged like the others.
+
     Settings come from the preset, then --config or --from, then options; each is printed with its origin.
     """
     layers = _layers(config_file, recommendation, {k: v for k, v in flags.items() if v is not None})
     config, settings, notes = resolve(layers)
-    for note in [*notes, *advice(config)]:
+    for note in [*notes, *warnings(config)]:
         warn(note)
     if not dry_run:
         refuse_existing(out_folder, force=force)
     opened = Dataset.open(dataset)
     source = resolve_model(config.model)
-    _print_settings(settings)
+    used = keys_of(config.method)
+    for key, setting in settings.items():
+        if setting.origin == "flag" and key not in used:
+            warn(f"{key} means nothing to the method {config.method}")
+    _print_settings({key: setting for key, setting in settings.items() if key in used})
+    if config.method in WEIGHTLESS:
+        _without_weights(opened, source, config, out_folder, dry_run=dry_run, force=force, as_json=as_json)
+        return
     from tunegate.train import sft
 
     if dry_run:
@@ -54,7 +67,7 @@ def train(
         return
     try:
         run = sft.train(opened, source, config, out_folder, resume=resume, force=force)
-    except sft.Interrupted as stopped:
+    except Interrupted as stopped:
         say(str(stopped))
         raise
     facts = run.manifest.facts
@@ -76,6 +89,35 @@ def train(
     out().print(f"next: {next_step}", markup=False)
 
 
+def _without_weights(
+    dataset: Dataset, source: Any, config: TrainConfig, out_folder: Path, *, dry_run: bool, force: bool, as_json: bool
+) -> None:
+    """Make (or, in a dry run, only show) a run of the method prompt, few_shot or rag."""
+    from tunegate.train.arms.build import build, preview
+
+    if dry_run:
+        shown = preview(dataset, source, config)
+        if as_json:
+            emit_json({"dry_run": True, "config": json.loads(json.dumps(dataclasses.asdict(config))), **shown})
+            return
+        for turn in shown["messages"]:
+            out().print(f"[bold]{turn['role']}[/bold]")
+            out().print(str(turn.get("content") or ""), markup=False)
+        return
+    run = build(dataset, source, config, out_folder, force=force)
+    if as_json:
+        emit_json({"run": str(run.path), "digest": run.digest, **run.manifest.facts})
+        return
+    facts = run.manifest.facts
+    words = {
+        "prompt": f"instructions of {facts['instruction_tokens']} tokens",
+        "few_shot": f"{facts.get('k')} {facts.get('selection')} examples of {facts.get('examples')}",
+        "rag": f"{facts.get('k')} of {facts.get('passages')} passages a request",
+    }
+    out().print(f"run: {run.path} ({words[config.method]}; no weights)", markup=False)
+    out().print(f"next: ft serve {run.path}   or   ft eval {run.path} --task task.yaml --out REPORT", markup=False)
+
+
 def _layers(
     config_file: Path | None, recommendation: Path | None, flags: dict[str, Any]
 ) -> list[tuple[str, dict[str, Any]]]:
@@ -95,7 +137,8 @@ def _print_settings(settings: dict[str, Any]) -> None:
 def _dry_run(dataset: Dataset, source: Any, config: TrainConfig, *, as_json: bool) -> None:
     from tunegate.train import examples, sft
 
-    tokenizer, _, kept, certificate = sft.prepare(dataset, source, config)
+    ready = sft.prepare(dataset, source, config)
+    tokenizer, kept, certificate = ready.tokenizer, ready.kept, ready.certificate
     if as_json:
         emit_json(
             {

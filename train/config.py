@@ -1,14 +1,15 @@
 """What `ft train` can be told: every key is a YAML key, an option, and a line of the resolved `config.yaml`."""
 
 import dataclasses
+import re
 import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tunegate.core.errors import UsageError, UserError, nearest
-from tunegate.core.methods import ALL_LINEAR, METHODS, PRESETS, TRAINED
+from tunegate.core.errors import UserError, nearest
+from tunegate.core.methods import ALL_LINEAR, METHODS, PRESETS, WEIGHTLESS
 from tunegate.core.strict_yaml import read_yaml
 
 # Names of the article this project grew from, and of older TRL and transformers, and what they are called now.
@@ -25,6 +26,43 @@ FORMER_NAMES = {
     "epochs": "num_train_epochs",
 }
 
+SELECTIONS = ("auto", "nearest", "fixed")
+TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")
+DTYPES = {"auto": "bfloat16", "bf16": "bfloat16", "fp32": "float32"}  # other words for them
+CHOICES = {
+    "method": METHODS,
+    "selection": SELECTIONS,
+    "device": ("auto", "cpu", "cuda"),
+    "dtype": ("bfloat16", "float32"),
+    "lr_scheduler_type": (
+        "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt",
+    ),
+}  # fmt: skip
+POSITIVE = (
+    "rank", "alpha", "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "max_length", "max_grad_norm", "logging_steps", "passage_tokens",
+)  # fmt: skip
+SHARES = ("dropout", "warmup_ratio", "max_left_out_share", "validation_share", "weight_decay")
+LORA_KEYS = (
+    "preset", "rank", "alpha", "dropout", "targets", "use_dora", "use_rslora", "modules_to_save", "adapter",
+)  # fmt: skip
+PRESET_KEYS = ("rank", "alpha", "targets", "learning_rate")
+# What each method without weights reads; the settings of training mean nothing to it.
+ARM_KEYS = {
+    "prompt": ("method", "model", "system_file", "max_length"),
+    "few_shot": ("method", "model", "system_file", "k", "selection", "embedder", "max_length", "device"),
+    "rag": ("method", "model", "system_file", "k", "docs", "passage_tokens", "embedder", "max_length"),
+}
+
+
+def keys_of(method: str) -> tuple[str, ...]:
+    """The settings that a method reads."""
+    if method in WEIGHTLESS:
+        return ARM_KEYS[method]
+    own = {key for keys in ARM_KEYS.values() for key in keys} - {"method", "model", "max_length", "device"}
+    unread = own | (set(LORA_KEYS) if method == "full" else set())
+    return tuple(f.name for f in dataclasses.fields(TrainConfig) if f.name not in unread)
+
 
 def _key(default: Any, help_text: str) -> Any:
     return field(default=default, metadata={"help": help_text})
@@ -34,13 +72,21 @@ def _key(default: Any, help_text: str) -> Any:
 class TrainConfig:
     """One training run, fully resolved. Field help texts are the option help texts."""
 
-    method: str = _key("lora", "lora, qlora (4-bit NF4 base) or full.")
+    method: str = _key(
+        "lora", "lora, qlora (4-bit NF4 base) or full; or, without training weights: prompt, few_shot or rag."
+    )
     model: str = _key("builtin:smollm2-135m", "Base model: hub id, folder, GGUF file or builtin:smollm2-135m.")
     preset: str = _key("recommended", "LoRA preset: conservative, recommended or aggressive.")
     rank: int = _key(16, "LoRA rank r.")
     alpha: int = _key(32, "LoRA alpha; the update is scaled by alpha / r.")
     dropout: float = _key(0.0, "LoRA dropout, a fraction.")
     targets: tuple[str, ...] = _key(ALL_LINEAR, "LoRA target modules, comma-separated.")
+    use_dora: bool = _key(False, "DoRA: direction and magnitude apart. vLLM serves it only merged.")
+    use_rslora: bool = _key(False, "Rank-stabilised LoRA: the update is scaled by alpha / sqrt(r).")
+    modules_to_save: tuple[str, ...] = _key(
+        (), "Modules trained whole beside the adapter. vLLM serves them only merged."
+    )
+    adapter: str = _key("", "Go on training this adapter: a run folder, or one with adapter_config.json.")
     learning_rate: float = _key(2e-4, "Peak learning rate.")
     num_train_epochs: float = _key(3.0, "Passes over the training rows.")
     max_steps: int = _key(-1, "Stop after this many optimizer steps; -1: by epochs.")
@@ -54,14 +100,37 @@ class TrainConfig:
     max_left_out_share: float = _key(0.2, "Refuse to train when more than this share of rows is too long.")
     validation_share: float = _key(0.04, "Share of TRAINING rows set aside for the validation loss (at most 64 rows).")
     eval_steps: int = _key(0, "Validation loss every this many steps; 0: after each epoch.")
+    early_stopping_patience: int = _key(
+        0, "Stop after this many evaluations without a better validation loss; 0: never."
+    )
+    keep_best: bool | None = _key(
+        None, "End with the weights of the best validation loss. Default: on with --eval-steps or early stopping."
+    )
+    spike_factor: float = _key(
+        5.0, "Stop before an update whose loss is this many times the usual and worse than guessing; 0: never."
+    )
     save_steps: int = _key(100, "Checkpoint every this many steps, for --resume; 0: none.")
     logging_steps: int = _key(1, "One line of metrics.jsonl every this many steps.")
+    report_to: tuple[str, ...] = _key(
+        (), "Trackers, comma-separated: tensorboard, mlflow, wandb, trackio; none by default."
+    )
     seed: int = _key(0, "Seed of initialisation, order and dropout.")
     gradient_checkpointing: bool | None = _key(
         None, "Trade time for memory. Default: on for CUDA and for qlora, off on the CPU."
     )
     fast_cpu: bool = _key(True, "On the CPU: rows side by side without padding, attention as plain matrix products.")
+    dtype: str = _key("bfloat16", "Arithmetic and frozen weights: bfloat16 or float32. Trained weights are float32.")
     device: str = _key("auto", "auto, cpu or cuda.")
+    system_file: str = _key(
+        "", "prompt, few_shot, rag: text file of instructions; else they are written from the data."
+    )
+    k: int = _key(-1, "few_shot, rag: most examples or passages a request gets; -1: chosen (few_shot), 4 (rag).")
+    selection: str = _key(
+        "auto", "few_shot: nearest to each request, fixed for all, or auto: the better on training rows."
+    )
+    docs: str = _key("", "rag: folder of text files or JSONL to retrieve from; else the training rows.")
+    passage_tokens: int = _key(200, "rag: longest passage in tokens.")
+    embedder: str = _key("builtin:minilm", "few_shot, rag: sentence encoder, builtin:minilm, a folder or a hub id.")
 
 
 def field_types() -> dict[str, Any]:
@@ -90,7 +159,7 @@ def resolve(layers: list[tuple[str, dict[str, Any]]]) -> tuple[TrainConfig, dict
         raise UserError(f"unknown preset {preset!r}", where="preset", hint=nearest(str(preset), list(PRESETS)))
     chosen = PRESETS[preset]
     settings = {f.name: Setting(value=f.default, origin="default") for f in dataclasses.fields(TrainConfig)}
-    for name in ("rank", "alpha", "targets", "learning_rate"):
+    for name in PRESET_KEYS:
         settings[name] = Setting(value=getattr(chosen, name), origin=f"preset {preset}")
     method = next((values["method"] for _, values in reversed(clean) if "method" in values), "lora")
     if method == "full":
@@ -98,7 +167,7 @@ def resolve(layers: list[tuple[str, dict[str, Any]]]) -> tuple[TrainConfig, dict
     types_by_key = field_types()
     for origin, values in clean:
         for key, value in values.items():
-            settings[key] = Setting(value=_typed(key, value, types_by_key[key], origin), origin=origin)
+            settings[key] = Setting(value=_typed(key, value, types_by_key[key], _place(origin, key)), origin=origin)
     config = TrainConfig(**{key: setting.value for key, setting in settings.items()})
     _check(config, settings)
     return config, settings, notes
@@ -127,18 +196,58 @@ def to_yaml(config: TrainConfig) -> str:
     return str(yaml.safe_dump(values, sort_keys=False))
 
 
+def commented_yaml(method: str = "lora", values: dict[str, Any] | None = None) -> str:
+    """A config file to begin with: every key the method reads, with its meaning and default.
+
+    What the preset or the device decides is commented out, so that it still does; `values` stand as they are given.
+    """
+    import yaml
+
+    values = {"method": method, **(values or {})}
+    lines = ["# Settings of `ft train --config THIS_FILE`. Options of the command line override them.", ""]
+    for spec in dataclasses.fields(TrainConfig):
+        if spec.name not in keys_of(method):
+            continue
+        decided = spec.name not in values and (spec.default is None or spec.name in PRESET_KEYS)
+        value = values.get(spec.name, spec.default)
+        shown = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True, width=1000)
+        lines += [f"# {spec.metadata['help']}"]
+        lines += [f"{'# ' if decided else ''}{spec.name}: {shown.replace('...', '').strip()}", ""]
+    return "\n".join(lines)
+
+
 def _known(origin: str, values: dict[str, Any], notes: list[str]) -> dict[str, Any]:
     names = {f.name for f in dataclasses.fields(TrainConfig)}
     known: dict[str, Any] = {}
     for key, value in values.items():
         name = key
-        if name not in names and name in FORMER_NAMES and FORMER_NAMES[name] in names:
+        if name not in names and name in FORMER_NAMES:
             name = FORMER_NAMES[key]
             notes.append(f"{origin}: {key} is called {name} here")
         if name not in names:
-            raise UserError(f"unknown setting {key!r}", where=origin, hint=nearest(key, sorted(names)))
-        known[name] = value
+            raise UserError(f"unknown setting {key!r}", where=_place(origin, key), hint=nearest(key, sorted(names)))
+        known[name] = _dtype(value, _place(origin, key)) if name == "dtype" else value
     return known
+
+
+def _dtype(value: Any, where: str) -> Any:
+    """The article's `torch_dtype`, whichever way it is spelt. Raises UserError for float16."""
+    name = str(value).removeprefix("torch.")
+    if name in ("float16", "fp16", "half"):
+        raise UserError(
+            "float16 overflows in training without a loss scaler", where=where, hint="bfloat16 has its size and speed"
+        )
+    return DTYPES.get(name, name)
+
+
+def _place(origin: str, key: str) -> str:
+    """`FILE:LINE` of a key where the origin is a file that has it at the beginning of a line, else the origin."""
+    path = Path(origin)
+    if not path.is_file():
+        return origin
+    pattern = re.compile(rf"\s*['\"]?{re.escape(key).replace('_', '[-_]')}['\"]?\s*:")
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    return next((f"{origin}:{number}" for number, line in enumerate(lines, 1) if pattern.match(line)), origin)
 
 
 def _typed(key: str, value: Any, kind: Any, origin: str) -> Any:
@@ -149,9 +258,12 @@ def _typed(key: str, value: Any, kind: Any, origin: str) -> Any:
         kind = next(k for k in typing.get_args(kind) if k is not type(None))
     if typing.get_origin(kind) is tuple:
         items = value.split(",") if isinstance(value, str) else value
-        if not isinstance(items, list | tuple) or not all(isinstance(i, str) for i in items) or not items:
+        if not isinstance(items, list | tuple) or not all(isinstance(i, str) for i in items):
             raise UserError(f"{key} must be a list of names, not {value!r}", where=origin)
-        return tuple(i.strip() for i in items)
+        names = tuple(i.strip() for i in items if i.strip())
+        if key == "targets" and not names:
+            raise UserError(f"{key} must be a list of names, not {value!r}", where=origin)
+        return () if names == ("none",) else names
     if kind is bool:
         if not isinstance(value, bool):
             raise UserError(f"{key} must be true or false, not {value!r}", where=origin)
@@ -166,41 +278,37 @@ def _typed(key: str, value: Any, kind: Any, origin: str) -> Any:
 
 
 def _check(config: TrainConfig, settings: dict[str, Setting]) -> None:
-    if config.method not in TRAINED:
-        if config.method in METHODS:
-            raise UserError(
-                f"method {config.method!r} trains no weights and cannot be run yet",
-                where=settings["method"].origin,
-                hint="--method lora, qlora or full",
-            )
-        raise UserError(
-            f"unknown method {config.method!r}",
-            where=settings["method"].origin,
-            hint=nearest(config.method, list(TRAINED)),
-        )
-    positive = ("rank", "alpha", "learning_rate", "num_train_epochs", "per_device_train_batch_size",
-                "gradient_accumulation_steps", "max_length", "max_grad_norm", "logging_steps")  # fmt: skip
-    for name in positive:
+    for name, known in CHOICES.items():
+        if getattr(config, name) not in known:
+            hint = nearest(str(getattr(config, name)), list(known))
+            raise UserError(f"unknown {name} {getattr(config, name)!r}", where=settings[name].origin, hint=hint)
+    for name in config.report_to:
+        if name not in TRACKERS:
+            hint = nearest(name, list(TRACKERS))
+            raise UserError(f"unknown tracker {name!r}", where=settings["report_to"].origin, hint=hint)
+    for name in POSITIVE:
         if not getattr(config, name) > 0:
             raise UserError(f"{name} must be above 0, not {getattr(config, name)}", where=settings[name].origin)
-    for name in ("dropout", "warmup_ratio", "max_left_out_share", "validation_share", "weight_decay"):
+    for name in SHARES:
         if not 0 <= getattr(config, name) <= 1:
             raise UserError(f"{name} must be between 0 and 1, not {getattr(config, name)}", where=settings[name].origin)
-    if config.device not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"unknown device {config.device!r}", hint=nearest(config.device, ["auto", "cpu", "cuda"]))
-
-
-def advice(config: TrainConfig) -> list[str]:
-    """Words of caution about a learning rate that does not fit the method.
-
-    LoRA takes about ten times the rate of full tuning (LoRA Without Regret, Thinking Machines 2025).
-    """
-    if config.method in ("lora", "qlora") and config.learning_rate < 5e-5:
-        return [
-            f"learning rate {config.learning_rate:g} is a full-tuning rate: LoRA usually needs about ten times as much (2e-4 to 1e-3)"
-        ]
-    if config.method == "full" and config.learning_rate > 1e-4:
-        return [
-            f"learning rate {config.learning_rate:g} is a LoRA rate: full tuning usually needs a tenth (1e-5 to 1e-4)"
-        ]
-    return []
+    for name, least in (
+        ("k", -1),
+        ("eval_steps", 0),
+        ("save_steps", 0),
+        ("early_stopping_patience", 0),
+        ("spike_factor", 0),
+    ):
+        if not getattr(config, name) >= least:
+            raise UserError(f"{name} must be {least} or more, not {getattr(config, name)}", where=settings[name].origin)
+    tied = sorted({"lm_head", "embed_tokens"} & set(config.targets))
+    if tied:
+        raise UserError(
+            f"no LoRA on {tied[0]}: TRL refuses it, and with tied embeddings the merged model would be wrong",
+            where=settings["targets"].origin,
+            hint=f"--modules-to-save {tied[0]}",
+        )
+    if config.adapter and config.method == "full":
+        raise UserError(
+            "full tuning does not go on from an adapter", where=settings["adapter"].origin, hint="ft merge it first"
+        )

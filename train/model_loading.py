@@ -1,11 +1,14 @@
 """Loading a base model for training: precision, 4-bit quantization, adapter."""
 
 import os
+import re
+from pathlib import Path
 from typing import Any
 
 from tunegate.core.console import say
-from tunegate.core.errors import InfrastructureError, UserError
+from tunegate.core.errors import InfrastructureError, UserError, nearest
 from tunegate.core.model_source import ModelSource, quiet_transformers
+from tunegate.train import adapters
 from tunegate.train.config import TrainConfig
 
 
@@ -32,12 +35,23 @@ def load_tokenizer(source: ModelSource) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.location, revision=source.revision)
     except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer can be loaded: {_first_line(error)}", where=source.spec) from error
+        raise UserError(f"no tokenizer can be loaded: {adapters.first_line(error)}", where=source.spec) from error
     if not tokenizer.is_fast:
         raise UserError("the tokenizer has no fast version, which masking needs", where=source.spec)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = without_generation_tags(tokenizer.chat_template)
     return tokenizer
+
+
+def without_generation_tags(template: str) -> str:
+    """The template with `{% generation %}`, a tag that only transformers knows, as a condition that always holds.
+
+    It renders the same text, white space included, in every Jinja2; a release must not hold the tag.
+    """
+    template = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", template)
+    return re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", template)
 
 
 def stop_ids(source: ModelSource, tokenizer: Any) -> list[int]:
@@ -58,7 +72,7 @@ def stop_ids(source: ModelSource, tokenizer: Any) -> list[int]:
 
 
 def load_base(source: ModelSource, config: TrainConfig, device: str, attention: str) -> Any:
-    """The base model: bf16 for lora, 4-bit NF4 with double quantization for qlora (Dettmers et al. 2023, section 3),
+    """The base model: bf16 (or `dtype`) for lora, 4-bit NF4 with double quantization for qlora (Dettmers et al. 2023, section 3),
     fp32 for full (its weights are the optimizer's master copy; the arithmetic is bf16 by autocast).
 
     Raises UserError when the model cannot be loaded.
@@ -67,13 +81,14 @@ def load_base(source: ModelSource, config: TrainConfig, device: str, attention: 
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    options: dict[str, Any] = {"dtype": torch.float32 if config.method == "full" else torch.bfloat16}
+    arithmetic = torch.float32 if config.dtype == "float32" else torch.bfloat16
+    options: dict[str, Any] = {"dtype": torch.float32 if config.method == "full" else arithmetic}
     if config.method == "qlora":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_compute_dtype=arithmetic,
         )
         options["device_map"] = {"": device if device == "cpu" else int(os.environ.get("LOCAL_RANK", "0"))}
     try:
@@ -81,38 +96,47 @@ def load_base(source: ModelSource, config: TrainConfig, device: str, attention: 
             source.location, revision=source.revision, attn_implementation=attention, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"the model cannot be loaded: {_first_line(error)}", where=source.spec) from error
+        raise UserError(f"the model cannot be loaded: {adapters.first_line(error)}", where=source.spec) from error
     model.config.use_cache = False
     return model
 
 
 def with_adapter(model: Any, config: TrainConfig) -> Any:
-    """Wrap the base with a fresh LoRA adapter whose weights are fp32. Raises UserError for targets it does not have."""
+    """Wrap the base with a fresh LoRA adapter whose weights are fp32, or with the one to go on from.
+
+    Raises UserError for modules the base does not have and for an adapter that is of another kind or does not fit.
+    """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    missing = [t for t in config.targets if t not in names and t != "all-linear"]
-    if missing:
-        from tunegate.core.errors import nearest
-
-        raise UserError(
-            f"the model has no module called {missing[0]!r}", where="targets", hint=nearest(missing[0], sorted(names))
-        )
+    _known_modules(model, config)
     if config.method == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    targets: Any = "all-linear" if "all-linear" in config.targets else list(config.targets)
-    adapter = LoraConfig(
-        r=config.rank,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=targets,
-        task_type="CAUSAL_LM",
-    )
-    wrapped = get_peft_model(model, adapter, autocast_adapter_dtype=True)
+    if config.adapter:
+        wrapped = adapters.load(model, Path(config.adapter))
+    else:
+        targets: Any = "all-linear" if "all-linear" in config.targets else list(config.targets)
+        adapter = LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=targets,
+            use_dora=config.use_dora,
+            use_rslora=config.use_rslora,
+            modules_to_save=list(config.modules_to_save) or None,
+            # One matrix is input embedding and output: both stay one, or the merged model would be wrong.
+            ensure_weight_tying=bool(config.modules_to_save and model.config.tie_word_embeddings),
+            task_type="CAUSAL_LM",
+        )
+        wrapped = get_peft_model(model, adapter, autocast_adapter_dtype=True)
     trainable = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
     say(f"adapter: {trainable:,} trainable parameters in fp32")
     return wrapped
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def _known_modules(model: Any, config: TrainConfig) -> None:
+    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    for where, wanted in (("targets", config.targets), ("modules_to_save", config.modules_to_save)):
+        missing = [t for t in wanted if t not in names and t != "all-linear"]
+        if missing:
+            hint = nearest(missing[0], sorted(names - {""}))
+            raise UserError(f"the model has no module called {missing[0]!r}", where=where, hint=hint)

@@ -1,77 +1,19 @@
-"""TRL's SFTTrainer with four things changed: the loss on the CPU, the validation loss, guards against NaN, batches.
+"""TRL's SFTTrainer with its loss on the CPU, the validation loss, the checkpoints and the look before each update changed.
 
 Built by a function because TRL and torch are imported only when training begins.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from tunegate.core.errors import ExitCode, TunegateError
+from tunegate.train import checkpoints, watch
 from tunegate.train.examples import Example
-
-IGNORE_INDEX = -100
-
-
-class TrainingDivergedError(TunegateError):
-    """The loss or the gradients of a batch are not finite; the weights were not touched by it."""
-
-    kind = "bad_input"
-    exit_code = ExitCode.BAD_INPUT
-
-
-def collate(examples: Sequence[Example], *, pad: int, side_by_side: bool) -> dict[str, Any]:
-    """A batch for the model.
-
-    side_by_side: all rows in one sequence (1, S) with positions that start anew and row boundaries `cu_seq_lens_q`;
-    else right-padded (B, S) with an attention mask. `rows` holds the rows' ids for error messages.
-    """
-    import torch
-
-    ids = [torch.tensor(e.input_ids) for e in examples]
-    labels = [torch.tensor(e.labels) for e in examples]
-    rows = [e.id for e in examples]
-    if side_by_side:
-        for label in labels:
-            label[0] = IGNORE_INDEX
-        lengths = torch.tensor([0, *(len(i) for i in ids)])
-        positions = torch.cat([torch.arange(len(i)) for i in ids])
-        return {
-            "input_ids": torch.cat(ids)[None],
-            "labels": torch.cat(labels)[None],
-            "position_ids": positions[None],
-            "cu_seq_lens_q": lengths.cumsum(0).to(torch.int32),
-            "rows": rows,
-        }
-    pad_to = torch.nn.utils.rnn.pad_sequence
-    return {
-        "input_ids": pad_to(ids, batch_first=True, padding_value=pad),
-        "labels": pad_to(labels, batch_first=True, padding_value=IGNORE_INDEX),
-        "attention_mask": pad_to([torch.ones_like(i) for i in ids], batch_first=True),
-        "rows": rows,
-    }
-
-
-def answer_loss(model: Any, batch: dict[str, Any], autocast: Any) -> tuple[Any, Any]:
-    """(sum of the cross entropies of the label tokens, their number), projecting only those positions to the vocabulary.
-
-    With answers a tenth of the tokens and a vocabulary of 49,152 the projection is otherwise most of the work.
-    """
-    import torch
-
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    inputs = {k: v for k, v in batch.items() if k not in ("labels", "rows")}
-    labels = batch["labels"][:, 1:]
-    keep = labels != IGNORE_INDEX
-    with autocast:
-        if hasattr(base, "model") and hasattr(base, "lm_head"):
-            hidden = base.model(**inputs, use_cache=False).last_hidden_state
-            logits = base.lm_head(hidden[:, :-1][keep])
-        else:
-            logits = base(**inputs, use_cache=False).logits[:, :-1][keep]
-    loss = torch.nn.functional.cross_entropy(logits.float(), labels[keep], reduction="sum")
-    return loss, keep.sum()
+from tunegate.train.loss import answer_loss, validation_loss
+from tunegate.train.packing import collate, token_counts
+from tunegate.train.progress import Progress
+from tunegate.train.work import METRICS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +25,16 @@ class Batching:
     answers_only: bool
 
 
+@dataclass(frozen=True, kw_only=True)
+class Watching:
+    """What is watched. spike_factor: see `watch.check_step`. vocabulary: entries. patience: evaluations without gain
+    before an early stop, 0 for none."""
+
+    spike_factor: float
+    vocabulary: int
+    patience: int = 0
+
+
 def make_trainer(
     *,
     model: Any,
@@ -91,16 +43,19 @@ def make_trainer(
     validation: Sequence[Example],
     tokenizer: Any,
     batching: Batching,
+    watching: Watching,
+    progress: Progress,
     callbacks: list[Any],
 ) -> Any:
     """The trainer over these examples."""
     from datasets import Dataset
+    from transformers import PrinterCallback, ProgressCallback
 
     def as_dataset(part: Sequence[Example]) -> Any:
         columns = {"input_ids": [e.input_ids for e in part], "labels": [e.labels for e in part]}
         return Dataset.from_dict({**columns, "row": list(range(len(part)))})
 
-    trainer = _trainer_class(validation, batching)(
+    trainer = _trainer_class(validation, batching, watching, progress)(
         model=model,
         args=args,
         train_dataset=as_dataset(train),
@@ -108,6 +63,8 @@ def make_trainer(
         processing_class=tokenizer,
         callbacks=callbacks,
     )
+    for printing in (PrinterCallback, ProgressCallback):  # our progress line says it
+        trainer.remove_callback(printing)
     trainer.data_collator = lambda items: collate(
         [train[i["row"]] for i in items], pad=batching.pad, side_by_side=batching.side_by_side
     )
@@ -118,10 +75,22 @@ def make_trainer(
     return trainer
 
 
-def _trainer_class(validation: Sequence[Example], batching: Batching) -> Any:
+def _trainer_class(validation: Sequence[Example], batching: Batching, watching: Watching, progress: Progress) -> Any:
     from trl import SFTTrainer
 
     class Trainer(SFTTrainer):  # type: ignore[misc]
+        step_rows: list[str]
+        step_loss = 0.0
+
+        def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
+            """One micro-batch; the first of an optimizer step begins its account anew."""
+            if getattr(self, "_step_seen", -1) != self.state.global_step:
+                self._step_seen, self.step_rows, self.step_loss = self.state.global_step, [], 0.0
+            self.step_rows += inputs["rows"]
+            tokens, labels = token_counts(inputs)
+            progress.tokens, progress.label_tokens = progress.tokens + tokens, progress.label_tokens + labels
+            return super().training_step(model, inputs, num_items_in_batch)
+
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
@@ -133,12 +102,21 @@ def _trainer_class(validation: Sequence[Example], batching: Batching) -> Any:
                     loss = loss * self.accelerator.num_processes
             else:
                 loss = super().compute_loss(model, inputs, False, num_items_in_batch)
-            if self.model.training and not math.isfinite(loss.item()):
-                raise TrainingDivergedError(
-                    f"the loss is {loss.item()} at step {self.state.global_step + 1}; rows {', '.join(rows[:8])}",
-                    hint="look at these rows, or lower --learning-rate; the weights were left untouched",
-                )
+            if self.model.training:
+                value = float(loss.detach())
+                watch.check_loss(value, self.state.global_step + 1, rows)
+                parts = self.current_gradient_accumulation_steps if num_items_in_batch is None else 1
+                self.step_loss += value / parts
             return loss
+
+        def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+            # Called after the backward passes, before the optimizer: the last moment at which the weights are untouched.
+            norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+            step, rows = self.state.global_step + 1, self.step_rows
+            factor, vocabulary = watching.spike_factor, watching.vocabulary
+            watch.check_step(progress, self.step_loss, float(norm), step, rows, factor=factor, vocabulary=vocabulary)
+            progress.step(self.step_loss, float(norm))
+            return norm
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
             size = self.args.per_device_train_batch_size
@@ -146,32 +124,34 @@ def _trainer_class(validation: Sequence[Example], batching: Batching) -> Any:
             loss = validation_loss(
                 self.model, validation, self.accelerator, pad=pad, side_by_side=side, batch_size=size
             )
+            progress.evaluated(self.state.global_step, loss, watching.patience)
             metrics = {"eval_loss": loss}
             self.log(metrics)
-            self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
-            # Past TRL's, which writes a model card into every checkpoint.
-            super(SFTTrainer, self)._save_checkpoint(model, trial)
+            self.store_flos()
+            work = Path(self.args.output_dir)
+            with checkpoints.writing(work, self.state.global_step, best_step=progress.best_step) as folder:
+                self.save_model(str(folder), _internal_call=True)
+                self._save_optimizer_and_scheduler(str(folder))
+                self._save_rng_state(str(folder))
+                self.state.save_to_json(str(folder / "trainer_state.json"))
+                progress.write(folder, work / METRICS)
 
     return Trainer
 
 
-def validation_loss(
-    model: Any, examples: Sequence[Example], accelerator: Any, *, pad: int, side_by_side: bool, batch_size: int
-) -> float:
-    """Mean cross entropy per label token over all `examples`: the same whatever the batch size."""
-    import torch
+def restore_finished(trainer: Any, checkpoint: Path) -> None:
+    """Weights and state of a checkpoint after which no step is left (the last one, or an early stop's)."""
+    from transformers.trainer_callback import TrainerState
 
-    was_training = model.training
-    model.eval()
-    total, count = 0.0, 0
-    with torch.no_grad():
-        for start in range(0, len(examples), batch_size):
-            batch = collate(examples[start : start + batch_size], pad=pad, side_by_side=side_by_side)
-            batch = {k: v.to(accelerator.device) if hasattr(v, "to") else v for k, v in batch.items()}
-            loss, n = answer_loss(model, batch, accelerator.autocast())
-            total, count = total + float(loss), count + int(n)
-    model.train(was_training)
-    return total / max(count, 1)
+    load_weights(trainer, checkpoint)
+    trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+
+def load_weights(trainer: Any, checkpoint: Path) -> None:
+    """Put the weights or the adapter of a checkpoint into the trainer's model."""
+    trainer.state.best_model_checkpoint = str(checkpoint)
+    trainer._load_best_model()

@@ -8,9 +8,10 @@ from tunegate.core import manifest
 from tunegate.core.artifacts import Run
 from tunegate.core.errors import ExitCode, UserError
 from tunegate.core.model_source import resolve
-from tunegate.train import sft
+from tunegate.train import saving, sft
 from tunegate.train.config import resolve as resolve_config
-from tunegate.train.trainer import TrainingDivergedError
+from tunegate.train.watch import TrainingDivergedError
+from tunegate.train.work import working_folder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,9 +33,9 @@ def metrics(run: Run, key: str) -> list[float]:
 def seen(monkeypatch):
     """The trainer as it is when the weights are saved."""
     found = {}
-    save = sft._save
+    save = saving.save
 
-    def look(folder, work, trainer, *rest):
+    def look(folder, work, trainer, *rest, **named):
         import torch
 
         found["four_bit"] = sum(
@@ -42,9 +43,9 @@ def seen(monkeypatch):
             for name, module in trainer.model.named_modules()
         )
         found["trainable"] = {p.dtype for p in trainer.model.parameters() if p.requires_grad}
-        save(folder, work, trainer, *rest)
+        save(folder, work, trainer, *rest, **named)
 
-    monkeypatch.setattr(sft, "_save", look)
+    monkeypatch.setattr(saving, "save", look)
     return found
 
 
@@ -63,7 +64,7 @@ def test_each_method_writes_a_run_that_opens(tiny_model, tiny_dataset, tmp_path,
     assert len(metrics(run, "eval_loss")) == 1
     assert run.manifest.facts["mask"]["rows"] == 24
     assert run.manifest.facts["validation_rows"] == 2
-    assert not sft.working_folder(run.path).exists()
+    assert not working_folder(run.path).exists()
     assert seen["trainable"] == {torch.float32}
     weights = load_file(run.path / ("model.safetensors" if method == "full" else "adapter_model.safetensors"))
     assert {w.dtype for w in weights.values()} == {torch.bfloat16 if method == "full" else torch.float32}

@@ -8,7 +8,8 @@ import pytest
 
 from tunegate.train import cpu_attention
 from tunegate.train.examples import Example
-from tunegate.train.trainer import answer_loss, collate, validation_loss
+from tunegate.train.loss import answer_loss, validation_loss
+from tunegate.train.packing import collate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,0 +1,66 @@
+"""Going on from an adapter: its settings, whether it is one, and loading it to be trained further."""
+
+from pathlib import Path
+from typing import Any
+
+from tunegate.core import manifest as manifests
+from tunegate.core.artifacts import Run
+from tunegate.core.errors import UserError
+from tunegate.core.files import read_json
+from tunegate.core.manifest import Input
+from tunegate.core.model_source import ModelSource
+
+FILE = "adapter_config.json"
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """The settings that an adapter brings along, in our names. Raises UserError for a folder without a LoRA adapter."""
+    path = folder / FILE
+    if not path.is_file():
+        raise UserError(f"no {FILE}: not an adapter", where=str(folder), hint="give the folder of a LoRA run")
+    found = read_json(path)
+    if found.get("peft_type") != "LORA":
+        raise UserError(f"the adapter is of type {found.get('peft_type')}, LoRA is needed", where=str(path))
+    targets = found.get("target_modules") or []
+    return {
+        "rank": found["r"],
+        "alpha": found["lora_alpha"],
+        "dropout": found.get("lora_dropout", 0.0),
+        "targets": [targets] if isinstance(targets, str) else sorted(targets),
+        "use_dora": bool(found.get("use_dora")),
+        "use_rslora": bool(found.get("use_rslora")),
+        "modules_to_save": list(found.get("modules_to_save") or []),
+    }
+
+
+def as_input(folder: Path, base: Input) -> Input:
+    """The adapter as an input of the run. Raises UserError when its run was trained on other weights than `base`."""
+    if not (folder / manifests.NAME).is_file():
+        return Input.of_file(folder / "adapter_model.safetensors", "adapter")
+    run = Run.open(folder)
+    before = next((i for i in run.manifest.inputs if i.role == "base_model"), None)
+    if before is not None and before.digest != base.digest:
+        raise UserError(
+            f"the adapter was trained on other weights ({before.path})", where=str(folder), hint="give that model"
+        )
+    return run.as_input("adapter")
+
+
+def load(model: Any, folder: Path) -> Any:
+    """The base with the adapter of `folder`, to be trained further. Raises UserError when it does not fit."""
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=True, autocast_adapter_dtype=True)
+    except (RuntimeError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"the adapter does not fit this base model: {first_line(error)}", where=str(folder)) from error
+
+
+def base_name(source: ModelSource) -> str:
+    """What `adapter_config.json` calls the base: its name in the world where it has one, else its folder."""
+    return source.name if source.kind == "builtin" else source.location
+
+
+def first_line(error: Exception) -> str:
+    """The first line of a library's error, at most 300 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

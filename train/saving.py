@@ -1,0 +1,86 @@
+"""What is written into a finished run's folder, and what its manifest says."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from tunegate.core.chat_template import PROBE, probe_digest, render_ids, template_digest
+from tunegate.core.errors import InfrastructureError
+from tunegate.core.files import read_json, write_json, write_text
+from tunegate.core.model_source import ModelSource
+from tunegate.core.rows import Row
+from tunegate.train import adapters, card, examples, loss_curve
+from tunegate.train.callbacks import peak_memory_gb
+from tunegate.train.config import TrainConfig, to_yaml
+from tunegate.train.probe import probes
+from tunegate.train.progress import Progress
+
+
+def facts_of(
+    config: TrainConfig,
+    source: ModelSource,
+    tokenizer: Any,
+    certificate: examples.MaskCertificate,
+    trainer: Any,
+    progress: Progress,
+) -> dict[str, Any]:
+    """What the manifest says of a run."""
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    frozen = {str(p.dtype).removeprefix("torch.") for p in trainer.model.parameters() if not p.requires_grad}
+    return {
+        "method": config.method,
+        "base": source.spec,
+        "base_name": source.name,
+        "license": card.base_license(source),
+        "template_digest": template_digest(tokenizer),
+        "probe_digest": probe_digest(tokenizer),
+        "mask": {**examples.as_facts(certificate), "probe_ids": render_ids(tokenizer, PROBE)},
+        "steps": trainer.state.global_step,
+        "tokens": progress.tokens,
+        "label_tokens": progress.label_tokens,
+        "stopped_early": progress.stopped_early,
+        "trainable_params": sum(p.numel() for p in trained),
+        "trained_dtype": sorted({str(p.dtype).removeprefix("torch.") for p in trained}),
+        "frozen_dtype": sorted(frozen),
+        "peak_memory_gb": round(peak_memory_gb(), 3),
+    }
+
+
+def save(
+    folder: Path,
+    work: Path,
+    trainer: Any,
+    tokenizer: Any,
+    source: ModelSource,
+    config: TrainConfig,
+    rows: list[Row],
+    facts: dict[str, Any],
+    *,
+    name: str,
+) -> None:
+    """Weights or adapter, tokenizer, template, resolved config, metrics with their curve, card, and a few prompts as a
+    probe. No pickle is among them.
+
+    Raises InfrastructureError when the weights cannot be written.
+    """
+    import torch
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if config.method == "full":
+        model.to(torch.bfloat16)
+        model.config.use_cache = True
+    try:
+        model.save_pretrained(folder, safe_serialization=True)
+    except (OSError, RuntimeError) as error:
+        raise InfrastructureError(
+            f"the weights could not be written: {error}", where=str(folder), hint="then the same command with --resume"
+        ) from error
+    if config.method != "full":
+        adapter = {**read_json(folder / adapters.FILE), "base_model_name_or_path": adapters.base_name(source)}
+        write_json(folder / adapters.FILE, adapter)
+    tokenizer.save_pretrained(folder)
+    shutil.copy(work / "metrics.jsonl", folder / "metrics.jsonl")
+    write_text(folder / "loss.svg", loss_curve.svg(loss_curve.read(folder / "metrics.jsonl")))
+    write_text(folder / "config.yaml", to_yaml(config))
+    write_json(folder / "probe.json", {"prompts": probes(tokenizer, rows)})
+    card.write(folder, facts, config, source, name=name)

@@ -1,0 +1,109 @@
+"""The working folder of a run that is not finished: hidden beside it, locked while in use, with what it began with."""
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tunegate.core.artifacts import Dataset
+from tunegate.core.console import say, warn
+from tunegate.core.errors import UserError
+from tunegate.core.files import read_json, write_json
+from tunegate.core.machine import versions
+from tunegate.core.manifest import Input
+from tunegate.train import checkpoints
+from tunegate.train.config import TrainConfig
+
+MARKER = "training.json"
+METRICS = "metrics.jsonl"
+# Settings that change nothing of the weights: a resumed run may have others.
+FREE = ("save_steps", "logging_steps", "report_to")
+
+
+def working_folder(out: Path) -> Path:
+    """Where a run's checkpoints and metrics are until it is finished: hidden, beside the run."""
+    return out.parent / f".{out.name}.training"
+
+
+def identity(config: TrainConfig, dataset: Dataset, base: Input) -> dict[str, Any]:
+    """What a run was begun with; a resumed one must have the same, or its weights would be a mixture."""
+    return {
+        "config": json.loads(json.dumps(asdict(config))),
+        "dataset": dataset.digest,
+        "base": base.digest,
+        "versions": versions(),
+    }
+
+
+@contextmanager
+def opened(out: Path, begun: dict[str, Any], *, resume: bool, force: bool) -> Iterator[Path]:
+    """Make or reopen the working folder and hold its lock.
+
+    Raises UserError when another process trains into it; when it holds checkpoints and neither `resume` nor `force` is
+    given; when a resumed run would go on with other data, another base model or other settings.
+    """
+    work = working_folder(out)
+    if resume and not work.is_dir():
+        raise UserError("there is nothing to resume", where=str(work), hint="run without --resume")
+    work.mkdir(parents=True, exist_ok=True)
+    lock = os.open(work, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError("another process is training into this folder", where=str(work)) from None
+        if resume and (work / MARKER).is_file():
+            _same(read_json(work / MARKER), begun, work)
+        else:
+            _anew(work, begun, force=force)
+        for stale in [*work.glob(".checkpoint-*"), *out.parent.glob(f".{out.name}.*.partial")]:
+            shutil.rmtree(stale, ignore_errors=True)
+        yield work
+    finally:
+        os.close(lock)
+
+
+def _anew(work: Path, begun: dict[str, Any], *, force: bool) -> None:
+    found = None if force else checkpoints.last_complete(work)
+    if found is not None:
+        raise UserError(
+            f"an unfinished run is here, at step {checkpoints.step_of(found)}",
+            where=str(work),
+            hint="--resume goes on with it, --force begins anew",
+        )
+    for path in work.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    write_json(work / MARKER, begun)
+
+
+def _same(before: dict[str, Any], now: dict[str, Any], work: Path) -> None:
+    if before["dataset"] != now["dataset"]:
+        raise UserError("the dataset is not the one this run began with", where=str(work), hint="nothing was touched")
+    changed = [k for k, v in now["config"].items() if before["config"].get(k) != v and k not in FREE]
+    if changed:
+        told = ", ".join(f"{k} (was {before['config'].get(k)!r})" for k in changed)
+        raise UserError(f"the settings differ from those this run began with: {told}", where=str(work))
+    if before["base"] != now["base"]:
+        raise UserError("the base model has changed since this run began", where=str(work), hint="nothing was touched")
+    other = [k for k, v in now["versions"].items() if before["versions"].get(k) != v]
+    if other:
+        warn(f"other versions than at the start ({', '.join(other)}): the result may differ in the last bits")
+
+
+def cut_metrics(work: Path, length: int) -> None:
+    """Cut the metrics to what belongs to the checkpoint: later steps are run again, a torn last line goes."""
+    path = work / METRICS
+    if path.is_file() and path.stat().st_size > length:
+        os.truncate(path, length)
+
+
+def begin_from(work: Path) -> Path | None:
+    """The checkpoint to go on from, said; None: from the first step."""
+    found = checkpoints.last_complete(work)
+    say(f"resuming from step {checkpoints.step_of(found)}" if found else "no checkpoint is whole: from the first step")
+    return found
