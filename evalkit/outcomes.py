@@ -26,7 +26,8 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One answer as it came. error: why there is none. Latencies in ms. cost_usd: where the record says so."""
+    """One answer as it came. error: why there is none. Latencies in ms. cost_usd: where the record says so. context: ids
+    of the examples or passages that a prompted run was shown."""
 
     text: str = ""
     finish_reason: str | None = None
@@ -39,6 +40,7 @@ class Answer:
     completion_tokens: int | None = None
     attempts: int = 1
     cost_usd: float | None = None
+    context: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

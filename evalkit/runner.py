@@ -249,4 +249,5 @@ def answer_of(completion: Completion) -> Answer:
         prompt_tokens=completion.prompt_tokens,
         completion_tokens=completion.completion_tokens,
         attempts=completion.attempts,
+        context=completion.context,
     )

@@ -104,6 +104,7 @@ def result_row(task: EvalTask, row: Row, result: ItemResult) -> dict[str, Any]:
         "tags": {**row.tags, **slices},
         "group": None if group.startswith("\0") else group,
         **({"judged": result.judged} if result.judged else {}),
+        **({"context": answer.context} if answer.context else {}),
         **repeats,
     }
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tunegate.core.errors import InfrastructureError, UserError
 from tunegate.core.rows import Message
+from tunegate.serve.prompting.middleware import USED_HEADER
 
 if TYPE_CHECKING:
     import aiohttp
@@ -50,7 +51,8 @@ class EndpointError(InfrastructureError):
 @dataclass(frozen=True, kw_only=True)
 class Completion:
     """One answer. finish_reason: `stop`, `length`, ... as the endpoint says. Latencies from sending the request that
-    succeeded; ttft_ms to the first content. Token counts as the endpoint reports them, None when it does not."""
+    succeeded; ttft_ms to the first content. Token counts as the endpoint reports them, None when it does not. context:
+    what our server put into the prompt (`ids` of examples or passages, how many were `dropped`), None elsewhere."""
 
     text: str
     finish_reason: str
@@ -61,6 +63,7 @@ class Completion:
     refusal: str | None = None
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
     attempts: int = 1
+    context: dict[str, Any] | None = None
 
 
 def api_key(key_file: Path | None = None) -> str | None:
@@ -172,6 +175,7 @@ class ChatClient:
             async with self._session.post(f"{self.base_url}/chat/completions", json=body) as response:
                 if response.status != 200:
                     raise await _refusal(response, self.base_url)
+                stream.context = _context(response.headers.get(USED_HEADER))
                 if "event-stream" not in response.headers.get("Content-Type", ""):
                     await _take_whole(response, stream)
                 else:
@@ -224,6 +228,7 @@ class _Stream:
         self.finish_reason: str | None = None
         self.usage: dict[str, Any] = {}
         self.ttft_s: float | None = None
+        self.context: dict[str, Any] | None = None
 
     def take(self, chunk: dict[str, Any], elapsed_s: float) -> None:
         """Add one chunk that came `elapsed_s` after the request."""
@@ -268,6 +273,7 @@ class _Stream:
             refusal="".join(self.refusal) or None,
             tool_calls=[self.tool_calls[index] for index in sorted(self.tool_calls)],
             attempts=attempt,
+            context=self.context,
         )
 
 
@@ -323,6 +329,15 @@ async def _refusal(response: "aiohttp.ClientResponse", where: str) -> EndpointEr
     after = response.headers.get("Retry-After", "")
     failure.retry_after_s = float(after) if after.isdigit() else None
     return failure
+
+
+def _context(header: str | None) -> dict[str, Any] | None:
+    """The header of a prompted run; None where there is none, or it is not ours."""
+    try:
+        found = json.loads(header) if header else None
+    except json.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _words(error: BaseException) -> str:
