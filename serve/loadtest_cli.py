@@ -12,12 +12,17 @@ from tunegate.core.artifacts import Release, Run
 from tunegate.core.console import JsonOption, emit_json, out, progress, say, table, warn
 from tunegate.core.errors import ExitCode, UsageError, UserError, nearest
 from tunegate.core.files import refuse_existing
+from tunegate.core.machine import gpus
 from tunegate.core.manifest import Input
+from tunegate.serve.cli import Start, open_target
 from tunegate.serve.client import ChatClient, api_key
 from tunegate.serve.load_plan import LoadOptions, Prompt, numbers, plan_stages, read_data, read_prompts
 from tunegate.serve.load_report import COLUMNS, About, knee_line, make_report, table_rows, write_load_report
 from tunegate.serve.load_test import run_load
-from tunegate.serve.vllm_process import Endpoint
+from tunegate.serve.machine_plan import choose_start
+from tunegate.serve.served_model import has_adapter
+from tunegate.serve.vllm_flags import ServeOptions
+from tunegate.serve.vllm_process import Endpoint, serving
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 EXIT = {"VALID": ExitCode.OK, "INVALID": ExitCode.INCONCLUSIVE, "FAILED": ExitCode.INFRASTRUCTURE}
@@ -52,7 +57,9 @@ def loadtest(
     max_error_rate: Annotated[float, typer.Option(min=0, max=1, help="Share of failed requests that is borne.")] = 0.01,
     seed: Annotated[int, typer.Option(help="Of the order of prompts and of arrivals.")] = 0,
     model: Annotated[str | None, typer.Option(help="Model name at the endpoint, where it serves several.")] = None,
-    compiled: Annotated[bool, typer.Option("--compile/--eager", help="How to start what is not served yet.")] = False,
+    start: Annotated[
+        Start, typer.Option(help="How to start what is not served yet; auto is what --detach takes.")
+    ] = Start.AUTO,
     api_key_file: Annotated[Path | None, typer.Option(help="File with the API key; else TUNEGATE_API_KEY.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace --out.")] = False,
     as_json: JsonOption = False,
@@ -79,7 +86,7 @@ def loadtest(
         timeout_s=timeout, seed=seed,
     )  # fmt: skip
     at_once = max((int(s.level) for s in stages if s.kind == "closed"), default=32)
-    serve = {"compiled": compiled, "sequences": max(32, at_once), "extra": tuple(context.args)}
+    serve = {"start": start.value, "sequences": max(32, at_once), "extra": tuple(context.args)}
     with _endpoint(target, model, api_key(api_key_file), serve) as (endpoint, inputs):
         about = About(
             target=target, endpoint=endpoint.base_url, model=endpoint.model, prompts=about_prompts,
@@ -113,12 +120,10 @@ def _endpoint(
         url = target.rstrip("/")
         yield Endpoint(base_url=url, model=asyncio.run(_model(url, model, key)), key=key), []
         return
-    from tunegate.serve.cli import open_target
-    from tunegate.serve.vllm_flags import ServeOptions
-    from tunegate.serve.vllm_process import serving
-
     opened = open_target(target)
-    options = ServeOptions(eager=not serve["compiled"], max_num_seqs=serve["sequences"], extra=serve["extra"])
+    compiled, words = choose_start(serve["start"], service=True, on_gpu=bool(gpus()), adapters=has_adapter(opened))
+    say(words)
+    options = ServeOptions(eager=not compiled, max_num_seqs=serve["sequences"], extra=serve["extra"])
     with serving(opened, options=options, key=key) as endpoint:
         yield endpoint, [opened.as_input("target") if isinstance(opened, Release | Run) else opened.as_input()]
 
