@@ -13,9 +13,10 @@ from typing import Any
 
 from tunegate.advisor.errors import CPU_WIDEN, class_errors
 from tunegate.advisor.gpus import Gpu
-from tunegate.core.artifacts import Run
+from tunegate.core.artifacts import LoadReport, Run, open_any
 from tunegate.core.errors import UserError
 from tunegate.core.files import read_json, write_json
+from tunegate.core.measurements import LoadRecord, load_records
 from tunegate.core.model_source import cache_folder
 from tunegate.core.rows import read_jsonl
 
@@ -26,12 +27,13 @@ CALIBRATED_WIDEN = 2.0  # of a machine's interval once it was calibrated: other 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """What a log says: class (train_tps or tpot), the median measured value in that class's unit, its points, and the
-    peak memory it recorded (1e9 bytes; None where it did not)."""
+    peak memory it recorded (1e9 bytes; None where it did not). load: the load it was measured under, where the log says."""
 
     kind: str
     value: float
     points: int
     peak_memory_gb: float | None = None
+    load: LoadRecord | None = None
 
 
 def store() -> Path:
@@ -115,11 +117,16 @@ def save(kind: str, gpu: Gpu, ratios: list[float]) -> float:
 
 
 def read_log(path: Path) -> Reading:
-    """A Run folder or its `metrics.jsonl` (`tokens_per_s`), or a vLLM benchmark's JSON (`median_tpot_ms`).
+    """A Run folder or its `metrics.jsonl` (`tokens_per_s`), a LoadReport folder, or a vLLM benchmark's JSON
+    (`median_tpot_ms`). Of a LoadReport the lightest stage is taken: the least of it is queueing.
 
     Raises UserError when it is none of them.
     """
     if path.is_dir():
+        found = open_any(path)
+        if isinstance(found, LoadReport):
+            load = load_records(found)[0]
+            return Reading(kind="tpot", value=load.tpot_ms, points=load.requests, load=load)
         path = Run.open(path).path / "metrics.jsonl"
     if path.suffix == ".jsonl":
         return _trainer_log(path)

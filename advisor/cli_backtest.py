@@ -73,7 +73,10 @@ def _print_sources(result: "Backtest") -> None:
     epilog="Example: ftadvise calibrate run/metrics.jsonl --model builtin:smollm2-135m --gpu cpu --method lora --batch 4 --seq 512"
 )
 def calibrate(
-    log: Annotated[Path, typer.Argument(help="A Run folder, its metrics.jsonl, or the JSON of vllm bench serve.")],
+    log: Annotated[
+        Path,
+        typer.Argument(help="A Run folder, its metrics.jsonl, a LoadReport folder, or the JSON of vllm bench serve."),
+    ],
     model: Annotated[str, typer.Option(help="The model that ran.")],
     gpu: Annotated[str, typer.Option(help="Where it ran.")],
     method: Annotated[str, typer.Option(help="Training: lora, qlora or full.")] = "lora",
@@ -95,6 +98,9 @@ def calibrate(
     reading, memory = learning.read_log(log), None
     card, base = find_gpu(gpu), find(model)
     known = learning.factor(reading.kind, card.name)
+    if reading.load is not None:  # what was measured, not what was typed
+        input_tokens, output_tokens = reading.load.prompt_tokens, reading.load.completion_tokens
+        concurrency = reading.load.concurrency
     if reading.kind == "train_tps":
         question = estimates.TrainQuestion(
             model=base, method=method, gpu=card, batch=batch, seq=seq, targets=ALL_LINEAR

@@ -1,0 +1,83 @@
+"""A LoadReport read back: by `ftadvise calibrate`, and as figures for a gate."""
+
+import json
+
+import pytest
+
+from tunegate.advisor.calibrate import read_log
+from tunegate.advisor.cli import app as advise
+from tunegate.core import manifest
+from tunegate.core.artifacts import LoadReport, open_any
+from tunegate.core.commands import run
+from tunegate.core.errors import UserError
+from tunegate.core.measurements import load_interval, load_metrics, load_records
+from tunegate.serve.load_plan import LoadOptions, Stage
+from tunegate.serve.load_report import About, make_report, write_load_report
+from tunegate.serve.load_test import Record, StageRun
+
+
+def stage_run(streams, *, tpot=20.0, count=100, cpu_share=0.1, kind="closed", errors=0):
+    """`count` answers of 33 tokens: TTFT 100..199 ms."""
+    records = [
+        Record(number=i, warm_up=False, prompt=str(i), repeated=False, due_s=float(i), started_s=float(i), ended_s=i + 1.0,
+               ttft_ms=100.0 + i % 100, e2e_ms=100.0 + i % 100 + 32 * tpot, tpot_ms=tpot, prompt_tokens=200, completion_tokens=33)
+        if i >= errors else
+        Record(number=i, warm_up=False, prompt=str(i), repeated=False, due_s=float(i), started_s=float(i), ended_s=i + 1.0,
+               error_kind="timeout", error="no answer")
+        for i in range(count)
+    ]  # fmt: skip
+    stage = Stage(kind=kind, level=float(streams), requests=count, duration_s=None, warm_up=0)
+    return StageRun(stage=stage, records=records, cpu_share=cpu_share, lags_ms=[0.1])
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(*runs):
+        options = LoadOptions(stages=tuple(r.stage for r in runs), generation={})
+        about = About(target="t", endpoint="http://x/v1", model="m", prompts={}, engine={}, inputs=[])
+        document = make_report(list(runs), options, about, max_error_rate=0.01)
+        return write_load_report(tmp_path / "load", document, list(runs), about, force=True)
+
+    return write
+
+
+def test_records_are_the_valid_closed_stages(written):
+    report = written(stage_run(16, tpot=40.0), stage_run(1), stage_run(4, cpu_share=0.95), stage_run(3, kind="open"))
+    records = load_records(report)
+    assert [(r.concurrency, r.tpot_ms, r.prompt_tokens, r.completion_tokens) for r in records] == [
+        (1, 20.0, 200, 33), (16, 40.0, 200, 33)
+    ]  # fmt: skip
+    assert isinstance(open_any(report.path), LoadReport)
+    assert manifest.verify(report.path) == []
+    with pytest.raises(UserError, match="no stage"):
+        load_records(written(stage_run(4, cpu_share=0.95)))
+
+
+def test_calibrate_takes_the_measured_load_not_the_typed_one(written, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TUNEGATE_CACHE", str(tmp_path / "cache"))
+    report = written(stage_run(4), stage_run(8, tpot=30.0))
+    reading = read_log(report.path)
+    assert (reading.kind, reading.value, reading.points, reading.load.concurrency) == ("tpot", 20.0, 100, 4)
+    words = ["calibrate", str(report.path), "--model", "llama-3.1-8b", "--gpu", "A100-80GB", "--json"]
+    assert run(advise, prog="ftadvise", argv=words) == 0
+    plain = json.loads(capsys.readouterr().out)
+    monkeypatch.setenv("TUNEGATE_CACHE", str(tmp_path / "other"))
+    from tunegate.advisor import calibrate
+
+    calibrate._factors.cache_clear()
+    typed = ["--input-tokens", "9000", "--output-tokens", "900", "--concurrency", "64"]
+    assert run(advise, prog="ftadvise", argv=[*words, *typed]) == 0
+    assert json.loads(capsys.readouterr().out)["predicted"] == plain["predicted"]
+    calibrate._factors.cache_clear()
+
+
+def test_gate_figures_come_from_the_heaviest_stage_at_any_level(written):
+    report = written(stage_run(1), stage_run(8, tpot=30.0, errors=2, count=200))
+    p95 = load_interval(report, "load_ttft_p95_ms", level=0.90)
+    assert p95.low < p95.value == 195.0 < p95.high
+    assert load_interval(report, "load_tpot_p50_ms", level=0.90).value == 30.0
+    assert load_interval(report, "load_error_rate", level=0.90).value == 0.01
+    assert set(load_metrics()) >= {"load_e2e_p99_ms", "load_error_rate"}
+    with pytest.raises(UserError, match="did you mean"):
+        load_interval(report, "load_ttft_p59_ms", level=0.9)
+    assert load_interval(written(stage_run(1, cpu_share=0.95)), "load_ttft_p95_ms", level=0.9) is None
