@@ -117,9 +117,16 @@ class Paired:
         return bootstrap_mean(self.differences, self.groups, level=level)
 
 
-def pair(baseline: Sequence[dict[str, Any]], candidate: Sequence[dict[str, Any]], metric: str) -> Paired:
+def by_id(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Rows by item id: made once where many slices are paired with the same baseline."""
+    return {row["id"]: row for row in rows}
+
+
+def pair(
+    baseline: Sequence[dict[str, Any]] | dict[str, dict[str, Any]], candidate: Sequence[dict[str, Any]], metric: str
+) -> Paired:
     """Pair both sides by item id; an item that either side lost to infrastructure is left out."""
-    before = {row["id"]: row for row in baseline}
+    before = baseline if isinstance(baseline, dict) else by_id(baseline)
     pairs = [
         (float(was), float(now), row)
         for row in candidate
@@ -228,8 +235,8 @@ def compare(
         paired = pair(baseline.rows, candidate.rows, name)
         if paired.n or name == primary:
             metrics[name] = describe(paired, alpha=alpha, margin=(margins or {}).get(name, 0.02))
-    if not metrics.get(primary, {}).get("n"):
-        raise UserError("no item was answered on both sides: nothing can be compared", where=baseline.name)
+    if by_id(baseline.rows).keys().isdisjoint(row["id"] for row in candidate.rows):
+        raise UserError("no item stands on both sides: nothing can be compared", where=baseline.name)
     flips = flips_of(baseline.rows, candidate.rows)
     return {
         "baseline": {
@@ -274,7 +281,7 @@ def describe(paired: Paired, *, alpha: float, margin: float) -> dict[str, Any]:
 
 def flips_of(baseline: Sequence[dict[str, Any]], candidate: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The items whose outcome changed between pass and anything else, broken ones first, with the failing side's cause."""
-    before = {row["id"]: row for row in baseline}
+    before = by_id(baseline)
     found = []
     for row in candidate:
         old = before.get(row["id"])
@@ -313,10 +320,10 @@ def slice_values(rows: Sequence[dict[str, Any]], key: str) -> dict[str, list[dic
 
 def compare_slices(baseline: Reading, candidate: Reading, metric: str, *, alpha: float) -> list[dict[str, Any]]:
     """The metric's paired difference in every slice; `p_holm` is corrected over all of them."""
-    found = []
+    found, before = [], by_id(baseline.rows)
     for key in candidate.report["task"]["slices"]:
         for value, rows in slice_values(candidate.rows, key).items():
-            paired = pair(baseline.rows, rows, metric)
+            paired = pair(before, rows, metric)
             if paired.n:
                 interval = paired.interval(level=1.0 - 2.0 * alpha)
                 entry = {"key": key, "value": value, "metric": metric, "n": paired.n, "difference": interval.value}

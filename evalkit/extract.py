@@ -8,7 +8,7 @@ from tunegate.core.errors import UserError, nearest
 
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)\n?[ \t]*```", re.DOTALL)
 _THINK = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
-_MARK = re.compile(r'["{}\[\]]')
+_MARK = re.compile(r'\\.|["{}\[\]]', re.DOTALL)  # an escaped character is one mark, so that \" ends no text
 
 
 def code_fence(text: str) -> str:
@@ -26,11 +26,8 @@ def json_in_prose(text: str) -> str:
     for match in _MARK.finditer(text, start):
         mark = match.group()
         if mark == '"':
-            escapes = (
-                len(text[start : match.start()]) - len(text[start : match.start()].rstrip("\\")) if in_string else 0
-            )
-            in_string = not in_string if escapes % 2 == 0 else in_string
-        elif not in_string:
+            in_string = not in_string
+        elif mark[0] != "\\" and not in_string:
             depth += 1 if mark in "{[" else -1
             if depth == 0:
                 return text[start : match.end()]

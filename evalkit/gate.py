@@ -14,7 +14,7 @@ from tunegate.core.errors import ExitCode, UserError, nearest
 from tunegate.core.power import items_for_rate, pairs_for_difference
 from tunegate.core.statistics import Interval, holm
 from tunegate.core.strict_yaml import read_yaml
-from tunegate.evalkit.compare import Paired, Reading, pair, slice_values
+from tunegate.evalkit.compare import Paired, Reading, by_id, pair, slice_values
 from tunegate.evalkit.options import build
 from tunegate.evalkit.summary import CENSUS, LEAKAGE, PERCENTILES, Measured, known_metrics, measure
 
@@ -186,11 +186,12 @@ def _known(conditions: list[Condition], candidate: Reading, baseline: Reading | 
 
 
 def _condition(condition: Condition, alpha: float, candidate: Reading, baseline: Reading | None) -> list[Finding]:
+    before = None if baseline is None else by_id(baseline.rows)
     if condition.slice is None:
-        return [_one(condition, alpha, candidate, baseline, candidate.rows, None)[0]]
+        return [_one(condition, alpha, candidate, before, candidate.rows, None)[0]]
     parts = slice_values(candidate.rows, condition.slice)
     decided = [
-        _one(condition, alpha, candidate, baseline, rows, f"{condition.slice}={value}") for value, rows in parts.items()
+        _one(condition, alpha, candidate, before, rows, f"{condition.slice}={value}") for value, rows in parts.items()
     ]
     corrected = holm([contrary for _, contrary in decided])
     return [
@@ -208,15 +209,15 @@ def _one(
     condition: Condition,
     alpha: float,
     candidate: Reading,
-    baseline: Reading | None,
+    before: dict[str, dict[str, Any]] | None,
     rows: Any,
     part: str | None,
 ) -> tuple[Finding, float]:
     """One condition over some rows, and the p-value of its contrary."""
     level = 1.0 - 2.0 * alpha
     if condition.rule in PAIRED:
-        assert baseline is not None
-        return _paired(condition, alpha, pair(baseline.rows, rows, condition.metric), part)
+        assert before is not None
+        return _paired(condition, alpha, pair(before, rows, condition.metric), part)
     metric, report = condition.metric, candidate.report
     finding = _bounded(condition, alpha, measure(rows, report, metric, level=level, exact=True), part)
     if finding.decision != "FAIL":
@@ -236,7 +237,14 @@ def _paired(condition: Condition, alpha: float, paired: Paired, part: str | None
         exact = paired.exact_p(-bound) if p < alpha else None
         shown = p < alpha and (exact is None or exact < alpha)
         refuted = interval.high is not None and interval.high < bound
-        contrary = _contrary(lambda level: paired.interval(level=level), condition, alpha) if refuted else 1.0
+        # Tango's interval is the inverted test, so its contrary's p is the test's other tail
+        contrary = (
+            1.0
+            if not refuted
+            else 1.0 - p
+            if paired.binary
+            else _contrary(lambda level: paired.interval(level=level), condition, alpha)
+        )
     decision: Decision = "PASS" if shown else "FAIL" if refuted else "INCONCLUSIVE"
     need = _need_pairs(paired, bound, alpha) if decision == "INCONCLUSIVE" else None
     finding = _finding(
