@@ -24,7 +24,7 @@ def read(path: Path) -> list[Record]:
     if not isinstance(version, int) or version > 2:
         raise UserError(f"an Inspect log of version {version!r}, this one reads up to 2", where=str(path))
     model = str(mapping(header.get("eval")).get("model") or "")
-    ordered = sorted(samples, key=lambda s: s.get("epoch") if isinstance(s.get("epoch"), int) else 1)
+    ordered = sorted(samples, key=lambda s: int(s["epoch"]) if isinstance(s.get("epoch"), int) else 1)
     return [_record(sample, model) for sample in ordered]
 
 

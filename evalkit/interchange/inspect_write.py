@@ -87,7 +87,7 @@ def _samples(row: dict[str, Any], report: dict[str, Any]) -> list[dict[str, Any]
 
 def _sample(row: dict[str, Any], report: dict[str, Any], epoch: int, output: str, outcome: str) -> dict[str, Any]:
     asked = [{"role": m["role"], "content": _text(m)} for m in row["messages"] if m["role"] in ("system", "user")]
-    answer = {"role": "assistant", "content": output, "source": "generate"}
+    answer: dict[str, Any] = {"role": "assistant", "content": output, "source": "generate"}
     calls = [_call(call, index) for index, call in enumerate(row.get("tool_calls") or [])] if epoch == 1 else []
     if calls:
         answer["tool_calls"] = calls
