@@ -9,13 +9,17 @@ from typing import Annotated, Any
 
 import typer
 
-from tunegate.core.artifacts import Dataset
-from tunegate.core.console import JsonOption, emit_json, out, say, table, warn
-from tunegate.core.errors import UsageError
+from tunegate.core import manifest as manifests
+from tunegate.core.architecture import from_folder
+from tunegate.core.artifacts import Dataset, Run
+from tunegate.core.console import JsonOption, emit_json, out, say, warn
+from tunegate.core.errors import UsageError, UserError
 from tunegate.core.files import refuse_existing
 from tunegate.core.methods import WEIGHTLESS
+from tunegate.core.model_source import ModelSource
 from tunegate.core.model_source import resolve as resolve_model
-from tunegate.train.advice import warnings
+from tunegate.train import adapters, dry_run_view
+from tunegate.train.advice import rate_note, warnings
 from tunegate.train.config import TrainConfig, field_types, from_file, keys_of, resolve
 from tunegate.train.stop import Interrupted
 
@@ -33,7 +37,13 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, show three examples, train nothing.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing run folder.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an existing run folder, or an unfinished run.")
+    ] = False,
+    preflight: Annotated[
+        bool,
+        typer.Option("--preflight/--no-preflight", help="Refuse what is predicted not to fit the device's memory."),
+    ] = True,
     as_json: JsonOption = False,
     **flags: Any,
 ) -> None:
@@ -46,30 +56,74 @@ def train(
     """
     layers = _layers(config_file, recommendation, {k: v for k, v in flags.items() if v is not None})
     config, settings, notes = resolve(layers)
-    for note in [*notes, *warnings(config)]:
-        warn(note)
+    if config.adapter:
+        config, settings, notes = resolve(
+            [*layers, (f"adapter {config.adapter}", adapters.settings(Path(config.adapter)))]
+        )
+    opened = Dataset.open(dataset)
+    if resume and (done := _finished(out_folder, opened, config)):
+        say("the run is finished already: there is nothing left to resume")
+        _show_run(done, as_json=as_json)
+        return
     if not dry_run:
         refuse_existing(out_folder, force=force)
-    opened = Dataset.open(dataset)
     source = resolve_model(config.model)
-    used = keys_of(config.method)
-    for key, setting in settings.items():
-        if setting.origin == "flag" and key not in used:
-            warn(f"{key} means nothing to the method {config.method}")
-    _print_settings({key: setting for key, setting in settings.items() if key in used})
+    for note in [*notes, *_unread(settings, config), *warnings(config, _size_b(source))]:
+        warn(note)
+    _print_settings({key: setting for key, setting in settings.items() if key in keys_of(config.method)})
     if config.method in WEIGHTLESS:
         _without_weights(opened, source, config, out_folder, dry_run=dry_run, force=force, as_json=as_json)
         return
     from tunegate.train import sft
 
+    if (size := _size_b(source)) is not None:
+        say(rate_note(config, size))
+    ready = sft.prepare(opened, source, config)
+    forecast = sft.forecast_of(ready, source, config)
+    if forecast:
+        forecast.say()
     if dry_run:
-        _dry_run(opened, source, config, as_json=as_json)
+        dry_run_view.show(ready, source, config, settings, forecast, as_json=as_json)
+    if forecast and preflight:
+        forecast.check()
+    if dry_run:
         return
     try:
-        run = sft.train(opened, source, config, out_folder, resume=resume, force=force)
+        run = sft.train(
+            opened, source, config, out_folder, resume=resume, force=force, prepared=ready, forecast=forecast
+        )
     except Interrupted as stopped:
         say(str(stopped))
         raise
+    _show_run(run, as_json=as_json)
+
+
+def _unread(settings: dict[str, Any], config: TrainConfig) -> list[str]:
+    """Options that mean nothing to the method."""
+    read = keys_of(config.method)
+    given = [key for key, setting in settings.items() if setting.origin == "flag" and key not in read]
+    return [f"{key} means nothing to the method {config.method}" for key in given]
+
+
+def _size_b(source: ModelSource) -> float | None:
+    """Parameters in 1e9; None where the shape is not at hand or not modelled."""
+    try:
+        return from_folder(source.path).params / 1e9 if source.path else None
+    except UserError:
+        return None
+
+
+def _finished(out_folder: Path, dataset: Dataset, config: TrainConfig) -> Run | None:
+    """The run that this command would make, where it is there already."""
+    if not (out_folder / manifests.NAME).is_file():
+        return None
+    run = Run.open(out_folder)
+    made_from = next((i.digest for i in run.manifest.inputs if i.role == "dataset"), None)
+    same = run.manifest.config == json.loads(json.dumps(dataclasses.asdict(config)))
+    return run if same and made_from == dataset.digest else None
+
+
+def _show_run(run: Run, *, as_json: bool) -> None:
     facts = run.manifest.facts
     if as_json:
         emit_json({"run": str(run.path), "digest": run.digest, **facts})
@@ -81,12 +135,8 @@ def train(
     out().print(
         f"run: {run.path} ({facts['steps']} steps{words}, peak memory {facts['peak_memory_gb']:.1f} GB)", markup=False
     )
-    next_step = (
-        f"ft merge {run.path} --out RELEASE"
-        if config.method != "full"
-        else f"ft merge {run.path} --out RELEASE (copies full weights)"
-    )
-    out().print(f"next: {next_step}", markup=False)
+    full = " (copies full weights)" if facts["method"] == "full" else ""
+    out().print(f"next: ft merge {run.path} --out RELEASE{full}", markup=False)
 
 
 def _without_weights(
@@ -132,26 +182,6 @@ def _print_settings(settings: dict[str, Any]) -> None:
     width = max(len(key) for key in settings)
     for key, setting in settings.items():
         say(f"  {key:<{width}}  {shown[key]}  ({setting.origin})")
-
-
-def _dry_run(dataset: Dataset, source: Any, config: TrainConfig, *, as_json: bool) -> None:
-    from tunegate.train import examples, sft
-
-    ready = sft.prepare(dataset, source, config)
-    tokenizer, kept, certificate = ready.tokenizer, ready.kept, ready.certificate
-    if as_json:
-        emit_json(
-            {
-                "dry_run": True,
-                "config": json.loads(json.dumps(dataclasses.asdict(config))),
-                "mask": examples.as_facts(certificate),
-            }
-        )
-        return
-    for example in kept[:3]:
-        out().rule(f"row {example.id}: dim is not learnt")
-        out().print(examples.preview(example, tokenizer), markup=True)
-    table("what the loss sees", ["", ""], [[k, str(v)] for k, v in examples.as_facts(certificate).items()])
 
 
 def _with_config_options(function: Any) -> Any:

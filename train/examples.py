@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tunegate.core.chat_template import Masked, MaskError, mask
+from tunegate.core.chat_template import IGNORE_INDEX, Masked, MaskError, mask
 from tunegate.core.console import progress
 from tunegate.core.errors import UserError
 from tunegate.core.files import sha256_text
@@ -18,6 +18,14 @@ class Example:
     id: str
     input_ids: list[int]
     labels: list[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A stretch of a rendered example. learnt: the loss falls on it."""
+
+    text: str
+    learnt: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +89,7 @@ def build(
     certificate = MaskCertificate(
         rows=len(kept),
         tokens=sum(len(e.input_ids) for e in kept),
-        label_tokens=sum(sum(label != -100 for label in e.labels) for e in kept),
+        label_tokens=sum(sum(label != IGNORE_INDEX for label in e.labels) for e in kept),
         longest=max(len(e.input_ids) for e in kept),
         too_long=len(too_long),
         unmaskable=0,
@@ -100,19 +108,21 @@ def split_validation(examples: Sequence[Example], share: float, seed: int) -> tu
     return train, [e for i, e in enumerate(examples) if i in chosen]
 
 
-def preview(example: Example, tokenizer: Any) -> str:
+def preview(parts: Sequence[Part]) -> str:
     """One example as rich markup: what the loss ignores is dim, what it learns is not."""
-    parts: list[str] = []
-    for learnt, ids in _runs(example):
-        text = tokenizer.decode(ids).replace("[", "\\[")
-        parts.append(text if learnt else f"[dim]{text}[/dim]")
-    return "".join(parts)
+    escaped = [(part.learnt, part.text.replace("[", "\\[")) for part in parts]
+    return "".join(text if learnt else f"[dim]{text}[/dim]" for learnt, text in escaped)
+
+
+def parts_of(example: Example, tokenizer: Any) -> list[Part]:
+    """One example as text, in stretches that the loss sees or does not."""
+    return [Part(text=tokenizer.decode(ids), learnt=learnt) for learnt, ids in _runs(example)]
 
 
 def _runs(example: Example) -> list[tuple[bool, list[int]]]:
     runs: list[tuple[bool, list[int]]] = []
     for token, label in zip(example.input_ids, example.labels, strict=True):
-        learnt = label != -100
+        learnt = label != IGNORE_INDEX
         if not runs or runs[-1][0] != learnt:
             runs.append((learnt, []))
         runs[-1][1].append(token)

@@ -1,7 +1,6 @@
 """Supervised fine-tuning: `train(Dataset, TrainConfig) -> Run`. Puts the parts together and does nothing else."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,12 @@ from typing import Any
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import Dataset, Run
 from tunegate.core.console import progress as progress_view
-from tunegate.core.console import say
+from tunegate.core.console import say, warn
 from tunegate.core.errors import UserError
 from tunegate.core.files import new_folder
 from tunegate.core.model_source import ModelSource
 from tunegate.core.rows import Row, read_rows
-from tunegate.train import adapters, cpu_attention, examples, model_loading, saving, work
+from tunegate.train import adapters, cpu_attention, examples, model_loading, preflight, saving, trackers, work
 from tunegate.train import checkpoints as points
 from tunegate.train.arguments import keeps_best, sft_arguments, total_steps
 from tunegate.train.callbacks import make_callback
@@ -23,8 +22,6 @@ from tunegate.train.loss import projects_answers_only
 from tunegate.train.progress import Progress
 from tunegate.train.stop import Interrupted, StopRequest
 from tunegate.train.trainer import Batching, Watching, load_weights, make_trainer, restore_finished
-
-Measured = Callable[[float, float], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +49,21 @@ def prepare(dataset: Dataset, source: ModelSource, config: TrainConfig) -> Prepa
     return Prepared(tokenizer=tokenizer, rows=rows, kept=kept, certificate=certificate)
 
 
+def forecast_of(ready: Prepared, source: ModelSource, config: TrainConfig) -> preflight.Forecast | None:
+    """Warn about the data, and predict memory and time of the run on this machine's device; None where that is unknown."""
+    training, validation = examples.split_validation(ready.kept, config.validation_share, config.seed)
+    for text in preflight.check_data(config, len(training), len(validation)):
+        warn(text)
+    found = ready.certificate
+    load = preflight.Load(
+        rows=len(training),
+        longest=found.longest,
+        mean=found.tokens / found.rows,
+        label_share=found.label_tokens / found.tokens,
+    )
+    return preflight.forecast(source, config, load, model_loading.pick_device(config))
+
+
 def train(
     dataset: Dataset,
     source: ModelSource,
@@ -61,20 +73,21 @@ def train(
     resume: bool,
     force: bool,
     prepared: Prepared | None = None,
-    measured: Measured = lambda rate, peak: None,
+    forecast: preflight.Forecast | None = None,
 ) -> Run:
-    """Train and write the Run folder. measured: see `make_callback`.
+    """Train and write the Run folder. prepared: of `prepare`, where it was called. forecast: told when it is measured.
 
     Raises UserError for data that cannot be trained on and for a resumed run that would not be the same;
     TrainingDivergedError before an update that would spoil the weights; Interrupted after a signal, with a checkpoint
     when `save_steps` is set.
     """
+    trackers.prepare(config, out)
     base = source.as_input()
     inputs = [dataset.as_input("dataset"), base]
     inputs += [adapters.as_input(Path(config.adapter), base)] if config.adapter else []
     with work.opened(out, work.identity(config, dataset, base), resume=resume, force=force) as folder:
         ready = prepared or prepare(dataset, source, config)
-        session = _session(ready, source, config, folder, resume=resume, measured=measured)
+        session = _session(ready, source, config, folder, resume=resume, forecast=forecast)
         facts = {
             **saving.facts_of(config, source, ready.tokenizer, ready.certificate, session.trainer, session.progress),
             **session.facts,
@@ -97,7 +110,13 @@ class _Session:
 
 
 def _session(
-    ready: Prepared, source: ModelSource, config: TrainConfig, folder: Path, *, resume: bool, measured: Measured
+    ready: Prepared,
+    source: ModelSource,
+    config: TrainConfig,
+    folder: Path,
+    *,
+    resume: bool,
+    forecast: preflight.Forecast | None,
 ) -> _Session:
     """Load, train from the beginning or from a checkpoint to the end, evaluate, and take the best weights if asked to."""
     training, validation = examples.split_validation(ready.kept, config.validation_share, config.seed)
@@ -127,7 +146,7 @@ def _session(
             callbacks=[
                 make_callback(
                     folder / work.METRICS, tick, stop, progress,
-                    checkpoints=config.save_steps > 0, keep_best=keeps_best(config), measured=measured,
+                    checkpoints=config.save_steps > 0, keep_best=keeps_best(config), measured=forecast.measured if forecast else lambda rate, peak: None,
                 )
             ],
         )  # fmt: skip
@@ -151,6 +170,7 @@ def _session(
         "weights_of_step": progress.best_step if kept else trainer.state.global_step,
         "total_params": total,
         "attention": attention,
+        "forecast": asdict(forecast) if forecast else None,
     }
     return _Session(trainer=trainer, progress=progress, facts=facts)
 

@@ -93,6 +93,6 @@ def test_the_preview_dims_what_is_not_learnt(build, makers):
     rows = makers.rows(1)
     rows[0]["messages"][0]["content"] = "[1] plus"
     tokenizer, (kept, _) = build(rows)
-    shown = examples.preview(kept[0], tokenizer)
+    shown = examples.preview(examples.parts_of(kept[0], tokenizer))
     assert '[/dim]{"sum": 0}<|im_end|>[dim]' in shown
     assert "\\[1] plus" in shown

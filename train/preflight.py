@@ -1,0 +1,199 @@
+"""Before training: what it will need against what the device has, and what would fit if it does not."""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from tunegate.advisor import estimates
+from tunegate.advisor.gpus import Gpu, find_gpu
+from tunegate.advisor.models import KnownModel, find
+from tunegate.advisor.training_plan import FIT_MARGIN
+from tunegate.core import machine
+from tunegate.core.console import say, warn
+from tunegate.core.errors import UserError
+from tunegate.core.methods import ALL_LINEAR
+from tunegate.core.model_source import ModelSource
+from tunegate.train.arguments import recomputes, total_steps
+from tunegate.train.config import TrainConfig
+
+Json = dict[str, Any]
+FEW_ROWS = 50  # below this a tuned model mostly learns its rows by heart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What will be trained on. longest, mean: tokens of a row. label_share: of tokens under the loss. rows: for training."""
+
+    rows: int
+    longest: int
+    mean: float
+    label_share: float
+    answers_only: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """Predictions (value, low, high: 90 % interval) and the device they are held against. memory_gb, device_gb: 1e9 bytes.
+    hours: of the whole run. steps: optimizer steps. proposals: settings that are predicted to fit, where these do not."""
+
+    device: str
+    device_gb: float
+    memory_gb: Json
+    tokens_per_s: Json
+    hours: Json
+    steps: int
+    trainable_params: int
+    fits: bool
+    proposals: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def say(self) -> None:
+        """Print it."""
+        say(
+            f"forecast on {self.device}: memory {_spoken(self.memory_gb)} of {self.device_gb:.1f} GB, "
+            f"{_spoken(self.tokens_per_s, '.0f')} tokens/s, {_time(self.hours)} for {self.steps} steps"
+        )
+        for note in self.notes:
+            say(f"  {note}")
+
+    def check(self) -> None:
+        """Raise UserError when even the low end of the memory forecast is more than the device has; warn when it is close."""
+        if float(self.memory_gb["low"]) > self.device_gb:
+            raise UserError(
+                f"this needs {_spoken(self.memory_gb)} GB, {self.device} has {self.device_gb:.1f}",
+                where="memory",
+                hint=f"what would fit: {'; '.join(self.proposals) or 'a smaller model or a larger device'}; --no-preflight tries anyway",
+            )
+        if not self.fits:
+            warn(f"memory may not suffice; {'; '.join(self.proposals) or 'a smaller model would fit'}")
+
+    def measured(self, rate: float, peak: float) -> None:
+        """Say how the measured speed and memory (1e9 bytes) compare."""
+        speed, memory = rate / float(self.tokens_per_s["value"]), peak / float(self.memory_gb["value"])
+        say(
+            f"measured: {rate:.0f} tokens/s ({speed:.2f} times the forecast), {peak:.1f} GB ({memory:.2f} times); "
+            "the advisor learns from it by: ftadvise calibrate RUN"
+        )
+
+
+def forecast(source: ModelSource, config: TrainConfig, load: Load, device: str) -> Forecast | None:
+    """Ask the advisor; None, with a word, where it does not know the model's shape or the device."""
+    try:
+        model, gpu = find(source.location), _gpu(device)
+    except UserError as error:
+        say(f"no forecast of memory and time: {error.message}")
+        return None
+    found = _estimate(model, gpu, config, load)
+    fits = float(found["memory_gb"]["value"]) <= FIT_MARGIN * gpu.memory_gb
+    steps = total_steps(config, load.rows)
+    tokens = steps * config.per_device_train_batch_size * config.gradient_accumulation_steps * load.mean
+    speed = found["tokens_per_s"]
+    hours = {
+        "value": tokens / speed["value"] / 3600, "low": tokens / speed["high"] / 3600, "high": tokens / speed["low"] / 3600,
+        "source": speed["source"], "n": speed["n"],
+    }  # fmt: skip
+    extrapolates = [f"the interval is wide: {found['extrapolates']}"] if found["extrapolates"] else []
+    return Forecast(
+        device=gpu.name,
+        device_gb=gpu.memory_gb,
+        memory_gb=found["memory_gb"],
+        tokens_per_s=speed,
+        hours=hours,
+        steps=steps,
+        trainable_params=found["trainable_params"],
+        fits=fits,
+        proposals=() if fits else _proposals(model, gpu, config, load),
+        notes=tuple(extrapolates),
+    )
+
+
+def check_data(config: TrainConfig, rows: int, validation: int) -> list[str]:
+    """Warnings about the amount of data. Raises UserError for early stopping without rows to judge by."""
+    if (config.early_stopping_patience or config.keep_best) and not validation:
+        raise UserError(
+            "early stopping and the best checkpoint need validation rows",
+            where="validation_share",
+            hint="raise --validation-share",
+        )
+    few = f"{rows} rows: a model learns so few by heart; prompting may do better (ftadvise recommend)"
+    return [few] if rows < FEW_ROWS else []
+
+
+def _estimate(model: KnownModel, gpu: Gpu, config: TrainConfig, load: Load) -> Json:
+    device = "cpu" if gpu.is_cpu else "cuda"
+    found = estimates.train(
+        estimates.TrainQuestion(
+            model=model,
+            method=config.method,
+            gpu=gpu,
+            batch=config.per_device_train_batch_size,
+            seq=load.longest,
+            rank=config.rank,
+            targets=ALL_LINEAR if "all-linear" in config.targets else config.targets,
+            examples=load.rows,
+            epochs=config.num_train_epochs,
+            mean_tokens=load.mean,
+            checkpointing=recomputes(config, device),
+        )
+    )
+    if load.answers_only:  # only label positions reach the output matrix
+        saved = float(found["terms_gb"]["logits"]) * (1.0 - load.label_share)
+        value = float(found["memory_gb"]["value"])
+        less = (value - saved) / value
+        found["memory_gb"] |= {key: float(found["memory_gb"][key]) * less for key in ("value", "low", "high")}
+    return found
+
+
+def _proposals(model: KnownModel, gpu: Gpu, config: TrainConfig, load: Load) -> tuple[str, ...]:
+    """Changes, alone and then together, after which it is predicted to fit; the first three that do."""
+    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
+    shorter = max(128, load.longest // 2)
+    steps: list[tuple[str, Json, Load]] = [
+        ("--gradient-checkpointing", {"gradient_checkpointing": True}, load),
+        (f"--per-device-train-batch-size 1 --gradient-accumulation-steps {rows}",
+         {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows}, load),
+        ("--method lora", {"method": "lora"}, load),
+        ("--method qlora", {"method": "qlora"}, load),
+        (f"--max-length {shorter}", {}, dataclasses.replace(load, longest=shorter)),
+    ]  # fmt: skip
+    alone = [_tried(model, gpu, config, *step) for step in steps if not _is_so(config, step[1])]
+    smallest = {"method": "qlora", "gradient_checkpointing": True, **steps[1][1]}
+    together = f"--method qlora --gradient-checkpointing {steps[1][0]}"
+    found = [text for text in alone if text] or [_tried(model, gpu, config, together, smallest, load)]
+    return tuple(text for text in found if text)[:3]
+
+
+def _is_so(config: TrainConfig, changes: Json) -> bool:
+    if changes.get("method") == "lora" and config.method != "full":
+        return True
+    return bool(changes) and all(getattr(config, key) == value for key, value in changes.items())
+
+
+def _tried(model: KnownModel, gpu: Gpu, config: TrainConfig, text: str, changes: Json, load: Load) -> str:
+    peak = float(_estimate(model, gpu, dataclasses.replace(config, **changes), load)["memory_gb"]["value"])
+    return f"{text} ({peak:.1f} GB)" if peak <= FIT_MARGIN * gpu.memory_gb else ""
+
+
+def _gpu(device: str) -> Gpu:
+    """The device in the advisor's table, with the memory that this machine really has. Raises UserError if unknown."""
+    if device == "cpu":
+        return dataclasses.replace(find_gpu("cpu"), memory_gb=machine.memory_gb())
+    own = machine.gpus()[0]
+    short = re.sub(r"(?i)nvidia|tesla|geforce|quadro", "", own.name).strip()
+    words = re.split(r"[\s]+", short)
+    for name in (short, "".join(words[:2]), words[0]):
+        try:
+            return dataclasses.replace(find_gpu(name), memory_gb=own.memory_gb)
+        except UserError:
+            continue
+    raise UserError(f"the GPU {own.name} is not in the advisor's table", where="gpu")
+
+
+def _spoken(estimate: Json, form: str = ".3g") -> str:
+    return f"{float(estimate['value']):{form}} ({float(estimate['low']):{form}} to {float(estimate['high']):{form}})"
+
+
+def _time(hours: Json) -> str:
+    unit, factor = ("min", 60.0) if float(hours["value"]) < 2 else ("h", 1.0)
+    return f"{_spoken({k: float(hours[k]) * factor for k in ('value', 'low', 'high')})} {unit}"
