@@ -21,6 +21,7 @@ BASE = "base"  # the model as it is, asked as the task asks it
 ARMS = (BASE, *METHODS)
 FRACTIONS = (0.25, 0.5, 1.0)
 IDENTITY = "bakeoff-plan.json"
+DATA = "data"  # training rows that the bake-off itself wrote
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +113,7 @@ def open_plan(plan: Plan, *, force: bool) -> None:
         say(f"going on in {plan.out}: finished arms are kept")
         (plan.out / manifests.NAME).unlink(missing_ok=True)
         return
-    if plan.out.exists() and any(plan.out.iterdir()):
+    if plan.out.exists() and any(path.name != DATA for path in plan.out.iterdir()):
         raise UserError("is not empty and holds no bake-off", where=str(plan.out), hint="name another --out")
     plan.out.mkdir(parents=True, exist_ok=True)
     write_json(marker, identity)
@@ -134,7 +135,7 @@ def dataset_of(path: Path, task: EvalTask, out: Path) -> Dataset:
         raise UserError("every row is also an evaluation row", where=str(path))
     if len(kept) < len(rows):
         say(f"{len(rows) - len(kept)} of {len(rows)} rows ask what the evaluation asks and are left out of training")
-    folder = out / "data" / "train"
+    folder = out / DATA / "train"
     if (folder / manifests.NAME).is_file():
         return Dataset.open(folder)
     return write_rows(kept, folder, [manifests.Input.of_file(path, "rows")])
@@ -168,7 +169,7 @@ def subset(plan: Plan, share: float) -> Dataset:
     """A share of the training rows as a Dataset; smaller shares are parts of larger ones (by the hash of the id)."""
     if share == 1.0:
         return plan.dataset
-    folder = plan.out / "data" / f"train-{round(100 * share)}"
+    folder = plan.out / DATA / f"train-{round(100 * share)}"
     if (folder / manifests.NAME).is_file():
         return Dataset.open(folder)
     rows = list(read_rows(plan.dataset.train_path))
