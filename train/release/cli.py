@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from tunegate.core.artifacts import Dataset, Release, Run
-from tunegate.core.console import JsonOption, emit_json, out
-from tunegate.core.errors import UsageError, nearest
+from tunegate.core.console import JsonOption, emit_json, out, say
+from tunegate.core.errors import UsageError, UserError, nearest
 from tunegate.core.files import refuse_existing
 from tunegate.core.model_source import resolve
 
@@ -22,15 +22,46 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing 
 def merge(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of ft train.")],
     out_folder: OutOption,
+    onto: Annotated[
+        str, typer.Option(help="qlora: fold into the dequantized (NF4) base, the original, or auto (the better one).")
+    ] = "auto",
+    keep_adapter: Annotated[
+        bool, typer.Option("--keep-adapter", help="Do not merge: the release serves base and adapter.")
+    ] = False,
+    max_shard_size: Annotated[
+        float, typer.Option("--max-shard-size", min=0.001, help="Largest weight file, in GB (1e9 bytes).")
+    ] = 5.0,
+    data: Annotated[
+        Path | None, typer.Option(help="Dataset whose held-out answers prove the merge; default: the run's own.")
+    ] = None,
+    rows: Annotated[
+        int | None, typer.Option(min=0, help="Held-out answers of the proof; default 8, 32 to tell two merges apart.")
+    ] = None,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Fold a run's adapter into its base model and write a release that vLLM loads, compared with adapter-on-base."""
     run = Run.open(run_folder)
     refuse_existing(out_folder, force=force)
-    from tunegate.train.release.merge import merge as do_merge
+    from tunegate.train.release import merge as merging
 
-    _report(do_merge(run, resolve(run.base), out_folder, force=force), as_json=as_json)
+    if onto not in merging.ONTO:
+        raise UsageError(f"--onto {onto}: unknown", hint=nearest(onto, list(merging.ONTO)))
+    config = merging.MergeConfig(onto=onto, keep_adapter=keep_adapter, max_shard_gb=max_shard_size, rows=rows)
+    dataset = Dataset.open(data) if data else None if keep_adapter else _own_dataset(run)
+    _report(
+        merging.merge(run, resolve(run.base), out_folder, force=force, dataset=dataset, config=config), as_json=as_json
+    )
+
+
+def _own_dataset(run: Run) -> Dataset | None:
+    from tunegate.train.release.prove import find_dataset
+
+    try:
+        return find_dataset(run)
+    except UserError as error:
+        say(f"proof without held-out answers: {error.message} (--data names another)")
+        return None
 
 
 @quantize_app.command(epilog="Example: ft quantize release/ --out release-awq/")
@@ -59,9 +90,10 @@ def quantize(
         raise UsageError(f"unknown rounding {rounding!r}", hint=nearest(rounding, ["gptq", "nearest"]))
     release = Release.open(release_folder)
     refuse_existing(out_folder, force=force)
+    from tunegate.train.release import prove
     from tunegate.train.release import quantize as quantizing
 
-    dataset = Dataset.open(calibration) if calibration else quantizing.find_dataset(release)
+    dataset = Dataset.open(calibration) if calibration else prove.find_dataset(release)
     config = quantizing.QuantizeConfig(
         rows=rows, group_size=group_size, symmetric=symmetric, search=search, rounding=rounding, seed=seed
     )

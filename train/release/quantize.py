@@ -122,28 +122,6 @@ def calibration_rows(dataset: Dataset, config: QuantizeConfig) -> list[Row]:
     return rows[: config.rows]
 
 
-def find_dataset(release: Release) -> Dataset:
-    """The dataset the release was trained on, found through its lineage. Raises UserError when it is gone or changed."""
-    for entry in manifests.lineage(release.manifest.inputs):
-        if entry["kind"] == "dataset":
-            path = Path(entry["path"])
-            if not path.is_dir():
-                break
-            dataset = Dataset.open(path)
-            if dataset.digest != entry["digest"]:
-                raise UserError(
-                    "the dataset has changed since the release was trained on it",
-                    where=str(path),
-                    hint="name one with --calibration",
-                )
-            return dataset
-    raise UserError(
-        "the dataset the release was trained on is not where it was",
-        where=str(release.path),
-        hint="name one with --calibration DATASET",
-    )
-
-
 def _write_calibration(rows: list[Row], tokenizer: Any, stops: list[int], path: Path) -> None:
     with path.open("w", encoding="utf-8") as stream:
         for row in rows:

@@ -13,8 +13,7 @@ from tunegate.core.errors import TunegateError, UserError
 from tunegate.core.model_source import resolve
 from tunegate.train import sft
 from tunegate.train.config import resolve as resolve_config
-from tunegate.train.release import merge as merging
-from tunegate.train.release import quantize
+from tunegate.train.release import merge_proof, prove, quantize
 from tunegate.train.release.merge import merge
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -118,27 +117,27 @@ def test_a_base_that_changed_is_refused(made, tmp_path):
 
 
 def test_a_merge_that_does_not_answer_as_before_writes_nothing(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(merging, "LARGEST_MEAN_DIFFERENCE", 1e-9)
+    monkeypatch.setattr(merge_proof, "LARGEST_MEAN_DIFFERENCE", 1e-9)
     with pytest.raises(TunegateError, match="does not answer as the adapter on its base does; nothing was written"):
         merge(made.run, resolve(str(made.base)), tmp_path / "out", force=False)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_dataset_is_found_through_the_lineage(made, release, tmp_path):
-    assert quantize.find_dataset(release).digest == made.dataset.digest
+    assert prove.find_dataset(release).digest == made.dataset.digest
     path = made.dataset.path
     moved = path.rename(path.with_name("moved"))
     try:
         with pytest.raises(UserError, match="is not where it was") as caught:
-            quantize.find_dataset(release)
+            prove.find_dataset(release)
         assert "--calibration" in caught.value.hint
         shutil.copytree(moved, path)
         (path / "manifest.json").unlink()
         with (path / "train.jsonl").open("a") as stream:
             stream.write("\n")
         manifest.write(path, "dataset", inputs=[], config={})
-        with pytest.raises(UserError, match="has changed since the release was trained on it"):
-            quantize.find_dataset(release)
+        with pytest.raises(UserError, match="has changed since the model was trained on it"):
+            prove.find_dataset(release)
     finally:
         shutil.rmtree(path, ignore_errors=True)
         moved.rename(path)

@@ -1,0 +1,76 @@
+"""The base that an adapter is folded into: as it is, or as training saw it through NF4."""
+
+from pathlib import Path
+from typing import Any
+
+from tunegate.core.errors import UserError
+from tunegate.core.model_source import ModelSource
+from tunegate.train.release.merge_adapter import EMBEDDING, HEAD
+from tunegate.train.release.prove_model import Source
+from tunegate.train.release.tensor_files import TensorFiles
+
+
+def folder_of(base: ModelSource) -> Path:
+    """The base's folder with its weights, fetched from the hub where it is a hub id. Raises UserError when it has none."""
+    if base.path is not None:
+        return base.path
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", "*.json", "*.jinja"]
+    try:
+        return Path(snapshot_download(base.location, revision=base.revision, allow_patterns=patterns))
+    except Exception as error:
+        raise UserError(f"the base cannot be fetched: {str(error).splitlines()[0]}", where=base.spec) from error
+
+
+def release_dtype(dtype: str) -> str:
+    """Type of a release's tensor: the base's own where it has 16 bits; fp32 becomes bf16, in which it was trained on."""
+    return "bfloat16" if dtype == "float32" else dtype
+
+
+def original(files: TensorFiles) -> Source:
+    """The base's tensors in the release's type; an output matrix that has no tensor of its own is the embedding."""
+    import torch
+
+    def read(name: str) -> Any:
+        tensor = files.read(EMBEDDING if name == HEAD and name not in files.specs else name)
+        return tensor.to(getattr(torch, release_dtype(str(tensor.dtype).removeprefix("torch."))))
+
+    return read
+
+
+def dequantized(files: TensorFiles, config: Path) -> Source:
+    """The base as QLoRA trained on it: each linear layer's weights through NF4 with double quantization and back
+    (Dettmers et al. 2023, arXiv 2305.14314, section 3), block 64, the output matrix left out, as transformers does it."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    through = linear_weights(config)
+    read = original(files)
+
+    def given(name: str) -> Any:
+        tensor = read(name)
+        if name not in through:
+            return tensor
+        packed, state = quantize_4bit(
+            tensor.to(torch.bfloat16).contiguous(), blocksize=64, compress_statistics=True, quant_type="nf4"
+        )
+        return dequantize_4bit(packed, quant_state=state).reshape(tensor.shape)
+
+    return given
+
+
+def linear_weights(config: Path) -> set[str]:
+    """Names of the weights of the model's linear layers, its output matrix left out."""
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config))
+    head = model.get_output_embeddings()
+    return {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }

@@ -1,0 +1,173 @@
+"""Safetensors, one tensor at a time: read by offset, written behind a header that is made first.
+
+Memory holds one tensor, however large the files are. Format: 8 bytes header length, a JSON header of {name: dtype, shape,
+data_offsets}, then the bytes (the safetensors format's own description).
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunegate.core.console import Ticker
+from tunegate.core.errors import InfrastructureError, UserError
+from tunegate.core.files import write_json
+from tunegate.serve.served_model import shards_of
+
+# Names of the format, and torch's.
+TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E4M3": "float8_e4m3fn",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+FORMAT_NAMES = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """Type (torch's name) and shape of one tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of its data."""
+        import math
+
+        import torch
+
+        return math.prod(self.shape) * int(torch.empty(0, dtype=getattr(torch, self.dtype)).element_size())
+
+
+class TensorFiles:
+    """The tensors of a folder's `.safetensors` files (or of one file). specs: name -> Spec, in the files' order."""
+
+    def __init__(self, place: Path) -> None:
+        """Read the headers. Raises UserError for no file, a missing or damaged one, or a tensor type that is not known."""
+        self.place = place
+        self.specs: dict[str, Spec] = {}
+        self._at: dict[str, tuple[Path, int, int]] = {}
+        paths = [place] if place.is_file() else [place / name for name in shards_of(place)]
+        paths = paths or sorted(p for p in place.glob("*.safetensors") if not p.name.startswith("."))
+        if not paths:
+            raise UserError("no safetensors file: weights in another format are not read", where=str(place))
+        for path in paths:
+            self._read_header(path)
+
+    def read(self, name: str) -> Any:
+        """One tensor, a copy in memory. Raises UserError when the file is shorter than it was."""
+        import torch
+
+        path, offset, size = self._at[name]
+        spec = self.specs[name]
+        dtype = getattr(torch, spec.dtype)
+        if not size:
+            return torch.empty(spec.shape, dtype=dtype)
+        buffer = bytearray(size)
+        with path.open("rb", buffering=0) as stream:
+            stream.seek(offset)
+            view, done = memoryview(buffer), 0
+            while done < size and (got := stream.readinto(view[done:])):
+                done += got
+        if done < size:
+            raise UserError(f"the weight file ends inside {name}", where=str(path))
+        return torch.frombuffer(buffer, dtype=dtype).reshape(spec.shape)
+
+    def _read_header(self, path: Path) -> None:
+        if not path.is_file():
+            raise UserError(
+                f"the weight file {path.name} is missing", where=str(path.parent), hint="fetch or make it again"
+            )
+        size = path.stat().st_size
+        try:
+            with path.open("rb") as stream:
+                length = int.from_bytes(stream.read(8), "little")
+                if not 2 <= length <= size - 8:
+                    raise ValueError("no header")
+                header = json.loads(stream.read(length))
+            header.pop("__metadata__", None)
+            for name, entry in header.items():
+                begin, end = entry["data_offsets"]
+                self.specs[name] = Spec(dtype=TORCH_NAMES[entry["dtype"]], shape=tuple(entry["shape"]))
+                self._at[name] = (path, 8 + length + begin, end - begin)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"the weight file is damaged: {error}", where=str(path)) from None
+        expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if size != expected:
+            raise UserError(f"the weight file has {size} bytes, its header says {expected}", where=str(path))
+
+
+def write(
+    folder: Path, specs: Mapping[str, Spec], make: Callable[[str], Any], *, max_shard_bytes: int, tick: Ticker
+) -> int:
+    """Write `specs` as shards of at most `max_shard_bytes` (a larger tensor gets one of its own); bytes of tensors.
+
+    `make(name)` gives each tensor when its turn comes. Raises InfrastructureError when the disk has no room, before
+    anything is written; ValueError when a tensor is not what its spec says.
+    """
+    total = sum(spec.bytes for spec in specs.values())
+    need_disk(folder, total)
+    shards = _shards(specs, max_shard_bytes)
+    names = [
+        "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
+        for i in range(len(shards))
+    ]
+    for file, tensors in zip(names, shards, strict=True):
+        _write_shard(folder / file, {name: specs[name] for name in tensors}, make, tick)
+    if len(shards) > 1:
+        places = {name: file for file, tensors in zip(names, shards, strict=True) for name in tensors}
+        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
+    return total
+
+
+def need_disk(folder: Path, wanted: int) -> None:
+    """Raises InfrastructureError when the disk of `folder` has not `wanted` bytes and a little more."""
+    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if free < wanted * 1.01 + 20e6:
+        raise InfrastructureError(
+            f"{wanted / 1e9:.2f} GB are to be written, the disk has {free / 1e9:.2f} GB free",
+            where=str(place),
+            hint="free disk space, or choose another place",
+        )
+
+
+def _shards(specs: Mapping[str, Spec], limit: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    room = limit
+    for name, spec in specs.items():
+        if shards[-1] and spec.bytes > room:
+            shards.append([])
+            room = limit
+        shards[-1].append(name)
+        room -= spec.bytes
+    return shards
+
+
+def _write_shard(path: Path, specs: Mapping[str, Spec], make: Callable[[str], Any], tick: Ticker) -> None:
+    import torch
+
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, spec in specs.items():
+        header[name] = {
+            "dtype": FORMAT_NAMES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [at, at + spec.bytes],
+        }
+        at += spec.bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name, spec in specs.items():
+            tensor = make(name)
+            found = Spec(dtype=str(tensor.dtype).removeprefix("torch."), shape=tuple(tensor.shape))
+            if found != spec:
+                raise ValueError(f"{name} is {found}, not {spec}")
+            if tensor.numel():
+                stream.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            tick()
