@@ -88,7 +88,7 @@ def build(target: Target, options: ServeOptions) -> Launch:
         arguments += ["--ssl-keyfile", str(options.private_key.resolve())]
     if options.eager:
         arguments += ["--enforce-eager"]
-    need = _need(target, length, options.max_num_seqs)
+    need = need_of(target, length, options.max_num_seqs)
     if need is not None:
         preflight.check_blocks(need, options.extra)
     if adapters:
@@ -114,7 +114,7 @@ def _length(target: Target, options: ServeOptions) -> int:
     return min(asked or int(longest or 2048), int(longest or asked or 2048))
 
 
-def _need(target: Target, tokens: int, sequences: int) -> Need | None:
+def need_of(target: Target, tokens: int, sequences: int) -> Need | None:
     """What a copy needs; None where the shape is not known (a hub id offline, an architecture not modelled)."""
     config = config_of(target)
     try:
