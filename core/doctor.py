@@ -112,7 +112,8 @@ def _embedded() -> list[Check]:
 
 def _quantizer() -> Check:
     folder = cache_folder() / "environments"
-    made = sorted(path.parent.name for path in folder.glob("*/complete"))
+    others = ("gguf-", "mlflow-")
+    made = sorted(p.parent.name for p in folder.glob("*/complete") if not p.parent.name.startswith(others))
     return Check(
         "quantizers",
         bool(made),

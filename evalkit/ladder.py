@@ -13,6 +13,7 @@ from tunegate.core.artifacts import EvalReport, GgufExport, Release, Run
 from tunegate.core.console import say
 from tunegate.core.errors import UserError
 from tunegate.core.files import folder_bytes, write_json, write_text
+from tunegate.core.power import detectable_difference
 from tunegate.core.statistics import holm
 from tunegate.evalkit.compare import Reading, describe, flips_of, lock, pair
 from tunegate.evalkit.evaluate import canonical_task, evaluate, open_reading
@@ -198,12 +199,15 @@ def result_of(readings: list[tuple[Step, Reading]], task: EvalTask, *, alpha: fl
 
 def _change(step: Step, before: Reading, after: Reading, metric: str, alpha: float) -> dict[str, Any]:
     differing, unknown = lock(before, after, allowed=("template",))
+    paired = pair(before.rows, after.rows, metric)
+    discordance = (paired.fixed + paired.broken + 1) / (paired.n + 2)
     flips = flips_of(before.rows, after.rows)
     return {
         "from": step.before,
         "to": step.name,
         "cause": CAUSES.get(step.name, step.name),
-        **describe(pair(before.rows, after.rows, metric), alpha=alpha, margin=0.02),
+        **describe(paired, alpha=alpha, margin=0.02),
+        "detectable": detectable_difference(paired.n, discordance, alpha=alpha) if paired.n else None,
         "same_prompt_tokens": None if "template" in unknown else "template" not in differing,
         "flips": [f for f in flips if f["direction"] == "broken"] + [f for f in flips if f["direction"] == "fixed"],
     }
@@ -222,7 +226,7 @@ def write(out: Path, document: dict[str, Any], steps: list[Step], task: EvalTask
 
     write_json(out / "ladder.json", document)
     write_text(out / "ladder.html", ladder_page.render(document))
-    inputs = [step.system.as_input(step.name) for step in steps]
+    inputs = [(step.gguf or step.system).as_input(step.name) for step in steps]
     facts = {
         "largest_drop": document["largest_drop"],
         "total": document["total"]["difference"],

@@ -87,4 +87,9 @@ def _show(done: "Ladder") -> None:
         )
     drop = document["largest_drop"]
     out().print(f"largest drop that is shown: {drop}" if drop else "no step shows a drop", markup=False)
+    seen = max((c["detectable"] or 0.0 for c in document["changes"] if c["cause"] != "training"), default=0.0)
+    out().print(
+        f"{document['task']['n']} items show a drop of about {seen:.2f} or more (power 80 %); smaller ones go unseen",
+        markup=False,
+    )
     out().print(f"page: {done.folder / 'ladder.html'}", markup=False)

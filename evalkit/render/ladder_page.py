@@ -11,7 +11,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(
 h1 { font-size: 1.4rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; } p { max-width: 46rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; } td, th { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
 td:first-child, th:first-child, td.text, th.text { text-align: left; } .scroll { overflow-x: auto; } code { font-size: .9em; overflow-wrap: anywhere; }
-svg { width: 100%; height: auto; } svg text { font: 13px system-ui, sans-serif; fill: var(--ink); } svg .soft { fill: var(--soft); }
+svg { width: 100%; min-width: 44rem; height: auto; } td { white-space: nowrap; } td.text { white-space: normal; } svg text { font: 13px system-ui, sans-serif; fill: var(--ink); } svg .soft { fill: var(--soft); }
 .axis { stroke: var(--line); } .range, .link { stroke: var(--dot); fill: none; } .range { stroke-width: 2; } .link { stroke-dasharray: 3 4; opacity: .7; } .dot { fill: var(--dot); }
 .drop { fill: var(--drop) !important; color: var(--drop); font-weight: 600; } .gain { fill: var(--gain) !important; color: var(--gain); font-weight: 600; }
 """
@@ -35,7 +35,8 @@ def render(document: dict[str, Any]) -> str:
         f"[{total['low']:+.3f}, {total['high']:+.3f}] on the same {total['n']} items.</p>"
         f"{_picture(document)}<h2>Steps</h2>{_steps(document)}<h2>Changes</h2>{_changes(document)}"
         "<p>Intervals of scores are of level 95 %, of changes 90 % (Tango's score interval on the pairs). A change is shown when McNemar's "
-        f"exact test, corrected by Holm for {len(document['changes'])} steps, has p below {2 * document['alpha']:g}.</p>"
+        f"exact test, corrected by Holm for {len(document['changes'])} steps, has p below {2 * document['alpha']:g}. "
+        "Smallest seen: the drop that this many items show with a power of 80 %; smaller ones go unseen.</p>"
         f"{_flips(document)}</html>\n"
     )
 
@@ -70,13 +71,17 @@ def _picture(document: dict[str, Any]) -> str:
         if change:
             kind = {"drop": "drop", "gain": "gain"}.get(change["verdict"], "soft")
             parts.append(f'<text class="{kind}" x="{WIDTH - RIGHT + 24}" y="{y + 1}">{change["difference"]:+.3f} {escape(change["cause"])}</text>'
-                         f'<text class="soft" x="{WIDTH - RIGHT + 24}" y="{y + 17}">{change["fixed"]} fixed, {change["broken"]} broken, p {change["mcnemar_p"]:.3f}</text>')  # fmt: skip
+                         f'<text class="soft" x="{WIDTH - RIGHT + 24}" y="{y + 17}">{change["fixed"]} fixed, {change["broken"]} broken, p {escape(_p(change["mcnemar_p"]))}</text>')  # fmt: skip
     label = f"{document['task']['metric']} at each step: " + ", ".join(f"{s['name']} {s['value']:.3f}" for s in steps)
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    return f'<div class="scroll"><svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg></div>'
 
 
 def _x(value: float) -> str:
     return f"{LEFT + (WIDTH - LEFT - RIGHT) * min(1.0, max(0.0, value)):.1f}"
+
+
+def _p(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def _size(size: int | None) -> str:
@@ -96,7 +101,7 @@ def _changes(document: dict[str, Any]) -> str:
     tokens = {True: "the same", False: "DIFFER", None: "not known"}
     rows = [
         [f"{c['from']} to {c['to']}", c["cause"], f"{c['difference']:+.3f}", f"{c['low']:+.3f} to {c['high']:+.3f}", f"{c['fixed']}/{c['broken']}",
-         f"{c['mcnemar_p']:.4f}", f"{c['p_holm']:.4f}", c["verdict"], tokens[c["same_prompt_tokens"]]]
+         _p(c["mcnemar_p"]), _p(c["p_holm"]), c["verdict"], f"{c['detectable']:.2f}" if c["detectable"] else "", tokens[c["same_prompt_tokens"]]]
         for c in document["changes"]
     ]  # fmt: skip
     return _table(

@@ -117,6 +117,7 @@ def test_the_table_and_the_page(chain, answers, ft, echo):
     code, text, _ = ft("awq", "--task", "task.yaml", "--out", "ladder")
     assert code == 0
     assert "largest drop that is shown: quantization" in text
+    assert re.search(r"60 items show a drop of about 0\.\d\d or more", text)
     assert re.search(r"quantized\s*│ 0\.417 .*-0\.400 .* 0/24 │ .* drop │ quantization", text)
     page = (echo / "ladder" / "ladder.html").read_text()
     assert page.count("<circle") == 4

@@ -70,7 +70,8 @@ def inspect(folder: Path, *, signer: Signer | None = None, distribution: bool = 
         if not problems:  # a damaged folder is not loaded
             stages = _stages(folder, manifest, lineage)
             problems += _one_template(stages)
-        duties = licences.duties(folder, manifest.facts)
+        weights = manifest.facts.get("method") not in WEIGHTLESS  # a prompt passes no weights on
+        duties = licences.duties(folder, manifest.facts) if weights else []
         if distribution:
             problems += [{"path": "licence", "problem": f"{d.duty}: {d.fix}"} for d in duties if not d.met]
     return Inspection(
@@ -188,8 +189,9 @@ def _whole(path: Path) -> bool:
 def _stages(folder: Path, manifest: Manifest, lineage: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Template and probe digest as each stage recorded them, and as this folder's files give them now."""
     ancestors = [row for row in lineage if row["state"] == "here" and row["kind"] in MODELS]
+    now = _computed(folder, manifest)
     return [
-        {"stage": "these files, now", **_computed(folder, manifest)},
+        *([{"stage": "these files, now", **now}] if any(now.values()) else []),
         _recorded(manifest.kind, manifest),
         *(_recorded(str(row["kind"]), manifests.read(Path(row["path"]))) for row in ancestors),
     ]

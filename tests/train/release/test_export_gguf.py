@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from tunegate.core import manifest
 from tunegate.core.artifacts import GgufExport, Release
-from tunegate.core.chat_template import probe_digest, template_digest
+from tunegate.core.chat_template import probe_digest, render_ids, template_digest
 from tunegate.core.commands import run
 from tunegate.core.errors import InfrastructureError, TunegateError, UserError
 from tunegate.core.manifest import Input
@@ -134,6 +135,12 @@ def test_a_file_that_tokenizes_or_answers_otherwise_writes_nothing(tiny_model, t
     assert manifest.verify(made.path) == []
 
 
+def post(url, body):
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as response:
+        return json.loads(response.read())
+
+
 @pytest.mark.slow
 def test_the_real_model_through_llama_cpp(tmp_path, ft):
     """Builds llama.cpp where it is not yet (about 5 minutes); then about a minute."""
@@ -152,6 +159,14 @@ def test_the_real_model_through_llama_cpp(tmp_path, ft):
         assert (code, verified["problems"]) == (0, [])
         assert "llama.cpp answers" in verified["engine"]
         assert [s["stage"] for s in verified["stages"]] == ["these files, now", "recorded by GGUF", "recorded by merge"]
+    asked = [{"role": "user", "content": "What is the capital of France?"}]
+    tokenizer = load_tokenizer(ModelSource("m", "folder", str(release.path), "m"))
+    with llama_cpp.serving(GgufExport.open(tmp_path / "q8_0")) as url:
+        tokens = post(url.removesuffix("/v1") + "/tokenize", {"messages": asked})["tokens"]
+        assert tokens == render_ids(tokenizer, asked, generate=True), "the template in the file renders as ours"
+        answer = post(f"{url}/chat/completions", {"messages": asked, "max_tokens": 16, "temperature": 0})
+        assert "Paris" in answer["choices"][0]["message"]["content"]
+        assert answer["choices"][0]["finish_reason"] in ("stop", "length")
     raw = bytearray((out / found["file"]).read_bytes())
     raw[-1] ^= 1
     (out / found["file"]).write_bytes(raw)
