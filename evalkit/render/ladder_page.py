@@ -7,7 +7,7 @@ WIDTH, LEFT, RIGHT, ROW, TOP = 860, 150, 300, 64, 46
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2330; --soft: #5b6472; --line: #d5dae1; --page: #ffffff; --dot: #1f5fa8; --drop: #b3261e; --gain: #1b7a43; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e8ebf0; --soft: #a3adba; --line: #39424f; --page: #14181f; --dot: #7db4f0; --drop: #ff9a91; --gain: #7fd6a2; } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 2rem auto; max-width: 70rem; padding: 0 1rem; }
 h1 { font-size: 1.4rem; margin-bottom: .2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; } p { max-width: 46rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; } td, th { padding: .35rem .6rem; border-bottom: 1px solid var(--line); text-align: right; }
 td:first-child, th:first-child, td.text, th.text { text-align: left; } .scroll { overflow-x: auto; } code { font-size: .9em; overflow-wrap: anywhere; }
@@ -114,6 +114,7 @@ def _changes(document: dict[str, Any]) -> str:
             "McNemar p",
             "Holm p",
             "shown",
+            "smallest seen",
             "prompt tokens",
         ],
         rows,
