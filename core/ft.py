@@ -12,6 +12,9 @@ class FtGroup(LazyGroup):
     """The sub-commands of `ft`, in the order of the work."""
 
     entries: ClassVar[dict[str, Entry]] = {
+        "init": Entry(
+            "tunegate.evalkit.project.cli:app", "Write a project folder that runs, from your rows or a sample."
+        ),
         "data": Entry("tunegate.train.data.cli:app", "Make a dataset from your files: hold out, check, deduplicate."),
         "train": Entry(
             "tunegate.train.cli:app", "Fine-tune with LoRA, QLoRA or full tuning (TRL, PEFT, bitsandbytes)."

@@ -12,7 +12,7 @@ from tunegate.core.ft import app as ft_app
 
 # Commands of the contract that are not written yet. They must be absent (exit 2, "No such command"), never stubs.
 NOT_YET = {
-    "ft serve deploy", "ft init",
+    "ft serve deploy", 
 }  # fmt: skip
 OPTIONS = {
     "ft data prepare": "--out",
@@ -47,6 +47,7 @@ OPTIONS = {
     "ft eval noise": "",
     "ft gate": "--against --policy --out",
     "ft report": "",
+    "ft init": "",
     "ft bakeoff": "--task --train --docs --arms --budget-minutes",
     "ft doctor": "",
     "ftadvise recommend": "--constraints --calls-per-day --input-tokens --output-tokens --p95-ms --privacy --facts --needs "

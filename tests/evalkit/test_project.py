@@ -1,0 +1,76 @@
+"""`ft init` writes a project that runs, or nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tunegate.core.commands import run
+from tunegate.evalkit.gate import load_policy
+from tunegate.evalkit.project.cli import app
+from tunegate.evalkit.task import load_task
+from tunegate.train.config import from_file, resolve
+
+BIN = Path(sys.executable).parent
+
+
+def init(capsys, *argv):
+    code = run(app, prog="ft init", argv=[str(a) for a in argv])
+    found = capsys.readouterr()
+    return code, found.out, found.err
+
+
+def test_the_sample_project_is_read_by_every_stage_and_its_first_steps_run(tmp_path, capsys):
+    code, out, err = init(capsys, tmp_path / "p", "--json")
+    assert code == 0, err
+    made = json.loads(out)
+    assert made["train"] + made["eval"] == 240
+    assert made["outputs"] == "json"
+    task = load_task(tmp_path / "p/task.yaml")
+    assert len(task.rows) == made["eval"]
+    assert load_policy(tmp_path / "p/gate.yaml").conditions[0]["metric"] == task.primary == "exact"
+    config, settings, notes = resolve([("train.yaml", from_file(tmp_path / "p/train.yaml"))])
+    assert config.method == "lora"
+    assert notes == []
+    assert settings["rank"].origin == "preset recommended"  # commented out, so that the preset still decides
+    assert yaml.safe_load((tmp_path / "p/.github/workflows/model-gate.yml").read_text())["jobs"]["gate"]["steps"]
+    assert not any("@" in (tmp_path / "p" / name).read_text() for name in ("Makefile", "README.md"))
+    plan = subprocess.run(["make", "-n", "gate"], cwd=tmp_path / "p", capture_output=True, text=True, check=True).stdout
+    assert [line.split()[1] for line in plan.splitlines()] == ["train", "merge", "eval", "eval"]
+    env = {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    advice = subprocess.run(
+        ["make", "advice"], cwd=tmp_path / "p", capture_output=True, text=True, env=env, check=False
+    )
+    assert advice.returncode == 0, advice.stderr
+    assert (tmp_path / "p/recommendation.yaml").is_file()
+
+
+def test_ones_own_rows_in_another_format_decide_the_task(tmp_path, capsys):
+    rows = [{"instruction": f"Is {i} even?", "input": "", "output": "yes" if i % 2 == 0 else "no"} for i in range(60)]
+    (tmp_path / "alpaca.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, out, _ = init(capsys, tmp_path / "p", "--data", tmp_path / "alpaca.jsonl", "--method", "few_shot")
+    assert code == 0
+    assert "answers are label; exact decides" in out
+    assert "rank" not in (tmp_path / "p/train.yaml").read_text()
+    assert "json_valid" not in (tmp_path / "p/gate.yaml").read_text()
+
+
+@pytest.mark.parametrize(("text", "words"), [("{broken\n", "not valid JSON"), ("", "the file holds no rows")])
+def test_bad_rows_leave_nothing(tmp_path, capsys, text, words):
+    (tmp_path / "bad.jsonl").write_text(text)
+    code, _, err = init(capsys, tmp_path / "p", "--data", tmp_path / "bad.jsonl")
+    assert code == 2
+    assert words in err
+    assert str(tmp_path / "bad.jsonl") in err
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.jsonl"]
+
+
+def test_an_existing_folder_stays(tmp_path, capsys):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p/mine").write_text("x")
+    assert init(capsys, tmp_path / "p")[0] == 2
+    assert (tmp_path / "p/mine").read_text() == "x"
+    assert init(capsys, tmp_path / "q", "--method", "lorra")[0] == 2
