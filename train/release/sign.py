@@ -39,10 +39,12 @@ def sign(artifact: Artifact, key: Path | None, *, password: str | None = None) -
         else:
             signer.use_elliptic_key_signer(private_key=key, password=password)
         signer.sign(artifact.path.resolve(), target)
-    except (ValueError, TypeError) as error:
-        raise UserError(f"cannot sign with this key: {error}", where=str(key or "keyless"), hint=_HOW) from None
-    except OSError as error:
-        raise InfrastructureError(f"Sigstore cannot be reached: {error}", hint="sign with --key instead") from None
+    except Exception as error:
+        if key is None:
+            raise _sigstore(error) from None
+        if not isinstance(error, ValueError | TypeError):
+            raise
+        raise UserError(f"cannot sign with this key: {error}", where=str(key), hint=_HOW) from None
     return target
 
 
@@ -66,13 +68,25 @@ def check(
             verifier.use_elliptic_key_verifier(public_key=key)
         else:
             verifier.use_sigstore_verifier(identity=identity, oidc_issuer=issuer)
-    except (ValueError, OSError, TypeError) as error:
+    except Exception as error:
+        if key is None:
+            raise _sigstore(error) from None
+        if not isinstance(error, ValueError | TypeError | OSError):
+            raise
         raise UserError(f"not a P-256 public key in PEM: {error}", where=str(key), hint=_HOW) from None
     try:
         verifier.verify(folder.resolve(), signature)
     except Exception as error:  # whatever the cryptography below raises: the signature is not good
         return " ".join(f"the signature does not hold: {str(error) or type(error).__name__}".split())
     return None
+
+
+def _sigstore(error: Exception) -> InfrastructureError:
+    """Whatever stops keyless signing is outside of us: no network, no identity, a service that refuses."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return InfrastructureError(
+        f"Sigstore: {line or type(error).__name__}", hint="keyless needs the network; or use --key"
+    )
 
 
 def coverage(folder: Path) -> str | None:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tunegate.core import manifest, registry
-from tunegate.core.artifacts import EvalReport, Release
+from tunegate.core.artifacts import EvalReport, Release, Run
 from tunegate.core.commands import run
 from tunegate.core.manifest import Input
 from tunegate.evalkit.folders import write_decision
@@ -217,6 +217,20 @@ def test_rollback_to_a_named_digest_and_to_a_damaged_one(tmp_path, ft, home):
     assert "the bytes to go back to were changed" in err
     assert ft("list", "--json")[1]["releases"][0]["digest"] == releases[2].digest, "a refused rollback changes nothing"
     assert ft("rollback", "champion", "--to", releases[0].digest[:8], "--json")[1]["digest"] == releases[0].digest
+
+
+def test_a_run_without_weights_is_promoted_like_a_release(tmp_path, ft):
+    """A prompt is served, judged and gated too, so it can be the champion."""
+    folder = tmp_path / "prompt-run"
+    folder.mkdir()
+    (folder / "prompt.json").write_text("{}")
+    manifest.write(
+        folder, "run", inputs=[], config={"method": "prompt"}, facts={"method": "prompt", "base": "builtin:x"}
+    )
+    made = Run.open(folder)
+    code, found, err = promote(ft, folder, make_gate(make_report(tmp_path / "report", made)).path, "--json")
+    assert (code, found["kind"], found["digest"]) == (0, "run", made.digest), err
+    assert "prompt" in ft("show")[1]
 
 
 def test_the_stack_behind_an_alias():

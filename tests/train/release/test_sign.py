@@ -147,3 +147,22 @@ def test_what_was_changed_is_not_signed_but_what_was_signed_may_be_signed_again(
     (folder / "sub" / "x").write_text("y")
     code, document = sign(ft, folder, keys["mine"][0])
     assert (code, document["error"]["message"]) == (2, "not signed: sub/x: content changed")
+
+
+def test_keyless_without_sigstore_is_an_infrastructure_error(ft, folder, keys, monkeypatch):
+    from model_signing import signing, verifying
+
+    class TUFError(Exception):
+        pass
+
+    def gone(*_, **__):
+        raise TUFError("Failed to refresh TUF metadata")
+
+    monkeypatch.setattr(signing.Config, "use_sigstore_signer", gone)
+    monkeypatch.setattr(verifying.Config, "use_sigstore_verifier", gone)
+    code, document = ft(release_cli.app, "sign", folder, "--keyless")
+    assert (code, document["error"]["kind"]) == (4, "infrastructure")
+    assert not (folder / "model.sig").exists()
+    sign(ft, folder, keys["mine"][0])
+    code, document = verify(ft, folder, "--identity", "a@b.c", "--issuer", "https://issuer")
+    assert (code, document["error"]["message"]) == (4, "Sigstore: Failed to refresh TUF metadata")
