@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo test test-fast test-slow lint format bench clean help
+.PHONY: setup demo demo-bakeoff test test-fast test-slow lint format bench clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -15,6 +15,11 @@ setup:           ## environment, pinned dependencies, embedded model and data
 
 demo: setup      ## the main job, end to end, for real; FRESH=1 runs every stage again
 	@$(BIN)/python examples/demo/demo.py $(if $(FRESH),--fresh)
+
+demo-bakeoff: setup ## prompt, few-shot, RAG and LoRA measured on the same questions, at most 30 minutes
+	@test -f build/demo/data/manifest.json || $(BIN)/ft data prepare builtin:bfcl --out build/demo/data
+	@$(BIN)/ft bakeoff --task examples/demo/task.yaml --train build/demo/data --arms prompt,few_shot,rag,lora \
+	  --config examples/demo/bakeoff.yaml --out build/bakeoff --budget-minutes 27 --force
 
 test: setup      ## fast tests and the core end-to-end ones
 	$(BIN)/pytest -m "not slow" $(ARGS)

@@ -91,8 +91,8 @@ def make_run(plan: Plan, member: Member, max_steps: int | None) -> None:
 
 
 def config_of(plan: Plan, arm: str, max_steps: int | None = None) -> TrainConfig:
-    """The settings of an arm: the bake-off's, for all arms the same, with what the budget leaves."""
-    settings = {**plan.settings, "method": arm, "model": plan.source.spec}
+    """The settings of an arm: the bake-off's for all arms, then its own, then what the budget leaves."""
+    settings = {**plan.settings, **plan.own_settings.get(arm, {}), "method": arm, "model": plan.source.spec}
     if arm == "rag" and plan.docs:
         settings["docs"] = plan.docs
     if max_steps is not None:

@@ -29,7 +29,7 @@ def bakeoff(
     model: Annotated[str, typer.Option(help="Base model of every arm.")] = "builtin:smollm2-135m",
     docs: Annotated[str, typer.Option(help="Documents for the arm rag; else the training rows.")] = "",
     config: Annotated[
-        Path | None, typer.Option(help="YAML of `ft train` settings for the arms that read them.")
+        Path | None, typer.Option(help="YAML of `ft train` settings; under the key arms, settings of one arm alone.")
     ] = None,
     budget_minutes: Annotated[
         float | None, typer.Option(min=1, help="Time for everything; trainings are shortened to fit.")
@@ -59,19 +59,16 @@ def bakeoff(
     from tunegate.evalkit.bakeoff.page import COLUMNS, sentences, table_rows
     from tunegate.evalkit.runner import RunOptions
     from tunegate.evalkit.task import load_task
-    from tunegate.train.config import from_file
 
     chosen = plans.parse_arms(arms)
     find_gpu(gpu)
-    settings = from_file(config) if config else {}
-    if taken := {"method", "model"} & set(settings):
-        raise UsageError(f"{taken.pop()} is the bake-off's to set", where=str(config), hint="use --arms and --model")
+    settings, own = plans.read_settings(config) if config else ({}, {})
     if docs and "rag" not in chosen:
         raise UsageError("--docs is for the arm rag, which is not among --arms")
     loaded = load_task(task, limit=limit, allow_python=allow_python)
     planned = plans.Plan(
         task=loaded, dataset=plans.dataset_of(train, loaded, out_folder), source=resolve(model), arms=chosen, docs=docs,
-        settings=settings, business=plans.Business(gpu=gpu, calls_per_day=calls_per_day, p95_ms=p95_ms), out=out_folder,
+        settings=settings, own_settings=own, business=plans.Business(gpu=gpu, calls_per_day=calls_per_day, p95_ms=p95_ms), out=out_folder,
         budget_s=None if budget_minutes is None else 60 * budget_minutes, curve=plans.FRACTIONS if curve else (1.0,),
     )  # fmt: skip
     document = bake_off(planned, RunOptions(concurrency=concurrency), force=force)

@@ -15,6 +15,7 @@ from tunegate.core.methods import METHODS, TRAINED
 from tunegate.core.model_source import ModelSource
 from tunegate.core.rows import Row, read_rows, read_unique_rows
 from tunegate.evalkit.task import EvalTask
+from tunegate.train.config import from_file, resolve
 from tunegate.train.data.normalize import RULES, user_text
 
 BASE = "base"  # the model as it is, asked as the task asks it
@@ -48,7 +49,8 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything a bake-off is decided by. settings: of `ft train`, the same for each arm that reads them.
+    """Everything a bake-off is decided by. settings: of `ft train`, the same for each arm that reads them; own_settings:
+    of one arm alone.
 
     budget_s: for everything; None for as long as it takes. curve: shares of the training rows for the tuned arms.
     """
@@ -59,6 +61,7 @@ class Plan:
     arms: tuple[str, ...]
     docs: str
     settings: dict[str, Any]
+    own_settings: dict[str, dict[str, Any]]
     business: Business
     out: Path
     budget_s: float | None
@@ -88,6 +91,27 @@ def parse_arms(text: str) -> tuple[str, ...]:
     return tuple(arm for arm in ARMS if arm in {BASE, *named})
 
 
+def read_settings(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """(settings for all arms, settings of single arms under the key `arms`) of a YAML file, each checked by name.
+
+    Raises UserError for an unknown arm or setting.
+    """
+    settings = from_file(path)
+    own = settings.pop("arms", None) or {}
+    if not isinstance(own, dict):
+        raise UserError('"arms" must be a mapping of arm to settings', where=str(path))
+    for arm, values in own.items():
+        if arm not in METHODS:
+            raise UserError(f"unknown arm {arm!r}", where=f"{path} arms", hint=nearest(str(arm), list(METHODS)))
+        if not isinstance(values, dict):
+            raise UserError("must be a mapping of settings", where=f"{path} arms/{arm}")
+    for values in (settings, *own.values()):
+        if taken := {"method", "model"} & set(values):
+            raise UserError(f"{min(taken)} is the bake-off's to set", where=str(path), hint="use --arms and --model")
+        resolve([(str(path), values)])
+    return settings, own
+
+
 def open_plan(plan: Plan, *, force: bool) -> None:
     """Make the folder, or go on in it. Raises UserError when another bake-off stands or was begun there."""
     if (plan.out / manifests.NAME).is_file() and not force:
@@ -97,7 +121,7 @@ def open_plan(plan: Plan, *, force: bool) -> None:
         "data": plan.task.data_sha256,
         "dataset": plan.dataset.digest,
         "model": plan.source.as_input().digest,
-        "settings": plan.settings,
+        "settings": {**plan.settings, "arms": plan.own_settings},
         "docs": plan.docs,
     }
     marker = plan.out / IDENTITY

@@ -163,6 +163,32 @@ def test_wrong_use_is_one_line_and_leaves_nothing(kitchen, options, words):
     assert not (kitchen.path / "bo").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rnk: 3\n", "unknown setting 'rnk'"),
+        ("arms: {lorra: {rank: 2}}\n", "unknown arm 'lorra'"),
+        ("arms: {lora: {rnk: 2}}\n", "unknown setting 'rnk'"),
+        ("arms: {lora: {method: full}}\n", "method is the bake-off's to set"),
+        ("arms: 3\n", "must be a mapping"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_made(kitchen, text, words):
+    (kitchen.path / "c.yaml").write_text(text)
+    code, _, err = kitchen.bake("--arms", "lora")
+    assert code == 2
+    assert words in err
+    assert not (kitchen.path / "bo").exists()
+
+
+def test_an_arms_own_settings_are_its_own(kitchen):
+    text = (kitchen.path / "c.yaml").read_text()
+    (kitchen.path / "c.yaml").write_text(text + "arms: {few_shot: {k: 1}}\n")
+    assert kitchen.bake("--arms", "few_shot,rag")[0] == 0
+    assert read(kitchen.path / "bo/runs/few_shot").facts["k"] == 1
+    assert read(kitchen.path / "bo/runs/rag").facts["k"] == 2
+
+
 def test_the_base_is_always_measured():
     assert parse_arms("lora,prompt") == ("base", "prompt", "lora")
 
