@@ -65,42 +65,54 @@ def make_callback(
             if keep_best and progress.best_step == state.global_step:
                 control.should_save = checkpoints
             if progress.stopped_early and state.global_step < state.max_steps:
-                say(
-                    f"stopped early at step {state.global_step}: no better validation loss in {progress.stale} evaluations "
-                    f"since {progress.best_loss:.4f} at step {progress.best_step}"
-                )
+                _say_early(progress, state.global_step)
                 control.should_save, control.should_training_stop = checkpoints, True
 
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-            logs = logs or {}
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **_: Any) -> None:
             if "eval_loss" in logs:
                 _write(metrics, {"step": state.global_step, "epoch": state.epoch, "eval_loss": logs["eval_loss"]})
             elif "loss" in logs and state.global_step > self.logged:
                 self.logged = state.global_step
                 rate = self._rate(self.at_log)
                 self.at_log = (self.busy, progress.tokens)
-                line = {
-                    "step": state.global_step,
-                    "epoch": state.epoch,
-                    "loss": progress.mean_loss(),
-                    "learning_rate": float(logs.get("learning_rate", 0.0)),
-                    "grad_norm": float(logs.get("grad_norm", 0.0)),
-                    "tokens": progress.tokens,
-                    "label_tokens": progress.label_tokens,
-                    "tokens_per_s": round(rate, 1),
-                    "peak_memory_gb": round(peak_memory_gb(), 3),
-                }
+                line = _line(state, logs, progress, rate)
                 _write(metrics, line)
                 per_step = (time.monotonic() - self.began) / (state.global_step - self.first)
-                left = (state.max_steps - state.global_step) * per_step
-                tail = "" if progress.eval_loss is None else f", eval loss {progress.eval_loss:.4f}"
-                speed = f"{rate:.0f} tok/s, {line['peak_memory_gb']:.1f} GB, {_duration(left)} left"
-                tick(0, f"loss {line['loss']:.4f}{tail}, {speed}")
+                tick(0, _text(line, progress, (state.max_steps - state.global_step) * per_step))
 
         def _rate(self, since: tuple[float, int]) -> float:
             return (progress.tokens - since[1]) / max(1e-9, self.busy - since[0])
 
     return Callback()
+
+
+def _say_early(progress: Progress, step: int) -> None:
+    say(
+        f"stopped early at step {step}: no better validation loss in {progress.stale} evaluations "
+        f"since {progress.best_loss:.4f} at step {progress.best_step}"
+    )
+
+
+def _line(state: Any, logs: dict[str, Any], progress: Progress, rate: float) -> dict[str, Any]:
+    """One step's line of `metrics.jsonl`. rate: tokens per second."""
+    return {
+        "step": state.global_step,
+        "epoch": state.epoch,
+        "loss": progress.mean_loss(),
+        "learning_rate": float(logs.get("learning_rate", 0.0)),
+        "grad_norm": float(logs.get("grad_norm", 0.0)),
+        "tokens": progress.tokens,
+        "label_tokens": progress.label_tokens,
+        "tokens_per_s": round(rate, 1),
+        "peak_memory_gb": round(peak_memory_gb(), 3),
+    }
+
+
+def _text(line: dict[str, Any], progress: Progress, left_s: float) -> str:
+    """What stands beside the progress bar. left_s: seconds to the end."""
+    evaluated = "" if progress.eval_loss is None else f", eval loss {progress.eval_loss:.4f}"
+    speed = f"{line['tokens_per_s']:.0f} tok/s, {line['peak_memory_gb']:.1f} GB, {_duration(left_s)} left"
+    return f"loss {line['loss']:.4f}{evaluated}, {speed}"
 
 
 def _duration(seconds: float) -> str:

@@ -54,12 +54,7 @@ def train(
 
     Settings come from the preset, then --config or --from, then options; each is printed with its origin.
     """
-    layers = _layers(config_file, recommendation, {k: v for k, v in flags.items() if v is not None})
-    config, settings, notes = resolve(layers)
-    if config.adapter:
-        config, settings, notes = resolve(
-            [*layers, (f"adapter {config.adapter}", adapters.settings(Path(config.adapter)))]
-        )
+    config, settings, notes = _resolved(config_file, recommendation, {k: v for k, v in flags.items() if v is not None})
     opened = Dataset.open(dataset)
     if resume and (done := _finished(out_folder, opened, config)):
         say("the run is finished already: there is nothing left to resume")
@@ -74,20 +69,12 @@ def train(
     if config.method in WEIGHTLESS:
         _without_weights(opened, source, config, out_folder, dry_run=dry_run, force=force, as_json=as_json)
         return
+    if dry_run:
+        _check(opened, source, config, settings, dry_run=True, refuse=preflight, as_json=as_json)
+        return
+    ready, forecast = _check(opened, source, config, settings, dry_run=False, refuse=preflight, as_json=as_json)
     from tunegate.train import sft
 
-    if (size := _size_b(source)) is not None:
-        say(rate_note(config, size))
-    ready = sft.prepare(opened, source, config)
-    forecast = sft.forecast_of(ready, source, config)
-    if forecast:
-        forecast.say()
-    if dry_run:
-        dry_run_view.show(ready, source, config, settings, forecast, as_json=as_json)
-    if forecast and preflight:
-        forecast.check()
-    if dry_run:
-        return
     try:
         run = sft.train(
             opened, source, config, out_folder, resume=resume, force=force, prepared=ready, forecast=forecast
@@ -96,6 +83,41 @@ def train(
         say(str(stopped))
         raise
     _show_run(run, as_json=as_json)
+
+
+def _resolved(config_file: Path | None, recommendation: Path | None, flags: dict[str, Any]) -> Any:
+    """(config, settings, notes); an adapter to go on from brings its own rank, targets and the like."""
+    layers = _layers(config_file, recommendation, flags)
+    config, settings, notes = resolve(layers)
+    if not config.adapter:
+        return config, settings, notes
+    return resolve([*layers, (f"adapter {config.adapter}", adapters.settings(Path(config.adapter)))])
+
+
+def _check(
+    dataset: Dataset,
+    source: ModelSource,
+    config: TrainConfig,
+    settings: dict[str, Any],
+    *,
+    dry_run: bool,
+    refuse: bool,
+    as_json: bool,
+) -> tuple[Any, Any]:
+    """(prepared rows, forecast), shown. refuse: raise UserError for a run that cannot fit."""
+    from tunegate.train import sft
+
+    if (size := _size_b(source)) is not None:
+        say(rate_note(config, size))
+    ready = sft.prepare(dataset, source, config)
+    forecast = sft.forecast_of(ready, source, config)
+    if forecast:
+        forecast.say()
+        if refuse:
+            forecast.check()
+    if dry_run:
+        dry_run_view.show(ready, source, config, settings, forecast, as_json=as_json)
+    return ready, forecast
 
 
 def _unread(settings: dict[str, Any], config: TrainConfig) -> list[str]:

@@ -260,10 +260,10 @@ def _typed(key: str, value: Any, kind: Any, origin: str) -> Any:
         items = value.split(",") if isinstance(value, str) else value
         if not isinstance(items, list | tuple) or not all(isinstance(i, str) for i in items):
             raise UserError(f"{key} must be a list of names, not {value!r}", where=origin)
-        names = tuple(i.strip() for i in items if i.strip())
-        if key == "targets" and not names:
+        words = tuple(i.strip() for i in items if i.strip())
+        if key == "targets" and not words:
             raise UserError(f"{key} must be a list of names, not {value!r}", where=origin)
-        return () if names == ("none",) else names
+        return () if words == ("none",) else words
     if kind is bool:
         if not isinstance(value, bool):
             raise UserError(f"{key} must be true or false, not {value!r}", where=origin)

@@ -127,52 +127,67 @@ def _session(
     progress = Progress.read(checkpoint) if checkpoint else Progress()
     work.cut_metrics(folder, progress.metrics_bytes)
     steps = total_steps(config, len(training))
-    pad = ready.tokenizer.pad_token_id
-    answers_only = projects_answers_only(model, device)
+    watching = Watching(
+        spike_factor=config.spike_factor, vocabulary=len(ready.tokenizer), patience=config.early_stopping_patience
+    )
     with StopRequest() as stop, progress_view("training", steps) as tick:
+        callback = make_callback(
+            folder / work.METRICS,
+            tick,
+            stop,
+            progress,
+            checkpoints=config.save_steps > 0,
+            keep_best=keeps_best(config),
+            measured=forecast.measured if forecast else lambda rate, peak: None,
+        )
         trainer = make_trainer(
             model=model,
             args=sft_arguments(config, folder, device, rows=len(training), validation=len(validation)),
             train=training,
             validation=validation,
             tokenizer=ready.tokenizer,
-            batching=Batching(pad=pad, side_by_side=side_by_side, answers_only=answers_only),
-            watching=Watching(
-                spike_factor=config.spike_factor,
-                vocabulary=len(ready.tokenizer),
-                patience=config.early_stopping_patience,
+            batching=Batching(
+                pad=ready.tokenizer.pad_token_id,
+                side_by_side=side_by_side,
+                answers_only=projects_answers_only(model, device),
             ),
+            watching=watching,
             progress=progress,
-            callbacks=[
-                make_callback(
-                    folder / work.METRICS, tick, stop, progress,
-                    checkpoints=config.save_steps > 0, keep_best=keeps_best(config), measured=forecast.measured if forecast else lambda rate, peak: None,
-                )
-            ],
-        )  # fmt: skip
+            callbacks=[callback],
+        )
         if checkpoint and (progress.stopped_early or points.step_of(checkpoint) >= steps):
             restore_finished(trainer, checkpoint)
         else:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     _stop_if_asked(stop, config, trainer.state.global_step)
-    if validation and progress.eval_step != trainer.state.global_step:
-        trainer.evaluate()
-    best = folder / f"checkpoint-{progress.best_step}"
-    kept = keeps_best(config) and best.is_dir() and progress.best_step != trainer.state.global_step
-    if kept:
-        say(
-            f"the best validation loss was at step {progress.best_step}: {progress.best_loss:.4f}; its weights are kept"
-        )
-        load_weights(trainer, best)
     facts = {
-        "validation_rows": len(validation),
-        "validation_loss": progress.best_loss if kept else progress.eval_loss,
-        "weights_of_step": progress.best_step if kept else trainer.state.global_step,
+        **_last_look(trainer, progress, config, folder, validation),
         "total_params": total,
         "attention": attention,
         "forecast": asdict(forecast) if forecast else None,
     }
     return _Session(trainer=trainer, progress=progress, facts=facts)
+
+
+def _last_look(
+    trainer: Any, progress: Progress, config: TrainConfig, folder: Path, validation: list[examples.Example]
+) -> dict[str, Any]:
+    """Evaluate after the last step, and put the best weights in place where they are to be kept."""
+    last = trainer.state.global_step
+    if validation and progress.eval_step != last:
+        trainer.evaluate()
+    best = folder / f"checkpoint-{progress.best_step}"
+    kept = keeps_best(config) and best.is_dir() and progress.best_step != last
+    if kept:
+        say(
+            f"the best validation loss was at step {progress.best_step}: {progress.best_loss:.4f}; its weights are kept"
+        )
+        load_weights(trainer, best)
+    return {
+        "validation_rows": len(validation),
+        "validation_loss": progress.best_loss if kept else progress.eval_loss,
+        "weights_of_step": progress.best_step if kept else last,
+    }
 
 
 def _stop_if_asked(stop: StopRequest, config: TrainConfig, step: int) -> None:

@@ -119,28 +119,43 @@ def _trainer_class(validation: Sequence[Example], batching: Batching, watching: 
             return norm
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-            size = self.args.per_device_train_batch_size
-            pad, side = batching.pad, batching.side_by_side
-            loss = validation_loss(
-                self.model, validation, self.accelerator, pad=pad, side_by_side=side, batch_size=size
-            )
-            progress.evaluated(self.state.global_step, loss, watching.patience)
-            metrics = {"eval_loss": loss}
-            self.log(metrics)
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-            return metrics
+            return _evaluate(self, validation, batching, watching, progress)
 
         def _save_checkpoint(self, model: Any, trial: Any) -> None:
-            self.store_flos()
-            work = Path(self.args.output_dir)
-            with checkpoints.writing(work, self.state.global_step, best_step=progress.best_step) as folder:
-                self.save_model(str(folder), _internal_call=True)
-                self._save_optimizer_and_scheduler(str(folder))
-                self._save_rng_state(str(folder))
-                self.state.save_to_json(str(folder / "trainer_state.json"))
-                progress.write(folder, work / METRICS)
+            _write_checkpoint(self, progress)
 
     return Trainer
+
+
+def _evaluate(
+    trainer: Any, validation: Sequence[Example], batching: Batching, watching: Watching, progress: Progress
+) -> dict[str, float]:
+    """The token-weighted validation loss, counted and told to the callbacks."""
+    loss = validation_loss(
+        trainer.model,
+        validation,
+        trainer.accelerator,
+        pad=batching.pad,
+        side_by_side=batching.side_by_side,
+        batch_size=trainer.args.per_device_train_batch_size,
+    )
+    progress.evaluated(trainer.state.global_step, loss, watching.patience)
+    metrics = {"eval_loss": loss}
+    trainer.log(metrics)
+    trainer.control = trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, metrics)
+    return metrics
+
+
+def _write_checkpoint(trainer: Any, progress: Progress) -> None:
+    """Everything that a resumed run needs to go on bitwise, whole or not at all."""
+    trainer.store_flos()
+    work = Path(trainer.args.output_dir)
+    with checkpoints.writing(work, trainer.state.global_step, best_step=progress.best_step) as folder:
+        trainer.save_model(str(folder), _internal_call=True)
+        trainer._save_optimizer_and_scheduler(str(folder))
+        trainer._save_rng_state(str(folder))
+        trainer.state.save_to_json(str(folder / "trainer_state.json"))
+        progress.write(folder, work / METRICS)
 
 
 def restore_finished(trainer: Any, checkpoint: Path) -> None:

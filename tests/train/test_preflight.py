@@ -1,0 +1,257 @@
+"""Before training: what cannot fit is refused with what would; trackers, advice, the config file, the curve."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from tunegate.core.commands import run as run_command
+from tunegate.core.errors import UserError
+from tunegate.core.model_source import resolve as resolve_model
+from tunegate.train import advice, loss_curve, preflight, trackers
+from tunegate.train.cli import app
+from tunegate.train.config import TrainConfig, commented_yaml, from_file, resolve
+
+LOAD = preflight.Load(rows=1000, longest=512, mean=300.0, label_share=0.1)
+
+
+@pytest.fixture
+def source(tiny_model):
+    return resolve_model(str(tiny_model))
+
+
+@pytest.fixture
+def machine_of(monkeypatch):
+    def call(memory_gb):
+        monkeypatch.setattr(preflight.machine, "memory_gb", lambda: memory_gb)
+
+    return call
+
+
+def test_a_forecast_has_memory_time_and_its_interval(source, machine_of):
+    machine_of(16.0)
+    found = preflight.forecast(source, TrainConfig(), LOAD, "cpu")
+    assert (found.device, found.device_gb, found.fits, found.proposals) == ("cpu", 16.0, True, ())
+    assert found.steps == 3 * -(-250 // 4)
+    assert 0 < found.memory_gb["low"] < found.memory_gb["value"] < found.memory_gb["high"] < 16
+    tokens = found.steps * 16 * 300.0
+    assert found.hours["value"] == pytest.approx(tokens / found.tokens_per_s["value"] / 3600)
+    assert found.hours["low"] < found.hours["value"] < found.hours["high"]
+    found.check()
+
+
+def big(tmp_path, tiny_model):
+    """The shape of an 8B Llama; no weights are needed for a forecast."""
+    config = json.loads((tiny_model / "config.json").read_text())
+    config |= {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+               "num_key_value_heads": 8, "vocab_size": 128256, "head_dim": 128}  # fmt: skip
+    (tmp_path / "big").mkdir()
+    (tmp_path / "big" / "config.json").write_text(json.dumps(config))
+    return resolve_model(str(tmp_path / "big"))
+
+
+def test_what_cannot_fit_is_refused_and_what_would_is_proposed(tmp_path, tiny_model, machine_of):
+    machine_of(12.0)
+    load = dataclasses.replace(LOAD, longest=2048)
+    found = preflight.forecast(big(tmp_path, tiny_model), TrainConfig(method="full"), load, "cpu")
+    assert not found.fits
+    with pytest.raises(UserError, match=r"this needs .* GB, cpu has 12\.0") as caught:
+        found.check()
+    assert "--method qlora" in caught.value.hint
+    assert "--method lora" not in caught.value.hint  # 16 GB of weights do not fit either
+    machine_of(1.0)
+    hopeless = preflight.forecast(big_again(tmp_path), TrainConfig(method="full"), load, "cpu")
+    assert hopeless.proposals == ()
+    with pytest.raises(UserError) as caught:
+        hopeless.check()
+    assert "a smaller model or a larger device" in caught.value.hint
+
+
+def big_again(tmp_path):
+    return resolve_model(str(tmp_path / "big"))
+
+
+def test_every_proposal_is_predicted_to_fit(tmp_path, tiny_model, machine_of):
+    machine_of(40.0)
+    load = dataclasses.replace(LOAD, longest=4096)
+    source = big(tmp_path, tiny_model)
+    found = preflight.forecast(source, TrainConfig(gradient_checkpointing=False), load, "cpu")
+    assert not found.fits
+    assert found.proposals
+    assert any(text.startswith("--gradient-checkpointing (") for text in found.proposals)
+    helped = preflight.forecast(source, TrainConfig(gradient_checkpointing=True), load, "cpu")
+    assert helped.fits
+
+
+def test_an_unknown_shape_or_gpu_gives_no_forecast_and_says_so(tmp_path, source, monkeypatch, capsys):
+    monkeypatch.setattr(preflight.machine, "gpus", lambda: (preflight.machine.Gpu("NVIDIA Foo 9000", 48.0),))
+    assert preflight.forecast(source, TrainConfig(), LOAD, "cuda") is None
+    assert "Foo 9000 is not in the advisor's table" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("NVIDIA H100 80GB HBM3", "H100-SXM"), ("NVIDIA A100-SXM4-80GB", "A100-80GB"), ("Tesla T4", "T4"), ("NVIDIA L4", "L4"),
+     ("NVIDIA GeForce RTX 4090", "RTX4090")],
+)  # fmt: skip
+def test_a_gpu_is_known_by_the_drivers_name_and_has_its_real_memory(source, monkeypatch, name, known):
+    monkeypatch.setattr(preflight.machine, "gpus", lambda: (preflight.machine.Gpu(name, 77.7),))
+    found = preflight.forecast(source, TrainConfig(), LOAD, "cuda")
+    assert (found.device, found.device_gb) == (known, 77.7)
+
+
+def test_measured_against_forecast_is_said(source, machine_of, capsys):
+    machine_of(16.0)
+    found = preflight.forecast(source, TrainConfig(), LOAD, "cpu")
+    found.measured(float(found.tokens_per_s["value"]) * 2, float(found.memory_gb["value"]) / 2)
+    said = capsys.readouterr().err
+    assert "(2.00 times the forecast)" in said
+    assert "(0.50 times)" in said
+    assert "ftadvise calibrate RUN" in said
+
+
+def test_early_stopping_needs_rows_to_judge_by():
+    with pytest.raises(UserError, match="need validation rows"):
+        preflight.check_data(TrainConfig(early_stopping_patience=2), 100, 0)
+    assert preflight.check_data(TrainConfig(), 100, 0) == []
+    assert "20 rows" in preflight.check_data(TrainConfig(), 20, 4)[0]
+
+
+def test_a_run_that_cannot_fit_is_refused_by_the_command(tiny_model, tiny_dataset, tmp_path, machine_of, capsys):
+    machine_of(0.1)
+    argv = [str(tiny_dataset.path), "--out", str(tmp_path / "run"), "--model", str(tiny_model), "--dry-run"]
+    assert run_command(app, prog="ft train", argv=argv) == 2
+    assert "error: memory: this needs" in capsys.readouterr().err
+    assert run_command(app, prog="ft train", argv=[*argv, "--no-preflight"]) == 0
+
+
+def test_a_dry_run_as_json_holds_everything(tiny_model, tiny_dataset, tmp_path, capsys):
+    argv = [str(tiny_dataset.path), "--out", str(tmp_path / "run"), "--model", str(tiny_model), "--dry-run", "--json"]
+    assert run_command(app, prog="ft train", argv=argv) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["origins"]["rank"] == "preset recommended"
+    assert document["template"]["stops"] == ["<|im_end|>"]
+    assert document["forecast"]["memory_gb"].keys() >= {"value", "low", "high", "source", "n"}
+    first = document["examples"][0]
+    assert [p["text"] for p in first["parts"] if p["learnt"]] == ['{"sum": 0}<|im_end|>']
+    assert "".join(p["text"] for p in first["parts"]).startswith("<|im_start|>user\nWhat is 0 plus 0?")
+    assert len(document["examples"]) == 3
+
+
+def test_a_missing_tracker_is_one_line_with_the_command(tmp_path):
+    missing = [name for name in ("mlflow", "wandb", "trackio") if importlib.util.find_spec(name) is None]
+    if not missing:
+        pytest.skip("every tracker is installed")
+    with pytest.raises(UserError, match=f"the tracker {missing[0]} is not installed") as caught:
+        trackers.prepare(TrainConfig(report_to=(missing[0],)), tmp_path / "run")
+    assert caught.value.hint == f"pip install {missing[0]}"
+    assert not list(tmp_path.iterdir())
+
+
+def test_trackers_write_beside_the_run_and_stay_local(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    for key in ("TENSORBOARD_LOGGING_DIR", "MLFLOW_TRACKING_URI", "WANDB_MODE", "WANDB_API_KEY", "TRACKIO_DIR", "WANDB_DIR",
+                "MLFLOW_EXPERIMENT_NAME", "MLFLOW_FLATTEN_PARAMS", "WANDB_PROJECT", "DO_NOT_TRACK"):  # fmt: skip
+        monkeypatch.delenv(key, raising=False)
+    trackers.prepare(TrainConfig(report_to=("tensorboard", "mlflow", "wandb", "trackio")), tmp_path / "run")
+    assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/tracking/mlflow.db"
+    assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(tmp_path / "tracking" / "tensorboard" / "run")
+    assert os.environ["WANDB_MODE"] == "offline"
+    assert os.environ["TRACKIO_DIR"] == str(tmp_path / "tracking" / "trackio")
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "prompt", "rag"])
+def test_the_commented_config_reads_back_as_the_defaults(tmp_path, method):
+    path = tmp_path / "train.yaml"
+    path.write_text(commented_yaml(method))
+    assert resolve([(str(path), from_file(path))])[0] == resolve([("flag", {"method": method})])[0]
+    assert "# LoRA rank r." in path.read_text() or method != "lora"
+    path.write_text(commented_yaml("lora", {"preset": "aggressive", "rank": 8, "model": "org/name"}))
+    config = resolve([(str(path), from_file(path))])[0]
+    assert (config.rank, config.alpha, config.model) == (8, 128, "org/name")
+
+
+def test_a_wrong_key_or_value_is_named_with_its_line(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("# settings\nmethod: lora\nlearnign-rate: 1\n")
+    with pytest.raises(UserError) as caught:
+        resolve([(str(path), from_file(path))])
+    assert caught.value.where == f"{path}:3"
+    path.write_text("# settings\n\nrank: many\n")
+    with pytest.raises(UserError) as caught:
+        resolve([(str(path), from_file(path))])
+    assert caught.value.where == f"{path}:3"
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [("torch.bfloat16", "bfloat16"), ("auto", "bfloat16"), ("fp32", "float32"), ("torch.float32", "float32")],
+)
+def test_the_articles_torch_dtype_is_mapped_with_a_word(given, dtype):
+    config, _, notes = resolve([("a.yaml", {"torch_dtype": given})])
+    assert config.dtype == dtype
+    assert notes == ["a.yaml: torch_dtype is called dtype here"]
+    with pytest.raises(UserError, match="float16 overflows"):
+        resolve([("a.yaml", {"torch_dtype": "torch.float16"})])
+
+
+def test_the_defaults_are_the_articles():
+    config = resolve([])[0]
+    assert (config.num_train_epochs, config.per_device_train_batch_size, config.gradient_accumulation_steps) == (
+        3,
+        4,
+        4,
+    )
+    assert (config.lr_scheduler_type, config.warmup_ratio, config.max_length) == ("cosine", 0.03, 2048)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [("lr_scheduler_type", "cosin", "unknown lr_scheduler_type 'cosin'"), ("report_to", "tensorbord", "unknown tracker 'tensorbord'"),
+     ("dtype", "int8", "unknown dtype 'int8'"), ("early_stopping_patience", -1, "must be 0 or more")],
+)  # fmt: skip
+def test_unknown_choices_are_refused(key, value, says):
+    with pytest.raises(UserError, match=says):
+        resolve([("flag", {key: value})])
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "says"),
+    [
+        ({"method": "lora", "learning_rate": 2e-5}, None, "a full-tuning rate"),  # T15
+        ({"method": "full", "learning_rate": 2e-4}, None, "a LoRA rate"),
+        ({"method": "lora", "learning_rate": 5e-3}, 8.0, "far from what is usual for 8B parameters: 0.0002 to 0.0005"),
+        ({"use_dora": True}, None, "vLLM does not serve an adapter with DoRA: merge the run"),  # R4
+        ({"modules_to_save": ("lm_head",)}, None, "with modules_to_save"),
+        ({"rank": 1024}, None, "with a rank above 512"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_training(changes, size, says):
+    found = advice.warnings(TrainConfig(**changes), size)
+    assert any(says in text for text in found), found
+
+
+def test_the_presets_need_no_warning():
+    for size in (0.135, 8.0, 70.0):
+        assert advice.warnings(TrainConfig(), size) == []
+    assert advice.warnings(TrainConfig(method="full", learning_rate=2e-5), 8.0) == []
+    assert "try two or three" in advice.rate_note(TrainConfig(), 0.135)
+    assert "acts like 0.0004" in advice.rate_note(TrainConfig(), 8.0)
+
+
+def test_the_curve_is_a_drawing_of_the_losses():
+    train = [(step, 4.0 / step) for step in range(1, 41)]
+    document = loss_curve.svg(loss_curve.Points(train, [(20, 0.5), (40, 0.25)]))
+    root = ET.fromstring(document)
+    lines = [e for e in root.iter() if e.tag.endswith("polyline")]
+    first = [tuple(map(float, p.split(","))) for p in lines[0].attrib["points"].split()]
+    assert len(first) == 40
+    assert first == sorted(first)
+    assert first[0][1] < first[-1][1] < loss_curve.HEIGHT - loss_curve.BOTTOM
+    assert sum(e.tag.endswith("circle") for e in root.iter()) == 2
+    assert "validation loss" in document
+    for lonely in (loss_curve.Points([], []), loss_curve.Points([(1, 0.0)], []), loss_curve.Points([(1, 2.0)], [])):
+        ET.fromstring(loss_curve.svg(lonely))
