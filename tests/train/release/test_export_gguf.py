@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import urllib.request
 from pathlib import Path
 
@@ -180,3 +181,18 @@ def test_the_real_model_through_llama_cpp(tmp_path, ft):
     with pytest.raises(UserError, match="NewForCausalLM"):
         export_gguf._make(other, export_gguf.ExportConfig(type="bf16"), llama_cpp.ensure(), tmp_path / "x.gguf")
     assert environments.is_made("gguf")
+
+
+def test_a_build_that_fails_says_why_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNEGATE_CACHE", str(tmp_path))
+    code = "import sys; print('configuring'); print('CMake Error: no C++ compiler', file=sys.stderr); sys.exit(1)"
+    with pytest.raises(InfrastructureError, match="cannot be built: CMake Error: no C\\+\\+ compiler"):
+        llama_cpp._run([sys.executable, "-c", code], "llama.cpp cannot be built")
+
+    def other_bytes(command, what, settings=None):
+        (Path(command[command.index("--dest") + 1]) / "llama_cpp_python-0.3.36.tar.gz").write_bytes(b"x")
+
+    monkeypatch.setattr(llama_cpp, "_run", other_bytes)
+    with pytest.raises(InfrastructureError, match="not the one that is known"):
+        llama_cpp._wheel(Path("python"))
+    assert list((tmp_path / "wheels").iterdir()) == []
