@@ -7,7 +7,7 @@ import pytest
 
 from tunegate.core.chat_template import render_ids
 from tunegate.core.errors import UserError
-from tunegate.core.model_source import resolve
+from tunegate.core.model_source import ModelSource, resolve
 from tunegate.train import loss, sft, watch
 from tunegate.train.config import resolve as resolve_config
 from tunegate.train.examples import Example
@@ -143,7 +143,7 @@ def test_t9_rows_side_by_side_carry_no_mask_and_no_cache(tiny_model, examples, m
         given.update(inputs)
         import torch
 
-        return SimpleNamespace(last_hidden_state=torch.zeros(1, 15, 8))
+        return SimpleNamespace(last_hidden_state=torch.zeros(1, 15, 16))
 
     model = SimpleNamespace(model=body, lm_head=lambda hidden: hidden)
     batch = collate(examples, pad=1, side_by_side=True)
@@ -218,7 +218,7 @@ def test_t18_the_ids_of_a_probe_text_stand_in_the_manifest(tiny_model, tiny_data
     from tunegate.core.chat_template import PROBE
 
     run = train(tiny_model, tiny_dataset, tmp_path / "run", max_steps=1)
-    assert run.manifest.facts["mask"]["probe_ids"] == render_ids(load_tokenizer(resolve(str(run.path))), PROBE)
+    assert run.manifest.facts["mask"]["probe_ids"] == render_ids(load_tokenizer(ModelSource(str(run.path), "folder", str(run.path), "run")), PROBE)
 
 
 def test_r13_no_generation_tag_is_left_and_the_text_is_the_same(makers):
@@ -335,7 +335,7 @@ def test_rows_learnt_by_heart_are_answered_word_for_word(tiny_model, makers, tmp
 
     rows = makers.rows(4)
     dataset = makers.dataset(tmp_path / "data", rows, makers.rows(2, 50))
-    run = train(tiny_model, dataset, tmp_path / "run", method="full", max_steps=90, learning_rate=1e-2,
+    run = train(tiny_model, dataset, tmp_path / "run", method="full", max_steps=160, learning_rate=5e-3,
                 per_device_train_batch_size=4, lr_scheduler_type="constant")  # fmt: skip
     tokenizer = load_tokenizer(resolve(str(run.path)))
     model = AutoModelForCausalLM.from_pretrained(run.path, dtype=torch.float32)
