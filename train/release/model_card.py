@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from tunegate.core.artifacts import EvalReport, Release
+from tunegate.core.artifacts import EvalReport, GgufExport, Release
 from tunegate.train.release import licences
 
 
 def text(
-    release: Release,
+    release: Release | GgufExport,
     described: dict[str, Any],
     reports: list[EvalReport],
     decision: dict[str, Any] | None,
@@ -42,7 +42,8 @@ def _front(facts: dict[str, Any], reports: list[EvalReport], name: str) -> dict[
         front |= {"base_model": base, "base_model_relation": "finetune" if quantization == "none" else "quantized"}
     if facts.get("license"):
         front["license"] = facts["license"]
-    front |= {"library_name": "transformers", "pipeline_tag": "text-generation"}
+    library = "gguf" if "file" in facts else "transformers"
+    front |= {"library_name": library, "pipeline_tag": "text-generation"}
     front["tags"] = ["tunegate", str(facts.get("method")), *([] if quantization == "none" else [quantization])]
     results = [result for report in reports for result in _result(report)]
     if results:
@@ -115,7 +116,12 @@ def _gate(decision: dict[str, Any]) -> str:
 
 
 def _use(facts: dict[str, Any]) -> str:
+    serve = (
+        f"`llama-server -m {facts['file']}`, or `ollama create NAME -f Modelfile`"
+        if "file" in facts
+        else "`vllm serve` on this folder, or `ft serve`"
+    )
     return (
-        "## Use\nServe with `vllm serve` on this folder, or `ft serve`. Check with `ft verify` (every byte, the lineage, one chat "
-        "template from training to here); `manifest.json` was written last, so a copy without it is not whole."
+        f"## Use\nServe with {serve}. Check with `ft verify` (every byte, the lineage, one chat template from training to here); "
+        "`manifest.json` was written last, so a copy without it is not whole."
     )

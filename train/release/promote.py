@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tunegate.core import manifest as manifests
-from tunegate.core.artifacts import EvalReport, GateDecision, Release, Run
+from tunegate.core.artifacts import EvalReport, GateDecision, GgufExport, Release, Run
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.files import read_json
 from tunegate.core.manifest import Input
@@ -196,7 +196,7 @@ def who() -> str:
         return f"uid {os.getuid()}@{socket.gethostname()}"
 
 
-def described(artifact: Release | Run) -> dict[str, Any]:
+def described(artifact: Release | Run | GgufExport) -> dict[str, Any]:
     """Which data, base, recipe and quantization, from the manifest and from the folders it names where they still are."""
     facts = artifact.manifest.facts
     found: dict[str, Any] = {"name": artifact.path.resolve().name}

@@ -6,13 +6,12 @@ a manifest whose lineage begins with the release it was made from.
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunegate.core import manifest as manifests
-from tunegate.core.artifacts import EvalReport, GateDecision, Release
+from tunegate.core.artifacts import EvalReport, GateDecision, GgufExport, Release
 from tunegate.core.errors import UserError
 from tunegate.core.files import canonical_json, read_json, sha256_text
 from tunegate.core.manifest import Input
@@ -42,7 +41,7 @@ class Pushed:
     skipped: list[str]
 
 
-Send = Callable[[Release, Destination, bool], Pushed]
+Passable = Release | GgufExport
 
 
 def destination(text: str) -> Destination:
@@ -64,7 +63,7 @@ def destination(text: str) -> Destination:
 
 
 def push(
-    release: Release,
+    release: Passable,
     to: Destination,
     *,
     reports: list[EvalReport],
@@ -96,14 +95,14 @@ def push(
 
 
 def stage(
-    release: Release,
+    release: Passable,
     folder: Path,
     *,
     reports: list[EvalReport],
     decision: dict[str, Any] | None,
     name: str,
     key: Path | None,
-) -> Release:
+) -> Passable:
     """The copy to pass on in `folder`, its big files by hard link. Raises UserError when a duty of the licence is not met."""
     folder.mkdir(parents=True)
     facts = release.manifest.facts
@@ -127,16 +126,16 @@ def stage(
         raise UserError(f"the base's licence asks to {unmet[0].duty}", where=unmet[0].source, hint=unmet[0].fix)
     evidence = [Input(role="report", kind=r.kind, path=str(r.path), digest=r.digest) for r in reports]
     manifests.write(
-        folder, Release.kind, inputs=[release.as_input("release"), *evidence], config=release.manifest.config,
+        folder, release.kind, inputs=[release.as_input("release"), *evidence], config=release.manifest.config,
         seeds=release.manifest.seeds, facts={**facts, "published_as": name},
     )  # fmt: skip
-    staged = Release.open(folder)
+    staged = type(release).open(folder)
     if key is not None:
         sign(staged, key)
     return staged
 
 
-def _check(release: Release, reports: list[EvalReport], gate: GateDecision | None) -> None:
+def _check(release: Passable, reports: list[EvalReport], gate: GateDecision | None) -> None:
     for artifact in (release, *reports, *([gate] if gate else [])):
         problems = manifests.verify(artifact.path)
         if problems:

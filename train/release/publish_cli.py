@@ -6,15 +6,18 @@ from typing import Annotated
 import typer
 
 from tunegate.core import manifest as manifests
-from tunegate.core.artifacts import EvalReport, GateDecision, Release
+from tunegate.core.artifacts import EvalReport, GateDecision, GgufExport, Release, open_any
 from tunegate.core.console import JsonOption, emit_json, out
+from tunegate.core.errors import UserError
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
 @app.command(epilog="Example: ft push release-awq/ s3://models/slots-v3 --report report/  (or owner/name for the hub)")
 def push(
-    release_folder: Annotated[Path, typer.Argument(metavar="RELEASE", help="Release folder.")],
+    release_folder: Annotated[
+        Path, typer.Argument(metavar="RELEASE", help="Release folder, or a GGUF folder of ft export.")
+    ],
     dest: Annotated[
         str, typer.Argument(metavar="DEST", help="owner/name on the hub, or s3://, gs://, file:// and a path.")
     ],
@@ -38,7 +41,11 @@ def push(
     place = gate or next(iter(inside), None)
     decision = GateDecision.open(place) if place else None
     to = destination(dest)
-    release = Release.open(release_folder)
+    release = open_any(release_folder)
+    if not isinstance(release, Release | GgufExport):
+        raise UserError(
+            f"is a {release.kind} folder, a release or GGUF folder is needed here", where=str(release_folder)
+        )
     done = do_push(release, to, reports=reports, gate=decision, key=key, private=not public, force=force)
     if as_json:
         emit_json(

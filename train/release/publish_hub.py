@@ -9,14 +9,13 @@ import os
 from typing import Any
 
 from tunegate.core import manifest as manifests
-from tunegate.core.artifacts import Release
 from tunegate.core.console import say
 from tunegate.core.errors import InfrastructureError, UserError
 from tunegate.core.files import relative_files
-from tunegate.train.release.publish import Destination, Pushed
+from tunegate.train.release.publish import Destination, Passable, Pushed
 
 
-def send(release: Release, to: Destination, *, private: bool, force: bool) -> Pushed:
+def send(release: Passable, to: Destination, *, private: bool, force: bool) -> Pushed:
     """Make the repository where it is missing, and commit.
 
     Raises UserError for a wrong token, a name that is refused, or another release that is there; InfrastructureError when
@@ -55,7 +54,7 @@ def send(release: Release, to: Destination, *, private: bool, force: bool) -> Pu
 _AGAIN = "run the same command again: what was sent is not sent again"
 
 
-def _send(api: Any, release: Release, to: Destination, *, private: bool, force: bool) -> Pushed:
+def _send(api: Any, release: Passable, to: Destination, *, private: bool, force: bool) -> Pushed:
     url = f"{_endpoint()}/{to.place}"
     api.create_repo(to.place, private=private, exist_ok=True)
     there = _standing(api, to)

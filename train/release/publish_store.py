@@ -4,11 +4,10 @@ import json
 from typing import Any
 
 from tunegate.core import manifest as manifests
-from tunegate.core.artifacts import Release
 from tunegate.core.console import progress, say
 from tunegate.core.errors import InfrastructureError, UserError
 from tunegate.core.files import relative_files, sha256_file
-from tunegate.train.release.publish import Destination, Pushed
+from tunegate.train.release.publish import Destination, Passable, Pushed
 
 # What an unfinished push has sent, by hash; removed at the end. Object stores name files by other sums than SHA-256.
 STATE = ".tunegate-push.json"
@@ -16,7 +15,7 @@ STATE = ".tunegate-push.json"
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss"}
 
 
-def send(release: Release, to: Destination, *, force: bool) -> Pushed:
+def send(release: Passable, to: Destination, *, force: bool) -> Pushed:
     """Send every file that is not there yet, then the manifest. A finished release with other content is kept unless `force`.
 
     Raises UserError for an unknown scheme or a taken place, InfrastructureError when the store does not answer.
@@ -56,7 +55,7 @@ def _open(url: str) -> tuple[Any, str]:
     return files, root
 
 
-def _send(files: Any, root: str, release: Release, to: Destination, *, force: bool) -> Pushed:
+def _send(files: Any, root: str, release: Passable, to: Destination, *, force: bool) -> Pushed:
     files.invalidate_cache()
     there = _standing(files, root)
     if there is not None and there == release.digest:
@@ -93,7 +92,7 @@ def _send(files: Any, root: str, release: Release, to: Destination, *, force: bo
     return Pushed(url=to.place, digest=release.digest, uploaded=[*uploaded, manifests.NAME], skipped=skipped)
 
 
-def _put(files: Any, release: Release, root: str, name: str, size: int) -> None:
+def _put(files: Any, release: Passable, root: str, name: str, size: int) -> None:
     target = f"{root}/{name}"
     if OBJECT_STORES.isdisjoint([files.protocol] if isinstance(files.protocol, str) else files.protocol):
         files.makedirs(target.rpartition("/")[0], exist_ok=True)

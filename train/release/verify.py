@@ -193,7 +193,21 @@ def _stages(folder: Path, manifest: Manifest, lineage: list[dict[str, Any]]) -> 
     return [
         *([{"stage": "these files, now", **now}] if any(now.values()) else []),
         _recorded(manifest.kind, manifest),
+        *_modelfile(manifest),
         *(_recorded(str(row["kind"]), manifests.read(Path(row["path"]))) for row in ancestors),
+    ]
+
+
+def _modelfile(manifest: Manifest) -> list[dict[str, Any]]:
+    """The Modelfile's template, where it has one: compared with ours when it was written, unchanged since by its hash."""
+    if not (manifest.facts.get("ollama") or {}).get("template"):
+        return []
+    return [
+        {
+            "stage": "rendered alike by the Modelfile",
+            "template_digest": manifest.facts["template_digest"],
+            "probe_digest": None,
+        }
     ]
 
 

@@ -160,7 +160,12 @@ def test_the_real_model_through_llama_cpp(tmp_path, ft):
         code, verified = ft(verify_cli.app, out, "--engine")
         assert (code, verified["problems"]) == (0, [])
         assert "llama.cpp answers" in verified["engine"]
-        assert [s["stage"] for s in verified["stages"]] == ["these files, now", "recorded by GGUF", "recorded by merge"]
+        assert [s["stage"] for s in verified["stages"]] == [
+            "these files, now",
+            "recorded by GGUF",
+            "rendered alike by the Modelfile",
+            "recorded by merge",
+        ]
     asked = [{"role": "user", "content": "What is the capital of France?"}]
     tokenizer = load_tokenizer(ModelSource("m", "folder", str(release.path), "m"))
     with llama_cpp.serving(GgufExport.open(tmp_path / "q8_0")) as url:

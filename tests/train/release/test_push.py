@@ -162,6 +162,21 @@ def test_duties_of_the_licence_hold_a_push_up(tmp_path, ft):
     assert "Meta Platforms" in (tmp_path / "Llama-slots" / "NOTICE").read_text()
 
 
+def test_a_gguf_folder_is_passed_on_too(release, tmp_path, ft):
+    folder = tmp_path / "gguf"
+    folder.mkdir()
+    (folder / "r-q8_0.gguf").write_text("GGUF")
+    (folder / "Modelfile").write_text("FROM ./r-q8_0.gguf")
+    facts = {**release.manifest.facts, "quantization": "gguf q8_0", "file": "r-q8_0.gguf", "type": "q8_0"}
+    manifest.write(folder, "gguf", inputs=[release.as_input("release")], config={}, facts=facts)
+    target = tmp_path / "out"
+    assert ft(folder, target)[0] == 0
+    assert (manifest.verify(target), manifest.read(target).kind) == ([], "gguf")
+    card = (target / "README.md").read_text()
+    assert "library_name: gguf" in card
+    assert "llama-server -m r-q8_0.gguf" in card
+
+
 def test_what_was_changed_or_is_of_other_bytes_is_not_pushed(release, report, tmp_path, ft):
     other = make_release(tmp_path / "other", ("three",))
     code, document = ft(other.path, tmp_path / "out", "--report", report.path)
