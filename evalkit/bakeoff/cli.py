@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tunegate.core.console import JsonOption, emit_json, out, table
-from tunegate.core.errors import ExitCode, UsageError
+from tunegate.core.errors import UsageError
 from tunegate.core.methods import METHODS
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -68,16 +68,15 @@ def bakeoff(
     loaded = load_task(task, limit=limit, allow_python=allow_python)
     planned = plans.Plan(
         task=loaded, dataset=plans.dataset_of(train, loaded, out_folder), source=resolve(model), arms=chosen, docs=docs,
-        settings=settings, own_settings=own, business=plans.Business(gpu=gpu, calls_per_day=calls_per_day, p95_ms=p95_ms), out=out_folder,
+        settings=settings, own_settings=own, out=out_folder,
+        business=plans.Business(gpu=gpu, calls_per_day=calls_per_day, p95_ms=p95_ms),
         budget_s=None if budget_minutes is None else 60 * budget_minutes, curve=plans.FRACTIONS if curve else (1.0,),
     )  # fmt: skip
     document = bake_off(planned, RunOptions(concurrency=concurrency), force=force)
     if as_json:
         emit_json({**document, "bakeoff": str(out_folder)})
-    else:
-        table(f"{document['task']}: {document['n']} items, {document['primary']}", COLUMNS, table_rows(document))
-        for text in sentences(document):
-            out().print(text, markup=False)
-        out().print(f"bake-off: {out_folder}\npage: {out_folder / 'bakeoff.html'}", markup=False)
-    if not document["arms"]:
-        raise typer.Exit(int(ExitCode.INFRASTRUCTURE))
+        return
+    table(f"{document['task']}: {document['n']} items, {document['primary']}", COLUMNS, table_rows(document))
+    for text in sentences(document):
+        out().print(text, markup=False)
+    out().print(f"bake-off: {out_folder}\npage: {out_folder / 'bakeoff.html'}", markup=False)

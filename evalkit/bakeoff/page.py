@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 340, 64, 48, 20, 96
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 360, 56, 48, 64, 72
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--dim:#5b6470;--line:#d5dae0;--paper:#fff;--mark:#0b62c4;--good:#157f3b}
 @media(prefers-color-scheme:dark){:root{--ink:#e6e9ed;--dim:#9aa4b0;--line:#3a424c;--paper:#14181d;--mark:#6cb2ff;--good:#5fd38a}}
@@ -14,8 +14,8 @@ h1{font-size:1.5rem;margin:0 0 .25rem}h2{font-size:1.15rem;margin:2rem 0 .5rem}p
 .verdict{border-left:4px solid var(--good);padding:.5rem 1rem;margin:1rem 0}.dim{color:var(--dim)}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;white-space:nowrap}
 th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);text-align:right}th:first-child,td:first-child{text-align:left}
-tr.winner td{font-weight:600}svg{max-width:100%;height:auto}svg text{fill:var(--ink);font:12px system-ui,sans-serif}
-svg .axis{stroke:var(--line)}svg .mark{stroke:var(--mark);fill:var(--mark)}svg .bar{stroke:var(--mark);stroke-width:1.5}
+tr.winner td{font-weight:600}svg{max-width:min(100%,44rem);width:100%;height:auto}svg text{fill:var(--ink);font:12px system-ui,sans-serif}
+@media(max-width:38rem){svg text{font-size:18px}}svg .axis{stroke:var(--line)}svg .mark{stroke:var(--mark);fill:var(--mark)}svg .bar{stroke:var(--mark);stroke-width:1.5}
 svg .front{stroke:var(--good);fill:none;stroke-dasharray:4 4}
 """
 COLUMNS = [
@@ -56,11 +56,9 @@ def sentences(document: dict[str, Any]) -> list[str]:
     if won["arm"] is None:
         return [f"No winner: {won['why']}."]
     found.append(f"{won['arm']}: {won['why']}. It has the highest score in {won['probability_best']:.0%} of resamples.")
-    n = document["n"]
-    found += [
-        f"{other['arm']} cannot be told from the best with {n} items; about {other['need_n']:,} would."
-        for other in won["undecided"]
-    ]
+    if won["undecided"]:
+        names = ", ".join(f"{other['arm']} (about {other['need_n']:,})" for other in won["undecided"])
+        found.append(f"Not told from the best by {document['n']} items (with the number that would): {names}.")
     for arm, points in document["curves"].items():
         if len(points) > 1:
             found.append(_more_data(arm, points))
@@ -136,7 +134,9 @@ def scatter(document: dict[str, Any]) -> str:
     ]
     if not points:
         return "<p>No cost is known for this model and GPU.</p>"
-    low, high = min(p[1] for p in points) / 1.2, max(p[1] for p in points) * 1.2
+    least, most = min(p[1] for p in points), max(p[1] for p in points)
+    pad = max(1.03, (most / least) ** 0.15)
+    low, high = least / pad, most * pad
     top = max(0.01, *(p[2]["high"] for p in points))
 
     def x(usd: float) -> float:
@@ -145,19 +145,21 @@ def scatter(document: dict[str, Any]) -> str:
     def y(value: float) -> float:
         return float(HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * value / top)
 
-    parts = [_axes(top, y, "dollars per 1,000 calls, machines kept busy"), *_ticks_x([low * 1.2, high / 1.2], x)]
+    parts = [_axes(top, y, "dollars per 1,000 calls, machines kept busy"), *_ticks_x(sorted({least, most}), x)]
     front = sorted((p for p in points if p[0] in document["pareto"]), key=lambda p: p[1])
     joined = " ".join(f"{x(usd):.1f},{y(f['value']):.1f}" for _, usd, f in front)
     parts.append(f'<polyline class="front" points="{joined}"/>')
-    placed: list[tuple[float, float]] = []
-    for arm, usd, figure in sorted(points, key=lambda p: -p[2]["value"]):
+    free = float(HEIGHT)
+    last = -1000.0
+    for arm, usd, figure in sorted(points, key=lambda p: p[1]):
         px, py = x(usd), y(figure["value"])
         parts.append(_bar(px, y(figure["low"]), y(figure["high"])))
         parts.append(f'<circle class="mark" cx="{px:.1f}" cy="{py:.1f}" r="4"/>')
-        while any(abs(py - oy) < 14 and abs(px - ox) < 80 for ox, oy in placed):
-            py += 14
-        placed.append((px, py))
-        parts.append(f'<text x="{px + 8:.1f}" y="{py + 4:.1f}">{html.escape(arm)}</text>')
+        label = y(figure["high"]) - 6  # above the bar; above the neighbour's label where that is near
+        if px - last < 64 and abs(label - free) < 14:
+            label = free - 14
+        free, last = label, px
+        parts.append(f'<text x="{px:.1f}" y="{max(12.0, label):.1f}" text-anchor="middle">{html.escape(arm)}</text>')
     return _svg(parts, f"{primary} over cost for each arm")
 
 
