@@ -33,7 +33,7 @@ HEALTH = "/health"
 METRICS = "/metrics"  # scraped to the end, so that a drain can be watched
 TICK_S = 1.0
 DROPPED = 16  # a body that is too long is read up to so many times the limit
-EXIT_S = 5.0  # what the engine and the server get to end after a drain
+EXIT_S = 10.0  # what the engine and the server get to end after a drain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,9 +231,7 @@ class Guard:
 
     async def _drain(self) -> None:
         """Wait for running requests up to the deadline, cut those that are left, and let vLLM stop (its SIGINT)."""
-        last = threading.Timer(self.settings.drain_s + EXIT_S, _end_now)
-        last.daemon = True
-        last.start()
+        _end_after(self.settings.drain_s + EXIT_S)  # a blocked loop does not come to the next one
         deadline = time.monotonic() + self.settings.drain_s
         while self.running and time.monotonic() < deadline and not self._stop_asked.is_set():
             await asyncio.sleep(0.05)
@@ -242,7 +240,14 @@ class Guard:
             request.task.cancel()
         if self.running:
             await asyncio.wait([r.task for r in self.running], timeout=2.0)
+        _end_after(EXIT_S)
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def _end_after(seconds: float) -> None:
+    last = threading.Timer(seconds, _end_now)
+    last.daemon = True
+    last.start()
 
 
 def _end_now() -> None:

@@ -63,9 +63,14 @@ def folder_of(target: Target) -> Path | None:
 
 
 def config_of(target: Target) -> dict[str, Any]:
-    """The model's config.json where it is at hand; empty for a hub id."""
+    """The model's config.json; of a hub id the copy that finding it has left in the hub's cache, else empty."""
     folder = folder_of(target)
     path = folder / "config.json" if folder else None
+    if folder is None and (base := base_of(target)) is not None:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(base.location, "config.json", revision=base.revision)
+        path = Path(cached) if isinstance(cached, str) else None
     found: dict[str, Any] = read_json(path) if path is not None and path.is_file() else {}
     return found
 

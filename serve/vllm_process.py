@@ -32,6 +32,7 @@ from tunegate.serve.template_check import check_template
 from tunegate.serve.vllm_flags import SERVER_MODULE, Launch, ServeOptions, build
 from tunegate.serve.vllm_start import wait_ready
 
+UNREADY_S = 5.0  # to end in, of a server that has answered nobody yet
 EMPTY_S = 5.0  # within this a killed group is gone
 
 
@@ -72,14 +73,15 @@ def serving(
     key = key or api_key()
     instance = uuid.uuid4().hex
     child = start(launch, log, instance, key, options.guard)
+    started, grace = time.monotonic(), UNREADY_S
     try:
-        started = time.monotonic()
         root = f"{'https' if options.certificate else 'http'}://{_reachable(options.host)}:{options.port}"
         wait_ready(child.process, root, instance, launch.model, key, log, options)
         checked = [(target, launch.model)] if isinstance(target, Release | Run) else []
         for artifact, name in [*checked, *((a.artifact, a.name) for a in options.adapters)]:
             check_template(artifact, root, name, key=key, certificate=options.certificate)
         took = time.monotonic() - started
+        grace = options.guard.drain_s + EXIT_S + 1.0
         say(f"vLLM serves {describe(target)} at {root}/v1 (ready after {took:.0f} s)")
         facts = {
             "engine": "vllm",
@@ -92,7 +94,7 @@ def serving(
             base_url=f"{root}/v1", model=launch.model, key=key, pid=child.process.pid, instance=instance, log=log, facts=facts
         )  # fmt: skip
     finally:
-        stop(child, grace_s=options.guard.drain_s + EXIT_S + 1.0)
+        stop(child, grace_s=grace)
 
 
 def free_port(host: str) -> int:

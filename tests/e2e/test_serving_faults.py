@@ -67,7 +67,7 @@ def runs(tmp_path_factory):
         assert isinstance(adapted, PeftModel)
         for key, weight in adapted.named_parameters():
             if "lora_B" in key:
-                torch.nn.init.normal_(weight, std=0.02)
+                torch.nn.init.normal_(weight, std=0.15)
         wanted[name] = next_token_scores(adapted.eval(), ids)
         folder = tmp_path_factory.mktemp("runs") / name
         adapted.save_pretrained(folder)
@@ -151,7 +151,7 @@ def server(runs, tmp_path_factory):
 
 
 def test_each_adapter_answers_as_peft_does_and_not_as_the_base(server, runs):
-    """Log probabilities of the next token within base noise (bf16 against fp32) of PEFT's; far from the base's."""
+    """Log probabilities of the next token, bf16 against PEFT in fp32: 0.05 apart by rounding, 0.8 and more between models."""
     _, wanted = runs
 
     def served(model):
@@ -163,11 +163,12 @@ def test_each_adapter_answers_as_peft_does_and_not_as_the_base(server, runs):
         common = [abs(a[t] - b[t]) for t in list(b)[:5] if t in a]
         return sum(common) / len(common) if len(common) >= 3 else float("inf")
 
-    noise = apart(served("one-base"), wanted["base"])
-    assert noise < 0.3
+    assert apart(served("one-base"), wanted["base"]) < 0.3
     for name, other in (("one", "two"), ("two", "one")):
-        assert apart(served(name), wanted[name]) < noise + 0.3
-        assert apart(served(name), wanted["base"]) > 2 * (noise + 0.3) or apart(served(name), wanted[other]) > 1
+        scores = served(name)
+        assert apart(scores, wanted[name]) < 0.3
+        assert apart(scores, wanted["base"]) > 0.5
+        assert apart(scores, wanted[other]) > 0.5
 
 
 def test_two_hundred_clients_at_once_are_all_answered(server):

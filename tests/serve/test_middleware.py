@@ -174,7 +174,7 @@ def drain(made, path="/v1/x", *, first, monkeypatch, after=None):
     """Run one request of `first`, SIGTERM the guard when it runs, and give (its messages, seconds, new answers)."""
     signals = []
     monkeypatch.setattr(middleware.os, "kill", lambda pid, number: signals.append(number))
-    monkeypatch.setattr(middleware, "_end_now", lambda: signals.append("end"))
+    monkeypatch.setattr(middleware, "_end_after", lambda seconds: None)
 
     async def work():
         running = asyncio.ensure_future(ask(made, path, method="POST"))

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="process groups 
 MAIN = "import tunegate.serve.vllm_process as v\nv.SERVER_MODULE = 'standin_vllm'\nfrom tunegate.core.ft import main\nmain()\n"
 
 
-def until(condition, seconds=20.0):
+def until(condition, seconds=60.0):
     """What `condition` gives once it is true; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
@@ -82,7 +82,7 @@ class Served:
         response.readline()
         return response
 
-    def ended(self, seconds=20):
+    def ended(self, seconds=90):
         out, err = self.process.communicate(timeout=seconds)
         return self.process.returncode, out, err
 
@@ -171,7 +171,7 @@ def test_a_server_that_dies_is_started_again_as_often_as_asked(served, ft_serve)
     one = served("--restart", "1").ready()
     first = one.record()["server_pid"]
     os.kill(first, signal.SIGKILL)
-    until(lambda: one.state() == "restarting", 3)
+    until(lambda: one.state() == "restarting", 20)
     until(lambda: one.state() == "serving")
     record = one.record()
     assert record["restarts"] == 1
@@ -189,14 +189,14 @@ def test_a_server_that_dies_is_started_again_as_often_as_asked(served, ft_serve)
 def test_a_hung_engine_is_called_hung_and_well_again_when_tokens_come(served, ft_serve):
     one = served("--hang-after", "1").ready()
     one.mode.write_text("hang")
-    until(lambda: one.state() == "hung", 10)
+    until(lambda: one.state() == "hung", 60)
     status, _, body = one.ask("/health")
     assert (status, json.loads(body)["error"]["code"]) == (503, "hung")
     code, out, _ = ft_serve("status")
     assert code == 4
     assert "hung: no token for" in out
     one.mode.write_text("")
-    until(lambda: one.state() == "serving", 10)
+    until(lambda: one.state() == "serving")
     assert ft_serve("status", "--port", one.port)[0] == 0
 
 
@@ -205,7 +205,7 @@ def test_a_hung_engine_is_killed_and_started_again_where_that_was_asked_for(serv
     one = served("--hang-after", "1", "--restart", "1", "--drain", "60").ready()
     first = one.record()["server_pid"]
     one.mode.write_text("hang")
-    until(lambda: one.state() == "restarting", 15)
+    until(lambda: one.state() == "restarting")
     one.mode.write_text("")
     assert not group(first)
     until(lambda: one.state() == "serving")
@@ -217,14 +217,14 @@ def test_a_stopped_server_process_is_called_hung_too(served):
     os.kill(one.record()["server_pid"], signal.SIGSTOP)
     assert one.state() == "hung"
     os.kill(one.record()["server_pid"], signal.SIGCONT)
-    until(lambda: one.state() == "serving", 10)
+    until(lambda: one.state() == "serving")
 
 
 def test_stop_lets_a_running_stream_finish_and_refuses_new_requests(served, ft_serve):
     one = served().ready()
     stream = one.stream(40)
     one.process.terminate()
-    until(lambda: one.state() == "draining", 3)
+    until(lambda: one.state() == "draining", 20)
     assert one.ask("/v1/chat/completions", {"stream": True, "max_tokens": 1})[:2] == (503, "30")
     assert ft_serve("status")[0] == 0
     assert stream.read().endswith(b"data: 39\n\ndata: [DONE]\n\n")
@@ -301,7 +301,7 @@ def test_a_restart_that_fails_is_tried_again_and_then_given_up(served):
     one = served("--restart", "2").ready()
     one.mode.write_text("fail")
     os.kill(one.record()["server_pid"], signal.SIGKILL)
-    code, _, err = one.ended(30)
+    code, _, err = one.ended()
     assert code == 4
     assert "in 1 s (1 restarts left)" in err
     assert "in 2 s (0 restarts left)" in err
