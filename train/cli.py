@@ -200,10 +200,11 @@ def _layers(
 
 
 def _print_settings(settings: dict[str, Any]) -> None:
-    shown = {k: ", ".join(s.value) if isinstance(s.value, tuple) else s.value for k, s in settings.items()}
     width = max(len(key) for key in settings)
     for key, setting in settings.items():
-        say(f"  {key:<{width}}  {shown[key]}  ({setting.origin})")
+        value = ", ".join(setting.value) if isinstance(setting.value, tuple) else setting.value
+        shown = "by device or other settings" if value is None else "none" if value == "" else value
+        say(f"  {key:<{width}}  {shown}  ({setting.origin})")
 
 
 def _with_config_options(function: Any) -> Any:

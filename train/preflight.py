@@ -10,12 +10,14 @@ from tunegate.advisor.gpus import Gpu, find_gpu
 from tunegate.advisor.models import KnownModel, find
 from tunegate.advisor.training_plan import FIT_MARGIN
 from tunegate.core import machine
+from tunegate.core.architecture import Architecture
 from tunegate.core.console import say, warn
 from tunegate.core.errors import UserError
 from tunegate.core.methods import ALL_LINEAR
 from tunegate.core.model_source import ModelSource
 from tunegate.train.arguments import recomputes, total_steps
 from tunegate.train.config import TrainConfig
+from tunegate.train.cpu_attention import LONGEST_DENSE
 
 Json = dict[str, Any]
 FEW_ROWS = 50  # below this a tuned model mostly learns its rows by heart
@@ -137,12 +139,22 @@ def _estimate(model: KnownModel, gpu: Gpu, config: TrainConfig, load: Load) -> J
             checkpointing=recomputes(config, device),
         )
     )
+    value = float(found["memory_gb"]["value"])
+    changed = value
     if load.answers_only:  # only label positions reach the output matrix
-        saved = float(found["terms_gb"]["logits"]) * (1.0 - load.label_share)
-        value = float(found["memory_gb"]["value"])
-        less = (value - saved) / value
-        found["memory_gb"] |= {key: float(found["memory_gb"][key]) * less for key in ("value", "low", "high")}
+        changed -= float(found["terms_gb"]["logits"]) * (1.0 - load.label_share)
+    if gpu.is_cpu and config.fast_cpu and load.longest <= LONGEST_DENSE:
+        changed += _scores_gb(model.architecture, config, load, recompute=recomputes(config, device))
+    found["memory_gb"] |= {key: float(found["memory_gb"][key]) * changed / value for key in ("value", "low", "high")}
     return found
+
+
+def _scores_gb(architecture: Architecture, config: TrainConfig, load: Load, *, recompute: bool) -> float:
+    """Attention scores that our CPU attention keeps for the backward pass, 1e9 bytes: 5 * n_h * s a token and layer
+    (Korthikanti et al., arXiv 2205.05198, equation 2), of one layer where they are computed again."""
+    layers = 1 if recompute else architecture.layers
+    tokens = config.per_device_train_batch_size * load.longest
+    return 5.0 * architecture.heads * load.longest * tokens * layers / 1e9
 
 
 def _proposals(model: KnownModel, gpu: Gpu, config: TrainConfig, load: Load) -> tuple[str, ...]:
