@@ -145,8 +145,14 @@ class LoadReport(Artifact):
         return document
 
 
+class Deployment(Artifact):
+    """Files that serve a release on a platform, a README, and (`manifest.facts`) what they were checked by."""
+
+    kind = "deployment"
+
+
 KINDS: dict[str, type[Artifact]] = {
-    c.kind: c for c in (Dataset, Run, Release, GgufExport, EvalReport, GateDecision, LoadReport)
+    c.kind: c for c in (Dataset, Run, Release, GgufExport, EvalReport, GateDecision, LoadReport, Deployment)
 }
 
 

@@ -1,4 +1,4 @@
-"""`ft serve`: options, opening what is served, printing. Sub-commands: status, logs, stop, top."""
+"""`ft serve`: options, opening what is served, printing. Sub-commands: status, logs, stop, top, deploy."""
 
 import json
 import shlex
@@ -21,6 +21,7 @@ from tunegate.core.manifest import NAME as MANIFEST
 from tunegate.core.model_source import ModelSource, resolve
 from tunegate.serve import cli_manage, servers
 from tunegate.serve.client import api_key
+from tunegate.serve.deploy.cli import deploy
 from tunegate.serve.machine_plan import choose_start
 from tunegate.serve.middleware import GuardSettings
 from tunegate.serve.served_model import Adapter, Target, has_adapter
@@ -36,6 +37,10 @@ app.command(epilog="Example: ft serve status")(cli_manage.status)
 app.command(epilog="Example: ft serve logs --port 8000 -f")(cli_manage.logs)
 app.command(epilog="Example: ft serve stop --port 8000")(cli_manage.stop)
 app.command(epilog="Example: ft serve top --port 8000")(top)
+app.command(
+    context_settings={"allow_extra_args": True},
+    epilog="Example: ft serve deploy release-awq/ --to kubernetes --gpu L4 --out deployment/ -- --max-num-batched-tokens 4096",
+)(deploy)
 
 DEFAULTS = GuardSettings()
 

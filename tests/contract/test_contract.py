@@ -12,7 +12,7 @@ from tunegate.core.ft import app as ft_app
 
 # Commands of the contract that are not written yet. They must be absent (exit 2, "No such command"), never stubs.
 NOT_YET = {
-    "ft serve deploy", 
+    
 }  # fmt: skip
 OPTIONS = {
     "ft data prepare": "--out",
@@ -40,6 +40,7 @@ OPTIONS = {
     "ft serve logs": "",
     "ft serve stop": "",
     "ft serve top": "",
+    "ft serve deploy": "--to --out",
     "ft loadtest": "--out --data --prompts --concurrency --rate --requests --duration",
     "ft eval run": "--task --out --against --policy --save-as --api-key-file",
     "ft eval init": "",

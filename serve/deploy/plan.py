@@ -1,0 +1,181 @@
+"""What a deployment is made of, before any format: the model, vLLM's flags, the GPUs it needs, how it grows and stops."""
+
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from tunegate.advisor.gpus import Gpu
+from tunegate.core.artifacts import Release, Run
+from tunegate.core.errors import UsageError, UserError
+from tunegate.core.model_source import ModelSource
+from tunegate.serve import preflight
+from tunegate.serve.machine_plan import GpuPlan, plan_gpus
+from tunegate.serve.middleware import EXIT_S, GuardSettings
+from tunegate.serve.prompting.prompting import has_prompting
+from tunegate.serve.served_model import Target, describe, has_adapter, name_of, weights_bytes
+from tunegate.serve.vllm_flags import MIDDLEWARE, need_of
+
+MODELS = "/models"  # where a release is in a container
+PORT = 8000
+COUNTS = (1, 2, 4, 8)  # GPUs a copy may take on one node
+PRE_STOP_S = 15  # a load balancer takes so long to notice that an instance leaves
+HOST_GB = 6.0  # memory beside the weights: vLLM's processes and pinned buffers (measured on the CPU: 4 GB)
+START_S = 900  # cold start with download, load and compilation: the start-up probe waits so long
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeployOptions:
+    """replicas, max_replicas: copies, and the most there may be. queue: waiting requests a copy before another is added.
+
+    volume: name of the claim or volume that holds the release. secret: name of the secret with the key `api-key`.
+    prometheus: where the autoscaler asks. extra: vLLM flags passed on.
+    """
+
+    gpu: Gpu
+    gpus: int | None = None
+    replicas: int = 1
+    max_replicas: int = 3
+    queue: int = 8
+    max_model_len: int = 2048
+    max_num_seqs: int = 64
+    image: str | None = None
+    volume: str | None = None
+    secret: str | None = None
+    prometheus: str = "http://prometheus-operated.monitoring.svc:9090"
+    autoscale: str = "hpa"
+    extra: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeployPlan:
+    """A deployment. name: a DNS label. model: as requests name it. source: path in the container, or a hub id.
+
+    flags: vLLM's, without host, port and middleware. memory_gb: of the host, 1e9 bytes. gpu_says: why so many GPUs.
+    """
+
+    name: str
+    model: str
+    source: str
+    flags: tuple[str, ...]
+    gpu: Gpu
+    gpus: int
+    gpu_says: str
+    memory_gb: int
+    options: DeployOptions
+    guard: GuardSettings = field(default_factory=GuardSettings)
+
+    @property
+    def mounted(self) -> bool:
+        """Whether the model is files that must be brought to the cluster; a hub id is fetched by vLLM."""
+        return self.source.startswith(f"{MODELS}/")
+
+    @property
+    def secret(self) -> str:
+        """The secret that holds the API key."""
+        return self.options.secret or f"{self.name}-api-key"
+
+    @property
+    def volume(self) -> str:
+        """The claim or volume that holds the release."""
+        return self.options.volume or f"{self.name}-model"
+
+    @property
+    def server_flags(self) -> list[str]:
+        """Everything after vLLM's module. All interfaces: in a container loopback would reach nobody, and the guard asks
+        for the key on every route."""
+        return [*self.flags, "--middleware", MIDDLEWARE, "--host", "0.0.0.0", "--port", str(PORT)]  # noqa: S104
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The guard's settings and switches; never a key."""
+        return {
+            "PYTHONPATH": "/opt/tunegate",
+            "TUNEGATE_PROBE_MODEL": self.model,
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            **self.guard.as_environment(),
+        }
+
+    @property
+    def grace_s(self) -> int:
+        """Seconds from the signal to the kill: the pause before it, the drain, and the engine's end."""
+        return math.ceil(PRE_STOP_S + self.guard.drain_s + EXIT_S + 5)
+
+
+def make_plan(target: Target, options: DeployOptions) -> DeployPlan:
+    """A plan for `target`. Raises UserError for what cannot be deployed as it is, or does not fit 8 of the GPU."""
+    if has_adapter(target) or isinstance(target, Run) or (isinstance(target, Release) and has_prompting(target.path)):
+        raise UserError(
+            f"{describe(target)} is not a model by itself",
+            hint="merge it first (ft merge RUN --out RELEASE), then deploy the release",
+        )
+    if options.max_replicas < options.replicas:
+        raise UsageError("--max-replicas is below --replicas", where="--max-replicas")
+    preflight.check_flags(options.extra)
+    model = name_of(target)
+    name = dns_label(model)
+    hub = isinstance(target, ModelSource) and target.kind == "hub"
+    source = str(target.location) if isinstance(target, ModelSource) and hub else f"{MODELS}/{name}"
+    sized = _sized(target, options)
+    flags = ["--model", source, "--served-model-name", model, "--max-model-len", str(options.max_model_len),
+             "--max-num-seqs", str(options.max_num_seqs), "--generation-config", "vllm", "--enable-prefix-caching"]  # fmt: skip
+    if isinstance(target, ModelSource) and target.revision:
+        flags += ["--revision", target.revision]
+    return DeployPlan(
+        name=name,
+        model=model,
+        source=source,
+        flags=(*flags, *sized.flags(), *options.extra),
+        gpu=options.gpu,
+        gpus=sized.tensor * sized.pipeline * sized.data,
+        gpu_says=sized.says,
+        memory_gb=math.ceil(1.2 * weights_bytes(target) / 1e9 + HOST_GB),
+        options=options,
+    )
+
+
+def _sized(target: Target, options: DeployOptions) -> GpuPlan:
+    """How a copy lies on GPUs, from the advisor's memory need; the fewest that hold it."""
+    need = need_of(target, options.max_model_len, options.max_num_seqs)
+    if need is None:
+        count = options.gpus or 1
+        return GpuPlan(
+            tensor=count, pipeline=1, data=1, share=0.9, says=f"{count} GPU: the model's size is not known here"
+        )
+    last: UserError | None = None
+    for count in (options.gpus,) if options.gpus else COUNTS:
+        try:
+            return plan_gpus(need, options.gpu.memory_gb, count)
+        except UserError as error:
+            last = error
+    assert last is not None
+    raise last
+
+
+def dns_label(text: str) -> str:
+    """A name as Kubernetes takes it (RFC 1123 label): lower-case letters, digits and dashes, at most 50."""
+    label = re.sub(r"[^a-z0-9]+", "-", text.rsplit("/", 1)[-1].lower()).strip("-")[:50].strip("-")
+    return label if label and label[0].isalpha() else f"model-{label}".strip("-")
+
+
+def engine_kwargs(flags: tuple[str, ...]) -> dict[str, Any]:
+    """vLLM flags as keyword arguments of its engine: `--max-model-len 2048` is `max_model_len: 2048`."""
+    from tunegate.core.rows import parse_json
+
+    found: dict[str, Any] = {}
+    words = list(flags)
+    while words:
+        name, equals, value = words.pop(0).partition("=")
+        if not equals and words and not words[0].startswith("--"):
+            value, equals = words.pop(0), "="
+        key = name.removeprefix("--").replace("-", "_")
+        if not equals:
+            found[key.removeprefix("no_")] = not key.startswith("no_")
+            continue
+        try:
+            found[key] = parse_json(value.encode(), name)
+        except UserError:
+            found[key] = value
+    return found
