@@ -11,9 +11,7 @@ from tunegate.core.ft import FtGroup
 from tunegate.core.ft import app as ft_app
 
 # Commands of the contract that are not written yet. They must be absent (exit 2, "No such command"), never stubs.
-NOT_YET = {
-    
-}  # fmt: skip
+NOT_YET: set[str] = set()
 OPTIONS = {
     "ft data prepare": "--out",
     "ft data inspect": "",
