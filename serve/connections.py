@@ -17,6 +17,8 @@ def close_silent(app: Any, silent: dict[Any, float], limit_s: float, passed_s: f
         cycle = connection.cycle
         if cycle is not None and not cycle.response_complete:
             continue
+        if getattr(connection, "timeout_keep_alive_task", None) is not None:  # between requests: uvicorn's own timer
+            continue
         found[connection] = silent.get(connection, 0.0) + passed_s
         if found[connection] >= limit_s:
             connection.transport.abort()

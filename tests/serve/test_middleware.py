@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import types
 
 import pytest
 
 from tunegate.serve import middleware
+from tunegate.serve.connections import close_silent
 from tunegate.serve.engine_watch import EngineWatch, one_token
 from tunegate.serve.middleware import INSTANCE_VARIABLE, KEY_VARIABLE, Guard, GuardSettings
 
@@ -363,3 +365,33 @@ def test_settings_go_through_the_environment(monkeypatch):
     for name, value in given.as_environment().items():
         monkeypatch.setenv(name, value)
     assert GuardSettings.from_environment() == given
+
+
+def connection(*, cycle=None, timer=None):
+    aborted = []
+    transport = types.SimpleNamespace(abort=lambda: aborted.append(1))
+    made = types.SimpleNamespace(cycle=cycle, timeout_keep_alive_task=timer, transport=transport, aborted=aborted)
+    return Hashable(made)
+
+
+class Hashable:
+    def __init__(self, content):
+        self.__dict__ = content.__dict__
+
+
+def test_only_connections_without_a_whole_request_head_are_closed():
+    silent = connection()
+    busy = connection(cycle=types.SimpleNamespace(response_complete=False))
+    idle = connection(cycle=types.SimpleNamespace(response_complete=True), timer="uvicorn's")
+    second = connection(cycle=types.SimpleNamespace(response_complete=True))
+    websocket = object()
+    state = types.SimpleNamespace(connections={silent, busy, idle, second, websocket})
+    app = types.SimpleNamespace(state=types.SimpleNamespace(server=types.SimpleNamespace(server_state=state)))
+    seen = {}
+    for _ in range(2):
+        seen = close_silent(app, seen, 3.0)
+    assert not silent.aborted
+    state.connections = {silent, busy, idle, second, websocket}
+    close_silent(app, seen, 3.0)
+    assert [bool(c.aborted) for c in (silent, busy, idle, second)] == [True, False, False, True]
+    assert close_silent(None, {}, 1.0) == close_silent(object(), {}, 1.0) == {}
