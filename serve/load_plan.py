@@ -87,7 +87,9 @@ def plan_stages(
 
 
 def numbers(text: str, option: str, kind: type[int] | type[float]) -> list[Any]:
-    """`1,4,16` as positive numbers. Raises UsageError."""
+    """`1,4,16` as positive numbers, none for an empty text. Raises UsageError."""
+    if not text:
+        return []
     try:
         found = [kind(part) for part in text.split(",") if part.strip()]
     except ValueError:

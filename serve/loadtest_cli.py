@@ -70,16 +70,12 @@ def loadtest(
     """
     refuse_existing(report, force=force)
     asked, about_prompts, source = _prompts(data, prompts)
-    if concurrency is None and rate is None:
-        concurrency = "1,4,16"
-    stages = plan_stages(
-        numbers(concurrency, "--concurrency", int) if concurrency else [],
-        numbers(rate, "--rate", float) if rate else [],
-        requests=requests, duration_s=duration, warm_up=warm_up,
-    )  # fmt: skip
-    generation: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
-    if ignore_eos:
-        generation["ignore_eos"] = True
+    levels = numbers(concurrency or ("" if rate else "1,4,16"), "--concurrency", int)
+    rates = numbers(rate or "", "--rate", float)
+    stages = plan_stages(levels, rates, requests=requests, duration_s=duration, warm_up=warm_up)
+    generation = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed} | (
+        {"ignore_eos": True} if ignore_eos else {}
+    )
     limits = {"ttft_ms": slo_ttft_ms, "tpot_ms": slo_tpot_ms, "e2e_ms": slo_e2e_ms}
     options = LoadOptions(
         stages=stages, generation=generation, slo={k: v for k, v in limits.items() if v is not None},

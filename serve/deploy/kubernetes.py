@@ -104,7 +104,7 @@ def resources(plan: DeployPlan) -> dict[str, Any]:
 def volumes(plan: DeployPlan) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
     """(name, source, mount): the guard, shared memory for the workers, and the model or a cache for it."""
     guard = {"configMap": {"name": f"{plan.name}-guard"}}
-    found = [
+    found: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         ("guard", guard, {"mountPath": "/opt/tunegate/tunegate/serve", "readOnly": True}),
         ("shm", {"emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}}, {"mountPath": "/dev/shm"}),  # noqa: S108
     ]

@@ -160,7 +160,7 @@ def test_stages_are_ordered_and_sized():
         plan_stages([1], [], requests=5, duration_s=3.0, warm_up=None)
 
 
-@pytest.mark.parametrize("text", ["", "0", "a,b", "-1", "1,,x", "1e9"])
+@pytest.mark.parametrize("text", [",", "0", "a,b", "-1", "1,,x", "1e9"])
 def test_a_list_of_numbers_is_checked(text):
     with pytest.raises(UsageError):
         numbers(text, "--concurrency", int)
