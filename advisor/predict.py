@@ -162,16 +162,13 @@ def _concurrency(case: Case, setup: serving.ServingSetup) -> float:
     return case.batch()
 
 
-SCHEDULER_LIMIT = 1024.0  # sequences a scheduler takes at once when all are queued
-OFFLINE_DERATE = 1.0  # of the closed-loop formula at saturation. Fitted.
+SCHEDULER_LIMIT = 2048.0  # sequences a scheduler takes at once when all are queued (TensorRT-LLM's max_batch_size)
 
 
 def _throughput(case: Case) -> float:
     setup = serving_setup(case)
     concurrency = _concurrency(case, setup)
     out = serving.throughput(setup, concurrency)
-    if not case.row["batch_or_concurrency"].isdigit():
-        out *= OFFLINE_DERATE
     if "decode" in case.row["unit"]:
         return concurrency / serving.curve(setup).decode_s(concurrency)
     if "total(in+out)" in case.text:

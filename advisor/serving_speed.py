@@ -16,7 +16,9 @@ from tunegate.advisor.training_memory import weights_gb
 from tunegate.core.architecture import Architecture
 
 QUANTIZATIONS = ("bf16", "fp8", "awq")
-ALLREDUCE_S = 4.4e-6  # start of one all-reduce; two a layer. Fitted.
+ALLREDUCE_S = 3.3e-6  # start of one all-reduce; two a layer. Fitted.
+LINK_SHARE = 0.5  # of the link's bandwidth that an all-reduce reaches. Fitted.
+BURST = 0.89  # time to first token over one prefill and the root of the clients, where all start at once. Fitted.
 RUNTIME_GB = 2.0  # per GPU, beside weights and cache: CUDA graphs, activations, workspace
 MEMORY_SHARE = 0.9  # of the GPU that the engine may take (vLLM's default gpu_memory_utilization)
 
@@ -27,19 +29,21 @@ class Engine:
 
     bandwidth: share of the memory bandwidth reached in decoding, of at most max_gbps. layer_ms, sequence_ms: overhead per step and layer,
     per step and sequence. attention_ns: per step, cached token, layer and query head where the attention kernel, not
-    bandwidth, is the bound. prefill_floor_ms: least time of a prefill. mfu: share of the dense peak reached in matrix
+    bandwidth, is the bound. prefill_floor_ms: least time of a prefill. reserves_whole: a sequence gets cache for its whole
+    length when it is taken in (TensorRT-LLM's GUARANTEED_NO_EVICT), not as it grows. mfu: share of the dense peak reached in matrix
     products, by weight format.
     """
 
-    bandwidth: float = 0.92
+    bandwidth: float = 0.88
     max_gbps: float = 1e9
     layer_ms: float = 0.059
-    sequence_ms: float = 0.035
+    sequence_ms: float = 0.045
     attention_ns: float = 0.0
     prefill_floor_ms: float = 0.0
-    mfu_bf16: float = 0.80
-    mfu_fp8: float = 0.66
-    mfu_fp4: float = 0.50
+    reserves_whole: bool = False
+    mfu_bf16: float = 0.78
+    mfu_fp8: float = 0.65
+    mfu_fp4: float = 0.47
     mfu_4bit: float = 0.40
 
     def mfu(self, quantization: str) -> float:
@@ -50,9 +54,9 @@ class Engine:
 ENGINES = {
     "vllm": Engine(),
     "vllm-cpu": Engine(layer_ms=0.5, sequence_ms=5.5, mfu_bf16=0.5),
-    "trtllm": Engine(layer_ms=0.045, sequence_ms=0.03),
-    "vllm-0.6": Engine(layer_ms=0.13, sequence_ms=0.07),
-    "vllm-rocm": Engine(layer_ms=0.17, sequence_ms=0.25, attention_ns=0.2),
+    "trtllm": Engine(layer_ms=0.042, sequence_ms=0.013, reserves_whole=True),
+    "vllm-0.6": Engine(layer_ms=0.12, sequence_ms=0.08),
+    "vllm-rocm": Engine(layer_ms=0.17, sequence_ms=0.27, attention_ns=0.3),
     "lmdeploy": Engine(layer_ms=0.04, sequence_ms=0.15),
     "llamacpp": Engine(layer_ms=0.08, bandwidth=0.85, max_gbps=1300.0),
     "autoawq-gemm": Engine(layer_ms=0.05, bandwidth=0.85, prefill_floor_ms=57.0),
@@ -101,11 +105,15 @@ def peak_flops(setup: ServingSetup) -> float:
 
 
 def allreduce_s(setup: ServingSetup, tokens: float) -> float:
-    """Seconds of the two all-reduces a layer that tensor parallelism needs for one step over `tokens` tokens."""
+    """Seconds of the two all-reduces a layer that tensor parallelism needs for one step over `tokens` tokens.
+
+    A ring moves 2 (n - 1) / n of the message through each link (Patarasuk & Yuan 2009, section 3).
+    """
     if setup.gpus == 1:
         return 0.0
-    a = setup.architecture
-    return 2.0 * a.layers * (ALLREDUCE_S + 2.0 * tokens * a.hidden / (setup.gpu.link_gbps * 1e9))
+    a, n = setup.architecture, setup.gpus
+    moved = 2.0 * (n - 1) / n * 2.0 * tokens * a.hidden  # bytes in and out of each GPU, 16 bits a value
+    return 2.0 * a.layers * (ALLREDUCE_S + moved / (LINK_SHARE * setup.gpu.link_gbps * 1e9))
 
 
 def prefill_s(setup: ServingSetup) -> float:
@@ -178,7 +186,7 @@ def curve(setup: ServingSetup) -> Curve:
     )
     experts = experts if a.experts > 1 else 0.0
     cache = a.kv_tokens(setup.mean_context) * a.kv_bytes_per_token(setup.kv_bytes) / bandwidth
-    attention = engine.attention_ns * 1e-9 * setup.mean_context * a.layers * a.heads
+    cache = max(cache, engine.attention_ns * 1e-9 * setup.mean_context * a.layers * a.heads)
     start, per_sequence = allreduce_s(setup, 0.0), allreduce_s(setup, 1.0) - allreduce_s(setup, 0.0)
     return Curve(
         dense_s=(read - experts) / bandwidth,
@@ -186,7 +194,7 @@ def curve(setup: ServingSetup) -> Curve:
         expert_share=a.experts_per_token / a.experts,
         cache_s=cache,
         compute_s=2.0 * a.compute_params / peak_flops(setup),
-        sequence_s=engine.sequence_ms / 1e3 + attention + per_sequence,
+        sequence_s=engine.sequence_ms / 1e3 + per_sequence,
         fixed_s=engine.layer_ms * a.layers / 1e3 + start,
         prefill_s=prefill_s(setup),
         fits=max_concurrency(setup),
@@ -200,10 +208,12 @@ def memory_gb(setup: ServingSetup) -> float:
 
 
 def max_concurrency(setup: ServingSetup) -> float:
-    """Sequences whose mean context fits the KV cache; below 1 the model does not fit."""
+    """Sequences whose mean context (their whole one where it is reserved) fits the KV cache; below 1 the model does not."""
     a = setup.architecture
+    whole = ENGINES[setup.engine].reserves_whole
+    context = setup.input_tokens + setup.output_tokens if whole else setup.mean_context
     free = (MEMORY_SHARE * setup.gpu.memory_gb - memory_gb(setup)) * setup.gpus * 1e9
-    return free / (a.kv_tokens(setup.mean_context) * a.kv_bytes_per_token(setup.kv_bytes))
+    return free / (a.kv_tokens(context) * a.kv_bytes_per_token(setup.kv_bytes))
 
 
 def throughput(setup: ServingSetup, concurrency: float) -> float:
@@ -215,12 +225,12 @@ def throughput(setup: ServingSetup, concurrency: float) -> float:
 def benchmark_ttft_s(setup: ServingSetup, concurrency: float) -> float:
     """Mean seconds to the first token as closed-loop benchmarks report it: all clients start at once, so prefills queue.
 
-    The ratio to one prefill grows as 0.85 * sqrt(B) (fitted); sequences beyond the cache wait for a whole service.
+    The ratio to one prefill grows as BURST * sqrt(B); sequences beyond the cache wait for a whole service.
     """
     of = curve(setup)
     fits = max(1.0, of.fits)
     running = min(concurrency, fits)
-    burst = of.prefill_s * max(1.0, 0.85 * math.sqrt(running))
+    burst = of.prefill_s * max(1.0, BURST * math.sqrt(running))
     service = of.prefill_s + of.output_tokens * of.tpot_s(running)
     return burst + 0.5 * of.decode_s(running) + 0.015 + max(0.0, concurrency / fits - 1.0) * service
 
