@@ -99,8 +99,7 @@ def calibrate(
     card, base = find_gpu(gpu), find(model)
     known = learning.factor(reading.kind, card.name)
     if reading.load is not None:  # what was measured, not what was typed
-        input_tokens, output_tokens = reading.load.prompt_tokens, reading.load.completion_tokens
-        concurrency = reading.load.concurrency
+        input_tokens, output_tokens, concurrency = reading.load.shape()
     if reading.kind == "train_tps":
         question = estimates.TrainQuestion(
             model=base, method=method, gpu=card, batch=batch, seq=seq, targets=ALL_LINEAR
@@ -110,13 +109,9 @@ def calibrate(
         peak = card.tflops * 1e12 / (4.0 * base.architecture.linear_params)
     else:
         served = estimates.ServeQuestion(
-            model=base,
-            gpu=card,
-            quantization=quant,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
+            model=base, gpu=card, quantization=quant, input_tokens=input_tokens, output_tokens=output_tokens,
             concurrency=concurrency,
-        )
+        )  # fmt: skip
         predicted = estimates.serve(served)["tpot_ms"]["value"] / known
         peak = 1e3 * base.architecture.linear_params * 0.5 / (card.bandwidth_gbps * 1e9)
     learning.refuse_impossible(reading.value, predicted, peak, reading.kind)

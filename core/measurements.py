@@ -25,6 +25,10 @@ class LoadRecord:
     ttft_ms: float
     tpot_ms: float
 
+    def shape(self) -> tuple[float, float, float]:
+        """(prompt tokens, completion tokens, concurrency)."""
+        return self.prompt_tokens, self.completion_tokens, float(self.concurrency)
+
 
 def load_records(report: LoadReport) -> list[LoadRecord]:
     """The stages of a load test that say something about the server, lightest first.

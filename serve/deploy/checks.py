@@ -60,9 +60,7 @@ def check_kubernetes(documents: list[dict[str, Any]], file: Path) -> list[Check]
     for document in documents:
         kind = document.get("kind")
         if kind in OWN_SCHEMAS:
-            schema = json.loads(
-                files("tunegate.serve.deploy").joinpath(f"{OWN_SCHEMAS[kind]}.json").read_text()
-            )
+            schema = json.loads(files("tunegate.serve.deploy").joinpath(f"{OWN_SCHEMAS[kind]}.json").read_text())
             problem = next(iter(sorted(jsonschema.Draft202012Validator(schema).iter_errors(document), key=str)), None)
             if problem is not None:
                 where = "/".join(map(str, problem.absolute_path))
