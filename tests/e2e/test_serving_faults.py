@@ -67,7 +67,7 @@ def runs(tmp_path_factory):
         assert isinstance(adapted, PeftModel)
         for key, weight in adapted.named_parameters():
             if "lora_B" in key:
-                torch.nn.init.normal_(weight, std=0.15)
+                torch.nn.init.normal_(weight, std=0.25)
         wanted[name] = next_token_scores(adapted.eval(), ids)
         folder = tmp_path_factory.mktemp("runs") / name
         adapted.save_pretrained(folder)
@@ -143,7 +143,7 @@ def server(runs, tmp_path_factory):
     env.pop("OMP_NUM_THREADS", None)
     made = Server(free_port("127.0.0.1"), str(Path(sys.executable).parent / "ft"), env)
     done = made.ft("serve", str(one), "--adapter", f"two={two}", "--port", str(made.port), "--detach", "--start", "fast",
-                   "--max-model-len", "1024", "--drain", "4", "--hang-after", "4", "--restart", "1")  # fmt: skip
+                   "--max-model-len", "1024", "--drain", "4", "--hang-after", "12", "--restart", "1")  # fmt: skip
     assert done.returncode == 0, done.stderr
     yield made
     made.ft("serve", "stop", "--port", str(made.port))
@@ -151,7 +151,7 @@ def server(runs, tmp_path_factory):
 
 
 def test_each_adapter_answers_as_peft_does_and_not_as_the_base(server, runs):
-    """Log probabilities of the next token, bf16 against PEFT in fp32: 0.05 apart by rounding, 0.8 and more between models."""
+    """Log probabilities of the next token, bf16 against PEFT in fp32: about 0.1 apart by rounding, far more between models."""
     _, wanted = runs
 
     def served(model):
@@ -166,9 +166,9 @@ def test_each_adapter_answers_as_peft_does_and_not_as_the_base(server, runs):
     assert apart(served("one-base"), wanted["base"]) < 0.3
     for name, other in (("one", "two"), ("two", "one")):
         scores = served(name)
-        assert apart(scores, wanted[name]) < 0.3
-        assert apart(scores, wanted["base"]) > 0.5
-        assert apart(scores, wanted[other]) > 0.5
+        assert apart(scores, wanted[name]) < 0.4
+        assert apart(scores, wanted["base"]) > 0.8
+        assert apart(scores, wanted[other]) > 0.8
 
 
 def test_two_hundred_clients_at_once_are_all_answered(server):
@@ -212,10 +212,10 @@ def test_a_stopped_engine_is_called_hung_while_vllm_says_it_is_well_and_started_
     before = server.group()
     os.kill(engine, signal.SIGSTOP)
     try:
-        until(lambda: call(f"{server.root}/health").status == 503, 20)
+        until(lambda: call(f"{server.root}/health").status == 503, 60)
     except OSError:
         pass  # the supervisor was quicker and has killed it already
-    until(lambda: server.record()["state"] == "restarting", 15)
+    until(lambda: server.record()["state"] == "restarting", 60)
     assert "hung" in server.record()["detail"]
     until(lambda: not any(psutil.pid_exists(pid) for pid in before), 5)
     until(lambda: server.state() == "serving", 180)
