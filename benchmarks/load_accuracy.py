@@ -157,14 +157,17 @@ def main() -> None:
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {date.today()}; {given.streams} streams, {requests} requests"
     )
-    print("| tool | TTFT p50 ms | TPOT p50 ms | E2E p50 ms | requests per client CPU-s | failed, of so many sent |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| tool | TTFT p50 ms | TPOT p50 ms | E2E p50 ms | requests per client CPU-s | failed, of so many sent | says it is valid |"
+    )
+    print("|---|---|---|---|---|---|---|")
     for name, tool in tools.items():
         said, truth, cpu = against(tool, TIMING, requests, given.streams)
         _, _, fixed = against(tool, TIMING, given.streams, given.streams)
         rate = (requests - given.streams) / (cpu - fixed) if cpu > fixed else float("nan")
         broken, faults, _ = against(tool, FAULTS, min(200, requests), 8)
         lost = f"{broken.get('failed')} of {faults['failed']}"
+        valid = {None: "-", 0.0: "no", 1.0: "yes"}[said.get("valid")]
         figures = [cell(said, truth, figure) for figure in ("ttft_ms", "tpot_ms", "e2e_ms")]
         print(f"| {' | '.join([name, *figures, f'{rate:,.0f}', lost])} |", flush=True)
 
