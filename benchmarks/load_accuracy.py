@@ -169,7 +169,7 @@ def main() -> None:
         lost = f"{broken.get('failed')} of {faults['failed']}"
         valid = {None: "-", 0.0: "no", 1.0: "yes"}[said.get("valid")]
         figures = [cell(said, truth, figure) for figure in ("ttft_ms", "tpot_ms", "e2e_ms")]
-        print(f"| {' | '.join([name, *figures, f'{rate:,.0f}', lost])} |", flush=True)
+        print(f"| {' | '.join([name, *figures, f'{rate:,.0f}', lost, valid])} |", flush=True)
 
 
 if __name__ == "__main__":
