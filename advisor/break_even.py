@@ -5,6 +5,7 @@ are paid off over a stated time.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunegate.advisor.prices import ApiPrice
@@ -16,6 +17,7 @@ UPKEEP_HOURS_MONTH = 8.0  # to run a service of one's own
 PAID_OFF_MONTHS = 12.0
 DAYS_PER_MONTH = 365 / 12
 MOST_CALLS = 1e9  # per day, beyond which "never" is said
+Point = tuple[float, float | None, float]  # calls a day, own USD a month (None: not carried), API USD a month
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,31 +59,54 @@ def api_monthly_usd(offer: ApiPrice, calls_per_day: float, input_tokens: float, 
 def break_even(own: SelfHosted, offer: ApiPrice, input_tokens: float, output_tokens: float) -> float | None:
     """Fewest calls a day from which self-hosting is the cheaper and stays so up to its capacity; None for never.
 
-    The own cost is a staircase, so the load is looked at step by step: each replica added is a candidate, and within a
-    step the API's straight line crosses the flat tread at most once.
+    The own cost is a staircase with a tread for each replica; within a tread the API's straight line crosses it at most
+    once. Where a further replica earns more than its rent, treads from number 1 + fixed / (earned - rent) on lie below
+    the line from their first call; the crossing is on the tread before, or where that one begins.
     """
     per_day = api_monthly_usd(offer, 1.0, input_tokens, output_tokens)
     if per_day <= 0 or own.max_calls_per_s <= 0:
         return None
     tread = own.max_calls_per_s * 86_400 / own.peak_factor  # calls a day that one replica carries
-    most = own.max_replicas or math.ceil(MOST_CALLS / tread)
-    fixed = own.monthly_usd(1.0)
-    if fixed is None:
-        return None
+    fixed = own.upkeep_usd + own.once_usd / own.paid_off_months
     rent = own.usd_per_hour * HOURS_PER_MONTH * own.busy_share
-    if own.max_replicas is None and rent >= per_day * tread:
+    earned = per_day * tread - rent
+    below = math.ceil(1 + (fixed + rent) / earned) if earned > 0 else math.inf
+    last = math.inf if own.max_replicas is None else own.max_replicas
+    number = min(below - 1, last)
+    if not math.isfinite(number):
         return None  # even a full replica costs more than the calls it carries
-    for count in range(1, min(most, 1_000_000) + 1):
-        cost = fixed + rent * (count - 1)
-        crossing = cost / per_day
-        if crossing <= tread * count:
-            return max(crossing, tread * (count - 1))
-    return None
+    number = max(1, number)
+    crossing = (fixed + rent * number) / per_day
+    if crossing <= tread * number:
+        found = max(crossing, tread * (number - 1))
+    elif below <= last:
+        found = tread * number
+    else:
+        return None
+    return found if found <= MOST_CALLS else None
 
 
 def curve(
-    own: SelfHosted, offer: ApiPrice, input_tokens: float, output_tokens: float, points: int = 61
-) -> list[tuple[float, float | None, float]]:
-    """(calls per day, own monthly USD or None, API monthly USD) on a logarithmic axis from 100 to 1e8."""
+    own: SelfHosted, offer: ApiPrice, input_tokens: float, output_tokens: float, points: int = 361
+) -> list[Point]:
+    """Both costs on a logarithmic axis from 100 to 1e8 calls a day."""
     loads = [10 ** (2 + 6 * i / (points - 1)) for i in range(points)]
     return [(n, own.monthly_usd(n), api_monthly_usd(offer, n, input_tokens, output_tokens)) for n in loads]
+
+
+def rivals_worth_drawing(
+    offers: Sequence[ApiPrice], base: str, against: ApiPrice | None, input_tokens: float, output_tokens: float
+) -> list[ApiPrice]:
+    """The offers of a picture: the one asked for, up to two that host the same open weights (else the cheapest two that
+    host any: they are the real competitor), and where none was asked for the cheapest closed one of each tier."""
+
+    def cost(offer: ApiPrice) -> float:
+        return offer.per_call(input_tokens, output_tokens)
+
+    hosted = sorted((o for o in offers if o.open_weights), key=cost)
+    same = [o for o in hosted if o.open_weights == base] or hosted
+    chosen = [against, *same[:2]] if against is not None else same[:2]
+    if against is None:
+        for tier in dict.fromkeys(o.tier for o in offers if not o.open_weights):
+            chosen.append(min((o for o in offers if o.tier == tier and not o.open_weights), key=cost))
+    return list({o.name: o for o in chosen}.values())

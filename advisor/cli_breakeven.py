@@ -35,14 +35,13 @@ def breakeven(
         float, typer.Option(min=0.001, max=1, help="Share of hours billed (scale to zero); 1: always on.")
     ] = 1.0,
     prices: Annotated[Path | None, typer.Option(help="CSV of API prices.")] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Write the curve to this file; SVG only, so name it FILE.svg.")
-    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Write the picture to this file: FILE.svg or FILE.png.")] = None,
     json_: JsonOption = False,
 ) -> None:
     """From how many calls a day self-hosting is cheaper than an API; the answer may be never."""
     from tunegate.advisor import break_even as costs
     from tunegate.advisor import plot as drawing
+    from tunegate.advisor.models import find
     from tunegate.advisor.prices import find_offer, offers
 
     if plot is not None:
@@ -58,12 +57,14 @@ def breakeven(
         paid_off_months=months,
         busy_share=busy_share,
     )
-    chosen = [find_offer(against, prices)] if against else list(offers(prices))
+    asked = find_offer(against, prices) if against else None
+    every = list(offers(prices))
+    chosen = every if asked is None else [asked]
     cheapest = min(chosen, key=lambda o: o.per_call(*tokens))
-    points = costs.curve(own, cheapest, *tokens)
     if plot is not None:
-        title, crossing = f"{model} {quant} on {gpu}:{gpus}", costs.break_even(own, cheapest, *tokens)
-        drawing.write_svg(plot, drawing.svg(points, title, cheapest.name, crossing))
+        name = find(model).name
+        rivals = costs.rivals_worth_drawing(every, name, asked, *tokens)
+        _draw(plot, own, rivals, f"{name} {quant} on {gpu}:{gpus}", tokens, calls_per_day)
     carried = capacity * 86_400 / peak_factor
     facts = {"own_usd_per_hour": price * gpus, "capacity_calls_per_day_per_replica": carried, **known}
     facts["replicas"] = own.replicas(calls_per_day)
@@ -71,7 +72,35 @@ def breakeven(
     if json_:
         emit_json({"calls_per_day": calls_per_day, "offers": rows, **facts})
         return
-    _print(rows, facts, drawing.chart(points), cheapest.name)
+    crossing = costs.break_even(own, cheapest, *tokens)
+    _print(rows, facts, drawing.chart(costs.curve(own, cheapest, *tokens), crossing), cheapest.name)
+
+
+def _draw(
+    path: Path, own: Any, rivals: list[Any], what: str, tokens: tuple[float, float], calls_per_day: float
+) -> None:
+    from tunegate.advisor import break_even as costs
+    from tunegate.advisor import plot as drawing
+
+    curves = [
+        drawing.ApiCurve(
+            name=offer.name,
+            points=costs.curve(own, offer, *tokens),
+            crossing=costs.break_even(own, offer, *tokens),
+            hosted=bool(offer.open_weights),
+        )
+        for offer in rivals
+    ]
+    dates = sorted({offer.date for offer in rivals})
+    drawing.draw(
+        path,
+        title=f"Self-hosting against APIs: calls of {tokens[0]:,.0f} tokens in, {tokens[1]:,.0f} out",
+        own=f"own: {what}, ${own.usd_per_hour:,.2f}/h a replica, busiest hour {own.peak_factor:g} x the mean",
+        apis=curves,
+        calls_per_day=calls_per_day,
+        note=f"API prices of {', '.join(dates)}; own: rent, ${own.once_usd:,.0f} once over {own.paid_off_months:g} months, "
+        f"${own.upkeep_usd:,.0f} a month of engineering",
+    )
 
 
 def _machine(

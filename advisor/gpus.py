@@ -51,8 +51,16 @@ class Gpu:
     def link_gbps(self) -> float:
         """Bandwidth of one GPU to the others, 1e9 bytes/s in each direction: NVLink 3, 4 and 5 (12, 18 and 18 links of 25,
         25 and 50), Infinity Fabric of MI300X (7 of 64), else PCIe 4.0 x16."""
-        links = (("A100-40GB", 300.0), ("A100-80GB", 300.0), ("H100-SXM", 450.0), ("H200", 450.0), ("GH200", 450.0),
-                 ("B200", 900.0), ("GB", 900.0), ("MI300X", 448.0))
+        links = (
+            ("A100-40GB", 300.0),
+            ("A100-80GB", 300.0),
+            ("H100-SXM", 450.0),
+            ("H200", 450.0),
+            ("GH200", 450.0),
+            ("B200", 900.0),
+            ("GB", 900.0),
+            ("MI300X", 448.0),
+        )
         return next((speed for name, speed in links if self.name.startswith(name)), 32.0)
 
     @property
