@@ -1,9 +1,9 @@
 """How many items an evaluation needs, and what a set of n items can show. One-sided alpha; power is 1 - beta."""
 
+import functools
 import math
 
-from tunegate.core.distributions import normal_quantile, normal_sf
-from tunegate.core.statistics import clopper_pearson
+from tunegate.core.distributions import binomial_cdf, binomial_sf, normal_quantile, normal_sf
 
 LARGEST = 10_000_000  # items; beyond it the answer is "not with any set one can make"
 
@@ -24,6 +24,7 @@ def detectable_difference(n: int, discordance: float, *, alpha: float, power: fl
     return z * math.sqrt(discordance / n)
 
 
+@functools.lru_cache(maxsize=4096)
 def items_for_rate(rate: float, bound: float, *, alpha: float, power: float = 0.8) -> int | None:
     """Items needed for the exact interval of a rate to clear `bound` when the true rate is `rate`; None if it is equal.
 
@@ -41,9 +42,9 @@ def items_for_rate(rate: float, bound: float, *, alpha: float, power: float = 0.
 
 
 def _clears(rate: float, bound: float, n: int, alpha: float) -> bool:
-    interval = clopper_pearson(math.floor(rate * n + 0.5), n, level=1.0 - 2.0 * alpha)
-    edge = interval.low if rate > bound else interval.high
-    return edge is not None and (edge > bound if rate > bound else edge < bound)
+    """Whether the exact interval of the expected count lies beyond `bound`: whether the bound's own tail is under alpha."""
+    passed = math.floor(rate * n + 0.5)
+    return (binomial_sf(passed, n, bound) if rate > bound else binomial_cdf(passed, n, bound)) < alpha
 
 
 def miller_n(

@@ -5,6 +5,8 @@ n all pairs; the difference is candidate minus baseline, (b - c) / n. alpha is o
 level 1 - 2 alpha leaves alpha on each side, so that a test and its interval agree.
 """
 
+import bisect
+import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
@@ -202,7 +204,10 @@ def clustered_se(values: Sequence[float], clusters: Sequence[Hashable]) -> float
 
 @dataclass(frozen=True, kw_only=True)
 class MeanTest:
-    """A mean with its interval, and the one-sided p-values that it is above and below each asked-for value."""
+    """A mean with its interval, and the one-sided p-values that it is above and below each asked-for value.
+
+    draws: sorted.
+    """
 
     interval: Interval
     draws: tuple[float, ...]
@@ -223,7 +228,10 @@ class MeanTest:
         t = distance / self.se
         if not self.draws:
             return student_sf(t, self.df)
-        return (1 + sum(sign * draw >= t for draw in self.draws)) / (1 + len(self.draws))
+        beyond = (
+            len(self.draws) - bisect.bisect_left(self.draws, t) if sign > 0 else bisect.bisect_right(self.draws, -t)
+        )
+        return (1 + beyond) / (1 + len(self.draws))
 
 
 def bootstrap_mean(
@@ -251,14 +259,17 @@ def bootstrap_mean(
     if count > BOOTSTRAP_LIMIT:
         half = student_quantile((1.0 + level) / 2.0, df) * se
         return MeanTest(interval=Interval(value=mean, low=mean - half, high=mean + half, n=n), draws=(), se=se, df=df)
-    studentised = _studentised_draws(values, groups, draws, seed)
+    studentised = _studentised_draws(tuple(values), tuple(groups), draws, seed)
     tail = (1.0 - level) / 2.0
-    low = mean - _quantile(studentised, 1.0 - tail) * se
-    high = mean - _quantile(studentised, tail) * se
-    return MeanTest(interval=Interval(value=mean, low=low, high=high, n=n), draws=tuple(studentised), se=se, df=df)
+    low = mean - quantile(studentised, 1.0 - tail) * se
+    high = mean - quantile(studentised, tail) * se
+    return MeanTest(interval=Interval(value=mean, low=low, high=high, n=n), draws=studentised, se=se, df=df)
 
 
-def _studentised_draws(values: Sequence[float], groups: Sequence[Hashable], draws: int, seed: int) -> list[float]:
+@functools.lru_cache(maxsize=8)  # a gate asks for several levels of the same scores, one after the other
+def _studentised_draws(
+    values: tuple[float, ...], groups: tuple[Hashable, ...], draws: int, seed: int
+) -> tuple[float, ...]:
     """Sorted t* of `draws` resamples of whole clusters."""
     import numpy as np
 
@@ -268,7 +279,7 @@ def _studentised_draws(values: Sequence[float], groups: Sequence[Hashable], draw
     sizes = np.bincount(member).astype(float)
     mean, count = sums.sum() / sizes.sum(), len(names)
     generator = np.random.default_rng(seed)
-    found: list[float] = []
+    found = []
     block = max(1, 2_000_000 // count)
     for start in range(0, draws, block):
         chosen = generator.integers(0, count, size=(min(block, draws - start), count))
@@ -277,11 +288,12 @@ def _studentised_draws(values: Sequence[float], groups: Sequence[Hashable], draw
         residual = sums[chosen] - means[:, None] * sizes[chosen]
         se = np.sqrt(count / (count - 1.0) * (residual**2).sum(axis=1)) / size
         # A resample without spread says nothing about the tails on its own: it counts as extreme on its side.
-        found += ((means - mean) / np.maximum(se, 1e-12)).tolist()
-    return sorted(max(-1e6, min(1e6, t)) for t in found)
+        found.append((means - mean) / np.maximum(se, 1e-12))
+    return tuple(np.sort(np.clip(np.concatenate(found), -1e6, 1e6)).tolist())
 
 
-def _quantile(ordered: Sequence[float], probability: float) -> float:
+def quantile(ordered: Sequence[float], probability: float) -> float:
+    """The smallest of the sorted values at or above the share `probability` (Hyndman & Fan 1996, type 1)."""
     return ordered[min(len(ordered) - 1, max(0, math.ceil(probability * len(ordered)) - 1))]
 
 
@@ -303,16 +315,21 @@ def percentile(values: Sequence[float], probability: float, *, level: float) -> 
     ordered, n = sorted(values), len(values)
     if n == 0:
         return Interval(value=math.nan, low=None, high=None, n=0)
-    tail = (1.0 - level) / 2.0
-    ranks = range(1, n + 1)
-    low = _last(ranks, lambda r: binomial_sf(r, n, probability) >= 1.0 - tail)
-    high = _first(ranks, lambda r: binomial_cdf(r - 1, n, probability) >= 1.0 - tail)
+    low, high = _percentile_ranks(n, probability, level)
     return Interval(
-        value=_quantile(ordered, probability),
+        value=quantile(ordered, probability),
         low=None if low is None else ordered[low - 1],
         high=None if high is None else ordered[high - 1],
         n=n,
     )
+
+
+@functools.lru_cache(maxsize=4096)
+def _percentile_ranks(n: int, probability: float, level: float) -> tuple[int | None, int | None]:
+    tail, ranks = (1.0 - level) / 2.0, range(1, n + 1)
+    low = _last(ranks, lambda r: binomial_sf(r, n, probability) >= 1.0 - tail)
+    high = _first(ranks, lambda r: binomial_cdf(r - 1, n, probability) >= 1.0 - tail)
+    return low, high
 
 
 def _first(ranks: range, holds: Callable[[int], bool]) -> int | None:

@@ -219,10 +219,19 @@ def _one(
         assert before is not None
         return _paired(condition, alpha, pair(before, rows, condition.metric), part)
     metric, report = condition.metric, candidate.report
-    finding = _bounded(condition, alpha, measure(rows, report, metric, level=level, exact=True), part)
-    if finding.decision != "FAIL":
+    measured = measure(rows, report, metric, level=level, exact=True)
+    finding = _bounded(condition, alpha, measured, part)
+    if finding.decision != "FAIL" or part is None:
         return finding, 1.0
-    return finding, _contrary(lambda lv: measure(rows, report, metric, level=lv, exact=True).interval, condition, alpha)
+    bound, above = condition.value or 0.0, condition.rule == "at_most"
+    if measured.kind == "rate":
+        return finding, _contrary(lambda a: measured.rate_tail(bound, above=above, level=1.0 - 2.0 * a) < a, alpha)
+
+    def breaks(tail: float) -> bool:
+        interval = measure(rows, report, metric, level=1.0 - 2.0 * tail, exact=True).interval
+        return interval is not None and _breaks(interval, bound, condition)
+
+    return finding, _contrary(breaks, alpha)
 
 
 def _paired(condition: Condition, alpha: float, paired: Paired, part: str | None) -> tuple[Finding, float]:
@@ -238,13 +247,12 @@ def _paired(condition: Condition, alpha: float, paired: Paired, part: str | None
         shown = p < alpha and (exact is None or exact < alpha)
         refuted = interval.high is not None and interval.high < bound
         # Tango's interval is the inverted test, so its contrary's p is the test's other tail
-        contrary = (
-            1.0
-            if not refuted
-            else 1.0 - p
-            if paired.binary
-            else _contrary(lambda level: paired.interval(level=level), condition, alpha)
-        )
+        if not refuted or part is None:
+            contrary = 1.0
+        elif paired.binary:
+            contrary = 1.0 - p
+        else:
+            contrary = _contrary(lambda a: _breaks(paired.interval(level=1.0 - 2.0 * a), bound, condition), alpha)
     decision: Decision = "PASS" if shown else "FAIL" if refuted else "INCONCLUSIVE"
     need = _need_pairs(paired, bound, alpha) if decision == "INCONCLUSIVE" else None
     finding = _finding(
@@ -253,14 +261,12 @@ def _paired(condition: Condition, alpha: float, paired: Paired, part: str | None
     return Finding(**{**asdict(finding), "p": p, "bound": bound, "n": paired.n}), contrary
 
 
-def _contrary(interval_at: Callable[[float], Interval | None], condition: Condition, alpha: float) -> float:
-    """p of the contrary: the least alpha at which the whole interval still breaks the condition, at most `alpha`."""
-    bound = -condition.margin if condition.margin is not None else condition.value or 0.0
+def _contrary(breaks: Callable[[float], bool], alpha: float) -> float:
+    """p of the contrary: the least tail at which the whole interval still breaks the condition, at most `alpha`."""
     low, high = 0.0, alpha
     for _ in range(20):
         middle = (low + high) / 2.0
-        interval = interval_at(1.0 - 2.0 * middle)
-        low, high = (low, middle) if interval is not None and _breaks(interval, bound, condition) else (middle, high)
+        low, high = (low, middle) if breaks(middle) else (middle, high)
     return high
 
 

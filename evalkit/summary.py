@@ -1,11 +1,12 @@
 """Rows of results to figures: each metric with its interval, over all items and by slice."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tunegate.core.distributions import student_quantile
+from tunegate.core.distributions import beta_cdf, student_quantile
 from tunegate.core.statistics import (
     Interval,
     bootstrap_mean,
@@ -33,6 +34,20 @@ class Measured:
     interval: Interval | None
     passed: float = 0.0
     effective_n: float = 0.0
+    effect: float = 1.0
+    df: float = math.inf
+
+    def rate_tail(self, bound: float, *, above: bool, level: float) -> float:
+        """Exact one-sided p of a rate that is not above (else: not below) `bound`.
+
+        With the effective counts of `level` it is under (1 - level) / 2 exactly where that level's interval clears the bound.
+        """
+        assert self.interval is not None
+        counted = _effective_n(self.interval.n, self.effect, self.df, level)
+        passed = self.passed * counted / self.interval.n
+        if above:
+            return 1.0 if passed <= 0.0 else beta_cdf(bound, passed, counted - passed + 1.0)
+        return 1.0 if passed >= counted else 1.0 - beta_cdf(bound, passed + 1.0, counted - passed)
 
 
 def judged(rows: Rows) -> list[dict[str, Any]]:
@@ -63,14 +78,17 @@ def score_interval(values: Sequence[float], groups: Sequence[str], *, level: flo
         return Measured(kind="mean", interval=bootstrap_mean(values, groups, level=level).interval, effective_n=n)
     passed = sum(values)
     effect, df = design_effect(values, groups)
-    if effect == 1.0 and df == float("inf"):
-        interval = (clopper_pearson if exact else wilson)(passed, n, level=level)
-        return Measured(kind="rate", interval=interval, passed=passed, effective_n=n)
-    ratio = (student_quantile((1 + level) / 2, float("inf")) / student_quantile((1 + level) / 2, df)) ** 2
-    effective = max(1.0, n / effect * ratio)
+    effective = _effective_n(n, effect, df, level)
     found = (clopper_pearson if exact else wilson)(passed * effective / n, effective, level=level)
     interval = Interval(value=passed / n, low=found.low, high=found.high, n=n)
-    return Measured(kind="rate", interval=interval, passed=passed, effective_n=effective)
+    return Measured(kind="rate", interval=interval, passed=passed, effective_n=effective, effect=effect, df=df)
+
+
+def _effective_n(n: int, effect: float, df: float, level: float) -> float:
+    if effect == 1.0 and math.isinf(df):
+        return float(n)
+    ratio = (student_quantile((1 + level) / 2, math.inf) / student_quantile((1 + level) / 2, df)) ** 2
+    return max(1.0, n / effect * ratio)
 
 
 def measure(rows: Rows, report: dict[str, Any], metric: str, *, level: float, exact: bool = False) -> Measured:
