@@ -6,6 +6,7 @@ row attends to itself only, causally. Shapes: B batch (1), H query heads, K key-
 """
 
 import itertools
+from functools import lru_cache
 from typing import Any
 
 NAME = "tunegate_rows"
@@ -45,30 +46,41 @@ def attend(
 
     Raises ValueError for a batch of more than one, a mask, or attention dropout: the caller mixed it up with padding.
     """
-    import torch
-
     if query.shape[0] != 1 or attention_mask is not None or dropout:
         raise ValueError("rows side by side need batch size 1, no mask and no attention dropout")
-    length = query.shape[2]
-    bounds = [0, length] if cu_seq_lens_q is None else cu_seq_lens_q.tolist()
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    rows = [_row(query[:, :, a:b], key[:, :, a:b], value[:, :, a:b], scale) for a, b in itertools.pairwise(bounds)]
-    return torch.cat(rows, dim=2).transpose(1, 2).contiguous(), None
+    return attend_rows(query[0], key[0], value[0], scale, cu_seq_lens_q)[None], None
+
+
+def attend_rows(query: Any, key: Any, value: Any, scale: float, cu_seq_lens_q: Any = None) -> Any:
+    """query (H, S, D), key and value (K, S, D) -> output (S, H, D). cu_seq_lens_q: row boundaries; None for one row."""
+    import torch
+
+    bounds = [0, query.shape[1]] if cu_seq_lens_q is None else cu_seq_lens_q.tolist()
+    rows = [_row(query[:, a:b], key[:, a:b], value[:, a:b], scale) for a, b in itertools.pairwise(bounds)]
+    return torch.cat(rows, dim=1).transpose(0, 1).contiguous()
 
 
 def _row(query: Any, key: Any, value: Any, scale: float) -> Any:
-    """One row. The query heads that share a key-value head are stacked along the positions, so keys are not repeated."""
+    """One row, (H, L, D). The query heads that share a key-value head are stacked along the positions, so keys are not
+    repeated."""
     import torch
 
-    heads, length, size = query.shape[1:]
-    shared = key.shape[1]
+    heads, length, size = query.shape
+    shared = key.shape[0]
     if length > LONGEST_DENSE:
-        return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scale, enable_gqa=True
-        )
+        whole = (part[None] for part in (query, key, value))
+        return torch.nn.functional.scaled_dot_product_attention(*whole, is_causal=True, scale=scale, enable_gqa=True)[0]
     per = heads // shared
-    causal = torch.full((length, length), float("-inf"), dtype=query.dtype, device=query.device).triu(1)
     stacked = query.reshape(shared, per * length, size)
-    scores = torch.baddbmm(causal.repeat(per, 1), stacked, key[0].transpose(1, 2), alpha=scale)
-    mixed = torch.bmm(torch.softmax(scores, dim=-1), value[0])
-    return mixed.reshape(1, heads, length, size)
+    scores = torch.baddbmm(_causal(length, per, query.dtype), stacked, key.transpose(1, 2), alpha=scale)
+    mixed = torch.bmm(torch.softmax(scores, dim=-1), value)
+    return mixed.reshape(heads, length, size)
+
+
+@lru_cache(maxsize=64)  # all layers of a batch ask for the same lengths
+def _causal(length: int, per: int, dtype: Any) -> Any:
+    """(per * L, L): -inf above the diagonal."""
+    import torch
+
+    return torch.full((length, length), float("-inf"), dtype=dtype).triu(1).repeat(per, 1)

@@ -13,7 +13,17 @@ from tunegate.core.errors import UserError
 from tunegate.core.files import new_folder
 from tunegate.core.model_source import ModelSource
 from tunegate.core.rows import Row, read_rows
-from tunegate.train import adapters, cpu_attention, examples, model_loading, preflight, saving, trackers, work
+from tunegate.train import (
+    adapters,
+    cpu_attention,
+    examples,
+    fast_decoder,
+    model_loading,
+    preflight,
+    saving,
+    trackers,
+    work,
+)
 from tunegate.train import checkpoints as points
 from tunegate.train.arguments import keeps_best, sft_arguments, total_steps
 from tunegate.train.callbacks import make_callback
@@ -203,7 +213,12 @@ def _model(source: ModelSource, config: TrainConfig, device: str, attention: str
     set_seed(config.seed)
     model = model_loading.load_base(source, config, device, attention)
     total = model.num_parameters()
-    return (model if config.method == "full" else model_loading.with_adapter(model, config)), total
+    if config.method == "full":
+        return model, total
+    model = model_loading.with_adapter(model, config)
+    if config.method == "lora" and attention == cpu_attention.NAME and not fast_decoder.speed_up(model):
+        say("decoder layers: the library's (the faster ones cover LoRA on plain Llama, Mistral and Qwen2 layers)")
+    return model, total
 
 
 def _attention(source: ModelSource, config: TrainConfig, device: str) -> tuple[bool, str]:
