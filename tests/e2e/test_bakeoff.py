@@ -38,7 +38,10 @@ def test_a_bake_off_that_was_killed_goes_on_and_every_arm_is_a_run_like_any_othe
     assert document["failed"] == {}
     rows = {row["arm"]: row for row in document["arms"]}
     assert rows["few_shot"]["prompt_tokens"] > 1.5 * rows["base"]["prompt_tokens"]  # the examples reached the model
-    results = [json.loads(line) for line in EvalReport.open(job.folder / "bo/reports/few_shot").results_path.open()]
+    results = [
+        json.loads(line)
+        for line in EvalReport.open(job.folder / "bo/reports/few_shot").results_path.read_text().splitlines()
+    ]
     assert all(len(row["context"]["ids"]) == 2 for row in results)
     job.run("ft", "verify", "bo").ok()
     gate = job.run("ft", "gate", "bo/reports/few_shot", "--against", "bo/reports/base", "--out", "gate-few", "--json")

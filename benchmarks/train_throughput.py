@@ -1,0 +1,204 @@
+"""Tokens per second of `ft train` on this CPU, beside plain TRL scripts: same model, rows, order, batch, rank, steps.
+
+    python benchmarks/train_throughput.py [--short] [--rounds 3] [--steps 8] [--methods lora,qlora,full]
+
+plain: SFTTrainer with SFTConfig's defaults. best: what TRL itself can set: gradient checkpointing off. ft: `ft train` as users
+call it. Runs are interleaved; the table has medians. Padding is not counted as tokens. Wall time from the first step's start to
+the last step's end. Loss: answers of 48 held-out rows after the last step, by one evaluator for all.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+MODEL = "builtin:smollm2-135m"
+LENGTH = 512
+BATCH = 4
+RATE = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
+
+
+def rows_and_model(data: Path, part: str, count: int) -> tuple[Any, list[Any], Any, list[int]]:
+    """(tokenizer, masked examples, model source, stop ids) of the first rows that fit."""
+    from tunegate.core.model_source import resolve
+    from tunegate.core.rows import read_rows
+    from tunegate.train import examples, model_loading
+
+    source = resolve(MODEL)
+    tokenizer = model_loading.load_tokenizer(source)
+    stops = model_loading.stop_ids(source, tokenizer)
+    kept, _ = examples.build(list(read_rows(data / part)), tokenizer, stops, max_length=LENGTH, max_left_out_share=0.9)
+    return tokenizer, kept[:count], source, stops
+
+
+def plain(method: str, data: Path, out: Path, steps: int, best: bool) -> dict[str, float]:
+    """A TRL script as its documentation writes it, on rows tokenized beforehand (loss on the answers only)."""
+    import torch
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from trl import SFTConfig, SFTTrainer
+
+    tokenizer, kept, source, _ = rows_and_model(data, "train.jsonl", steps * BATCH)
+    options: dict[str, Any] = {"dtype": torch.float32 if method == "full" else torch.bfloat16}
+    if method == "qlora":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )  # fmt: skip
+        options["device_map"] = {"": "cpu"}
+    model = AutoModelForCausalLM.from_pretrained(source.location, **options)
+    config = SFTConfig(
+        output_dir=str(out), max_steps=steps, per_device_train_batch_size=BATCH, gradient_accumulation_steps=1,
+        learning_rate=RATE[method], lr_scheduler_type="cosine", warmup_steps=0, bf16=True, use_cpu=True, report_to="none",
+        save_strategy="no", logging_steps=1, seed=0, max_length=None, dataset_kwargs={"skip_prepare_dataset": True},
+        train_sampling_strategy="sequential", **({"gradient_checkpointing": False} if best else {}),
+    )  # fmt: skip
+    adapter = None
+    if method != "full":
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        adapter = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
+    columns = {"input_ids": [e.input_ids for e in kept], "labels": [e.labels for e in kept]}
+    trainer = SFTTrainer(
+        model=model,
+        args=config,
+        train_dataset=Dataset.from_dict(columns),
+        processing_class=tokenizer,
+        peft_config=adapter,
+    )
+    started = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - started
+    return {"tokens_per_s": sum(len(e.input_ids) for e in kept) / seconds, "loss": held_out_loss(trainer.model, data)}
+
+
+def ours(method: str, data: Path, out: Path, steps: int) -> dict[str, float]:
+    """`ft train` through its own function, on a Dataset of the same rows; timed around its trainer's loop."""
+    from tunegate.core.artifacts import Dataset
+    from tunegate.train import sft
+    from tunegate.train.config import resolve
+
+    _, kept, source, _ = rows_and_model(data, "train.jsonl", steps * BATCH)
+    chosen = {e.id for e in kept}
+    folder = out / "data"
+    folder.mkdir(parents=True)
+    lines = (data / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    (folder / "train.jsonl").write_text("".join(x + "\n" for x in lines if json.loads(x)["id"] in chosen))
+    from tunegate.core.manifest import write
+
+    write(folder, "dataset", inputs=[], config={}, facts={})
+    settings = {
+        "method": method, "model": MODEL, "max_steps": steps, "max_length": LENGTH, "per_device_train_batch_size": BATCH,
+        "gradient_accumulation_steps": 1, "learning_rate": RATE[method], "warmup_ratio": 0.0, "validation_share": 0.0,
+        "save_steps": 0, "seed": 0,
+    }  # fmt: skip
+    took: dict[str, float] = {}
+    import trl
+
+    inner = trl.SFTTrainer.train
+
+    def timed(self: Any, *args: Any, **more: Any) -> Any:
+        started = time.perf_counter()
+        result = inner(self, *args, **more)
+        took["seconds"] = time.perf_counter() - started
+        took["loss"] = held_out_loss(self.model, data)
+        return result
+
+    trl.SFTTrainer.train = timed
+    sft.train(
+        Dataset.open(folder), source, resolve([("benchmark", settings)])[0], out / "run", resume=False, force=True
+    )
+    return {"tokens_per_s": sum(len(e.input_ids) for e in kept) / took["seconds"], "loss": took["loss"]}
+
+
+def held_out_loss(model: Any, data: Path) -> float:
+    """Mean cross entropy per answer token over 48 held-out rows, one row at a time, with autocast, for every side alike."""
+    import torch
+
+    _, kept, _, _ = rows_and_model(data, "eval.jsonl", 48)
+    total, count = 0.0, 0
+    model.eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        for example in kept:
+            ids, labels = torch.tensor([example.input_ids]), torch.tensor(example.labels)[1:]
+            inside = labels != -100
+            logits = model(input_ids=ids).logits[0, :-1][inside].float()
+            total += float(torch.nn.functional.cross_entropy(logits, labels[inside], reduction="sum"))
+            count += int(inside.sum())
+    return total / count
+
+
+def gemm_gflops() -> float:
+    """bf16 2048^3 product, all threads: the machine's own rate."""
+    import torch
+
+    a = torch.randn(2048, 2048, dtype=torch.bfloat16)
+    a @ a
+    started = time.perf_counter()
+    for _ in range(8):
+        a @ a
+    return 8 * 2 * 2048**3 / (time.perf_counter() - started) / 1e9
+
+
+def worker(side: str, method: str, data: Path, steps: int) -> None:
+    """One run in a process of its own; the figures go to standard output as JSON."""
+    import resource
+
+    os.environ["TQDM_DISABLE"] = "1"
+    with tempfile.TemporaryDirectory() as scratch:
+        found = (
+            ours(method, data, Path(scratch), steps)
+            if side == "ft"
+            else plain(method, data, Path(scratch), steps, best=side == "best")
+        )
+    found["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    print("RESULT " + json.dumps(found))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("build/demo/data"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--methods", default="lora,qlora,full")
+    parser.add_argument("--short", action="store_true", help="one round of four steps, LoRA only")
+    parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if not (options.data / "train.jsonl").is_file():
+        raise SystemExit(f"no {options.data}: make it with  ft data prepare builtin:bfcl --out {options.data}")
+    if options.worker:
+        worker(*options.worker, options.data, options.steps)
+        return
+    if options.short:
+        options.rounds, options.steps, options.methods = 1, 4, "lora"
+    rate = gemm_gflops()
+    print(f"bf16 GEMM {rate:.0f} GFLOP/s; {options.steps} steps of {BATCH} rows, {options.rounds} interleaved rounds")
+    print(f"{'method':7} {'side':6} {'tok/s':>7} {'x plain':>8} {'loss':>7} {'peak GB':>8}  runs")
+    for method in options.methods.split(","):
+        found: dict[str, list[dict[str, float]]] = {"plain": [], "best": [], "ft": []}
+        for _ in range(options.rounds):
+            for side, runs in found.items():
+                command = [sys.executable, __file__, "--worker", side, method, "--data", str(options.data)]
+                done = subprocess.run(
+                    [*command, "--steps", str(options.steps)], capture_output=True, text=True, check=False
+                )
+                line = next((x for x in done.stdout.splitlines() if x.startswith("RESULT ")), None)
+                if line is None:
+                    raise SystemExit(f"{side} {method} failed:\n{done.stderr[-2000:]}")
+                runs.append(json.loads(line.removeprefix("RESULT ")))
+        base = statistics.median(r["tokens_per_s"] for r in found["plain"])
+        for side, runs in found.items():
+            speed = statistics.median(r["tokens_per_s"] for r in runs)
+            peak, loss = (statistics.median(r[k] for r in runs) for k in ("peak_gb", "loss"))
+            each = ", ".join(f"{r['tokens_per_s']:.0f}" for r in runs)
+            print(f"{method:7} {side:6} {speed:7.0f} {speed / base:8.2f} {loss:7.4f} {peak:8.1f}  {each}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
