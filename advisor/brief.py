@@ -8,7 +8,7 @@ from tunegate.advisor import break_even, calibrate, explain
 from tunegate.advisor.errors import spoken
 from tunegate.advisor.recommend import Recommendation, self_hosted
 from tunegate.advisor.rules import Rule
-from tunegate.advisor.search import Option
+from tunegate.advisor.search import Option, retrieves
 from tunegate.core.console import out
 
 REASONS = 3
@@ -28,7 +28,9 @@ METHOD_NAMES = {
 def write(answer: Recommendation) -> None:
     """Print the short answer, lines folded to the terminal; nothing is folded where output is not a terminal."""
     chosen = answer.chosen
-    line(f"recommendation: {chosen.method}: {METHOD_NAMES[chosen.method]}")
+    passages = ", with passages retrieved into its prompt (facts change)"
+    more = passages if chosen.method == "hosted_api" and retrieves(chosen.method, answer.constraints) else ""
+    line(f"recommendation: {chosen.method}: {METHOD_NAMES[chosen.method]}{more}")
     for label, text in facts(answer):
         line(text, label)
     line("why:")

@@ -96,16 +96,25 @@ def refuse_contradictions(c: Constraints) -> None:
     own_nothing = c.hardware is None
     if c.privacy == "no-egress" and c.ops == "low" and own_nothing:
         raise _contradiction(
-            "privacy: no-egress",
+            "privacy: no-egress" if "privacy" in c.stated else "needs: privacy",
             "ops: low",
             "data that may not leave needs servers of your own: --ops medium, or name --hardware",
         )
     if c.privacy == "no-egress" and c.monthly_budget_usd == 0 and own_nothing:
         raise _contradiction(
-            "privacy: no-egress", "monthly_budget_usd: 0", "name the hardware you own, or give a budget"
+            "privacy: no-egress" if "privacy" in c.stated else "needs: privacy",
+            "monthly_budget_usd: 0",
+            "name the hardware you own, or give a budget",
         )
     if c.domain == "far" and c.examples == 0 and "examples" in c.stated and c.quality == "max":
         raise _contradiction("quality: max", "examples: 0", "a far domain is learned from examples: collect some first")
+
+
+def implied(c: Constraints) -> Constraints:
+    """Constraints with what the stated ones mean: a need for privacy is that data may not leave."""
+    if c.wants("privacy") and "privacy" not in c.stated:
+        return replace(c, privacy="no-egress")
+    return c
 
 
 def with_data(c: Constraints, measured: Mapping[str, float]) -> Constraints:

@@ -1,19 +1,34 @@
-"""Measured reports in place of priors: `--evidence METHOD=REPORT`, where REPORT is a folder that `ft eval` wrote."""
+"""Measured reports in place of priors.
+
+`--evidence` takes, repeatable: an EvalReport folder that `ft eval` wrote (the method is that of the run it judged),
+`METHOD=REPORT` where that cannot be told, or the folder of `ft bakeoff` (all its arms, and the paired comparison that
+chose its winner).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tunegate.advisor.rules import METHODS, Rule
+from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import EvalReport
+from tunegate.core.console import say
 from tunegate.core.errors import UsageError, UserError, nearest
+from tunegate.core.files import read_json
 
 DECIDES = 30.0  # points: more than all priors together
+BAKEOFF = "bakeoff"
+BASE = "base"  # a bake-off's arm: the model asked as it is
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The primary metric of one method's report: value and interval (fractions), the task's name, the report's digest."""
+    """The primary metric of one method's report: value and interval (fractions), the task's name, the report's digest.
+
+    items: digest of what was asked, empty where the report does not say. won: this method won a bake-off, whose paired
+    comparison tells more than intervals apart.
+    """
 
     metric: str
     value: float
@@ -21,39 +36,107 @@ class Measured:
     high: float
     task: str
     digest: str
+    items: str = ""
+    won: bool = False
 
 
-def read(pairs: Sequence[str]) -> dict[str, Measured]:
-    """Reports by method. Raises UsageError for text that is not METHOD=REPORT; UserError for another kind of folder, and
-    for reports of different metrics, which cannot be compared."""
+def read(texts: Sequence[str]) -> dict[str, Measured]:
+    """Reports by method.
+
+    Raises UsageError for an unknown method, and for a report whose method cannot be told; UserError for another kind of
+    folder, for one method measured twice, and for reports of different metrics or items, which cannot be compared.
+    """
     found: dict[str, Measured] = {}
-    for pair in pairs:
-        method, equals, folder = pair.partition("=")
-        if not equals or method not in METHODS:
-            hint = nearest(method, list(METHODS))
-            raise UsageError(f"expected METHOD=REPORT, found {pair!r}", where="--evidence", hint=hint)
-        found[method] = _measured(EvalReport.open(Path(folder)))
-    metrics = sorted({m.metric for m in found.values()})
-    if len(metrics) > 1:
-        raise UserError(f"reports of different metrics: {', '.join(metrics)}", where="--evidence")
+    for text in texts:
+        for method, measured in _read_one(text).items():
+            if method in found:
+                raise UserError(f"{method} was measured twice", where=text, hint="give one report a method")
+            found[method] = measured
+    for name, values in (("metrics", {m.metric for m in found.values()}), ("items", {m.items for m in found.values()})):
+        known = sorted(v for v in values if v)
+        if len(known) > 1:
+            shown = ": " + ", ".join(known) if name == "metrics" else ""
+            raise UserError(f"reports of different {name}{shown}", where="--evidence", hint="measure on the same task")
     return found
 
 
+def _read_one(text: str) -> dict[str, Measured]:
+    method, equals, rest = text.partition("=")
+    named = bool(equals) and method in METHODS
+    folder = Path(rest if named else text)
+    if equals and not named and not folder.exists():
+        hint = nearest(method, list(METHODS))
+        raise UsageError(f"expected REPORT or METHOD=REPORT, found {text!r}", where="--evidence", hint=hint)
+    if not named and manifests.read(folder).kind == BAKEOFF:
+        return read_bakeoff(folder)
+    report = EvalReport.open(folder)
+    return {method if named else _method_of(report): _measured(report)}
+
+
+def read_bakeoff(folder: Path) -> dict[str, Measured]:
+    """The arms of a bake-off: `bakeoff.json` holds `primary`, `task`, `winner` {`arm`} and `arms`, a list of
+    {`arm`, `report_digest`, `metrics` {name: {`value`, `low`, `high`}}}. The arm `base` counts as `prompt` where no
+    prompt was tried. Raises UserError for a file of another shape."""
+    path = folder / "bakeoff.json"
+    document = read_json(path)
+    try:
+        metric, task, winner = str(document["primary"]), str(document["task"]), document["winner"]["arm"]
+        arms = {str(arm["arm"]): arm for arm in document["arms"]}
+        if BASE in arms:
+            base = arms.pop(BASE)
+            winner = "prompt" if winner == BASE and "prompt" not in arms else winner
+            arms.setdefault("prompt", base)
+        found = {}
+        for name, arm in arms.items():
+            numbers = {key: float(arm["metrics"][metric][key]) for key in ("value", "low", "high")}
+            digest = str(arm["report_digest"])
+            found[name] = Measured(metric=metric, task=task, digest=digest, won=name == winner, **numbers)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError("not the result of ft bakeoff", where=str(path)) from None
+    if unknown := sorted(set(found) - set(METHODS)):
+        raise UserError(f"an arm that is no method: {unknown[0]}", where=str(path))
+    if not found:
+        raise UserError("a bake-off without arms", where=str(path))
+    return found
+
+
+def _method_of(report: EvalReport) -> str:
+    """The method of the run that was judged, itself or as the ancestor of a release. Raises UsageError."""
+    system = next((item for item in report.manifest.inputs if item.role == "system"), None)
+    if system is not None and system.kind == "model":
+        say(f"{report.path}: an untouched model was judged: taken as prompt")
+        return "prompt"
+    places = [] if system is None else [system.path, *(row["path"] for row in manifests.lineage(system.inputs))]
+    for place in places:
+        folder = Path(str(place))
+        if (folder / manifests.NAME).is_file():
+            method = manifests.read(folder).facts.get("method")
+            if method in METHODS:
+                return str(method)
+    hint = f"for example --evidence qlora={report.path}"
+    raise UsageError(f"which method does {report.path} measure?", where="--evidence", hint=hint)
+
+
 def _measured(report: EvalReport) -> Measured:
-    document = report.report()
+    document: Any = report.report()
     try:
         task = document["task"]
         metric = str(task["primary"])
         numbers = document["metrics"][metric]
         value, low, high = (float(numbers[name]) for name in ("value", "low", "high"))
         name = str(task.get("name", ""))
+        items = str(document.get("data", {}).get("items_digest") or "")
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError("no primary metric with its interval in report.json", where=str(report.path)) from None
-    return Measured(metric=metric, value=value, low=low, high=high, task=name, digest=report.digest)
+    return Measured(metric=metric, value=value, low=low, high=high, task=name, digest=report.digest, items=items)
 
 
 def winner(measured: Mapping[str, Measured]) -> str:
-    """The simplest method whose interval reaches the best value: more work must show that it pays."""
+    """The bake-off's winner where there is one; else the simplest method whose interval reaches the best value: more
+    work must show that it pays."""
+    won = [name for name, m in measured.items() if m.won]
+    if len(won) == 1:
+        return won[0]
     best = max(m.value for m in measured.values())
     return next(method for method in METHODS if method in measured and measured[method].high >= best)
 
@@ -63,9 +146,14 @@ def rule(measured: Mapping[str, Measured]) -> Rule:
     shown = ", ".join(f"{name} {m.value:.3f} [{m.low:.3f}, {m.high:.3f}]" for name, m in measured.items())
     metric = next(iter(measured.values())).metric
     votes = {winner(measured): DECIDES} if len(measured) > 1 else {}
+    how = (
+        "The bake-off's winner is taken."
+        if any(m.won for m in measured.values())
+        else "The simplest method whose interval reaches the best is taken."
+    )
     return Rule(
         id="measured-here",
-        says=f"Measured on your own task, {metric}: {shown}. The simplest method whose interval reaches the best is taken.",
+        says=f"Measured on your own task, {metric}: {shown}. {how}",
         when=lambda _: True,
         source=", ".join(f"EvalReport {m.digest[:12]}" for m in measured.values()),
         grade="A",

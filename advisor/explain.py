@@ -9,7 +9,7 @@ from tunegate.advisor import calibrate
 from tunegate.advisor.constraints import Constraints
 from tunegate.advisor.gpus import Gpu
 from tunegate.advisor.models import find
-from tunegate.advisor.prices import snapshot, stale_note
+from tunegate.advisor.prices import stale_note
 from tunegate.advisor.recommend import Recommendation, recommend
 from tunegate.advisor.rules import METHODS, RULES, TUNED, Rule, Situation, scores
 from tunegate.advisor.search import Option
@@ -56,7 +56,7 @@ def _outscored(answer: Recommendation, method: str) -> Json:
     gap = answer.score[answer.chosen.method] - answer.score[method]
     won = {r.id: r.votes.get(answer.chosen.method, 0.0) - r.votes.get(method, 0.0) for r in answer.fired}
     against = sorted((rule for rule, lead in won.items() if lead > 0), key=lambda rule: -won[rule])[:3]
-    flips = [text for text, other in _variations(answer.situation) if _winner(other) == method]
+    flips = [text for text, other in _variations(answer.situation) if _winner(answer, other) == method]
     change = flips[0] if flips else f"none of the single changes tried: it is {gap:.1f} points of evidence behind"
     return {
         "option": method,
@@ -67,8 +67,13 @@ def _outscored(answer: Recommendation, method: str) -> Json:
     }
 
 
-def _winner(situation: Situation) -> str:
+def _winner(answer: Recommendation, situation: Situation) -> str:
+    """The method with most points in another situation; what was measured stands."""
     totals = scores(situation)
+    for rule in answer.fired:
+        if rule not in RULES:
+            for method, points in rule.votes.items():
+                totals[method] += points
     return max(METHODS, key=lambda m: totals[m])
 
 
@@ -93,7 +98,10 @@ def _variations(s: Situation) -> Iterator[tuple[str, Situation]]:
         yield "none of the needs", _with(s, needs=())
     yield "changing facts", _with(s, facts="changing")
     yield "changing facts and a strict format", _with(s, facts="changing", needs=("format", *c.needs))
-    yield "no wish to run servers (ops: low)", _with(s, ops="low")
+    if c.ops == "low":
+        yield "servers of your own (ops: medium)", _with(s, ops="medium")
+    else:
+        yield "no wish to run servers (ops: low)", _with(s, ops="low")
     yield "a far domain with 100,001 examples", _with(s, domain="far", examples=100_001)
     yield "quality: max and a large budget", dataclasses.replace(_with(s, quality="max"), large_budget=True)
 
@@ -115,7 +123,7 @@ def assumptions(answer: Recommendation) -> list[Json]:
         "domain": _flip(answer, domain=("far",)),
         "ops": _flip(answer, ops=("low",)),
         "needs": _flip(answer, needs=((), ("format",))),
-        "privacy": "no-egress would refuse every API",
+        "privacy": "public would admit hosted APIs" if c.privacy == "no-egress" else "no-egress would refuse every API",
         "p95_ms": "no latency bound was given: none refuses an option",
         "quality": _flip(answer, quality=("max",)),
         "budget_usd": "no one-off limit was given",
@@ -136,7 +144,7 @@ def _flip(answer: Recommendation, **alternatives: tuple[Any, ...]) -> str:
     ((name, values),) = alternatives.items()
     found = []
     for value in values:
-        winner = _winner(_with(answer.situation, **{name: value}))
+        winner = _winner(answer, _with(answer.situation, **{name: value}))
         if winner != answer.chosen.method:
             shown = ",".join(value) or "none" if isinstance(value, tuple) else value
             found.append(f"{shown} would favour {winner}")
@@ -176,7 +184,7 @@ def _fixed_assumptions(answer: Recommendation) -> list[Json]:
             }
         )
     if chosen.vendor:
-        offer = next(o for o in snapshot() if o.model == chosen.model and o.provider == chosen.vendor)
+        offer = next(o for o in answer.offers if o.model == chosen.model and o.provider == chosen.vendor)
         note = stale_note(offer.date)
         entries.append(
             {"name": "api_price", "value": f"{offer.date} {offer.source}", "matters": note or "cost is proportional"}
@@ -291,9 +299,8 @@ def _again(answer: Recommendation, name: str, value: float) -> Recommendation | 
     different: dict[str, Any] = {name: value, "stated": c.stated | {name}}
     changed: Constraints = dataclasses.replace(c, **different)
     try:
-        return recommend(
-            changed, None if answer.profile is None else dataclasses.replace(answer.profile, rows=changed.examples)
-        )
+        profile = None if answer.profile is None else dataclasses.replace(answer.profile, rows=changed.examples)
+        return recommend(changed, profile, answer.offers, answer.measured)
     except UserError:
         return None
 

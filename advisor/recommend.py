@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tunegate.advisor import break_even, evidence, training_plan
-from tunegate.advisor.constraints import Constraints, refuse_contradictions, with_data
+from tunegate.advisor.constraints import Constraints, implied, refuse_contradictions, with_data
 from tunegate.advisor.data_profile import DataProfile
 from tunegate.advisor.evidence import Measured
 from tunegate.advisor.models import find
@@ -35,6 +35,8 @@ class Recommendation:
     front: tuple[Option, ...]
     competitor: ApiPrice
     break_even: float | None
+    offers: tuple[ApiPrice, ...]
+    measured: Mapping[str, Measured]
 
     @property
     def base_spec(self) -> str:
@@ -55,6 +57,7 @@ def recommend(
     if profile is not None:
         lengths = {"input_tokens": profile.input_tokens, "output_tokens": profile.output_tokens}
         c = with_data(c, {**lengths, "examples": profile.rows})
+    c = implied(c)
     refuse_contradictions(c)
     offers = snapshot() if offers is None else offers
     goods = market(c, offers)
@@ -80,6 +83,8 @@ def recommend(
         front=tuple(pareto(space.options)),
         competitor=competitor,
         break_even=_break_even(chosen, competitor, c, goods),
+        offers=offers,
+        measured=measured or {},
     )
 
 

@@ -6,14 +6,18 @@ from typing import Any
 
 from tunegate.advisor import brief, explain
 from tunegate.advisor.errors import significant
-from tunegate.advisor.recommend import Recommendation
-from tunegate.advisor.search import Option
+from tunegate.advisor.models import known_models
+from tunegate.advisor.recommend import BAND_TUNED, Recommendation
+from tunegate.advisor.search import Option, prompt_shape, retrieves
 from tunegate.core.console import table
 from tunegate.core.errors import UserError
 from tunegate.core.files import write_text
 
 Json = dict[str, Any]
 SCHEMA_VERSION = 1
+FALLBACK_MODEL = "builtin:smollm2-135m"
+DEFAULT_LENGTH = 2048  # of the trainer: what it takes without being told
+SPREAD = 1.5  # longest prompt over the mean, where no data says otherwise
 VOTES = (
     "Grades say how good the evidence is: A controlled and with several models, B one study, C guidance, F a fact. "
     "The points are our own judgement of how much it should weigh here; no study gives them."
@@ -77,18 +81,36 @@ def constraints_json(answer: Recommendation) -> Json:
     return {**{k: _finite(v) if isinstance(v, float) else v for k, v in values.items()}, "stated": sorted(c.stated)}
 
 
-def train_section(answer: Recommendation) -> Json:
-    """The `train:` mapping that `ft train --from` reads as it is."""
+def train_section(answer: Recommendation) -> tuple[Json, list[str]]:
+    """The `train:` mapping that `ft train --from` runs as it is, and notes on where it is not the whole answer.
+
+    Every method becomes a run: prompts, examples, an index or weights. What is asked over an API has no weights here:
+    the run is made for the open weights behind the offer, or for the best open model of that method.
+    """
     chosen, training = answer.chosen, answer.chosen.training
-    method = {"rag_lora": "lora", "hosted_api": "prompt"}.get(chosen.method, chosen.method)
-    model = f"{chosen.vendor}/{chosen.model}" if chosen.vendor else chosen.spec
-    if training is None:
-        return {"method": method, "model": model}
-    r = training.recipe
+    weightless = "rag" if retrieves(chosen.method, answer.constraints) else "prompt"
+    method = {"rag_lora": "lora", "hosted_api": weightless}.get(chosen.method, chosen.method)
+    model, notes = chosen.spec, []
+    if chosen.vendor:
+        model = _open_model(answer, method)
+        notes.append(
+            f"{chosen.vendor}/{chosen.model} is asked over its API; `train` makes the same {method} for {model}, to be "
+            "served, judged and compared"
+        )
+    if chosen.method == "rag_lora":
+        notes.append(
+            "`train` makes the adapter; then: ft merge RUN --out RELEASE, ft train DATA --method rag --model RELEASE"
+        )
     section: Json = {"method": method, "model": model}
+    if training is None:
+        longest = prompt_shape(method, answer.constraints)[0] + answer.constraints.output_tokens
+        if method != "prompt" and longest * SPREAD > DEFAULT_LENGTH:
+            section["max_length"] = min(32_768, 256 * math.ceil(longest * SPREAD / 256))
+        return section, notes
+    r = training.recipe
     if method != "full":
         section |= {"rank": r.rank, "alpha": r.alpha, "targets": list(r.targets)}
-    return section | {
+    section |= {
         "learning_rate": r.learning_rate,
         "num_train_epochs": r.epochs,
         "per_device_train_batch_size": r.micro_batch,
@@ -96,6 +118,19 @@ def train_section(answer: Recommendation) -> Json:
         "max_length": r.max_length,
         "seed": 0,
     }
+    return section, notes
+
+
+def _open_model(answer: Recommendation, method: str) -> str:
+    """Open weights to try a hosted answer on: those behind the offer, else the largest that one GPU
+    trains and serves."""
+    chosen = answer.chosen
+    offer = next((o for o in answer.offers if (o.provider, o.model) == (chosen.vendor, chosen.model)), None)
+    behind = known_models().get(offer.open_weights) if offer is not None else None
+    if behind is not None and behind.spec != behind.name:
+        return behind.spec
+    own = [o for o in answer.space.options if o.method == method and not o.vendor and o.params_b <= BAND_TUNED[1]]
+    return max(own, key=lambda o: o.params_b).spec if own else FALLBACK_MODEL
 
 
 def write_yaml(answer: Recommendation, path: Path) -> None:
@@ -106,12 +141,14 @@ def write_yaml(answer: Recommendation, path: Path) -> None:
 
     if not path.parent.is_dir():
         raise UserError("no such folder", where=str(path.parent), hint="make it first, or choose another --out")
+    section, notes = train_section(answer)
     document = {
         "schema_version": SCHEMA_VERSION,
         "created": now(),
         "recommendation": option_json(answer.chosen),
         "constraints": constraints_json(answer),
-        "train": train_section(answer),
+        "train": section,
+        "notes": notes,
     }
     write_text(path, yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
 

@@ -53,7 +53,8 @@ class Situation:
     @property
     def reason_to_tune(self) -> bool:
         """One of the article's four reasons (format or style, latency, cost at scale, privacy), or quality."""
-        return bool(self.constraints.needs) or self.constraints.quality == "max" or self.constraints.domain == "far"
+        c = self.constraints
+        return bool(c.needs) or c.quality == "max" or c.domain == "far" or c.privacy == "no-egress"
 
 
 Votes = Mapping[str, float]
@@ -129,6 +130,17 @@ ARTICLE_RULES = (
         note="Self-hosting rarely undercuts a hosted open-weight API; the break-even is computed, not assumed.",
     ),
     Rule(
+        id="article-privacy",
+        says="Privacy: a fine-tuned open model of your own takes the place of the API that may not be asked.",
+        when=lambda s: s.constraints.privacy == "no-egress" and s.examples >= FEW_EXAMPLES,
+        source=ARTICLE,
+        grade="C",
+        scope="tasks for which 1,000 examples are at hand",
+        votes={"qlora": 2.5, "lora": 2.5},
+        conflicts=("many-shot-rival",),
+        note="Privacy asks for open weights on machines of your own; that they be tuned follows only where the base falls short.",
+    ),
+    Rule(
         id="article-maximum-quality",
         says="Maximum quality and the budget for it: full tuning of a large model.",
         when=lambda s: (
@@ -146,11 +158,14 @@ ARTICLE_RULES = (
     Rule(
         id="article-simple-operations",
         says="Operational simplicity: a hosted API.",
-        when=lambda s: s.constraints.ops == "low",
+        when=lambda s: s.constraints.ops == "low" and s.constraints.privacy == "public",
         source=ARTICLE,
         grade="C",
         scope="data that may leave",
-        votes={"hosted_api": 9.0},
+        votes={"hosted_api": 9.0, **_all(TUNED, -4.0)},
+        conflicts=("facts-need-retrieval",),
+        note="With changing facts the API is given retrieved passages in its prompt: the documents are yours to keep either "
+        "way, the servers are not.",
     ),
     Rule(
         id="article-domain-shift",
@@ -229,7 +244,14 @@ EVIDENCE_RULES = (
         source="Gekhman et al. 2024, arXiv 2405.05904; Ovadia et al. 2023, arXiv 2312.05934",
         grade="A",
         scope="knowledge that can be looked up",
-        votes={"rag": 6.0, "rag_lora": 4.0, **_all(("lora", "qlora", "full"), -4.0), "prompt": -2.0, "few_shot": -2.0},
+        votes={
+            "rag": 6.0,
+            "rag_lora": 4.0,
+            "hosted_api": 1.0,
+            **_all(("lora", "qlora", "full"), -4.0),
+            "prompt": -2.0,
+            "few_shot": -2.0,
+        },
     ),
     Rule(
         id="domain-and-facts",

@@ -110,9 +110,14 @@ def quality_proxy(method: str, params_b: float, c: Constraints, profile: DataPro
         rows = c.examples / (c.examples + 400.0)
         far = 1.15 if method == "full" and c.domain == "far" else 1.0
         value += 0.28 * rows * far * (0.99 if method == "qlora" else 1.0)
-    if c.facts == "changing" and method not in ("rag", "rag_lora"):
+    if c.facts == "changing" and not retrieves(method, c):
         value -= 0.2
     return max(0.0, min(0.97, value))
+
+
+def retrieves(method: str, c: Constraints) -> bool:
+    """Whether passages are looked up into the prompt: by RAG always, beside a hosted API where facts change."""
+    return method in ("rag", "rag_lora") or (method == "hosted_api" and c.facts == "changing")
 
 
 def prompt_shape(method: str, c: Constraints) -> tuple[float, float]:
@@ -120,7 +125,7 @@ def prompt_shape(method: str, c: Constraints) -> tuple[float, float]:
     shots = min(FEW_SHOTS, c.examples) * (c.input_tokens + c.output_tokens)
     if method == "few_shot":
         return c.input_tokens + shots, shots / (c.input_tokens + shots)
-    if method in ("rag", "rag_lora"):
+    if retrieves(method, c):
         return c.input_tokens + RETRIEVED_TOKENS, 0.0
     return c.input_tokens, 0.0
 

@@ -114,7 +114,7 @@ def test_misspelt_key_offers_the_nearest(tmp_path):
         from_mapping({"cals_per_day": 5})
     assert "calls_per_day" in str(error.value.hint)
     (tmp_path / "c.yaml").write_text("needs: [format\n")
-    with pytest.raises(UserError, match="not YAML"):
+    with pytest.raises(UserError, match="not valid YAML"):
         read_file(tmp_path / "c.yaml")
     (tmp_path / "c.yaml").write_text("- 1\n")
     with pytest.raises(UserError, match="mapping"):
