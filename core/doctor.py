@@ -32,7 +32,7 @@ def checks() -> list[Check]:
         _vllm(),
         _device(),
         *_embedded(),
-        _quantizer(),
+        *_environments(),
         _exporter(),
         _disk(),
         _hub(),
@@ -110,15 +110,26 @@ def _embedded() -> list[Check]:
     return found
 
 
-def _quantizer() -> Check:
-    folder = cache_folder() / "environments"
-    others = ("gguf-", "mlflow-")
-    made = sorted(p.parent.name for p in folder.glob("*/complete") if not p.parent.name.startswith(others))
+def _environments() -> list[Check]:
+    """Each environment that a quantizer or registry needs of its own: made or not, and the version it is pinned to.
+
+    The lists are read as files of a package; nothing of it is imported.
+    """
+    found = importlib.util.find_spec("tunegate.train.release.workers")
+    places = [Path(p) for p in (found.submodule_search_locations or [])] if found else []
+    return [_environment(path) for place in places for path in sorted(place.glob("*.txt")) if path.stem != "gguf"]
+
+
+def _environment(pins: Path) -> Check:
+    name = pins.stem
+    made = any((cache_folder() / "environments").glob(f"{name}-*/complete"))
+    pinned = [line for line in pins.read_text(encoding="utf-8").splitlines() if "==" in line]
+    tool = next((line for line in pinned if line.startswith(name)), pinned[0])
     return Check(
-        "quantizers",
-        bool(made),
-        ", ".join(made) or "none made yet",
-        "made by the first ft quantize (needs the package index)",
+        f"env:{name}",
+        made,
+        f"{tool} and {len(pinned) - 1} more pins: {'made' if made else 'not made yet'}",
+        "made by its first use (needs the package index)",
         needed=False,
     )
 

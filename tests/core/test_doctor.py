@@ -46,3 +46,17 @@ def test_an_absent_extra_does_not_fail(capsys, monkeypatch, tmp_path):
     code, text = call(capsys)
     assert code == 0
     assert text.splitlines()[0] == "absent   quantizers             none  -> made later"
+
+
+def test_each_environment_is_named_with_its_pin_and_whether_it_is_made(tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNEGATE_CACHE", str(tmp_path))
+    found = {check.name: check for check in doctor.checks()}
+    assert found["env:llmcompressor"].found.startswith("llmcompressor==")
+    assert "autoawq==0.2.9 and" in found["env:autoawq"].found
+    assert not found["env:autoawq"].ok
+    assert not found["env:autoawq"].needed
+    folder = tmp_path / "environments" / "autoawq-0123456789ab"
+    folder.mkdir(parents=True)
+    assert not {c.name: c for c in doctor.checks()}["env:autoawq"].ok, "begun, not complete"
+    (folder / "complete").touch()
+    assert {c.name: c for c in doctor.checks()}["env:autoawq"].found.endswith("more pins: made")

@@ -71,33 +71,39 @@ def quantize(
     calibration: Annotated[
         Path | None, typer.Option(help="Dataset folder to calibrate on; default: the one it was trained on.")
     ] = None,
-    backend: Annotated[str, typer.Option(help="Quantizer: llmcompressor.")] = "llmcompressor",
+    backend: Annotated[str, typer.Option(help="Quantizer: llmcompressor or autoawq.")] = "llmcompressor",
+    scheme: Annotated[
+        str, typer.Option(help="awq (4-bit weights), fp8 (for CUDA) or w8a8 (int8 weights and activations).")
+    ] = "awq",
     rows: Annotated[int, typer.Option(min=1, help="Calibration rows, from the training part.")] = 128,
     group_size: Annotated[int | None, typer.Option(help="128, 64 or 32; default: by the model's widths.")] = None,
     symmetric: Annotated[bool, typer.Option("--symmetric/--asymmetric", help="Without or with zero points.")] = False,
     search: Annotated[str, typer.Option(help="gram (fast) or module (llm-compressor's own, slower).")] = "gram",
     rounding: Annotated[str, typer.Option(help="gptq (loses least) or nearest (fastest).")] = "gptq",
     seed: Annotated[int, typer.Option(help="Seed of the choice of rows.")] = 0,
+    proof_rows: Annotated[int, typer.Option(min=0, help="Held-out answers scored before and after.")] = 16,
+    check_engine: Annotated[
+        bool, typer.Option("--check-engine", help="vLLM has to load the result and answer before it is kept.")
+    ] = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Quantize a merged release to AWQ W4A16 (4-bit weights, 16-bit activations) for vLLM."""
-    if backend != "llmcompressor":
-        raise UsageError(f"unknown backend {backend!r}", hint=nearest(backend, ["llmcompressor"]))
-    if search not in ("gram", "module"):
-        raise UsageError(f"unknown search {search!r}", hint=nearest(search, ["gram", "module"]))
-    if rounding not in ("gptq", "nearest"):
-        raise UsageError(f"unknown rounding {rounding!r}", hint=nearest(rounding, ["gptq", "nearest"]))
+    """Quantize a merged release for vLLM: AWQ W4A16 (4-bit weights, 16-bit activations), fp8 or W8A8."""
+    from tunegate.train.release.quantize_plan import QuantizeConfig, check_config
+
+    config = QuantizeConfig(
+        backend=backend, scheme=scheme, rows=rows, group_size=group_size, symmetric=symmetric, search=search,
+        rounding=rounding, seed=seed, proof_rows=proof_rows,
+    )  # fmt: skip
+    check_config(config)
     release = Release.open(release_folder)
     refuse_existing(out_folder, force=force)
     from tunegate.train.release import prove
-    from tunegate.train.release import quantize as quantizing
+    from tunegate.train.release.quantize import quantize as do_quantize
 
     dataset = Dataset.open(calibration) if calibration else prove.find_dataset(release)
-    config = quantizing.QuantizeConfig(
-        rows=rows, group_size=group_size, symmetric=symmetric, search=search, rounding=rounding, seed=seed
-    )
-    _report(quantizing.quantize(release, dataset, config, out_folder, force=force), as_json=as_json)
+    made = do_quantize(release, dataset, config, out_folder, force=force, check_engine=check_engine)
+    _report(made, as_json=as_json)
 
 
 def _report(release: Release, *, as_json: bool) -> None:
@@ -107,7 +113,8 @@ def _report(release: Release, *, as_json: bool) -> None:
         return
     size = f"{facts['bytes'] / 1e6:.0f} MB of weights"
     if "bytes_before" in facts:
-        size += f" ({facts['bytes_before'] / 1e6:.0f} MB before), group size {facts['group_size']}, calibrated on {facts['calibration_rows']} rows"
+        group = f", group size {facts['group_size']}" if "group_size" in facts else ""
+        size += f" ({facts['bytes_before'] / 1e6:.0f} MB before){group}, calibrated on {facts['calibration_rows']} rows"
     out().print(f"release: {release.path} ({size})", markup=False)
     out().print(
         f"next: ft serve {release.path}, or ft eval {release.path} --task task.yaml --out report/", markup=False

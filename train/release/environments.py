@@ -14,13 +14,20 @@ from tunegate.core.model_source import cache_folder
 WORKERS = Path(__file__).parent / "workers"
 # llm-compressor asks for torchvision and torchaudio through nothing we use; their registry builds are CUDA ones.
 OVERRIDES = "torchvision; sys_platform == 'never'\ntorchaudio; sys_platform == 'never'\n"
+# AutoAWQ's setup imports torch, and its triton kernels are for CUDA.
+MORE_OVERRIDES = {"autoawq": "triton; sys_platform == 'never'\n"}
+BUILT_WITH = {"autoawq": ("torch", "setuptools", "numpy")}
 
 
 def folder(name: str) -> Path:
     """Where environment `name` is, whether made yet or not; another pinned list is another folder."""
     pinned = (WORKERS / f"{name}.txt").read_text(encoding="utf-8")
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return cache_folder() / "environments" / f"{name}-{sha256_text(pinned + OVERRIDES + version)[:12]}"
+    return cache_folder() / "environments" / f"{name}-{sha256_text(pinned + _overrides(name) + version)[:12]}"
+
+
+def _overrides(name: str) -> str:
+    return OVERRIDES + MORE_OVERRIDES.get(name, "")
 
 
 def is_made(name: str) -> bool:
@@ -42,12 +49,17 @@ def ensure(name: str) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     _uv(["venv", "--quiet", "--python", sys.executable, str(place)])
     overrides = place / "overrides.txt"
-    overrides.write_text(OVERRIDES, encoding="utf-8")
+    overrides.write_text(_overrides(name), encoding="utf-8")
     links = os.environ.get("UV_FIND_LINKS") or os.environ.get("PIP_FIND_LINKS") or ""
     local = any(list(Path(p.removeprefix("file://")).glob("torch-*cpu*.whl")) for p in links.split())
     backend = [] if local else ["--torch-backend=auto"]
     requirements = ["-r", str(WORKERS / f"{name}.txt"), "--overrides", str(overrides)]
-    _uv(["pip", "install", "--quiet", "--python", str(python), *backend, *requirements], links if local else "")
+    install = ["pip", "install", "--quiet", "--python", str(python), *backend]
+    if first := BUILT_WITH.get(name):
+        pinned = (WORKERS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+        _uv([*install, *(line for line in pinned if line.partition("==")[0] in first)], links if local else "")
+        install += ["--no-build-isolation-package", name]
+    _uv([*install, *requirements], links if local else "")
     (place / "complete").touch()
     return python
 

@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +192,7 @@ def _merged(
     )  # fmt: skip
     known, effect = merge_proof.reference(bench)
     unrounded = merge_proof.check_arithmetic(bench, known, folder)
-    onto, losses = "original", {}
+    onto, losses = "original", dict[str, float]()
     if qlora:
         virtual = {k: _rounded(adapter, source, specs, Rounding()) for k, source in bases.items()}
         onto, losses = _onto(bench, virtual, folder, config.onto)
@@ -200,8 +200,12 @@ def _merged(
     with progress("writing merged weights", len(specs)) as tick:
         make = _rounded(adapter, bases[onto], specs, rounding)
         tensor_files.write(folder, specs, make, max_shard_bytes=int(config.max_shard_gb * 1e9), tick=tick)
-    written = TensorFiles(folder)
-    proof = merge_proof.check_files(bench, known, effect, folder, merge_base.original(written))
+    if (
+        qlora and onto == "original"
+    ):  # another base than the one trained on: it has to answer as the adapter does on that
+        bench = replace(bench, trained=original)
+        known, effect = merge_proof.reference(bench)
+    proof = merge_proof.check_files(bench, known, effect, folder, merge_base.original(TensorFiles(folder)))
     shares = rounding.facts()
     say(
         f"rounding left {shares['unchanged_share']:.1%} of the adapted weights as they were in the base; the update that is "

@@ -145,8 +145,10 @@ def _target(key: str) -> tuple[str, str]:
             return f"{found[1]}.weight", part
     if "lora_" in path or "token_adapter" in path:
         return path, "unknown"
-    # a module saved whole; PEFT writes it under the module's own name, or under base_layer for a resized embedding
-    return path.replace(".base_layer.", ".").replace(".modules_to_save.", "."), "whole"
+    if ".original_module." in path:  # the base's own, beside the module that was trained in its place
+        return path, "base"
+    # a module saved whole; PEFT writes it under the module's own name, and an embedding also under its place in the wrapper
+    return re.sub(r"\.(base_layer|modules_to_save\.default|modules_to_save)\.", ".", path), "whole"
 
 
 def _update(key: str, name: str, files: TensorFiles, config: dict[str, Any], *, embedding: bool) -> Update:

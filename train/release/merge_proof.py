@@ -14,8 +14,8 @@ from tunegate.train.release.merge_adapter import Adapter
 from tunegate.train.release.prove import Said, as_facts, difference, listen, loss_of, words
 from tunegate.train.release.prove_model import Source, given
 
-# Rounding weights to bf16 moves logits by a few hundredths; far more than that means that the merge went wrong.
-LARGEST_MEAN_DIFFERENCE = 0.25
+# Rounding weights to bf16 moves logits by about a hundredth of their spread; far more means that the merge went wrong.
+LARGEST_MEAN_SHARE = 0.05
 # Unrounded, the merge is the same arithmetic in another order: fp32's own error, as a share of the logits' spread.
 LARGEST_UNROUNDED_SHARE = 1e-3
 ANSWER_TOKENS = 24
@@ -128,7 +128,7 @@ def check_files(bench: Bench, known: Reference, effect: float, merged: Path, sou
         proof["greedy_prompts"] = len(answers)
         proof["equal_greedy_answers"] = sum(a == b for a, b in zip(known.answers, answers, strict=True))
         say(f"greedy answers (up to {ANSWER_TOKENS} tokens): {proof['equal_greedy_answers']} of {len(answers)} equal")
-    if not found.mean_logit_difference <= LARGEST_MEAN_DIFFERENCE:
+    if not found.mean_logit_difference <= LARGEST_MEAN_SHARE * found.spread:
         raise TunegateError(
             "the merged model does not answer as the adapter on its base does; nothing was written",
             where=str(bench.folder),

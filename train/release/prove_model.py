@@ -46,24 +46,37 @@ def given(
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa")
     names = {id(module): name for name, module in model.named_modules()}
-    _without_memory(model)
+    for module in model.modules():
+        _without_memory(module)
     if adapter is not None:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(adapter), low_cpu_mem_usage=True)
+        model = _with_adapter(model, adapter)
     model.eval()
     _hook(model, names, source, keep=keep)
     return model
 
 
-def _without_memory(model: Any) -> None:
-    """Every parameter becomes a CPU tensor whose elements are one zero: PEFT lays an adapter where its base is, and it has
-    to be a place that computes."""
+def _with_adapter(model: Any, folder: Path) -> Any:
+    """PEFT's model, the adapter in fp32. PEFT casts an adapter to its base's type, and an adapter's file may hold base layers
+    (embeddings) in bf16: they are left out the second time."""
+    from peft import PeftModel
+    from peft.utils import load_peft_weights, set_peft_model_state_dict
+
+    base = list(model.modules())
+    wrapped = PeftModel.from_pretrained(model, str(folder), low_cpu_mem_usage=True)
+    for module in base:
+        _without_memory(module)
+    weights = {k: v for k, v in load_peft_weights(str(folder), device="cpu").items() if ".base_layer." not in k}
+    set_peft_model_state_dict(wrapped, weights, low_cpu_mem_usage=True)
+    return wrapped
+
+
+def _without_memory(module: Any) -> None:
+    """Its own parameters become fp32 CPU tensors whose elements are one zero: PEFT lays an adapter where its base is, and it
+    has to be a place that computes."""
     import torch
 
-    for module in model.modules():
-        for key, parameter in list(module.named_parameters(recurse=False)):
-            module._parameters[key] = torch.nn.Parameter(torch.zeros(()).expand(parameter.shape), requires_grad=False)
+    for key, parameter in list(module.named_parameters(recurse=False)):
+        module._parameters[key] = torch.nn.Parameter(torch.zeros(()).expand(parameter.shape), requires_grad=False)
 
 
 def _hook(model: Any, names: dict[int, str], source: Source, *, keep: bool) -> None:

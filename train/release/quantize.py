@@ -1,12 +1,12 @@
-"""`quantize(Release, calibration: Dataset) -> Release`: AWQ W4A16 by llm-compressor in an environment of its own.
+"""`quantize(Release, calibration: Dataset) -> Release`: AWQ W4A16, fp8 or W8A8, by a quantizer in an environment of its own,
+proven on held-out answers before and after.
 
 AWQ: Lin et al. 2023, arXiv 2306.00978.
 """
 
 import json
-import os
+import math
 import shutil
-import subprocess
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,104 +14,80 @@ from typing import Any
 
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import Dataset, Release
-from tunegate.core.chat_template import mask, probe_digest, template_digest
-from tunegate.core.console import progress, say
-from tunegate.core.errors import InfrastructureError, TunegateError, UserError
-from tunegate.core.files import new_folder, read_json, sha256_text
+from tunegate.core.chat_template import probe_digest, template_digest
+from tunegate.core.console import say
+from tunegate.core.errors import TunegateError
+from tunegate.core.files import new_folder, read_json, sha256_text, write_json
 from tunegate.core.model_source import ModelSource
 from tunegate.core.rows import Row, read_rows
+from tunegate.train.examples import Example
 from tunegate.train.model_loading import load_tokenizer, stop_ids
-from tunegate.train.release import card, environments
+from tunegate.train.release import (
+    card,
+    merge_base,
+    prove,
+    prove_model,
+    quantize_formats,
+    quantize_plan,
+    quantize_worker,
+)
+from tunegate.train.release.quantize_plan import QuantizeConfig
+from tunegate.train.release.tensor_files import TensorFiles
 
-GROUP_SIZES = (128, 64, 32)
-# Layers narrower than this lose visibly more at 4 bits, so they get the smallest group.
-NARROW = 1024
-# Classes llm-compressor 0.14 has layer mappings for (its modifiers/transform/awq/mappings.py) and vLLM serves as W4A16.
-ARCHITECTURES = frozenset(
-    f"{name}ForCausalLM"
-    for name in ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma2", "Cohere", "Cohere2", "Granite", "Olmo2", "Olmo3", "Exaone4")
-)  # fmt: skip
+# More loss per held-out token than this (nats) is no rounding: the release is broken.
+LARGEST_LOSS_INCREASE = 1.0
+FORMATS = {
+    "awq": "compressed-tensors pack-quantized W4A16",
+    "fp8": "compressed-tensors float-quantized W8A8 (e4m3, a scale a row and a token)",
+    "w8a8": "compressed-tensors int-quantized W8A8 (int8, a scale a row and a token)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizeConfig:
-    """One quantization. rows: calibration rows, from the training part only. symmetric: no zero points.
+class Work:
+    """One quantization at work: what goes in, and what was asked for."""
 
-    search: `gram` (errors at the linear layers, from the second moment of their inputs) or `module` (llm-compressor's
-    own: errors at the parent module, several times slower). grid: candidates for the scale's exponent. rounding: `gptq`
-    (each column's rounding error is made up for in the columns after it: Frantar et al. 2022, arXiv 2210.17323) or
-    `nearest` (faster, loses more).
-    """
-
-    rows: int = 128
-    group_size: int | None = None
-    symmetric: bool = False
-    search: str = "gram"
-    grid: int = 20
-    rounding: str = "gptq"
-    seed: int = 0
+    release: Release
+    calibration: Dataset
+    config: QuantizeConfig
+    group: int | None
+    tokenizer: Any
+    stops: list[int]
 
 
-def quantize(release: Release, calibration: Dataset, config: QuantizeConfig, out: Path, *, force: bool) -> Release:
-    """Write a 4-bit release.
+def quantize(
+    release: Release,
+    calibration: Dataset,
+    config: QuantizeConfig,
+    out: Path,
+    *,
+    force: bool,
+    check_engine: bool = False,
+) -> Release:
+    """Write a quantized release. check_engine: vLLM has to load it and answer before it counts.
 
     Raises UserError for a release that is quantized already, an architecture without mappings, or a group size that
-    does not divide; InfrastructureError when the environment cannot be made.
+    does not divide; InfrastructureError when memory, disk or the environment are not there; TunegateError when the
+    result loses more than rounding explains.
     """
-    if release.quantization != "none":
-        raise UserError(f"the release is quantized already ({release.quantization})", where=str(release.path))
-    shape = read_json(release.path / "config.json")
-    architecture = (shape.get("architectures") or ["unknown"])[0]
-    if architecture not in ARCHITECTURES:
-        raise UserError(
-            f"AWQ has no layer mappings for {architecture}",
-            where=str(release.path),
-            hint="serve the merged release in bf16",
-        )
-    group = pick_group_size(shape, config.group_size)
+    quantize_plan.check_config(config)
+    shape, group = quantize_plan.check_release(release, config)
     source = ModelSource(str(release.path), "folder", str(release.path), release.path.name)
     tokenizer = load_tokenizer(source)
+    stops = stop_ids(source, tokenizer)
     rows = calibration_rows(calibration, config)
-    with tempfile.TemporaryDirectory(prefix="tunegate-awq-") as temporary:
-        work = Path(temporary)
-        _write_calibration(rows, tokenizer, stop_ids(source, tokenizer), work / "calibration.jsonl")
-        job = {
-            "model": str(release.path.resolve()), "out": str(work / "out"), "calibration": str(work / "calibration.jsonl"),
-            "group_size": group, "symmetric": config.symmetric, "batch_size": 8, "ignore": ["lm_head"],
-            "grid": config.grid, "search": config.search, "rounding": config.rounding,
-            "seed": config.seed,
-        }  # fmt: skip
-        (work / "job.json").write_text(json.dumps(job), encoding="utf-8")
-        passes = 2 if config.rounding == "gptq" else 1
-        _run_worker(work / "job.json", passes * int(shape["num_hidden_layers"]))
-        result = read_json(work / "result.json")
+    work = Work(release=release, calibration=calibration, config=config, group=group, tokenizer=tokenizer, stops=stops)
+    with tempfile.TemporaryDirectory(prefix="tunegate-quantize-") as temporary:
+        scratch = Path(temporary)
+        tokens = quantize_worker.write_calibration(rows, tokenizer, stops, scratch / "calibration.jsonl")
+        quantize_plan.check_room(shape, config, tokens, out.absolute(), scratch)
+        (scratch / "job.json").write_text(json.dumps(_job(work, scratch)), encoding="utf-8")
+        passes = 2 if config.rounding == "gptq" and config.backend == "llmcompressor" else 1
+        quantize_worker.run(config.backend, scratch / "job.json", passes * int(shape["num_hidden_layers"]))
+        result = read_json(scratch / "result.json")
         if result["rows_used"] != len(rows):
             raise TunegateError(f"{result['rows_used']} of {len(rows)} calibration rows were used")
-        return _finish(release, calibration, config, out, work / "out", group, result, force=force)
-
-
-def pick_group_size(shape: dict[str, Any], wanted: int | None) -> int:
-    """Weights that share one scale: the largest of 128, 64, 32 that divides every layer's inputs; 32 for narrow models.
-
-    Raises UserError when `wanted`, or every candidate, does not divide.
-    """
-    hidden, ffn = int(shape["hidden_size"]), int(shape["intermediate_size"])
-    heads = int(shape["num_attention_heads"])
-    inputs = {hidden, ffn, heads * int(shape.get("head_dim") or hidden // heads)}
-    fitting = [size for size in GROUP_SIZES if all(width % size == 0 for width in inputs)]
-    if wanted is not None:
-        if wanted not in GROUP_SIZES or wanted not in fitting:
-            raise UserError(
-                f"group size {wanted} does not fit layer widths {sorted(inputs)}",
-                where="--group-size",
-                hint=f"possible here: {', '.join(map(str, fitting)) or 'none'}",
-            )
-        return wanted
-    if not fitting:
-        raise UserError(
-            f"no group size of {GROUP_SIZES} divides the layer widths {sorted(inputs)}", hint="serve in bf16"
-        )
-    return fitting[-1] if hidden < NARROW else fitting[0]
+        return _finish(work, out, scratch / "out", result, force=force, check_engine=check_engine)
 
 
 def calibration_rows(dataset: Dataset, config: QuantizeConfig) -> list[Row]:
@@ -122,95 +98,106 @@ def calibration_rows(dataset: Dataset, config: QuantizeConfig) -> list[Row]:
     return rows[: config.rows]
 
 
-def _write_calibration(rows: list[Row], tokenizer: Any, stops: list[int], path: Path) -> None:
-    with path.open("w", encoding="utf-8") as stream:
-        for row in rows:
-            masked = mask(tokenizer, row.messages, stops, tools=row.tools)
-            line = {"input_ids": masked.input_ids, "loss_mask": [int(label != -100) for label in masked.labels]}
-            stream.write(json.dumps(line) + "\n")
+def _job(work: Work, scratch: Path) -> dict[str, Any]:
+    config = work.config
+    return {
+        "model": str(work.release.path.resolve()), "out": str(scratch / "out"),
+        "calibration": str(scratch / "calibration.jsonl"), "scheme": config.scheme, "group_size": work.group,
+        "symmetric": config.symmetric, "batch_size": 8, "ignore": ["lm_head"], "grid": config.grid,
+        "search": config.search, "rounding": config.rounding, "seed": config.seed,
+    }  # fmt: skip
 
 
-def _run_worker(job: Path, layers: int) -> None:
-    """Run the worker, showing its layers. Raises TunegateError with its last line when it fails."""
-    python = environments.ensure("llmcompressor")
-    command = [str(python), str(environments.WORKERS / "llmcompressor_awq.py"), str(job)]
-    environment = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
-    lines: list[str] = []
-    worker = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert worker.stderr is not None
-    try:
-        with worker.stderr, progress("quantizing, layers", layers) as tick:
-            done = 0
-            for line in worker.stderr:
-                lines = [*lines[-40:], line.rstrip()]
-                if line.startswith("layer "):
-                    now = int(line.split()[1])
-                    tick(now - done)
-                    done = now
-        code = worker.wait()
-    finally:
-        if worker.poll() is None:
-            worker.kill()
-            worker.wait()
-    if code == -9:
-        raise InfrastructureError(
-            "the quantizer was killed, probably for memory", hint="fewer --rows, or a machine with more memory"
-        )
-    if code:
-        with tempfile.NamedTemporaryFile("w", prefix="tunegate-quantize-", suffix=".log", delete=False) as log:
-            log.write("\n".join(lines))
-        raise TunegateError(
-            f"the quantizer failed: {next((x for x in reversed(lines) if x.strip()), 'no message')}",
-            hint=f"its last lines are in {log.name}",
-        )
-
-
-def _finish(
-    release: Release,
-    calibration: Dataset,
-    config: QuantizeConfig,
-    out: Path,
-    made: Path,
-    group: int,
-    result: dict[str, Any],
-    *,
-    force: bool,
-) -> Release:
-    source = ModelSource(str(made), "folder", str(made), out.name)
+def _finish(work: Work, out: Path, made: Path, result: dict[str, Any], *, force: bool, check_engine: bool) -> Release:
+    release, config = work.release, work.config
+    before = {k: v for k, v in release.manifest.facts.items() if k != "merge"}
     with new_folder(out, force=force) as folder:
-        shutil.copytree(made, folder, dirs_exist_ok=True)
-        (folder / "recipe.yaml").unlink(missing_ok=True)
-        # The quantizer's transformers writes tokenizer files in its own way: keep ours, byte for byte.
-        for name in (
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "chat_template.jinja",
-            "generation_config.json",
-            "probe.json",
-        ):
-            if (release.path / name).is_file():
-                shutil.copy(release.path / name, folder / name)
-        tokenizer = load_tokenizer(ModelSource(str(folder), "folder", str(folder), source.name))
-        if (template_digest(tokenizer), probe_digest(tokenizer)) != (
-            release.manifest.facts["template_digest"],
-            release.manifest.facts["probe_digest"],
-        ):
-            raise TunegateError("the quantized release tokenizes or renders differently from the merged one")
+        _files(release, made, folder)
+        _same_tokens(release, folder)
         facts = {
-            **{k: v for k, v in release.manifest.facts.items() if k != "merge"},
-            "quantization": "awq",
-            "format": "compressed-tensors pack-quantized W4A16",
-            "group_size": group,
-            "symmetric": config.symmetric,
-            "rounding": config.rounding,
+            **before,
+            "quantization": config.scheme,
+            "backend": config.backend,
+            "format": FORMATS[config.scheme] if config.backend == "llmcompressor" else "AutoAWQ GEMM W4A16",
+            **({"group_size": work.group, "symmetric": config.symmetric} if work.group else {}),
+            **({"rounding": config.rounding} if config.backend == "llmcompressor" and config.scheme != "fp8" else {}),
             "calibration_rows": result["rows_used"],
             "calibration_tokens": result["tokens_used"],
+            "quantizer_seconds": round(result["seconds"], 1),
             "bytes": sum(p.stat().st_size for p in folder.glob("*.safetensors")),
             "bytes_before": release.manifest.facts["bytes"],
+            "quantize": prove_quantized(work, folder),
         }
         card.write(folder, facts, name=out.name)
-        inputs = [release.as_input("release"), calibration.as_input("calibration")]
+        inputs = [release.as_input("release"), work.calibration.as_input("calibration")]
         manifests.write(
             folder, "release", inputs=inputs, config=asdict(config), seeds={"seed": config.seed}, facts=facts
         )
+        if check_engine:
+            from tunegate.train.release.verify import load_in_engine
+
+            say(load_in_engine(folder))
     return Release.open(out)
+
+
+def _files(release: Release, made: Path, folder: Path) -> None:
+    """The quantizer's weights; config, tokenizer and template of the release, byte for byte where they are the same."""
+    shutil.copytree(made, folder, dirs_exist_ok=True)
+    (folder / "recipe.yaml").unlink(missing_ok=True)
+    quantization = read_json(made / "config.json")["quantization_config"]
+    config = read_json(release.path / "config.json")
+    write_json(folder / "config.json", {**config, "quantization_config": quantization})
+    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "probe.json")
+    for name in (*names, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"):
+        (folder / name).unlink(missing_ok=True)
+        if (release.path / name).is_file():
+            shutil.copy(release.path / name, folder / name)
+
+
+def _same_tokens(release: Release, folder: Path) -> None:
+    tokenizer = load_tokenizer(ModelSource(str(folder), "folder", str(folder), folder.name))
+    facts = release.manifest.facts
+    if (template_digest(tokenizer), probe_digest(tokenizer)) != (facts["template_digest"], facts["probe_digest"]):
+        raise TunegateError("the quantized release tokenizes or renders differently from the merged one")
+
+
+def prove_quantized(work: Work, folder: Path) -> dict[str, Any]:
+    """Loss and perplexity on held-out answers before and after, as they stand in `release.yaml`; printed.
+
+    Raises TunegateError when the quantized model loses more than `LARGEST_LOSS_INCREASE`.
+    """
+    rows = prove.held_out(work.calibration, work.tokenizer, work.stops, work.config.proof_rows)
+    if not rows:
+        say("no held-out answers: the quantized model was not compared")
+        return {"held_out_rows": 0}
+    files = TensorFiles(work.release.path)
+    keep = prove_model.fits(sum(spec.bytes for spec in files.specs.values()) // 2)
+    pad = work.tokenizer.pad_token_id
+    model = prove_model.given(work.release.path, merge_base.original(files), keep=keep)
+    before = prove.listen(model, rows, "merged", pad=pad)
+    model = prove_model.given(work.release.path, quantize_formats.dequantized(folder), keep=keep)
+    activations = {"fp8": "fp8", "w8a8": "int8"}.get(work.config.scheme)
+    if activations:
+        quantize_formats.round_activations(model, activations)
+    return _compare(rows, before, prove.listen(model, rows, "quantized", pad=pad))
+
+
+def _compare(rows: list[Example], before: list[prove.Said], after: list[prove.Said]) -> dict[str, Any]:
+    first, second = prove.loss_of(before), prove.loss_of(after)
+    found = prove.difference(before, after)
+    say(
+        f"perplexity of {len(rows)} held-out answers: {math.exp(first):.3f} before, {math.exp(min(second, 50)):.3f} after "
+        f"(loss {first:.4f}, {second:.4f}); {prove.words(found)}"
+    )
+    if not second - first <= LARGEST_LOSS_INCREASE:
+        raise TunegateError(
+            f"the quantized model loses {second - first:.2f} nats per held-out token; nothing was written",
+            hint="more --rows, --rounding gptq, a smaller --group-size, or serve the merged release",
+        )
+    return {
+        "held_out_rows": len(rows),
+        "held_out_tokens": sum(len(s.labels) for s in after),
+        "held_out_loss": {"before": first, "after": second},
+        "perplexity": {"before": math.exp(first), "after": math.exp(second)},
+        **prove.as_facts(found),
+    }

@@ -13,7 +13,7 @@ from tunegate.core.errors import TunegateError, UserError
 from tunegate.core.model_source import resolve
 from tunegate.train import sft
 from tunegate.train.config import resolve as resolve_config
-from tunegate.train.release import merge_proof, prove, quantize
+from tunegate.train.release import merge_proof, prove, quantize, quantize_worker
 from tunegate.train.release.merge import merge
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -117,7 +117,7 @@ def test_a_base_that_changed_is_refused(made, tmp_path):
 
 
 def test_a_merge_that_does_not_answer_as_before_writes_nothing(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(merge_proof, "LARGEST_MEAN_DIFFERENCE", 1e-9)
+    monkeypatch.setattr(merge_proof, "LARGEST_MEAN_SHARE", 1e-9)
     with pytest.raises(TunegateError, match="does not answer as the adapter on its base does; nothing was written"):
         merge(made.run, resolve(str(made.base)), tmp_path / "out", force=False)
     assert list(tmp_path.iterdir()) == []
@@ -150,7 +150,7 @@ def no_work(monkeypatch):
     def fail(*_):
         raise AssertionError("work was begun")
 
-    monkeypatch.setattr(quantize, "_run_worker", fail)
+    monkeypatch.setattr(quantize_worker, "run", fail)
     monkeypatch.setattr(quantize, "load_tokenizer", fail)
 
 

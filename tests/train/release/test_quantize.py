@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from tunegate.core.errors import InfrastructureError, TunegateError, UserError
-from tunegate.train.release import environments, quantize
-from tunegate.train.release.quantize import QuantizeConfig, calibration_rows, pick_group_size
+from tunegate.core.errors import InfrastructureError, TunegateError, UsageError, UserError
+from tunegate.train.release import environments, quantize_worker
+from tunegate.train.release.quantize import calibration_rows
+from tunegate.train.release.quantize_plan import QuantizeConfig, check_config, pick_group_size
 
 
 def shape(hidden, ffn, heads, head_dim=None):
@@ -92,7 +93,7 @@ def test_workers_import_nothing_of_ours(path):
 
 @pytest.fixture
 def worker(tmp_path, monkeypatch):
-    """Runs `_run_worker` with a script in the worker's place."""
+    """Runs `quantize_worker.run` with a script in the worker's place."""
     import sys
     from pathlib import Path
 
@@ -103,7 +104,7 @@ def worker(tmp_path, monkeypatch):
         monkeypatch.setattr(environments, "ensure", lambda _: Path(sys.executable))
         monkeypatch.setattr(environments, "WORKERS", tmp_path)
         (tmp_path / "job.json").write_text(json.dumps({}))
-        quantize._run_worker(tmp_path / "job.json", 2)
+        quantize_worker.run("llmcompressor", tmp_path / "job.json", 2)
 
     return call
 
@@ -117,3 +118,19 @@ def test_a_workers_layers_are_shown_and_its_failure_told(worker, capsys, tmp_pat
     assert str(log) in caught.value.hint
     with pytest.raises(InfrastructureError, match="was killed, probably for memory"):
         worker("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(InfrastructureError, match="no space left on the device while quantizing"):
+        worker("raise OSError(28, 'No space left on device')")
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"backend": "autoawq", "scheme": "fp8"}, "--backend autoawq makes AWQ only"),
+        ({"backend": "autoawq", "symmetric": True}, "always has zero points"),
+        ({"backend": "autoawk"}, "unknown backend 'autoawk'"),
+        ({"scheme": "int3"}, "unknown scheme 'int3'"),
+    ],
+)
+def test_choices_that_do_not_go_together_are_refused(choice, message):
+    with pytest.raises(UsageError, match=message):
+        check_config(QuantizeConfig(**choice))

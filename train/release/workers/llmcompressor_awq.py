@@ -1,7 +1,7 @@
-"""AWQ W4A16 with llm-compressor. Runs in an environment of its own, so it imports nothing of ours.
+"""AWQ W4A16, fp8 and W8A8 with llm-compressor. Runs in an environment of its own, so it imports nothing of ours.
 
 Usage: python llmcompressor_awq.py JOB.json
-The job: {"model", "out": folders, "calibration": JSONL of {"input_ids", "loss_mask"}, "group_size", "symmetric",
+The job: {"model", "out": folders, "calibration": JSONL of {"input_ids", "loss_mask"}, "scheme", "group_size", "symmetric",
 "batch_size", "ignore", "grid", "search", "rounding", "seed"}. Writes the quantized folder, and result.json beside the job. Progress goes to
 standard error, one line a layer and pass: `layer I`.
 """
@@ -128,6 +128,28 @@ def modifier(search: str, grid: int, layers: int):
     return {"gram": Gram, "module": Reported}[search](duo_scaling=True, n_grid=grid)
 
 
+def scheme_of(job: dict):
+    """What the linear layers become: awq (4-bit groups), fp8 or w8a8 (a scale a row of the weights and a token)."""
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    if job["scheme"] == "awq":
+        weights = QuantizationArgs(
+            num_bits=4, type="int", symmetric=job["symmetric"], strategy="group", group_size=job["group_size"]
+        )
+        return QuantizationScheme(targets=["Linear"], weights=weights)
+    kind = {"fp8": "float", "w8a8": "int"}[job["scheme"]]
+    weights = QuantizationArgs(num_bits=8, type=kind, symmetric=True, strategy="channel")
+    inputs = QuantizationArgs(num_bits=8, type=kind, symmetric=True, strategy="token", dynamic=True)
+    return QuantizationScheme(targets=["Linear"], weights=weights, input_activations=inputs)
+
+
+def recipe(job: dict, scheme, layers: int) -> list:
+    """The modifiers: the AWQ search for awq, then rounding (to the nearest for fp8, whose grid is not even)."""
+    kind = "nearest" if job["scheme"] == "fp8" else job["rounding"]
+    last = rounding(kind, layers, config_groups={"group_0": scheme}, ignore=job["ignore"])
+    return [modifier(job["search"], job["grid"], layers), last] if job["scheme"] == "awq" else [last]
+
+
 def main(job_path: str) -> None:
     """Run one job."""
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
@@ -137,7 +159,6 @@ def main(job_path: str) -> None:
 
     logger.remove()
     logger.add(sys.stderr, level="WARNING")
-    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
     from llmcompressor import oneshot
     from torch.utils.data import DataLoader
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -148,14 +169,7 @@ def main(job_path: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.bfloat16)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     data = batches(job["calibration"], job["batch_size"], pad)
-    weights = QuantizationArgs(
-        num_bits=4,
-        type="int",
-        symmetric=job["symmetric"],
-        strategy="group",
-        group_size=job["group_size"],
-    )
-    scheme = QuantizationScheme(targets=["Linear"], weights=weights)
+    scheme = scheme_of(job)
     with contextlib.redirect_stdout(sys.stderr):
         oneshot(
             model=model,
@@ -163,15 +177,7 @@ def main(job_path: str) -> None:
             dataset=DataLoader(data, batch_size=None),
             num_calibration_samples=len(data),
             use_loss_mask=True,
-            recipe=[
-                modifier(job["search"], job["grid"], model.config.num_hidden_layers),
-                rounding(
-                    job["rounding"],
-                    model.config.num_hidden_layers,
-                    config_groups={"group_0": scheme},
-                    ignore=job["ignore"],
-                ),
-            ],
+            recipe=recipe(job, scheme, model.config.num_hidden_layers),
         )
         model.save_pretrained(job["out"], save_compressed=True)
         tokenizer.save_pretrained(job["out"])

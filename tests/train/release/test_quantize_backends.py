@@ -1,0 +1,71 @@
+"""The quantizers at work on the tiny model, in their own environments: what they write is what we read back and score."""
+
+import json
+
+import pytest
+
+from tunegate.core.artifacts import Release
+from tunegate.core.errors import TunegateError
+from tunegate.core.model_source import resolve
+from tunegate.train import sft
+from tunegate.train.config import resolve as resolve_config
+from tunegate.train.release import quantize, quantize_formats
+from tunegate.train.release.merge import merge
+from tunegate.train.release.quantize_plan import QuantizeConfig
+from tunegate.train.release.tensor_files import TensorFiles
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+
+
+@pytest.fixture(scope="module")
+def release(tiny_model, tiny_dataset, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("backends")
+    settings = {"model": str(tiny_model), "max_steps": 30, "per_device_train_batch_size": 4, "save_steps": 0,
+                "gradient_accumulation_steps": 1, "learning_rate": 1e-2, "method": "full"}  # fmt: skip
+    config = resolve_config([("test", settings)])[0]
+    run = sft.train(tiny_dataset, resolve(str(tiny_model)), config, folder / "run", resume=False, force=False)
+    return merge(run, resolve(str(tiny_model)), folder / "release", force=False)
+
+
+@pytest.mark.parametrize(
+    ("choice", "method", "error"),
+    [
+        ({"rounding": "nearest"}, "compressed-tensors", 0.15),
+        ({"symmetric": True}, "compressed-tensors", 0.15),
+        ({"scheme": "w8a8"}, "compressed-tensors", 0.02),
+        ({"scheme": "fp8"}, "compressed-tensors", 0.05),
+        ({"backend": "autoawq"}, "awq", 0.15),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_r8_r9_what_a_backend_writes(release, tiny_dataset, tmp_path, capsys, choice, method, error):
+    """R8: nothing is saved twice. R9: calibration rows are the rows asked for, whatever their length."""
+    config = QuantizeConfig(rows=12, **choice)
+    made = quantize.quantize(release, tiny_dataset, config, tmp_path / "out", force=False)
+    facts = made.manifest.facts
+    assert facts["calibration_rows"] == 12
+    assert facts["quantize"]["held_out_rows"] == 8
+    before, after = facts["quantize"]["held_out_loss"].values()
+    assert abs(after - before) < 10 * error
+    assert "perplexity of 8 held-out answers" in capsys.readouterr().err
+    document = json.loads((made.path / "config.json").read_text())
+    assert document["quantization_config"]["quant_method"] == method
+    assert document["rope_parameters"], "the config stays as the release's"
+    files = TensorFiles(made.path)
+    assert "lm_head.weight" not in files.specs, "tied: written once"
+    read, original = quantize_formats.dequantized(made.path), TensorFiles(release.path)
+    # o_proj is followed by no norm that a scale could move into here: its weights stand for the release's, rounded
+    name = "model.layers.0.self_attn.o_proj.weight"
+    exact = original.read(name).float()
+    assert float((read(name) - exact).norm() / exact.norm()) < error
+    assert not list(made.path.glob("*.bin"))
+
+
+def test_a_quantized_model_that_is_broken_is_not_kept(release, tiny_dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(quantize, "LARGEST_LOSS_INCREASE", -1.0)
+    with pytest.raises(TunegateError, match="nothing was written"):
+        quantize.quantize(
+            release, tiny_dataset, QuantizeConfig(rows=4, rounding="nearest"), tmp_path / "out", force=False
+        )
+    assert list(tmp_path.iterdir()) == []
+    assert Release.open(release.path)
