@@ -129,6 +129,8 @@ def against(
                 server.kill()
         entries = [json.loads(line) for line in log.read_text().splitlines()]
     right = [e for e in entries if e["kind"] == "ok"]
+    if not right:  # the tool did not run; what it said is on standard error
+        return {}, {"ttft_ms": None, "tpot_ms": None, "e2e_ms": None, "failed": None}, cpu
     ttft = [1000 * (e["first"] - e["received"]) for e in right]
     e2e = [1000 * (e["ended"] - e["received"]) for e in right]
     truth: Found = {
