@@ -218,7 +218,9 @@ def test_t18_the_ids_of_a_probe_text_stand_in_the_manifest(tiny_model, tiny_data
     from tunegate.core.chat_template import PROBE
 
     run = train(tiny_model, tiny_dataset, tmp_path / "run", max_steps=1)
-    assert run.manifest.facts["mask"]["probe_ids"] == render_ids(load_tokenizer(ModelSource(str(run.path), "folder", str(run.path), "run")), PROBE)
+    assert run.manifest.facts["mask"]["probe_ids"] == render_ids(
+        load_tokenizer(ModelSource(str(run.path), "folder", str(run.path), "run")), PROBE
+    )
 
 
 def test_r13_no_generation_tag_is_left_and_the_text_is_the_same(makers):
