@@ -94,7 +94,7 @@ def guidellm(url: str, requests: int, streams: int, folder: Path) -> tuple[Found
                "guidellm", "run", "--backend", f"kind=openai_http,target={url.removesuffix('/v1')},model=standin",
                "--profile", f"kind=concurrent,streams={streams}", "--constraint", f"kind=max_requests,count={requests}",
                "--data", "kind=synthetic_text,prompt_tokens=16,output_tokens=30", "--tokenizer", f"kind=hf_auto,model={tokenizer}",
-               "--output", str(out)]  # fmt: skip
+               "--output", f"kind=json,path={out}"]  # fmt: skip
     _, cpu = call(command)
     if not out.is_file():
         return {}, cpu
