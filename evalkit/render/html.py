@@ -115,6 +115,7 @@ def _data(report: dict[str, Any], results: Rows, baseline: Rows, flips: Rows) ->
         "items": items,
         "compared": bool(baseline or flips),
         "answers": bool(baseline),
+        "lost": bool(flips) and not baseline,
         "slices": [as_text(key) for key in keys] if isinstance(keys, list) and keys else _tag_names(items),
         "outcomes": html_sections.OUTCOMES,
         "hidden": [list(pair) for pair in HIDDEN_RANGES],
@@ -158,6 +159,8 @@ def _change(row: dict[str, Any], base: dict[str, Any] | None, flip: dict[str, An
 
 
 def _answer(row: dict[str, Any]) -> dict[str, Any]:
+    """One side's answer, with why each validator failed it and what each judge said."""
+    reasons = {**obj(row.get("judged")), **obj(row.get("reasons"))}
     return {
         "text": as_text(row.get("output")) or (as_text(row["tool_calls"]) if row.get("tool_calls") else ""),
         "outcome": as_text(row.get("outcome")) or "unknown",
@@ -167,19 +170,44 @@ def _answer(row: dict[str, Any]) -> dict[str, Any]:
         "ttft": finite(row.get("ttft_ms")),
         "tokens": finite(row.get("completion_tokens")),
         "prompt_tokens": finite(row.get("prompt_tokens")),
-        "scores": {as_text(key): _score(value) for key, value in obj(row.get("scores")).items()},
+        "scores": {as_text(key): _score(value, reasons.get(key)) for key, value in obj(row.get("scores")).items()},
+        **_rarely(row),
     }
 
 
-def _score(value: Any) -> dict[str, Any]:
-    """One validator's result as {pass: bool or null, score: text, reason}."""
+def _rarely(row: dict[str, Any]) -> dict[str, Any]:
+    """What few rows have: repeats [outcome, text, ms], the cost, attempts beyond one, the context of a prompted run."""
+    found: dict[str, Any] = {}
+    outputs, outcomes, times = (row.get(key) for key in ("outputs", "outcomes", "latencies_ms"))
+    if isinstance(outputs, list) and isinstance(outcomes, list) and len(outputs) == len(outcomes):
+        known = [finite(ms) for ms in times] if isinstance(times, list) else []
+        rest = [None] * (len(outputs) - len(known))
+        found["repeats"] = [
+            [as_text(outcome), as_text(text), ms]
+            for outcome, text, ms in zip(outcomes, outputs, [*known, *rest], strict=False)
+        ]
+    if (cost := finite(row.get("cost_usd"))) is not None:
+        found["cost"] = number(cost, metric="_usd")
+    if (attempts := finite(row.get("attempts"))) is not None and attempts > 1:
+        found["attempts"] = attempts
+    if row.get("context"):
+        found["context"] = as_text(row["context"])
+    return found
+
+
+def _score(value: Any, why: Any = None) -> dict[str, Any]:
+    """One validator's result as {pass: bool or null, score: text, reason}. why: given for one that failed, or a judge's."""
     if not isinstance(value, dict):
         value = {"pass": value if isinstance(value, bool) else None, "score": value}
     passed = value.get("pass", value.get("passed"))
     amount = finite(value.get("score"))
     if not isinstance(passed, bool):
         passed = amount >= 1 if amount is not None and amount in (0, 1) else None
-    return {"pass": passed, "score": "" if amount is None else number(amount), "reason": as_text(value.get("reason"))}
+    return {
+        "pass": passed,
+        "score": "" if amount is None else number(amount),
+        "reason": as_text(value.get("reason") or why),
+    }
 
 
 def _messages(value: Any) -> list[list[str]]:

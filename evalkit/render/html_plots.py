@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from tunegate.core.statistics import quantile
 from tunegate.evalkit.render.html_text import attribute, finite
 
 
@@ -60,18 +61,9 @@ def histogram(values: list[float], axis: tuple[float, float], bins: int, series:
     ]
     parts.append('<line class="axis" x1="0%" x2="100%" y1="58.5" y2="58.5"/>')
     for share in (0.5, 0.95):
-        at = _percent(quantile(values, share), axis)
+        at = _percent(quantile(sorted(values), share), axis)
         parts.append(f'<line class="quantile" x1="{at}" x2="{at}" y1="0" y2="58"/>')
     return _svg("histogram", 60, label, parts)
-
-
-def quantile(values: list[float], share: float) -> float:
-    """The quantile by linear interpolation between order statistics (Hyndman and Fan 1996, type 7)."""
-    ordered = sorted(values)
-    position = share * (len(ordered) - 1)
-    below = math.floor(position)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
 
 def nice_ceiling(value: float) -> float:

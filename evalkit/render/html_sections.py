@@ -5,8 +5,11 @@ from collections import Counter
 from typing import Any
 from urllib.parse import quote
 
-from tunegate.evalkit.render.html_plots import histogram, interval_plot, nice_ceiling, quantile
+from tunegate.core.statistics import quantile
+from tunegate.evalkit.render.html_operations import leakage, operations
+from tunegate.evalkit.render.html_plots import histogram, interval_plot, nice_ceiling
 from tunegate.evalkit.render.html_text import (
+    as_text,
     attribute,
     count,
     finite,
@@ -56,6 +59,9 @@ def key_figures(report: dict[str, Any], flips: list[dict[str, Any]]) -> str:
         facts.append(("Answer length", f"{tokens / report['n']:,.0f} tokens", "mean"))
     if finite(report.get("size_bytes")) is not None:
         facts.append(("Size on disk", number(report["size_bytes"], metric="_bytes"), ""))
+    cost = finite(obj(obj(report.get("operations")).get("cost_per_correct_usd")).get("value"))
+    if cost is not None:
+        facts.append(("Cost per right answer", number(cost, metric="_usd"), "answers that are wrong included"))
     cells = "".join(f"<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>" for name, value, note in facts)
     return f'<dl class="figures">{cells}</dl>' if cells else ""
 
@@ -174,29 +180,38 @@ def _slice_row(key: str, value: str, content: dict[str, Any], change: dict[str, 
 
 
 def speed(report: dict[str, Any], results: Rows, baseline: Rows) -> str:
-    """Latency, time to first token and answer length: histograms of candidate and baseline on one axis, and a table."""
+    """Latency, time to first token and answer length: histograms of candidate and baseline on one axis, their quantiles,
+    and every figure beside the scores that a gate can name."""
     panels = ""
     for key, title, unit in (
         ("latency_ms", "Latency", "_ms"),
         ("ttft_ms", "Time to first token", "_ms"),
         ("completion_tokens", "Answer length", "_tokens"),
     ):
-        series = {name: _values(items, key) for name, items in (("candidate", results), ("baseline", baseline))}
+        series = {name: sorted(_values(items, key)) for name, items in (("candidate", results), ("baseline", baseline))}
         panels += _distribution(title, unit, {name: values for name, values in series.items() if values})
     timing = obj(report.get("timing"))
     wall, rate = timing.get("wall_s"), timing.get("requests_per_s")
     note = '<p class="quiet">Dashed lines: p50 and p95.'
     if finite(wall) is not None:
         note += f" The run took {number(wall, metric='_s')}, {number(rate, metric='_per_s')}."
-    return (
+    drawn = (
         f'<div class="panels">{panels}</div>{note}</p>'
         if panels
         else '<p class="empty">No latency or length was recorded.</p>'
     )
+    return drawn + operations(report)
 
 
 def _values(items: Rows, key: str) -> list[float]:
-    return [float(value) for item in items if (value := finite(item.get(key))) is not None and value >= 0]
+    """The finite values of a field, one for each repeat where an item was asked several times."""
+    repeated = {"latency_ms": "latencies_ms", "ttft_ms": "ttfts_ms"}.get(key, "")
+    found = [value for item in items for value in _list(item.get(repeated)) or [item.get(key)]]
+    return [float(value) for value in map(finite, found) if value is not None and value >= 0]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _distribution(title: str, unit: str, series: dict[str, list[float]]) -> str:
@@ -206,8 +221,8 @@ def _distribution(title: str, unit: str, series: dict[str, list[float]]) -> str:
     drawn, body = "", ""
     for name, values in series.items():
         p50, p95, p99 = (number(quantile(values, share), metric=unit) for share in (0.5, 0.95, 0.99))
-        label = f"{title}, {name}: {len(values)} items, p50 {p50}, p95 {p95}"
-        drawn += f'<figcaption class="key {name}">{name}, {count(len(values), "item")}</figcaption>{histogram(values, (0.0, top), 32, name, label)}'
+        label = f"{title}, {name}: {len(values)} answers, p50 {p50}, p95 {p95}"
+        drawn += f'<figcaption class="key {name}">{name}, {count(len(values), "answer")}</figcaption>{histogram(values, (0.0, top), 32, name, label)}'
         body += f'<tr><th scope="row">{name}</th><td class="num">{p50}</td><td class="num">{p95}</td><td class="num">{p99}</td></tr>'
     return (
         f'<section class="panel"><h3>{title}</h3><figure>{drawn}<div class="axis-labels"><span>0</span>'
@@ -241,15 +256,34 @@ def provenance(report: dict[str, Any]) -> str:
         ("Prompt token ids", _digest(report.get("prompt_ids_digest"))),
         ("Chat template", _digest(report.get("template_digest"))),
         ("Scorer version", shown(report.get("scorer_version"))),
+        ("Test of the difference", _test(report)),
+        ("Leakage", leakage(report)),
+        ("Served by", _server(obj(report.get("server")))),
         ("Created", shown(report.get("created"))),
     ]
     body = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts if value)
-    allowed = obj(report.get("comparison")).get("allowed_differences")
-    warning = ""
-    if isinstance(allowed, list) and allowed:
-        named = "".join(f"<li>{shown(item)}</li>" for item in allowed)
-        warning = f'<div class="notice"><strong>Allowed differences.</strong> The two runs differ in this, by request:<ul>{named}</ul></div>'
-    return f'{warning}<dl class="facts">{body}</dl>{_lineage(rows(report.get("lineage")))}'
+    return f'<dl class="facts">{body}</dl>{_lineage(rows(report.get("lineage")))}'
+
+
+def _test(report: dict[str, Any]) -> str:
+    """Which test the primary metric's difference was put to, and the design effect where rows share a group."""
+    primary = obj(report.get("task")).get("primary")
+    change = obj(obj(obj(report.get("comparison")).get("metrics")).get(str(primary)))
+    effect = finite(change.get("design_effect"))
+    note = f"<small>design effect {effect:.2f}</small>" if effect is not None and effect != 1 else ""
+    return f"{shown(change['test'])} {note}" if change.get("test") else ""
+
+
+def _server(server: dict[str, Any]) -> str:
+    """The engine and the flags it was started with."""
+    flags = server.get("flags")
+    told = " ".join(as_text(flag) for flag in flags) if isinstance(flags, list) else ""
+    if not server.get("engine"):
+        return ""
+    start = finite(server.get("start_s"))
+    note = f"<small>started in {start:.1f} s</small>" if start is not None else ""
+    folded = f'<details class="rest"><summary>Flags</summary><code>{shown(told)}</code></details>' if told else ""
+    return f"{shown(server['engine'])} {note}{folded}"
 
 
 def _thing(name: Any, digest: Any, note: Any) -> str:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from tunegate.core.statistics import wilson
+from tunegate.evalkit.render.html_operations import caveats
 from tunegate.evalkit.render.html_plots import interval_plot, stacked_bar
 from tunegate.evalkit.render.html_text import (
     count,
@@ -34,7 +35,7 @@ def verdict(report: dict[str, Any]) -> str:
         return (
             '<div class="banner none"><div class="banner-head"><p class="verdict-word" id="verdict-title">No gate was applied</p>'
             '<p class="verdict-why">This report measures; it does not decide. Run <code>ft gate</code> on it, or '
-            "<code>ft eval --against</code> a baseline, for a verdict.</p></div></div>"
+            f"<code>ft eval --against</code> a baseline, for a verdict.</p>{caveats(report)}</div></div>"
         )
     word = str(decision.get("decision", "unknown"))
     order = ["FAIL", "INCONCLUSIVE"]
@@ -54,7 +55,7 @@ def verdict(report: dict[str, Any]) -> str:
     return (
         f'<div class="banner {name}"><div class="banner-head"><p class="verdict-word" id="verdict-title">'
         f'<b class="verdict-glyph" aria-hidden="true">{_GLYPH.get(word, "·")}</b>{shown(word)}</p>'
-        f'<p class="verdict-why">{_why(report, word, conditions)}</p></div>{table}</div>'
+        f'<p class="verdict-why">{_why(report, word, conditions)}</p>{caveats(report)}</div>{table}</div>'
     )
 
 

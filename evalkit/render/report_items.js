@@ -67,6 +67,9 @@ function itemPanel(item, redraw) {
     panelHead(item, redraw),
     element('div', { className: `answers of-${columns.length}` }, ...columns),
     scoreTable(item),
+    repeatsBlock(item.baseline ? 'Repeats of the candidate' : 'Repeats', item.candidate),
+    item.baseline ? repeatsBlock('Repeats of the baseline', item.baseline) : null,
+    item.candidate.context ? folded('What was put into the prompt (ids)', (place) => pre(place, 'context', item.candidate.context)) : null,
     promptBlock(item.baseline_prompt ? 'Prompt of the candidate' : 'Prompt', item.prompt),
     item.baseline_prompt ? promptBlock('Prompt of the baseline', item.baseline_prompt) : null);
 }
@@ -119,6 +122,8 @@ function answerNotes(answer, text, { equal, laid, apart }) {
     if (answer.ttft !== null) notes.push(`first token ${whole(answer.ttft)} ms`);
     if (answer.tokens !== null) notes.push(`${whole(answer.tokens)} tokens`);
     if (answer.finish) notes.push(`finish: ${answer.finish.slice(0, 60)}`);
+    if (answer.cost) notes.push(answer.cost);
+    if (answer.attempts) notes.push(`answered at attempt ${answer.attempts}`);
   }
   notes.push(`${whole(text.length)} characters`);
   return element('p', { className: 'answer-notes' }, ...visible(notes.join(' · ')));
@@ -143,18 +148,32 @@ function scoreTable(item) {
       item.baseline ? cell(item.baseline, name) : null, cell(item.candidate, name)))));
 }
 
+/** A part that is filled when it is first opened. */
+function folded(title, fill) {
+  const place = element('div', { className: 'turns' });
+  const block = element('details', { className: 'prompt' }, element('summary', {}, title), place);
+  block.addEventListener('toggle', () => { if (!place.childNodes.length) fill(place); });
+  return block;
+}
+
+/** One text with its heading, appended to a place. */
+function pre(place, title, text, ...beside) {
+  const body = element('pre', { className: 'answer', dir: 'auto', tabIndex: 0, 'aria-label': `${named(title).slice(0, 80)}, text` });
+  place.append(element('section', {}, element('h4', {}, element('span', {}, ...visible(title)), ...beside), body));
+  appendLong(body, text, visible);
+}
+
 function promptBlock(title, turns) {
   if (!turns.length) return null;
-  const place = element('div', { className: 'turns' });
-  const block = element('details', { className: 'prompt' },
-    element('summary', {}, `${title}, ${turns.length} ${turns.length === 1 ? 'turn' : 'turns'}`), place);
-  block.addEventListener('toggle', () => {
-    if (place.childNodes.length) return;
-    for (const [role, text] of turns) {
-      const body = element('pre', { className: 'answer', dir: 'auto', tabIndex: 0, 'aria-label': `${role}, text` });
-      place.append(element('section', {}, element('h4', {}, ...visible(role)), body));
-      appendLong(body, text, visible);
-    }
+  return folded(`${title}, ${turns.length} ${turns.length === 1 ? 'turn' : 'turns'}`,
+    (place) => { for (const [role, text] of turns) pre(place, role, text); });
+}
+
+function repeatsBlock(title, answer) {
+  if (!answer.repeats) return null;
+  const right = answer.repeats.filter(([outcome]) => outcome === 'pass').length;
+  return folded(`${title}: ${right} of ${answer.repeats.length} right`, (place) => {
+    answer.repeats.forEach(([outcome, text, ms], at) =>
+      pre(place, `Repeat ${at + 1}${ms === null ? '' : `, ${whole(ms)} ms`}`, text, outcomeBadge(outcome)));
   });
-  return block;
 }

@@ -223,7 +223,7 @@ function buildFilters() {
   for (const [name, filter] of Object.entries(FILTERS)) {
     const counts = new Map();
     for (const item of items) for (const value of filter.of(item)) if (value) counts.set(value, (counts.get(value) || 0) + 1);
-    if (counts.size < 2 && !(name === 'cause' && counts.size)) continue;
+    if (counts.size < 2 && !((name === 'cause' || name === 'change') && counts.size)) continue;
     const values = [...counts].sort(([a, n], [b, m]) => (name === 'validator' ? (a < b ? -1 : 1) : m - n || (a < b ? -1 : 1)));
     const select = element('select', { id: `filter-${name}` }, element('option', { value: '' }, 'all'),
       ...values.slice(0, 500).map(([value, n]) => element('option', { value }, `${named(filter.words(value)).slice(0, 80)} (${whole(n)})`)));
@@ -274,6 +274,7 @@ function onKey(event) {
 let waiting = 0;
 buildFilters();
 get('without-script').hidden = true;
+get('baseline-lost').hidden = !data.lost;
 get('filters').hidden = get('pager').hidden = !items.length;
 get('search').addEventListener('input', () => {
   clearTimeout(waiting);

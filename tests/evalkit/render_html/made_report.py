@@ -8,6 +8,8 @@ import random
 from collections import Counter, defaultdict
 from typing import Any
 
+from tunegate.core.statistics import quantile
+
 SYSTEM = (
     'You call functions. Answer with one JSON object {"name": ..., "arguments": {...}} and nothing else.\nFunctions:\n'
 )
@@ -198,12 +200,22 @@ def _paired(mine: Rows, theirs: Rows, metric: str) -> dict[str, Any]:
     d = (fixed - broken) / n
     half = 1.96 * ((fixed + broken) / n**2) ** 0.5
     return {"difference": d, "low": max(-1, d - half), "high": min(1, d + half), "fixed": fixed, "broken": broken, "both_pass": pairs[True, True],
-            "both_fail": pairs[False, False], "mcnemar_p": 1e-9, "non_inferior_p": 1e-9}  # fmt: skip
+            "both_fail": pairs[False, False], "mcnemar_p": 1e-9, "non_inferior_p": 1e-9, "test": "tango, clustered", "design_effect": 1.25}  # fmt: skip
 
 
 def _quantiles(rows: Rows, key: str) -> dict[str, float]:
     ordered = sorted(row[key] for row in rows)
-    return {f"p{p}": ordered[min(len(ordered) - 1, p * len(ordered) // 100)] for p in (50, 95, 99)}
+    return {f"p{p}": quantile(ordered, p / 100) for p in (50, 95, 99)}
+
+
+def _operations(rows: Rows) -> dict[str, dict[str, Any]]:
+    times = _quantiles(rows, "latency_ms")
+    return {
+        "latency_p95_ms": {"value": times["p95"], "low": 0.9 * times["p95"], "high": None, "n": len(rows)},
+        "truncated_rate": {"value": 0.0, "low": 0.0, "high": 0.03, "n": len(rows)},
+        "infra_error_rate": {"value": 0.0, "low": 0.0, "high": 0.0, "n": len(rows)},
+        "cost_per_correct_usd": {"value": 0.000213, "low": 0.0002, "high": 0.00023, "n": len(rows)},
+    }
 
 
 def make_report(mine: Rows, theirs: Rows | None, decision: str | None = "PASS") -> dict[str, Any]:
@@ -222,7 +234,9 @@ def make_report(mine: Rows, theirs: Rows | None, decision: str | None = "PASS") 
         "slices": {"topic": {topic: {"n": len(rows), "metrics": {"exact": _share(rows, "exact")}} for topic, rows in topics.items()}},
         "latency": {"latency_ms": _quantiles(mine, "latency_ms"), "ttft_ms": _quantiles(mine, "ttft_ms")},
         "tokens": {"prompt": sum(row["prompt_tokens"] for row in mine), "completion": sum(row["completion_tokens"] for row in mine)},
-        "timing": {"wall_s": 31.4, "requests_per_s": len(mine) / 31.4}, "size_bytes": 118_400_000, "comparison": None, "decision": None,
+        "timing": {"wall_s": 31.4, "requests_per_s": len(mine) / 31.4}, "size_bytes": 118_400_000, "operations": _operations(mine),
+        "leakage": {"metrics": {"leakage": 2, "leakage_exact": 1, "leakage_ngram": 3, "leakage_near": 0}, "items": [], "train": ["t.jsonl"], "train_rows": 758},
+        "server": {"engine": "vllm", "flags": ["--model", "build/release", "--max-num-seqs", "32"], "start_s": 35.6}, "comparison": None, "decision": None,
         "lineage": [
             {"depth": 1, "role": "target", "kind": "Release", "digest": "4be1" * 16, "created": "2026-11-24T05:50:00Z", "path": "build/release"},
             {"depth": 2, "role": "run", "kind": "Run", "digest": "e20a" * 16, "created": "2026-11-24T05:40:00Z", "path": "build/run"},
@@ -232,11 +246,11 @@ def make_report(mine: Rows, theirs: Rows | None, decision: str | None = "PASS") 
     }  # fmt: skip
     if theirs is not None:
         report["comparison"] = {
-            "baseline": {"spec": "builtin:smollm2-135m", "digest": "8f00" * 16, "name": "baseline"}, "metrics": {name: _paired(mine, theirs, name) for name in metrics},
+            "baseline": {"spec": "builtin:smollm2-135m", "digest": "8f00" * 16, "name": "baseline", "operations": _operations(theirs)}, "metrics": {name: _paired(mine, theirs, name) for name in metrics},
             "flips": [{"id": a["id"], "direction": "fixed" if a["outcome"] == "pass" else "broken", "cause": a["cause"] or "prose_not_json", "reason": a["reason"] or b["reason"]}
                       for a, b in zip(mine, theirs, strict=True) if (a["outcome"] == "pass") != (b["outcome"] == "pass")],
             "slices": [{"key": "topic", "value": topic, "n": len(rows), **_paired(rows, [theirs[mine.index(row)] for row in rows], "exact"), "p_holm": 2e-6} for topic, rows in topics.items()],
-            "allowed_differences": [],
+            "allowed_differences": [], "unknown": [],
         }  # fmt: skip
     if decision:
         change = (

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tunegate.core.statistics import wilson
+from tunegate.core.statistics import quantile, wilson
 from tunegate.evalkit.render import html_plots, html_text, html_verdict
 from tunegate.evalkit.render.html import render
 
@@ -231,8 +231,8 @@ def test_plots_place_values_on_their_axis():
 
 
 def test_quantiles_and_axis_ends():
-    assert html_plots.quantile([4, 1, 3, 2], 0.5) == 2.5  # Hyndman and Fan type 7, as numpy's default
-    assert html_plots.quantile([1, 2, 3, 4, 5], 0.95) == pytest.approx(4.8)
+    assert quantile([1, 2, 3, 4], 0.5) == 2  # Hyndman and Fan type 1: an observation, as the gate takes it
+    assert quantile([1, 2, 3, 4, 5], 0.95) == 5
     assert [html_plots.nice_ceiling(v) for v in (0, 0.9, 1.2, 410, 6001)] == [1.0, 1.0, 1.5, 500.0, 8000.0]
 
 
@@ -243,3 +243,62 @@ def test_a_slice_with_many_values_shows_the_largest_first_and_folds_the_rest(pla
     report["comparison"]["slices"] = []
     document = render(report, mine, theirs)
     assert document.index("label-77") < document.index("65 more, with fewer items") < document.index("label-65")
+
+
+def test_one_p95_on_the_page(made):
+    """The strip at the top, the quantiles under the histogram and the gate's figure are one number."""
+    mine, theirs = made.make_rows(97)
+    report = made.make_report(mine, theirs)
+    p95 = html_text.number(report["latency"]["latency_ms"]["p95"], metric="_ms")
+    text = Page(render(report, mine, theirs)).text
+    assert text.count(p95) >= 4  # strip, condition, quantiles, figures that a gate can name
+
+
+def test_what_was_not_checked_and_what_was_overlooked_stands_under_the_verdict(plain):
+    report, mine, theirs = plain
+    report["comparison"] |= {"unknown": ["prompts", "template"], "allowed_differences": ["generation"]}
+    document = render(report, mine, theirs)
+    text = Page(document).text
+    assert (
+        "Not known for one of the two, so not checked (2 of 5): the messages that were sent; the prompts' token ids"
+        in text
+    )
+    assert "Compared although these differ: the generation settings." in text
+    assert "2 items stand in the training data" in text
+    assert document.index('class="caveats"') < document.index('id="scores"')
+    report["comparison"] |= {"unknown": [], "allowed_differences": []}
+    report["leakage"] = None
+    assert 'class="caveats"' not in render(report, mine, theirs)
+
+
+def test_figures_a_gate_can_name_stand_with_their_intervals(plain):
+    report, mine, theirs = plain
+    text = Page(render(report, mine, theirs)).text
+    assert "4 figures that a gate can name" in text
+    assert "truncated_rate 0% 0 to 3.0% 0% 0 to 3.0%" in text
+    assert "infra_error_rate 0% 0%" in text  # counted, not sampled
+    assert "Cost per right answer $0.000213" in text
+    low = html_text.number(report["operations"]["latency_p95_ms"]["low"], metric="_ms")
+    assert f"{low} or more" in text  # too few answers for an upper end
+
+
+def test_an_item_carries_its_reasons_repeats_cost_and_context(plain):
+    report, mine, theirs = plain
+    mine[0] |= {
+        "scores": {"json_valid": 1.0, "exact": 0.0, "partial": 0.5},
+        "reasons": {"exact": "/a: expected 1, got 2", "partial": "half"},
+        "judged": {"exact": "over by one"},
+        "outcomes": ["pass", "fail", "infra_error"],
+        "outputs": ["one", "two", ""],
+        "latencies_ms": [10.0, 20.0, None],
+        "cost_usd": 0.00042,
+        "attempts": 3,
+        "context": {"ids": ["r1", "r2"]},
+    }
+    found = Page(render(report, mine, theirs)).data["items"][0]["candidate"]
+    assert found["scores"]["exact"] == {"pass": False, "score": "0", "reason": "/a: expected 1, got 2"}
+    assert found["scores"]["partial"]["reason"] == "half"
+    assert found["scores"]["json_valid"] == {"pass": True, "score": "1", "reason": ""}
+    assert found["repeats"] == [["pass", "one", 10.0], ["fail", "two", 20.0], ["infra_error", "", None]]
+    assert (found["cost"], found["attempts"], json.loads(found["context"])) == ("$0.00042", 3, {"ids": ["r1", "r2"]})
+    assert "repeats" not in Page(render(report, mine, theirs)).data["items"][1]["candidate"]
