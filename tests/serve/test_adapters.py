@@ -53,6 +53,9 @@ def test_several_adapters_on_the_base_of_a_run(make):
     assert values(launch, "--max-loras") == ["2"]
     assert values(launch, "--max-lora-rank") == ["64"], "the largest, rounded up to a kernel's"
     assert (launch.model, launch.adapters) == ("one", ("b",))
+    assert values(launch, "--max-num-batched-tokens") == ["256"], "short steps: adapters are slow on a CPU"
+    own = build(one, ServeOptions(extra=("--max-num-batched-tokens", "512")))
+    assert values(own, "--max-num-batched-tokens") == ["512"]
 
 
 def test_adapters_on_a_plain_model_that_is_served_under_its_own_name(make, tiny_model):
