@@ -133,7 +133,7 @@ class _Gatherer:
     def __init__(
         self, count_tokens: Callable[[list[str]], list[int]] | None, label_of: Callable[[Row], str | None] | None
     ) -> None:
-        self._count = count_tokens or (lambda texts: [round(len(text) / 4) for text in texts])
+        self._count = count_tokens or (lambda texts: [-(-len(text) // 4) for text in texts])
         self._label_of = label_of or (lambda row: None)
         self._texts: list[str] = []
         self.characters: tuple[list[int], list[int]] = ([], [])

@@ -13,6 +13,8 @@ from tunegate.core.errors import UserError, nearest
 from tunegate.core.files import canonical_json, sha256_text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+# Keys whose values are objects or lists: JSON text where a file has only cells (CSV, Parquet).
+JSON_KEYS = ("messages", "tools", "tags", "schema", "accept")
 KEYS = ("messages", "id", "group", "tags", "schema", "accept", "tools")
 TYPES: dict[str, type | tuple[type, ...]] = {
     "id": (str, int),
@@ -32,7 +34,8 @@ class Row:
     """One example: a conversation whose last assistant turn is what is expected.
 
     id: given, else the first 16 hex digits of the content's SHA-256. schema: JSON Schema of the answer. accept: list of
-    admissible outputs. extra: keys we do not know, kept as they are. file, line: where it was read.
+    admissible outputs. extra: keys we do not know, kept as they are. file, line: where it was read. numeric: which
+    of `id` and `group` came as numbers, to be written as numbers again.
     """
 
     id: str
@@ -45,6 +48,7 @@ class Row:
     extra: dict[str, Any] = field(default_factory=dict)
     file: str = ""
     line: int = 0
+    numeric: tuple[str, ...] = ()
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -61,7 +65,8 @@ class Row:
         optional = {"group": self.group, "schema": self.schema, "accept": self.accept, "tools": self.tools}
         kept = {key: value for key, value in optional.items() if value is not None}
         tags = {"tags": self.tags} if self.tags else {}
-        return {"id": self.id, "messages": list(self.messages), **tags, **kept, **self.extra}
+        value = {"id": self.id, "messages": list(self.messages), **tags, **kept, **self.extra}
+        return value | {key: int(value[key]) for key in self.numeric}
 
 
 def content_id(messages: Iterable[Message], tools: list[Any] | None) -> str:
@@ -187,6 +192,7 @@ def parse_row(value: Any, file: str, line: int) -> Row:
         extra={key: item for key, item in value.items() if key not in KEYS},
         file=file,
         line=line,
+        numeric=tuple(key for key in ("id", "group") if isinstance(value.get(key), int)),
     )
 
 

@@ -137,7 +137,13 @@ def _check_roles(row: Row) -> Iterator[Finding]:
 
 
 def _check_tools(row: Row) -> Iterator[Finding]:
-    offered = {(tool.get("function") or tool).get("name") for tool in row.tools or [] if isinstance(tool, dict)}
+    offered = set()
+    for at, tool in enumerate(row.tools or []):
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        if isinstance(function, dict) and isinstance(function.get("name"), str):
+            offered.add(function["name"])
+        else:
+            yield _found(row, "tool_calls", f"/tools/{at}", "a tool without function name")
     open_ids: Counter[str] = Counter()
     for index, turn in enumerate(row.messages):
         for at, call in enumerate(turn.get("tool_calls") or []):

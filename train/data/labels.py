@@ -23,8 +23,7 @@ def labels(rows: Sequence[Row], key: str | None = None) -> tuple[str | None, lis
     if key is not None:
         found = [of_key(row, key) for row in rows]
         if rows and not any(found):
-            known = sorted({name for row in rows[:1000] for name in (*row.tags, *row.extra)})
-            raise UserError(f"no row has {key!r}", where="--label", hint=nearest(key, known) if known else None)
+            raise no_row_has(key, rows, "--label")
         return key, found
     for name in CUSTOMARY:
         found = [of_key(row, name) for row in rows]
@@ -38,6 +37,12 @@ def labels(rows: Sequence[Row], key: str | None = None) -> tuple[str | None, lis
     return None, [None] * len(rows)
 
 
+def no_row_has(key: str, rows: Sequence[Row], option: str) -> UserError:
+    """The error for a key that no row has, with the keys that the first thousand rows do have."""
+    known = sorted({name for row in rows[:1000] for name in (*row.tags, *row.extra)})
+    return UserError(f"no row has {key!r}", where=option, hint=nearest(key, known) if known else None)
+
+
 def reader(source: str | None) -> Callable[[Row], str | None] | None:
     """The function that reads a row's label, for the source that `labels` gave."""
     if source is None:
@@ -47,7 +52,7 @@ def reader(source: str | None) -> Callable[[Row], str | None] | None:
 
 def of_key(row: Row, key: str) -> str | None:
     """The value under `key` in the tags, else beside the messages, as text; None when absent or not a scalar."""
-    value = row.tags.get(key, row.extra.get(key))
+    value = row.tags.get(key, row.extra.get(key, row.group if key == "group" else None))
     if isinstance(value, str):
         return value
     return json.dumps(value) if isinstance(value, int | float | bool) else None

@@ -66,7 +66,8 @@ def leakage(train: Sequence[Row], held_out: Sequence[Row], *, near_threshold: fl
         rule = RULES[rule_name]
         known: dict[str, list[Row]] = defaultdict(list)
         for row in train:
-            known[rule(user_text(row))].append(row)
+            if text := user_text(row).strip() and rule(user_text(row)):
+                known[text].append(row)
         counts[name] = 0
         for index, row in enumerate(held_out):
             if twins := known.get(rule(texts[index])):
@@ -119,7 +120,7 @@ def _near(train: Sequence[Row], held_out: Sequence[Row], threshold: float, found
     texts = [rule(user_text(held_out[at])) for at in missed]
     count = 0
     for at, text, keys in zip(missed, texts, band_keys(texts), strict=True):
-        for twin, score in index.near(text, keys, threshold)[:1]:
+        for twin, score in index.near(text, keys, threshold)[:1] if text else ():
             count += 1
             found.setdefault(at, _hit(held_out[at], [train[twin]], "near", score))
     return count

@@ -20,15 +20,16 @@ def lower_spaces(text: str) -> str:
 def normalized(text: str) -> str:
     """NFKC, case-folded, punctuation (Unicode categories P*) to space, white space collapsed.
 
-    Symbols such as `<`, `+` and currency signs stay: they change what is asked.
+    Symbols such as `<`, `+` and currency signs stay: they change what is asked. A text of punctuation alone keeps it.
     """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(folded.translate(_PUNCTUATION).split())
+    return " ".join(folded.translate(_PUNCTUATION).split()) or " ".join(folded.split())
 
 
 def alphanumeric(text: str) -> str:
-    """Letters and digits only, of the normalised text."""
-    return "".join(c for c in normalized(text) if c.isalnum())
+    """Letters and digits only, of the normalised text; that text itself when it has neither."""
+    folded = normalized(text)
+    return "".join(c for c in folded if c.isalnum()) or folded
 
 
 RULES: dict[str, Callable[[str], str]] = {

@@ -24,7 +24,7 @@ from tunegate.train.data import bfcl
 from tunegate.train.data.check import Finding, check_row, claims_json, short_outputs_matter
 from tunegate.train.data.clean import CleanConfig, drop, measure
 from tunegate.train.data.dedup import DedupConfig, Pair, deduplicate, refuse_mass_removal
-from tunegate.train.data.labels import labels, of_key, reader
+from tunegate.train.data.labels import labels, no_row_has, of_key, reader
 from tunegate.train.data.normalize import input_key, normalized, prompt_key, user_text
 from tunegate.train.data.read import Fault, Reading, read, sources
 from tunegate.train.data.rejected import Reason, Rejected, tally
@@ -91,6 +91,8 @@ def prepare(names: Sequence[str], out: Path, config: PrepareConfig, *, force: bo
     if not rows:
         raise UserError("no row is left", where=", ".join(names), hint="every line was rejected")
     label_source, found_labels = labels(rows, config.label)
+    if config.group is not None and all(of_key(row, config.group) is None for row in rows):
+        raise no_row_has(config.group, rows, "--group")
     groups = [group_of(row, config.group) for row in rows]
     keep, notes = _kept_flags(rows, config.keep_eval)
     chosen = split(groups, found_labels, config.split, keep)
@@ -200,7 +202,7 @@ def _distinct(
 
 def _copied(copies: list[tuple[Row, Row]], removed: list[Rejected]) -> list[Rejected]:
     """Each copy under one id goes for the row it repeats, or, where that row goes itself, for the same reason."""
-    gone = {item.row["id"]: item for item in removed if item.row is not None}
+    gone = {str(item.row["id"]): item for item in removed if item.row is not None}
     settled = []
     for copy, first in copies:
         if (why := gone.get(first.id)) is not None:

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from tunegate.core import manifest
 from tunegate.core.errors import UserError, nearest
-from tunegate.core.rows import Row, parse_json, parse_row
+from tunegate.core.rows import JSON_KEYS, Row, parse_json, parse_row
 from tunegate.train.data import bfcl
-from tunegate.train.data.formats import Columns, detect, to_row
+from tunegate.train.data.formats import Columns, candidates, detect, to_row
 
 SUFFIXES = {
     ".jsonl": "jsonl",
@@ -69,7 +70,7 @@ def sources(names: Iterable[str]) -> list[Path]:
             continue
         path = Path(name)
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.is_file() and file_kind(p, strict=False))
+            inside = _dataset(path) or sorted(p for p in path.iterdir() if p.is_file() and file_kind(p, strict=False))
             if not inside:
                 raise UserError("no data file in this folder", where=name, hint="known: " + ", ".join(SUFFIXES))
             files += inside
@@ -81,6 +82,13 @@ def sources(names: Iterable[str]) -> list[Path]:
         if file in files[:index]:
             raise UserError("given twice", where=str(file), hint="every row would be a duplicate of itself")
     return files
+
+
+def _dataset(path: Path) -> list[Path]:
+    """The rows of a Dataset folder, train and eval; empty for any other folder."""
+    if not (path / manifest.NAME).is_file() or manifest.read(path).kind != "dataset":
+        return []
+    return [path / "train.jsonl", path / "eval.jsonl"]
 
 
 def read(names: Iterable[str], reading: Reading) -> Iterator[Row | Fault]:
@@ -170,7 +178,8 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     if kind == "parquet":
         from tunegate.train.data.parquet import records
 
-        yield from records(path)
+        for number, value in records(path):
+            yield number, _fault(value, path, number, b"") if isinstance(value, UserError) else value
         return
     with opened(path) as stream:
         try:
@@ -228,10 +237,13 @@ def _json(path: Path, stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
     raw = stream.read().removeprefix(b"\xef\xbb\xbf")
     head = raw.lstrip()[:1]
     if head != b"[":
-        first = raw.lstrip().split(b"\n", 1)[0]
+        first, _, more = raw.strip().partition(b"\n")
         try:
-            json.loads(first)
+            record = json.loads(first)
+            alone = not more and isinstance(record, dict) and not candidates(record)
         except ValueError:
+            alone = True
+        if alone:
             _refuse_document(raw, path)
         yield from _jsonl(path, io.BytesIO(raw))
         return
@@ -249,6 +261,8 @@ def _refuse_document(raw: bytes, path: Path) -> None:
     hint = (
         f"write the list under {lists[0]!r} to a file of its own" if lists else "a file is a JSON array or JSON Lines"
     )
+    if isinstance(document, dict) and candidates(document):
+        hint = "this is one record: put it between [ and ], or on one line"
     raise UserError("one JSON object, not a list of records", where=str(path), hint=hint)
 
 
@@ -287,7 +301,7 @@ def _array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
 
 
 def _csv(path: Path, stream: IO[bytes], delimiter: str) -> Iterator[tuple[int, Any]]:
-    """CSV with a header line; every cell stays text, but for `messages`, `conversations` and `tools`, which hold JSON."""
+    """CSV with a header line; every cell stays text, but for those that hold JSON (JSON_KEYS and `conversations`)."""
     csv.field_size_limit(sys.maxsize)
     number = 1
     try:
@@ -296,6 +310,9 @@ def _csv(path: Path, stream: IO[bytes], delimiter: str) -> Iterator[tuple[int, A
             header = next(reader, [])
             if len(set(header)) != len(header) or "" in header:
                 raise UserError("the header has an empty or repeated column name", where=f"{path}:1")
+            if len(header) == 1 and (found := next((c for c in ";\t|," if c in header[0]), None)):
+                hint = f"the cells seem to be separated by {found!r}: write commas (.csv) or tabs (.tsv)"
+                raise UserError("the header has a single column", where=f"{path}:1", hint=hint)
             number = reader.line_num + 1
             for cells in reader:
                 if cells:
@@ -315,9 +332,10 @@ def _cells(header: list[str], cells: list[str], path: Path, number: int, delimit
         if len(cells) != len(header):
             raise UserError(f"{len(cells)} cells under {len(header)} column names", where=where)
         record: dict[str, Any] = dict(zip(header, cells, strict=True))
-        for key in ("messages", "conversations", "tools"):
+        for key in (*JSON_KEYS, "conversations"):
             if record.get(key):
                 record[key] = parse_json(record[key].encode("utf-8"), f"{where} /{key}")
-        return record
+        absent = {key for key in (*JSON_KEYS, "conversations", "id", "group") if record.get(key) == ""}
+        return {key: cell for key, cell in record.items() if key not in absent}
     except UserError as error:
         return _fault(error, path, number, delimiter.join(cells).encode("utf-8"))

@@ -18,7 +18,7 @@ from tunegate.train.data.check import Finding, check_row, claims_json
 from tunegate.train.data.clean import Cleaned, untrainable
 from tunegate.train.data.clean import clean as clean_rows
 from tunegate.train.data.dedup import Deduplicated, deduplicate, refuse_mass_removal
-from tunegate.train.data.export import READ_AS, export
+from tunegate.train.data.export import OPENAI_KEYS, READ_AS, export
 from tunegate.train.data.labels import labels, reader
 from tunegate.train.data.leakage import Leakage
 from tunegate.train.data.leakage import leakage as compare
@@ -174,8 +174,8 @@ def convert(
 
 
 def _converted(names: Sequence[str], target: str, reading: Reading, drop: tuple[str, ...]) -> Iterator[str]:
-    """A record that has the target's format already stays as it is: a row would join alpaca's instruction and input, and
-    forget how sharegpt's tool calls were spaced."""
+    """A record that has the target's format already stays as it is: a row would join alpaca's instruction and input, forget
+    how sharegpt's tool calls were spaced, and leave out openai's `"tools": null`."""
     sources(names)
     for name in names:
         if name.startswith(BUILTIN_PREFIX):
@@ -186,6 +186,10 @@ def _converted(names: Sequence[str], target: str, reading: Reading, drop: tuple[
                 if isinstance(item, Fault):
                     raise item.error
                 same = form == READ_AS.get(target) and target in ("alpaca", "sharegpt") and not reading.tag_keys
+                if form == READ_AS.get(target) and target == "openai" and not reading.tag_keys:
+                    list(export([item], target, drop))
+                    same = True
+                    record = {key: value for key, value in record.items() if key in OPENAI_KEYS}
                 if same:
                     kept = {key: value for key, value in record.items() if key not in drop}
                     yield json.dumps(kept, ensure_ascii=False, allow_nan=False)

@@ -1,5 +1,6 @@
 """Counting tokens: exactly with a model's own tokenizer and chat template, or an estimate that says so."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -65,7 +66,7 @@ class Sizer:
 def estimate() -> Counter:
     """Characters divided by four: within a third for English text and JSON, far off for other scripts."""
     return Counter(
-        count=lambda texts: [round(len(text) / CHARACTERS_PER_TOKEN) for text in texts],
+        count=lambda texts: [math.ceil(len(text) / CHARACTERS_PER_TOKEN) for text in texts],
         exact=False,
         source=f"estimate: characters / {CHARACTERS_PER_TOKEN:g}",
     )
