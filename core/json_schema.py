@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from tunegate.core.ecma_regex import compiled
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.files import canonical_json
 
 MAX_STEPS = 200_000  # keyword evaluations of one check; a 1 MB instance of ordinary shape takes about a tenth
 MAX_SECONDS = 5.0  # of one check, looked at every 64 steps
 PATTERN_SECONDS = 1.0  # of one pattern on one string
-MAX_PATTERN = 10_000  # characters
 MAX_FORMATTED = 8192  # characters of a string whose format is asserted; longer ones are not of any format
 MAX_ERRORS = 20  # reported of one instance
 
@@ -42,15 +42,19 @@ class Violation:
 
 
 class Checker:
-    """A schema, ready to check instances with. Made by `checker`, which keeps one for each schema."""
+    """A schema, ready to check instances with. Made by `checker`, which keeps one for each schema.
 
-    def __init__(self, schema: dict[str, Any] | bool, where: str) -> None:
+    registry: a `referencing.Registry` of the schemas that this one may refer to; the drafts' meta-schemas if not given.
+    """
+
+    def __init__(self, schema: dict[str, Any] | bool, where: str, registry: Any = None) -> None:
         cls = _class_of(schema, where)
         _refuse_bad_schema(cls, schema, where)
         self._where = where
         self._budget = _Budget()
-        bounded = _bounded(cls, self._budget)
-        self._validator = bounded(schema, registry=_specifications(), format_checker=_formats(cls))
+        bounded = _bounded(cls, self._budget, {})
+        known = _specifications() if registry is None else registry
+        self._validator = bounded(schema, registry=known, format_checker=_formats(cls))
 
     def violations(self, instance: Any) -> list[Violation]:
         """Where `instance` breaks the schema, at most `MAX_ERRORS` places; empty when it is valid.
@@ -125,7 +129,7 @@ def _refuse_bad_schema(cls: Any, schema: Any, where: str) -> None:
 
     budget = _Budget()
     budget.start()
-    meta = _bounded(cls, budget)
+    meta = _bounded(cls, budget, {})
     try:
         validator = meta(cls.META_SCHEMA, registry=_specifications())
         error = next(validator.iter_errors(schema), None)
@@ -139,14 +143,14 @@ def _refuse_bad_schema(cls: Any, schema: Any, where: str) -> None:
         )
     for path, pattern in _patterns(schema, ()):
         try:
-            _compiled(pattern)
+            compiled(pattern)
         except ValueError as bad:
             raise SchemaFaultError(
                 f"the pattern {_short(pattern)!r} is not a regular expression: {bad}", where=f"{where} {path}"
             ) from None
     if _uses(schema, "unevaluatedProperties"):
         for path, pattern in _patterns(schema, ()):
-            if _compiled(pattern).groups or len(pattern) > 200:
+            if compiled(pattern).groups or len(pattern) > 200:
                 # jsonschema matches these in Python's own engine, without a time limit
                 raise SchemaFaultError(
                     "unevaluatedProperties beside a pattern with groups cannot be bounded", where=f"{where} {path}"
@@ -209,10 +213,12 @@ class _Budget:
 Keyword = Callable[[Any, Any, Any, Any], Iterator[Any] | None]
 
 
-def _bounded(cls: Any, budget: _Budget) -> Any:
-    """`cls` with every keyword counted and the unbounded ones replaced."""
+def _bounded(cls: Any, budget: _Budget, made: dict[Any, Any]) -> Any:
+    """`cls` with every keyword counted and the unbounded ones replaced. made: those of this budget, by class."""
     from jsonschema import validators
 
+    if cls in made:
+        return made[cls]
     own: dict[str, Keyword] = {
         "pattern": _pattern,
         "patternProperties": _pattern_properties,
@@ -221,7 +227,7 @@ def _bounded(cls: Any, budget: _Budget) -> Any:
         "multipleOf": _multiple_of,
     }
     keywords = {name: _counted(own.get(name, function), budget) for name, function in cls.VALIDATORS.items()}
-    return validators.create(
+    bounded = validators.create(
         meta_schema=cls.META_SCHEMA,
         validators=keywords,  # type: ignore[arg-type]
         type_checker=cls.TYPE_CHECKER,
@@ -229,6 +235,23 @@ def _bounded(cls: Any, budget: _Budget) -> Any:
         id_of=cls.ID_OF,
         applicable_validators=_applicable(cls),
     )
+    made[cls] = bounded
+    _keep_bounds(bounded, budget, made)
+    return bounded
+
+
+def _keep_bounds(bounded: Any, budget: _Budget, made: dict[Any, Any]) -> None:
+    """A subschema that names its own `$schema` is checked by that draft's class, bounded too; jsonschema takes the plain one."""
+    plain = bounded.evolve
+
+    def evolve(self: Any, **changes: Any) -> Any:
+        new = plain(self, **changes)
+        if type(new) is bounded:
+            return new
+        kind, formats = _bounded(type(new), budget, made), _formats(type(new)) if new.format_checker else None
+        return kind(new.schema, format_checker=formats, registry=new._registry, _resolver=new._resolver)
+
+    bounded.evolve = evolve
 
 
 def _applicable(cls: Any) -> Any:
@@ -261,7 +284,7 @@ def _formats(cls: Any) -> Any:
             if format == "regex":
                 if isinstance(instance, str):
                     try:
-                        _compiled(instance)
+                        compiled(instance)
                     except ValueError:
                         raise FormatError(f"{_short(instance)!r} is not a 'regex'") from None
                 return
@@ -274,55 +297,9 @@ def _formats(cls: Any) -> Any:
     return bounded
 
 
-_CLASSES = {"d": "0-9", "w": "A-Za-z0-9_"}
-
-
-@functools.lru_cache(maxsize=4096)
-def _compiled(pattern: str) -> Any:
-    """An ECMA-262 pattern in the `regex` engine: `$` is the very end, digit and word classes
-    are ASCII, Unicode classes as with the u flag.
-
-    Raises ValueError when it is not a regular expression or too long.
-    """
-    import regex
-
-    if len(pattern) > MAX_PATTERN:
-        raise ValueError(f"longer than {MAX_PATTERN} characters")
-    try:
-        return regex.compile(_translated(pattern), regex.V0)
-    except (regex.error, RecursionError, OverflowError) as error:
-        raise ValueError(str(error)) from None
-
-
-def _translated(pattern: str) -> str:
-    out, inside, index = [], False, 0
-    while index < len(pattern):
-        character = pattern[index]
-        if character == "\\" and index + 1 < len(pattern):
-            following = pattern[index + 1]
-            index += 2
-            if following in _CLASSES:
-                out.append(_CLASSES[following] if inside else f"[{_CLASSES[following]}]")
-            elif following in "DW" and not inside:
-                out.append(f"[^{_CLASSES[following.lower()]}]")
-            elif following == "c" and index < len(pattern) and pattern[index].isascii() and pattern[index].isalpha():
-                out.append(f"\\x{ord(pattern[index].upper()) - 64:02x}")
-                index += 1
-            else:
-                out.append(character + following)
-            continue
-        if character == "[" and not inside:
-            inside = True
-        elif character == "]":
-            inside = False
-        out.append("\\Z" if character == "$" and not inside else character)
-        index += 1
-    return "".join(out)
-
-
 def _search(pattern: str, text: str) -> bool:
     try:
-        return _compiled(pattern).search(text, timeout=PATTERN_SECONDS) is not None
+        return compiled(pattern).search(text, timeout=PATTERN_SECONDS) is not None
     except TimeoutError:
         raise _ExhaustedError(f"the pattern {_short(pattern)!r} on a string of {len(text)} characters") from None
     except ValueError as error:

@@ -139,3 +139,23 @@ def test_canonical_equality():
     assert canonical({"a": 1, "b": [2]}) == canonical(json.loads('{"b": [2.0], "a": 1.0}'))
     assert canonical(True) != canonical(1)
     assert canonical({"a": None}) != canonical({})
+
+
+@pytest.mark.parametrize(
+    ("schema", "instance"),
+    [
+        ({"properties": {"x": {"$schema": "http://json-schema.org/draft-07/schema#", "pattern": "^(a|a)*$"}}}, "x"),
+        (
+            {
+                "$schema": "http://json-schema.org/draft-07/schema#",
+                "properties": {"x": {"$ref": "#"}},
+                "pattern": "^(a|a)*$",
+            },
+            "x",
+        ),
+    ],
+)
+def test_a_schema_that_names_its_draft_again_inside_stays_bounded(schema, instance):
+    """jsonschema takes a plain, unbounded class wherever a subschema carries `$schema`; 2^40 steps in Python's own engine."""
+    with pytest.raises(SchemaFaultError, match="too long"):
+        checker(schema).violations({instance: "a" * 40 + "b"})
