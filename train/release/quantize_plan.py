@@ -20,6 +20,7 @@ NARROW = 1024
 LLMCOMPRESSOR = ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma2", "Cohere", "Cohere2", "Granite", "Olmo2", "Olmo3", "Exaone4")  # fmt: skip
 # AutoAWQ 0.2.9's own table (awq/models/auto.py), of those that transformers 4.51.3 has.
 AUTOAWQ = ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma2", "Cohere")
+CLIP_OUTPUTS = 64
 BACKENDS = {"llmcompressor": LLMCOMPRESSOR, "autoawq": AUTOAWQ}
 # What is quantized: AWQ W4A16 (4-bit weights), fp8 (weights and activations, 8 bits), W8A8 (int8 weights and activations).
 SCHEMES = ("awq", "fp8", "w8a8")
@@ -91,7 +92,21 @@ def check_release(release: Release, config: QuantizeConfig) -> tuple[dict[str, A
             where=str(release.path),
             hint=f"known: {', '.join(known)}; serve the merged release in bf16",
         )
+    if config.backend == "autoawq":
+        _check_clipping(shape)
     return shape, pick_group_size(shape, config.group_size) if config.scheme == "awq" else None
+
+
+def _check_clipping(shape: dict[str, Any]) -> None:
+    """AutoAWQ's clip search takes outputs 64 at a time (awq/quantize/quantizer.py, _compute_best_clip); it fails after the
+    first layer's search where they do not divide. Raises UserError."""
+    odd = {name: outputs for name, (_, outputs) in from_config(shape).linear_shapes.items() if outputs % CLIP_OUTPUTS}
+    if odd:
+        raise UserError(
+            f"AutoAWQ needs layer outputs that are multiples of {CLIP_OUTPUTS}; "
+            + ", ".join(f"{name} has {outputs}" for name, outputs in odd.items()),
+            hint="--backend llmcompressor",
+        )
 
 
 def pick_group_size(shape: dict[str, Any], wanted: int | None) -> int:

@@ -174,4 +174,7 @@ def test_what_cannot_be_quantized_is_refused_before_any_work(made, release, tmp_
     odd = {**options, "config": quantize.QuantizeConfig(group_size=128)}
     with pytest.raises(UserError, match="group size 128 does not fit"):
         quantize.quantize(release, made.dataset, **odd)
+    clipped = {**options, "config": quantize.QuantizeConfig(backend="autoawq")}
+    with pytest.raises(UserError, match="layer outputs that are multiples of 64; k_proj has 32, v_proj has 32"):
+        quantize.quantize(release, made.dataset, **clipped)
     assert not (tmp_path / "out").exists()

@@ -69,3 +69,39 @@ def test_the_peak_is_a_shard_and_a_little(tmp_path):
     # 1.2 shards, and the libraries that are loaded on use
     assert found["peak"] - found["before"] < 1.2 * SHARD_GB * 1e9 + 120e6
     assert found["mean_logit_difference"] < 0.1
+
+
+def test_killed_in_the_middle_leaves_nothing_that_is_a_release(tiny_model, adapter_run, tmp_path):
+    """SIGKILL between two tensors: what is left is hidden, has no manifest, and the next merge is not in its way."""
+    from tunegate.core.artifacts import Release
+    from tunegate.core.errors import UserError
+    from tunegate.core.model_source import resolve
+    from tunegate.train.release.merge import merge
+
+    run = adapter_run("run")
+    script = """
+        import os, signal, sys
+        from pathlib import Path
+        from tunegate.core.artifacts import Run
+        from tunegate.core.model_source import resolve
+        from tunegate.train.release import tensor_files
+        from tunegate.train.release.merge import merge
+        write = tensor_files.write
+        def killed(folder, specs, make, **options):
+            def one(name):
+                if ".layers.1." in name:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return make(name)
+            return write(folder, specs, one, **options)
+        tensor_files.write = killed
+        merge(Run.open(Path(sys.argv[1])), resolve(sys.argv[2]), Path(sys.argv[3]), force=False)
+    """
+    out = tmp_path / "out" / "release"
+    command = [sys.executable, "-c", textwrap.dedent(script), str(run.path), str(tiny_model), str(out)]
+    assert subprocess.run(command, check=False, capture_output=True).returncode == -9
+    (left,) = out.parent.iterdir()
+    assert left.name.startswith(".release.")
+    assert any(left.glob("*.safetensors")), "it was killed while writing"
+    with pytest.raises(UserError, match=r"no manifest\.json"):
+        Release.open(left)
+    assert Release.open(merge(run, resolve(run.base), out, force=False).path)

@@ -17,14 +17,28 @@ from tunegate.train.release.tensor_files import TensorFiles
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
+def wider_model(tiny, folder):
+    """As the tiny model, its layers' outputs multiples of 64."""
+    import torch
+    from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+
+    config = AutoConfig.from_pretrained(tiny)
+    config.hidden_size, config.intermediate_size, config.head_dim = 128, 256, 32
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def release(tiny_model, tiny_dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("backends")
-    settings = {"model": str(tiny_model), "max_steps": 30, "per_device_train_batch_size": 4, "save_steps": 0,
+    base = wider_model(tiny_model, folder / "base")
+    settings = {"model": str(base), "max_steps": 30, "per_device_train_batch_size": 4, "save_steps": 0,
                 "gradient_accumulation_steps": 1, "learning_rate": 1e-2, "method": "full"}  # fmt: skip
     config = resolve_config([("test", settings)])[0]
-    run = sft.train(tiny_dataset, resolve(str(tiny_model)), config, folder / "run", resume=False, force=False)
-    return merge(run, resolve(str(tiny_model)), folder / "release", force=False)
+    run = sft.train(tiny_dataset, resolve(str(base)), config, folder / "run", resume=False, force=False)
+    return merge(run, resolve(str(base)), folder / "release", force=False)
 
 
 @pytest.mark.parametrize(
