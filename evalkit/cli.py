@@ -17,7 +17,17 @@ eval_app = typer.Typer(
     epilog="Example: ft eval run/ --task task.yaml --out report/ --against baseline",
 )
 gate_app = typer.Typer(add_completion=False)
-report_app = typer.Typer(add_completion=False)
+
+
+class ReportGroup(DefaultCommandGroup):
+    """`ft report REPORT` means `ft report show REPORT`; a folder of that name is `./serve`."""
+
+    default = "show"
+
+
+report_app = typer.Typer(
+    cls=ReportGroup, no_args_is_help=True, add_completion=False, epilog="Example: ft report report/ --html page.html"
+)
 
 TaskOption = Annotated[Path, typer.Option("--task", help="The task file (task.yaml).")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what stands in the output folder.")]
@@ -91,6 +101,7 @@ def eval_run(
         allow_python=allow_python,
         force=force,
     )
+    outcome.annotate()
     if as_json:
         console.emit_json(outcome.payload())
     else:
@@ -216,6 +227,7 @@ def gate(
     outcome = run_gate(
         report, against=against, policy_path=policy, out=out, allowed=_names(allow_different), force=force
     )
+    outcome.annotate()
     if as_json:
         console.emit_json(outcome.gate_payload())
     else:
@@ -223,7 +235,29 @@ def gate(
     raise typer.Exit(outcome.exit_code)
 
 
-@report_app.command(epilog="Example: ft report report/ --to inspect --out log.eval")
+@report_app.callback()
+def report_root() -> None:
+    """Show a report again; serve a folder of them with their trend."""
+
+
+@report_app.command("serve", epilog="Example: ft report serve reports/ --port 8321")
+def report_serve(
+    folder: Annotated[Path, typer.Argument(help="A folder that holds EvalReport folders, at any depth.")],
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="On 127.0.0.1; 0 takes a free one.")] = 8321,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve the reports of a folder and each metric's trend on 127.0.0.1; with --json print the trend and leave."""
+    if as_json:
+        from tunegate.evalkit.report_trend import collect, trend
+
+        console.emit_json(trend(collect(folder)))
+        return
+    from tunegate.evalkit.report_server import serve
+
+    serve(folder, port)
+
+
+@report_app.command("show", epilog="Example: ft report report/ --to inspect --out log.eval")
 def report(
     report: Annotated[Path, typer.Argument(help="An EvalReport folder.")],
     html: Annotated[Path | None, typer.Option("--html", help="Write the page anew to this file.")] = None,

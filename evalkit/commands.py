@@ -1,5 +1,7 @@
 """What `ft eval`, `ft gate` and `ft report` do, and what they show."""
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,8 +40,20 @@ class Shown:
 
     @property
     def exit_code(self) -> int:
-        """The gate's exit code; 0 where nothing was to decide."""
-        return int(EXIT[self.report["decision"]["decision"]]) if self.report.get("decision") else int(ExitCode.OK)
+        """The gate's exit code; without a gate 0, or 4 where infrastructure errors left nothing to score."""
+        if decision := self.report.get("decision"):
+            return int(EXIT[decision["decision"]])
+        return int(
+            ExitCode.INFRASTRUCTURE if self.report["outcomes"]["infra_error"] == self.report["n"] else ExitCode.OK
+        )
+
+    def annotate(self) -> None:
+        """In a GitHub job: annotations, on standard error, so that --json stays alone on standard output."""
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            from tunegate.evalkit.render.annotations import render
+
+            for line in render(self.report):
+                print(line, file=sys.stderr)
 
     def payload(self) -> dict[str, Any]:
         """What `ft eval --json` prints."""
@@ -223,6 +237,8 @@ def show_report(
             raise UserError(
                 "the report's own files stay as they are", where=str(file), hint="name a file outside of it"
             )
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
     if html is not None:
         from tunegate.evalkit.render import html as page
 
