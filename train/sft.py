@@ -216,7 +216,10 @@ def _model(source: ModelSource, config: TrainConfig, device: str, attention: str
     if config.method == "full":
         return model, total
     model = model_loading.with_adapter(model, config)
-    if config.method == "lora" and attention == cpu_attention.NAME and not fast_decoder.speed_up(model):
+    if config.method != "lora" or attention != cpu_attention.NAME:
+        return model, total
+    # Modules trained whole are fp32 (a tied embedding: all that enters the layers); the faster layers multiply in bf16.
+    if config.modules_to_save or not fast_decoder.speed_up(model):
         say("decoder layers: the library's (the faster ones cover LoRA on plain Llama, Mistral and Qwen2 layers)")
     return model, total
 
