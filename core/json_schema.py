@@ -248,8 +248,11 @@ def _keep_bounds(bounded: Any, budget: _Budget, made: dict[Any, Any]) -> None:
         new = plain(self, **changes)
         if type(new) is bounded:
             return new
-        kind, formats = _bounded(type(new), budget, made), _formats(type(new)) if new.format_checker else None
-        return kind(new.schema, format_checker=formats, registry=new._registry, _resolver=new._resolver)
+        cls: Any = type(new)
+        formats = _formats(cls) if new.format_checker else None
+        return _bounded(cls, budget, made)(
+            new.schema, format_checker=formats, registry=new._registry, _resolver=new._resolver
+        )
 
     bounded.evolve = evolve
 

@@ -84,6 +84,8 @@ def eval_run(
     from tunegate.evalkit.commands import run_eval
     from tunegate.evalkit.runner import RunOptions
 
+    if allow_different and against is None:
+        raise UsageError("--allow-different says what may differ from a baseline", hint="name one with --against")
     if policy is not None and against is None:
         console.say("no --against: only the conditions of --policy that need no baseline can be decided")
     outcome = run_eval(

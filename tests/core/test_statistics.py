@@ -178,3 +178,20 @@ def test_percentile_interval():
         interval = percentile([generator.random() for _ in range(200)], 0.9, level=0.9)
         covered += interval.low <= 0.9 <= interval.high
     assert covered / 500 >= 0.9 - 0.035
+
+
+@pytest.mark.parametrize("n", [20, 100, 1000])
+def test_tango_without_a_discordant_pair_has_its_closed_form(n):
+    """With b = c = 0 the statistic at d is -n d / sqrt(n |d| (1 - |d|)): the interval ends at z^2 / (n + z^2) on both sides."""
+    z2 = stats.norm.ppf(0.95) ** 2
+    interval = tango_interval(0, 0, n, level=0.9)
+    assert (interval.low, interval.high) == pytest.approx((-z2 / (n + z2), z2 / (n + z2)), abs=1e-9)
+
+
+def test_studentised_p_is_the_share_of_the_draws_beyond():
+    values = [((7 * i) % 11) / 11 for i in range(40)]
+    test = bootstrap_mean(values, level=0.9)
+    for bound in (0.3, 0.45, 0.5):
+        t = (test.interval.value - bound) / test.se
+        assert test.p_above(bound) == (1 + sum(draw >= t for draw in test.draws)) / (1 + len(test.draws))
+        assert test.p_below(bound) == (1 + sum(-draw >= -t for draw in test.draws)) / (1 + len(test.draws))

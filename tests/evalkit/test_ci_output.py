@@ -78,3 +78,11 @@ def jenkins_faults(tree):
             whole = case.tag == "testcase" and {"name", "classname"} <= set(case.attrib) <= CASE
             faults += [] if whole and known and len(inner) <= 1 else [case]
     return faults
+
+
+def test_allow_different_without_a_baseline_is_wrong_use(echo, ft):
+    write(echo / "o.jsonl", [{"id": f"i{i}", "output": "a"} for i in range(60)])
+    done = ft("eval", "o.jsonl", "--task", "task.yaml", "--out", "r", "--allow-different", "prompts")
+    assert done.code == 2
+    assert done.err.startswith("error: --allow-different")
+    assert len(done.err.splitlines()) == 1
