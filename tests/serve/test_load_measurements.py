@@ -78,6 +78,6 @@ def test_gate_figures_come_from_the_heaviest_stage_at_any_level(written):
     assert load_interval(report, "load_tpot_p50_ms", level=0.90).value == 30.0
     assert load_interval(report, "load_error_rate", level=0.90).value == 0.01
     assert set(load_metrics()) >= {"load_e2e_p99_ms", "load_error_rate"}
-    with pytest.raises(UserError, match="has no .load_ttft_p59_ms"):
+    with pytest.raises(UserError, match=r"has no .load_ttft_p59_ms"):
         load_interval(report, "load_ttft_p59_ms", level=0.9)
     assert load_interval(written(stage_run(1, cpu_share=0.95)), "load_ttft_p95_ms", level=0.9) is None

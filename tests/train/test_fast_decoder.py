@@ -57,7 +57,9 @@ def loss_and_gradients(model, dtype):
     model.zero_grad()
     total, count = answer_loss(model, batch(), torch.autocast("cpu", dtype=dtype, enabled=dtype == torch.bfloat16))
     (total / count).backward()
-    return float((total / count).detach()), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return float((total / count).detach()), {
+        n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
+    }
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "mistral"])
