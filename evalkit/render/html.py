@@ -30,27 +30,29 @@ SCRIPTS = ("report_text.js", "report_items.js", "report_page.js")
 Rows = list[dict[str, Any]]
 
 
-def render(report: dict[str, Any], results: Rows, baseline_results: Rows | None = None) -> str:
+def render(report: dict[str, Any], results: Rows, baseline_results: Rows | None = None, *, served: bool = False) -> str:
     """The whole page as one HTML document.
 
     report: the content of `report.json`. results: rows of `results.jsonl`. baseline_results: the baseline's rows, paired
-    by `id`; without them the page shows the candidate alone. Keys that an older report lacks are left out of the page.
+    by `id`; without them the page shows the candidate alone. served: with a link to the list of reports (`/`).
+    Keys that an older report lacks are left out of the page.
     Equal input gives equal bytes.
     """
     baseline = rows(baseline_results)
     comparison = obj(report.get("comparison"))
     results, flips = rows(results), rows(comparison.get("flips"))
     primary = str(obj(report.get("task")).get("primary") or "")
-    style = _asset("report.css")
-    script = "(() => {\n'use strict';\n" + "\n".join(map(_asset, SCRIPTS)) + "\n})();\n"
+    style = asset("report.css")
+    script = "(() => {\n'use strict';\n" + "\n".join(map(asset, SCRIPTS)) + "\n})();\n"
     change = html_verdict.agreement(obj(obj(comparison.get("metrics")).get(primary)), primary)
     breakdown = html_sections.causes(flips) + html_sections.slices(report)
     return _fill(
-        _asset("report.html"),
+        asset("report.html"),
         {
             "csp": content_security_policy(style, script),
             "title": attribute(report.get("name") or "Evaluation report"),
             "style": style,
+            "up": '<a href="/">All reports</a>' if served else "",
             "heading": shown(report.get("name") or "Evaluation report"),
             "subheading": _subheading(report, comparison),
             "verdict": html_verdict.verdict(report),
@@ -78,12 +80,20 @@ def content_security_policy(style: str, script: str) -> str:
     )
 
 
+def style_policy(style: str) -> str:
+    """The policy of a page without any script: this one style, and nothing else; it may not be framed."""
+    return (
+        f"default-src 'none'; style-src '{_hash(style)}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 @cache
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """A file of the page: style, script or template, with one kind of line end."""
     return files("tunegate.evalkit.render").joinpath(name).read_text(encoding="utf-8").replace("\r\n", "\n")
 
 
