@@ -3,7 +3,9 @@
 import dataclasses
 import inspect
 import json
+import sys
 import typing
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,9 +78,10 @@ def train(
     from tunegate.train import sft
 
     try:
-        run = sft.train(
-            opened, source, config, out_folder, resume=resume, force=force, prepared=ready, forecast=forecast
-        )
+        with redirect_stdout(sys.stderr):  # trackers print; standard output is for the result
+            run = sft.train(
+                opened, source, config, out_folder, resume=resume, force=force, prepared=ready, forecast=forecast
+            )
     except Interrupted as stopped:
         say(str(stopped))
         raise

@@ -21,27 +21,27 @@ def lora_linear(
     x (S, input); weight: W (output, input), frozen; adapters: A (r, input) and B (columns, r) of each place in turn, fp32,
     rounded to the precision of x where they are used.
     """
-    return _functions()["lora_linear"].apply(x, weight, bias, tuple(places), tuple(scales), *adapters)
+    return _lora_linear().apply(x, weight, bias, tuple(places), tuple(scales), *adapters)
 
 
 def rms_norm(x: Any, weight: Any, epsilon: float) -> Any:
     """x / sqrt(mean(x^2) + epsilon) * weight (Zhang & Sennrich 2019, eq. 4), statistics in fp32. x (S, D)."""
-    return _functions()["rms_norm"].apply(x, weight, epsilon)
+    return _rms_norm().apply(x, weight, epsilon)
 
 
 def rotated(heads: Any, cos: Any, sin: Any) -> Any:
     """Rotary positions (Su et al. 2021, eq. 34), halves paired as Llama pairs them. heads (S, n, E), cos, sin (S, 1, E)."""
-    return _functions()["rotated"].apply(heads, cos, sin)
+    return _rotated().apply(heads, cos, sin)
 
 
 def gated(wide: Any) -> Any:
     """silu(gate) * up of [gate, up] (Shazeer 2020, eq. 6). wide (S, 2 F) -> (S, F)."""
-    return _functions()["gated"].apply(wide)
+    return _gated().apply(wide)
 
 
 @lru_cache(maxsize=1)
-def _functions() -> dict[str, Any]:
-    """The autograd functions, made when torch is there."""
+def _lora_linear() -> Any:
+    """Made when torch is there."""
     import torch
 
     class LoraLinear(torch.autograd.Function):  # type: ignore[misc]
@@ -72,6 +72,14 @@ def _functions() -> dict[str, Any]:
                 grad_x.addmm_(grad_low, down.to(grad.dtype))
             return grad_x, None, None, None, None, *found
 
+    return LoraLinear
+
+
+@lru_cache(maxsize=1)
+def _rms_norm() -> Any:
+    """Made when torch is there."""
+    import torch
+
     class RmsNorm(torch.autograd.Function):  # type: ignore[misc]
         @staticmethod
         def forward(ctx: Any, x: Any, weight: Any, epsilon: float) -> Any:
@@ -90,16 +98,32 @@ def _functions() -> dict[str, Any]:
             along = (inner * normed).mean(-1, keepdim=True)
             return inner.addcmul_(normed, along, value=-1.0).mul_(scale).to(x.dtype), None, None
 
+    return RmsNorm
+
+
+@lru_cache(maxsize=1)
+def _rotated() -> Any:
+    """Made when torch is there."""
+    import torch
+
     class Rotated(torch.autograd.Function):  # type: ignore[misc]
         @staticmethod
         def forward(ctx: Any, heads: Any, cos: Any, sin: Any) -> Any:
             ctx.save_for_backward(cos, sin)
-            return turned(heads, cos, sin, 1.0)
+            return _turned(heads, cos, sin, 1.0)
 
         @staticmethod
         def backward(ctx: Any, grad: Any) -> Any:
             cos, sin = ctx.saved_tensors
-            return turned(grad, cos, sin, -1.0), None, None
+            return _turned(grad, cos, sin, -1.0), None, None
+
+    return Rotated
+
+
+@lru_cache(maxsize=1)
+def _gated() -> Any:
+    """Made when torch is there."""
+    import torch
 
     class Gated(torch.autograd.Function):  # type: ignore[misc]
         @staticmethod
@@ -118,12 +142,13 @@ def _functions() -> dict[str, Any]:
             grad_gate.copy_(torch.ops.aten.silu_backward(grad * up, gate))
             return found
 
-    def turned(heads: Any, cos: Any, sin: Any, sign: float) -> Any:
-        out = heads * cos
-        half = heads.shape[-1] // 2
-        # both halves of sin are the same numbers
-        out[..., :half].addcmul_(heads[..., half:], sin[..., :half], value=-sign)
-        out[..., half:].addcmul_(heads[..., :half], sin[..., half:], value=sign)
-        return out
+    return Gated
 
-    return {"lora_linear": LoraLinear, "rms_norm": RmsNorm, "rotated": Rotated, "gated": Gated}
+
+def _turned(heads: Any, cos: Any, sin: Any, sign: float) -> Any:
+    out = heads * cos
+    half = heads.shape[-1] // 2
+    # both halves of sin are the same numbers
+    out[..., :half].addcmul_(heads[..., half:], sin[..., :half], value=-sign)
+    out[..., half:].addcmul_(heads[..., :half], sin[..., half:], value=sign)
+    return out

@@ -1,7 +1,7 @@
 """`ft bakeoff`: options, opening, printing."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -48,15 +48,11 @@ def bakeoff(
     force: Annotated[bool, typer.Option("--force", help="Decide and write a finished bake-off again.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure prompt, few-shot, RAG, LoRA, QLoRA and full tuning on the same items and say which one pays.
-
-    Killed, it goes on where it was with the same command. An arm that fails is named; the others finish.
-    """
+    """Measure every method on the same items and say which one pays. Killed, the same command goes on where it was."""
     from tunegate.advisor.gpus import find_gpu
     from tunegate.core.model_source import resolve
     from tunegate.evalkit.bakeoff import plan as plans
     from tunegate.evalkit.bakeoff.bake_off import bake_off
-    from tunegate.evalkit.bakeoff.page import COLUMNS, sentences, table_rows
     from tunegate.evalkit.runner import RunOptions
     from tunegate.evalkit.task import load_task
 
@@ -76,7 +72,13 @@ def bakeoff(
     if as_json:
         emit_json({**document, "bakeoff": str(out_folder)})
         return
+    _show(document, out_folder)
+
+
+def _show(document: dict[str, Any], folder: Path) -> None:
+    from tunegate.evalkit.bakeoff.page import COLUMNS, sentences, table_rows
+
     table(f"{document['task']}: {document['n']} items, {document['primary']}", COLUMNS, table_rows(document))
     for text in sentences(document):
         out().print(text, markup=False)
-    out().print(f"bake-off: {out_folder}\npage: {out_folder / 'bakeoff.html'}", markup=False)
+    out().print(f"bake-off: {folder}\npage: {folder / 'bakeoff.html'}", markup=False)

@@ -106,10 +106,10 @@ def test_breakeven(advise, tmp_path):
     code, _, captured = advise("breakeven")
     assert code == 0
     assert "calls a day +--" in captured.out
-    code, _, captured = advise("breakeven", "--plot", tmp_path / "b.png")
-    assert code == 2
-    assert "only SVG is written" in captured.err
-    assert "b.svg" in captured.err
+    assert advise("breakeven", "--plot", tmp_path / "b.png")[0] == 0
+    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
+    assert advise("breakeven", "--plot", tmp_path / "b.gif")[0] == 2
+    assert not (tmp_path / "b.gif").exists()
     assert advise("breakeven", "--model", "Llama-3.1-70B", "--gpu", "T4")[0] == 2
 
 

@@ -267,7 +267,7 @@ def driven(tiny_model, tiny_dataset, tmp_path):
         done = subprocess.run([sys.executable, str(DRIVER), json.dumps(order)], capture_output=True, text=True, check=False,
                               env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=500)  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
-        found = json.loads(done.stdout)
+        found = json.loads(done.stdout.splitlines()[-1])
         assert found["history"][-1]["outcome"] == "done", (tmp_path / name / "child.log").read_text()[-3000:]
         return found
 
