@@ -14,10 +14,24 @@ from tunegate.core.errors import UserError, nearest
 from tunegate.core.files import read_json
 from tunegate.core.methods import ALL_LINEAR
 
-_PLAIN_MLP = ("gpt_neox", "mpt", "opt", "bloom", "falcon", "phi", "gpt2", "gptj", "starcoder2", "gpt_bigcode")
+_PLAIN_MLP = (
+    "gpt_neox", "mpt", "opt", "bloom", "falcon", "phi", "gpt2", "gptj", "codegen", "starcoder2", "gpt_bigcode", "nemotron",
+    "apertus", "arcee", "persimmon",
+)  # fmt: skip
+_LEARNED_POSITIONS = ("gpt2", "gpt_bigcode", "opt")
+_TIED = (
+    "gemma", "gemma2", "gemma3", "gemma3_text", "mpt", "opt", "gpt2", "gpt_bigcode", "bloom", "falcon", "starcoder2",
+    "cohere", "cohere2",
+)  # fmt: skip
+# Keys of layers that are no attention with a feed-forward beside it: state spaces, convolutions, mixtures every other layer.
+_OTHER_LAYERS = (
+    "attn_layer_period", "linear_num_value_heads", "conv_L_cache", "state_size", "ssm_cfg", "interleave_moe_layer_step",
+    "hybrid_override_pattern", "mamba_d_state", "ffn_config",
+)  # fmt: skip
 _QKV_BIAS = ("qwen", "qwen2", "qwen2_moe", "qwen2_5")
-_QK_NORM = ("qwen3", "qwen3_moe", "gemma3", "gemma3_text", "olmo2")
+_QK_NORM = ("qwen3", "qwen3_moe", "gemma3", "gemma3_text", "olmo2", "olmo3", "exaone4", "hunyuan_v1_dense")
 _FOUR_NORMS = ("gemma2", "gemma3", "gemma3_text")
+_ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 _MLP = ("gate_proj", "up_proj", "down_proj")
 
 
@@ -27,6 +41,8 @@ class Architecture:
 
     hidden, ffn, vocab: widths. gated: SwiGLU-type feed-forward (three matrices) rather than two. tied: the output
     matrix is the embedding. experts, experts_per_token: 1 when dense; `ffn` is then one expert's width.
+    shared_ffn: width of the expert that every token passes through, 0 for none. learned_positions: rows of a table of
+    position embeddings.
     sliding_window: tokens a windowed layer looks back, None when every layer sees all. full_attention_layers: layers
     that see all (only meaningful with a window). exact: False for a shape interpolated from a parameter count.
     """
@@ -42,6 +58,8 @@ class Architecture:
     tied: bool = False
     experts: int = 1
     experts_per_token: int = 1
+    shared_ffn: int = 0
+    learned_positions: int = 0
     sliding_window: int | None = None
     full_attention_layers: int = 0
     qkv_bias: bool = False
@@ -73,13 +91,15 @@ class Architecture:
     @cached_property
     def linear_params(self) -> int:
         """Parameters in the linear modules of all layers: what 4-bit quantization reaches."""
-        return self.layers * sum(a * b * self._copies(name) for name, (a, b) in self.linear_shapes.items())
+        routed = sum(a * b * self._copies(name) for name, (a, b) in self.linear_shapes.items())
+        return self.layers * (routed + self._shared_params)
 
     @cached_property
     def active_linear_params(self) -> int:
         """The part of `linear_params` that one token passes through (fewer than all in a mixture of experts)."""
         per_token = {name: (self.experts_per_token if name in _MLP else 1) for name in self.linear_shapes}
-        return self.layers * sum(a * b * per_token[name] for name, (a, b) in self.linear_shapes.items())
+        routed = sum(a * b * per_token[name] for name, (a, b) in self.linear_shapes.items())
+        return self.layers * (routed + self._shared_params)
 
     @property
     def embedding_params(self) -> int:
@@ -93,6 +113,8 @@ class Architecture:
         small += (self.q_width + 2 * self.kv_width) if self.qkv_bias else 0
         small += 2 * self.head_dim if self.qk_norm else 0
         small += self.hidden * self.experts if self.experts > 1 else 0
+        small += self.hidden if self.shared_ffn else 0  # the shared expert's gate
+        small += self.learned_positions * self.hidden // self.layers
         return self.embedding_params + self.linear_params + self.layers * small + self.hidden
 
     @cached_property
@@ -123,6 +145,10 @@ class Architecture:
                 raise UserError(f"no module {name!r} in this model", where="targets", hint=nearest(name, list(shapes)))
         return self.layers * sum(rank * sum(shapes[n]) * self._copies(n) for n in chosen if n in shapes)
 
+    @property
+    def _shared_params(self) -> int:
+        return (3 if self.gated else 2) * self.hidden * self.shared_ffn
+
     def _copies(self, name: str) -> int:
         return self.experts if name in _MLP else 1
 
@@ -139,29 +165,35 @@ def from_config(config: Mapping[str, Any], *, where: str = "config.json") -> Arc
         raise UserError("an encoder-decoder model: only decoder-only models are modelled", where=where)
     if config.get("kv_lora_rank"):
         raise UserError("multi-head latent attention is not modelled", where=where)
+    if other := next((name for name in _OTHER_LAYERS if config.get(name)), None):
+        raise UserError(f"layers that are not plain attention are not modelled ({other})", where=where)
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list) and (others := sorted({str(k) for k in kinds} - _ATTENTION)):
+        raise UserError(f"layers that are not plain attention are not modelled ({others[0]})", where=where)
     kind = str(config.get("model_type", ""))
     hidden = _number(config, where, "hidden_size", "n_embd", "d_model")
     layers = _number(config, where, "num_hidden_layers", "n_layer", "n_layers")
     heads = _number(config, where, "num_attention_heads", "n_head", "n_heads")
-    head_dim = int(config.get("head_dim") or hidden // heads)
-    experts = int(config.get("num_local_experts") or config.get("num_experts") or config.get("n_routed_experts") or 1)
-    ffn = config.get("moe_intermediate_size") if experts > 1 else None
-    ffn = ffn or config.get("intermediate_size") or config.get("ffn_dim") or config.get("n_inner") or 4 * hidden
-    window, full_layers = _window(config, layers)
+    kv_heads = _kv_heads(config, where, kind, heads)
+    if heads % kv_heads:
+        raise UserError(f"{heads} query heads cannot share {kv_heads} key-value heads", where=where)
+    experts = _optional(config, where, "num_local_experts", "num_experts", "n_routed_experts") or 1
+    ffn = _optional(config, where, "moe_intermediate_size") if experts > 1 else None
+    window, full_layers = _window(config, where, layers)
     return Architecture(
         layers=layers,
         hidden=hidden,
-        ffn=int(ffn),
+        ffn=ffn or _optional(config, where, "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size") or 4 * hidden,
         heads=heads,
-        kv_heads=_kv_heads(config, kind, heads),
-        head_dim=head_dim,
+        kv_heads=kv_heads,
+        head_dim=_optional(config, where, "head_dim") or max(1, hidden // heads),
         vocab=_number(config, where, "vocab_size"),
         gated=kind not in _PLAIN_MLP,
-        tied=bool(
-            config.get("tie_word_embeddings", kind in ("gemma", "gemma2", "gemma3", "gemma3_text", "mpt", "opt"))
-        ),
+        tied=bool(config.get("tie_word_embeddings", kind in _TIED)),
         experts=experts,
-        experts_per_token=int(config.get("num_experts_per_tok") or 1) if experts > 1 else 1,
+        experts_per_token=(_optional(config, where, "num_experts_per_tok") or 1) if experts > 1 else 1,
+        shared_ffn=_shared_width(config, where, ffn or 0) if experts > 1 else 0,
+        learned_positions=_positions(config, where) if kind in _LEARNED_POSITIONS else 0,
         sliding_window=window,
         full_attention_layers=full_layers,
         qkv_bias=bool(config.get("attention_bias", kind in _QKV_BIAS)),
@@ -179,30 +211,55 @@ def from_folder(folder: Path) -> Architecture:
     return from_config(config, where=str(path))
 
 
-def _number(config: Mapping[str, Any], where: str, *names: str) -> int:
+def _optional(config: Mapping[str, Any], where: str, *names: str) -> int | None:
+    """The first of these keys that is given; null and 0 are as if it were not. Raises UserError for anything but a whole
+    number of at least 0."""
     for name in names:
         value = config.get(name)
+        if isinstance(value, list) and value and len(set(map(str, value))) == 1:  # one width for each layer
+            value = value[0]
+        if value is None or value == 0:
+            continue
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
-        if value is not None:
-            raise UserError(f"{name} must be a positive whole number, found {value!r}", where=where)
+        raise UserError(f"{name} must be a positive whole number, found {value!r}", where=where)
+    return None
+
+
+def _number(config: Mapping[str, Any], where: str, *names: str) -> int:
+    if (found := _optional(config, where, *names)) is not None:
+        return found
+    if given := next((name for name in names if config.get(name) is not None), None):
+        raise UserError(f"{given} must be a positive whole number, found {config[given]!r}", where=where)
     raise UserError(f"no {names[0]}: not the configuration of a decoder-only model", where=where)
 
 
-def _kv_heads(config: Mapping[str, Any], kind: str, heads: int) -> int:
+def _kv_heads(config: Mapping[str, Any], where: str, kind: str, heads: int) -> int:
     if config.get("multi_query") and not config.get("new_decoder_architecture"):
         return 1
-    default = config.get("num_kv_heads") if kind == "falcon" else None
-    return int(config.get("num_key_value_heads") or default or heads)
+    older = _optional(config, where, "num_kv_heads") if kind == "falcon" else None
+    return _optional(config, where, "num_key_value_heads") or older or heads
 
 
-def _window(config: Mapping[str, Any], layers: int) -> tuple[int | None, int]:
+def _shared_width(config: Mapping[str, Any], where: str, expert: int) -> int:
+    """Width of the experts that all tokens pass through, together."""
+    own = _optional(config, where, "shared_expert_intermediate_size")
+    return own or expert * (_optional(config, where, "n_shared_experts", "num_shared_experts") or 0)
+
+
+def _positions(config: Mapping[str, Any], where: str) -> int:
+    """Rows of the table of learned positions (OPT keeps two more)."""
+    rows = _optional(config, where, "n_positions", "max_position_embeddings") or 1024
+    return rows + (2 if config.get("model_type") == "opt" else 0)
+
+
+def _window(config: Mapping[str, Any], where: str, layers: int) -> tuple[int | None, int]:
     """(sliding window or None, layers with full attention)."""
-    window = config.get("sliding_window")
-    if not window or config.get("use_sliding_window") is False:
+    window = _optional(config, where, "sliding_window")
+    if window is None or config.get("use_sliding_window") is False:
         return None, 0
     kinds = config.get("layer_types")
     if isinstance(kinds, list) and kinds:
-        return int(window), sum(1 for kind in kinds if kind == "full_attention")
-    pattern = config.get("sliding_window_pattern")
-    return int(window), layers // int(pattern) if pattern else 0
+        return window, sum(1 for kind in kinds if kind == "full_attention")
+    pattern = _optional(config, where, "sliding_window_pattern")
+    return window, layers // pattern if pattern else 0

@@ -112,3 +112,39 @@ def test_counts_are_consistent(layers, heads, group, dim, ffn, vocab, rank, tied
     assert 0 < a.linear_params + a.embedding_params < a.params
     assert a.lora_params(2 * rank) == 2 * a.lora_params(rank)
     assert a.compute_params <= a.linear_params + vocab * a.hidden
+
+
+SMALL = {"vocab_size": 1000, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 2}  # fmt: skip
+EXACT = {
+    "llama": {}, "mistral": {}, "qwen2": {}, "qwen3": {"head_dim": 16}, "gemma2": {"head_dim": 16}, "gemma3_text": {"head_dim": 16},
+    "phi3": {"pad_token_id": 0}, "mixtral": {"num_local_experts": 4}, "qwen3_moe": {"head_dim": 16, "num_experts": 4, "moe_intermediate_size": 32},
+    "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48}, "granite": {}, "arcee": {},
+}  # fmt: skip
+NEAR = {"olmo2": {}, "starcoder2": {}, "gpt2": {"n_embd": 64, "n_layer": 3, "n_head": 8}, "falcon": {}}
+
+
+@pytest.mark.parametrize(("kind", "more"), [*EXACT.items(), *NEAR.items()])
+def test_parameters_are_what_transformers_builds(tmp_path, kind, more):
+    """Exact for the families in use; biases are left out, which these tiny widths make larger than they are."""
+    torch = pytest.importorskip("torch")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {k: v for k, v in SMALL.items() if k != "num_key_value_heads" or kind not in ("gpt2", "falcon")}
+    config = AutoConfig.for_model(kind, **{**shape, **more})
+    with torch.device("meta"):
+        truth = AutoModelForCausalLM.from_config(config).num_parameters()
+    config.save_pretrained(tmp_path)
+    found = from_folder(tmp_path).params
+    assert found == truth if kind in EXACT else found == pytest.approx(truth, rel=0.012)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"intermediate_size": "x"}, {"num_key_value_heads": -1}, {"num_key_value_heads": 5}, {"num_attention_heads": 2.5}, {"vocab_size": True},
+        {"layer_types": ["linear_attention"]}, {"mamba_d_state": 16}, {"kv_lora_rank": 512}, {"is_encoder_decoder": True}, {"hidden_size": 0},
+    ],
+)  # fmt: skip
+def test_a_shape_that_does_not_hold_is_refused(changes):
+    with pytest.raises(UserError):
+        from_config({**LLAMA_31_8B, **changes})
