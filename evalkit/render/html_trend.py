@@ -3,16 +3,15 @@
 Static HTML and inline SVG: the page has no script, and its policy allows none.
 """
 
+import math
 from typing import Any
 
 from tunegate.evalkit.render.html import asset, style_policy
-from tunegate.evalkit.render.html_plots import nice_ceiling
 from tunegate.evalkit.render.html_text import attribute, count, finite, interval, is_rate, number, obj, rows, shown
-from tunegate.evalkit.render.html_verdict import badge
+from tunegate.evalkit.render.html_verdict import GLYPHS, badge
 
 STYLES = ("report.css", "report_trend.css")
-HEIGHT = 132
-_MARK = {"PASS": "pass", "FAIL": "fail", "INCONCLUSIVE": "inconclusive"}
+TALL, LOW = 220, 116  # of a chart, in px
 
 
 def style() -> str:
@@ -41,7 +40,7 @@ def render(document: dict[str, Any]) -> str:
         f'<p class="sub">{count(len(summaries), "report")} in <code>{shown(document.get("folder"))}</code></p>'
         f'<nav aria-label="Tasks">{links}</nav></div></header>'
         f'<main class="wrap" id="main" tabindex="-1">{parts}{_skipped(rows(document.get("skipped")))}</main>'
-        '<footer class="wrap foot"><p>Oldest on the left. Bars are 95% intervals; two that overlap may still differ: the '
+        '<footer class="wrap foot"><p>Oldest on the left; in a point ✓ PASS, ✕ FAIL, ? INCONCLUSIVE, hollow: no gate. The axes do not begin at zero. Bars are 95% intervals; two that overlap may still differ: the '
         "paired test in each report decides. A dashed line means that data, scorer or generation settings changed "
         "between the two, so that the difference is not the model's alone.</p></footer></body></html>\n"
     )
@@ -76,20 +75,16 @@ def _panel(
     if not drawn:
         return ""
     rate = is_rate(name, *(point.get("value") for point in drawn))
-    tops = [
-        value for point in drawn for key in ("value", "low", "high") if (value := finite(point.get(key))) is not None
-    ]
-    top = 1.0 if rate else nice_ceiling(max(tops))
+    axis, height = _axis(drawn, rate=rate), TALL if large else LOW
     last = drawn[-1]
 
     def form(value: Any) -> str:
         return number(value, metric=name, rate=rate)
 
-    marks = [_mark(point, (at + 0.5) / len(drawn), top, form, summaries) for at, point in enumerate(drawn)]
-    lines = [_step(drawn, at, top) for at in range(1, len(drawn))]
-    grid = "".join(
-        f'<line class="grid" x1="0%" x2="100%" y1="{_y(s * top, top)}" y2="{_y(s * top, top)}"/>' for s in (0, 0.5, 1)
-    )
+    marks = [_mark(point, (at + 0.5) / len(drawn), axis, height, form, summaries) for at, point in enumerate(drawn)]
+    lines = [_step(drawn, at, axis, height) for at in range(1, len(drawn))]
+    places = [_y(axis[0] + share * (axis[1] - axis[0]), axis, height) for share in (0, 0.5, 1)]
+    grid = "".join(f'<line class="grid" x1="0%" x2="100%" y1="{y}" y2="{y}"/>' for y in places)
     label = (
         f"{name} over {count(len(drawn), 'report')}, from {form(drawn[0].get('value'))} to {form(last.get('value'))}"
     )
@@ -97,40 +92,59 @@ def _panel(
         f'<figure class="trend{" large" if large else ""}"><figcaption><code>{shown(name)}</code>'
         f"{' <span class=tag>primary</span>' if large else ''} <strong>{form(last.get('value'))}</strong> "
         f"<small>{interval(last.get('low'), last.get('high'), form)}</small></figcaption>"
-        f'<div class="chart"><span class="y-label">{form(top)}</span><span class="y-label bottom">{form(0)}</span>'
-        f'<svg role="group" aria-label="{attribute(label)}" width="100%" height="{HEIGHT}">{grid}{"".join(lines)}{"".join(marks)}</svg></div></figure>'
+        f'<div class="chart"><span class="y-label">{form(axis[1])}</span><span class="y-label bottom">{form(axis[0])}</span>'
+        f'<svg role="group" aria-label="{attribute(label)}" width="100%" height="{height}">{grid}{"".join(lines)}{"".join(marks)}</svg></div></figure>'
     )
 
 
-def _y(value: float, top: float) -> str:
-    return f"{HEIGHT - 14 - (HEIGHT - 28) * min(1.0, max(0.0, value / top)):.1f}"
+def _axis(points: list[dict[str, Any]], *, rate: bool) -> tuple[float, float]:
+    """Both ends of the axis: room for every interval, not from zero, because a change of points is what is looked for."""
+    ends = [end for point in points for key in ("value", "low", "high") if (end := finite(point.get(key))) is not None]
+    low, high = min(ends), max(ends)
+    if rate:
+        low, high = math.floor(20 * low - 0.2) / 20, math.ceil(20 * high + 0.2) / 20
+        return (max(0.0, low), min(1.0, high)) if min(ends) >= 0 else (low, high)
+    room = 0.2 * (high - low or abs(high) or 1.0)
+    return max(0.0, low - room) if low >= 0 else low - room, high + room
 
 
-def _step(points: list[dict[str, Any]], at: int, top: float) -> str:
+def _y(value: float, axis: tuple[float, float], height: int) -> str:
+    share = (value - axis[0]) / (axis[1] - axis[0])
+    return f"{height - 14 - (height - 28) * min(1.0, max(0.0, share)):.1f}"
+
+
+def _step(points: list[dict[str, Any]], at: int, axis: tuple[float, float], height: int) -> str:
     before, now = points[at - 1], points[at]
     kind = "link changed" if now.get("changed") else "link"
     return (
         f'<line class="{kind}" x1="{(at - 0.5) / len(points):.3%}" x2="{(at + 0.5) / len(points):.3%}" '
-        f'y1="{_y(before["value"], top)}" y2="{_y(now["value"], top)}"/>'
+        f'y1="{_y(before["value"], axis, height)}" y2="{_y(now["value"], axis, height)}"/>'
     )
 
 
-def _mark(point: dict[str, Any], x: float, top: float, form: Any, summaries: dict[str, dict[str, Any]]) -> str:
+def _mark(
+    point: dict[str, Any],
+    x: float,
+    axis: tuple[float, float],
+    height: int,
+    form: Any,
+    summaries: dict[str, dict[str, Any]],
+) -> str:
     report = summaries.get(str(point.get("report")), {})
     low, high = finite(point.get("low")), finite(point.get("high"))
     word = str(point.get("decision") or "no gate")
     changed = point.get("changed")
     differs = f", {', '.join(map(str, changed))} changed before it" if isinstance(changed, list) and changed else ""
     label = f"{report.get('name')}, {str(point.get('created'))[:10]}: {form(point.get('value'))}, {interval(low, high, form)}, {word}{differs}"
-    y = _y(point["value"], top)
-    bar = (
-        ""
-        if low is None or high is None
-        else f'<line class="range candidate" x1="{x:.3%}" x2="{x:.3%}" y1="{_y(low, top)}" y2="{_y(high, top)}"/>'
-    )
+    at, y = f'cx="{x:.3%}"', _y(point["value"], axis, height)
+    bar = ""
+    if low is not None and high is not None:
+        ends = f'x1="{x:.3%}" x2="{x:.3%}" y1="{_y(low, axis, height)}" y2="{_y(high, axis, height)}"'
+        bar = f'<line class="range candidate" {ends}/>'
+    sign = f'<text class="sign" x="{x:.3%}" y="{y}" dy="3.5">{GLYPHS[word]}</text>' if word in GLYPHS else ""
     return (
         f'<a href="{_address(point.get("report"))}" aria-label="{attribute(label)}"><title>{shown(label)}</title>{bar}'
-        f'<circle class="hit" cx="{x:.3%}" cy="{y}" r="14"/><circle class="mark {_MARK.get(word, "none")}" cx="{x:.3%}" cy="{y}" r="6"/></a>'
+        f'<circle class="hit" {at} cy="{y}" r="14"/><circle class="mark {word.lower() if sign else "none"}" {at} cy="{y}" r="7"/>{sign}</a>'
     )
 
 

@@ -19,13 +19,13 @@ from tunegate.evalkit.render.html_text import (
 )
 
 DIFFERENCE_RULES = ("non_inferior", "superior")
-_GLYPH = {"PASS": "✓", "FAIL": "✕", "INCONCLUSIVE": "?"}
+GLYPHS = {"PASS": "✓", "FAIL": "✕", "INCONCLUSIVE": "?"}
 
 
 def badge(decision: str) -> str:
     """A verdict as a sign and a word, so that colour is never the only signal."""
-    name = decision.lower() if decision in _GLYPH else "none"
-    return f'<span class="badge {name}"><b aria-hidden="true">{_GLYPH.get(decision, "·")}</b>{shown(decision)}</span>'
+    name = decision.lower() if decision in GLYPHS else "none"
+    return f'<span class="badge {name}"><b aria-hidden="true">{GLYPHS.get(decision, "·")}</b>{shown(decision)}</span>'
 
 
 def verdict(report: dict[str, Any]) -> str:
@@ -51,10 +51,10 @@ def verdict(report: dict[str, Any]) -> str:
         if conditions
         else ""
     )
-    name = word.lower() if word in _GLYPH else "none"
+    name = word.lower() if word in GLYPHS else "none"
     return (
         f'<div class="banner {name}"><div class="banner-head"><p class="verdict-word" id="verdict-title">'
-        f'<b class="verdict-glyph" aria-hidden="true">{_GLYPH.get(word, "·")}</b>{shown(word)}</p>'
+        f'<b class="verdict-glyph" aria-hidden="true">{GLYPHS.get(word, "·")}</b>{shown(word)}</p>'
         f'<p class="verdict-why">{_why(report, word, conditions)}</p>{caveats(report)}</div>{table}</div>'
     )
 
@@ -64,7 +64,7 @@ def _why(report: dict[str, Any], word: str, conditions: list[dict[str, Any]]) ->
     name = f"<strong>{shown(report.get('name') or 'This model')}</strong>"
     baseline = obj(obj(report.get("comparison")).get("baseline"))
     other = f" replace <strong>{shown(baseline['name'])}</strong>" if baseline.get("name") else " be released"
-    by = {key: [item for item in conditions if item.get("decision") == key] for key in _GLYPH}
+    by = {key: [item for item in conditions if item.get("decision") == key] for key in GLYPHS}
     total = count(len(conditions), "condition")
     if word == "PASS":
         return f"{name} may{other}. {'It is' if len(conditions) == 1 else f'All {total} are'} shown by the data."
