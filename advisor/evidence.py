@@ -88,9 +88,11 @@ def read_bakeoff(folder: Path) -> dict[str, Measured]:
             arms.setdefault("prompt", base)
         found = {}
         for name, arm in arms.items():
-            numbers = {key: float(arm["metrics"][metric][key]) for key in ("value", "low", "high")}
+            value, low, high = (float(arm["metrics"][metric][key]) for key in ("value", "low", "high"))
             digest = str(arm["report_digest"])
-            found[name] = Measured(metric=metric, task=task, digest=digest, won=name == winner, **numbers)
+            found[name] = Measured(
+                metric=metric, value=value, low=low, high=high, task=task, digest=digest, won=name == winner
+            )
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError("not the result of ft bakeoff", where=str(path)) from None
     if unknown := sorted(set(found) - set(METHODS)):

@@ -1,7 +1,7 @@
 """The reports of a folder as a trend: each metric with its interval over time, per task, with the gate's decisions."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from tunegate.evalkit.compare import Reading
 from tunegate.evalkit.evaluate import open_reading
 
 # What must be the same for two points of a line to be comparable. The system (its prompt included) may be another.
-FIXED = {
+FIXED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "data": lambda report: (report.get("data") or {}).get("items_digest"),
     "scorer": lambda report: [report.get("scorer_version"), (report.get("task") or {}).get("digest")],
     "generation": lambda report: report.get("generation"),
@@ -78,7 +78,7 @@ def _artifacts(root: Path) -> Iterator[Path]:
 
 def _entry(folder: Path) -> Entry:
     opened = EvalReport.open(folder)
-    report = opened.report()
+    report: Any = opened.report()
     if not isinstance(report, dict) or not isinstance(report.get("metrics"), dict):
         raise UserError("report.json holds no metrics", where=str(folder))
     own = report.get("decision")
