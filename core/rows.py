@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,8 +28,7 @@ _FAST = msgspec.json.Decoder()
 _ENCODER = msgspec.json.Encoder()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
+class Row(msgspec.Struct, frozen=True, kw_only=True):
     """One example: a conversation whose last assistant turn is what is expected.
 
     id: given, else the first 16 hex digits of the content's SHA-256. schema: JSON Schema of the answer. accept: list of
@@ -41,11 +39,11 @@ class Row:
     id: str
     messages: tuple[Message, ...]
     group: str | None = None
-    tags: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, Any] = {}  # msgspec gives each row its own
     schema: dict[str, Any] | bool | None = None
     accept: list[Any] | None = None
     tools: list[Any] | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = {}
     file: str = ""
     line: int = 0
     numeric: tuple[str, ...] = ()

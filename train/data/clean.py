@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
+
 from tunegate.core.errors import UserError
 from tunegate.core.profile import is_json
 from tunegate.core.rows import Row
@@ -142,7 +144,7 @@ def _mask_all(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
         found = {"messages": list(row.messages), "accept": row.accept, "tags": row.tags, "extra": row.extra}
         hidden, count = _masked(found)
         total += count
-        kept = replace(row, **{**hidden, "messages": tuple(hidden["messages"])}) if count else row
+        kept = msgspec.structs.replace(row, **{**hidden, "messages": tuple(hidden["messages"])}) if count else row
         broken += is_json(row.expected) and not is_json(kept.expected)
         left += any(_masked(value)[1] for value in (row.id, row.group, row.schema, row.tools))
         done.append(kept)

@@ -20,6 +20,7 @@ from tunegate.core.errors import UserError, nearest
 from tunegate.core.rows import JSON_KEYS, Row, parse_json, parse_row
 from tunegate.train.data import bfcl
 from tunegate.train.data.formats import Columns, candidates, detect, to_row
+from tunegate.train.data.plain import BLOCK, plain_rows
 
 SUFFIXES = {
     ".jsonl": "jsonl",
@@ -115,15 +116,48 @@ def strictly(rows: Iterable[Row | Fault]) -> Iterator[Row]:
 
 def read_file(path: Path, reading: Reading) -> Iterator[Row | Fault]:
     """The rows and faults of one file."""
-    return (item for item, _, _ in read_records(path, reading))
+    plain = reading.columns is None and not reading.tag_keys and reading.format in (None, "messages")
+    if not plain or file_kind(path) != "jsonl":
+        return (item for item, _, _ in read_records(path, reading))
+    return _blocks(path, reading)
+
+
+def _blocks(path: Path, reading: Reading) -> Iterator[Row | Fault]:
+    """JSON Lines a block at a time: the quick way where all its rows are plain, else line by line."""
+    number, none = 1, True
+    with _decompressed(path) as stream:
+        while block := stream.read(BLOCK) + stream.readline():
+            text = block.removeprefix(b"\xef\xbb\xbf") if number == 1 else block
+            rows = plain_rows(text, str(path), number)
+            if rows is None:
+                for item, _, _ in _records(path, _jsonl(path, io.BytesIO(text), number), reading):
+                    none = False
+                    yield item
+            else:
+                none = False
+                yield from rows
+            number += block.count(b"\n") if rows is None else len(rows)
+    if none:
+        raise _no_rows(path)
+
+
+def _no_rows(path: Path) -> UserError:
+    return UserError("the file holds no rows", where=str(path), hint='expected one {"messages": [...]} per line')
 
 
 def read_records(path: Path, reading: Reading) -> Iterator[tuple[Row | Fault, Any, str | None]]:
     """The rows and faults of one file, each with the record it was made from and that record's format."""
+    none = True
+    for found in _records(path, _lines(path), reading):
+        none = False
+        yield found
+    if none:
+        raise _no_rows(path)
+
+
+def _records(path: Path, lines: Iterable[Line], reading: Reading) -> Iterator[tuple[Row | Fault, Any, str | None]]:
     form = reading.format
-    count = 0
-    for number, value in _lines(path):
-        count += 1
+    for number, value in lines:
         where = f"{path}:{number}"
         try:
             if isinstance(value, Fault):
@@ -135,8 +169,6 @@ def read_records(path: Path, reading: Reading) -> Iterator[tuple[Row | Fault, An
         except UserError as error:
             text = value.text if isinstance(value, Fault) else json.dumps(value, ensure_ascii=True)[:2000]
             yield Fault(error=error, file=str(path), line=number, text=text), None, form
-    if count == 0:
-        raise UserError("the file holds no rows", where=str(path), hint='expected one {"messages": [...]} per line')
 
 
 def file_kind(path: Path, *, strict: bool = True) -> str | None:
@@ -181,14 +213,21 @@ def _lines(path: Path) -> Iterator[tuple[int, Any]]:
         for number, value in records(path):
             yield number, _fault(value, path, number, b"") if isinstance(value, UserError) else value
         return
+    with _decompressed(path) as stream:
+        if kind == "jsonl":
+            yield from _jsonl(path, stream)
+        elif kind == "json":
+            yield from _json(path, stream)
+        else:
+            yield from _csv(path, stream, "\t" if kind == "tsv" else ",")
+
+
+@contextmanager
+def _decompressed(path: Path) -> Iterator[IO[bytes]]:
+    """`opened`; raises UserError also when the stream turns out to be damaged while it is read."""
     with opened(path) as stream:
         try:
-            if kind == "jsonl":
-                yield from _jsonl(path, stream)
-            elif kind == "json":
-                yield from _json(path, stream)
-            else:
-                yield from _csv(path, stream, "\t" if kind == "tsv" else ",")
+            yield stream
         except (EOFError, zlib.error, gzip.BadGzipFile, OSError) as error:
             raise UserError(f"the compressed file is damaged or cut: {error}", where=str(path)) from None
 
@@ -218,8 +257,8 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
             yield raw
 
 
-def _jsonl(path: Path, stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
-    for number, raw in enumerate(stream, 1):
+def _jsonl(path: Path, stream: IO[bytes], first: int = 1) -> Iterator[Line]:
+    for number, raw in enumerate(stream, first):
         line = raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw
         if line.strip():
             try:
