@@ -7,6 +7,7 @@ TunegateError
 anything else            us: a bug                                                  exit 70, kind internal
 """
 
+from collections.abc import Collection
 from enum import IntEnum
 
 
@@ -77,3 +78,9 @@ def nearest(word: str, known: list[str]) -> str:
     if close:
         return "did you mean " + " or ".join(f'"{name}"' for name in close) + "?"
     return "known: " + ", ".join(sorted(known))
+
+
+def one_of(option: str, value: str, known: Collection[str]) -> None:
+    """Raise UsageError unless an option's value is one of those known; the hint has the nearest."""
+    if value not in known:
+        raise UsageError(f"unknown value {value!r}", where=option, hint=nearest(value, list(known)))
