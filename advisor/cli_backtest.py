@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tunegate.core.console import JsonOption, emit_json, say, table, warn
-from tunegate.core.errors import ExitCode
+from tunegate.core.errors import ExitCode, one_of
 
 if TYPE_CHECKING:
     from tunegate.advisor.backtest import Backtest
@@ -93,8 +93,11 @@ def calibrate(
     from tunegate.advisor import estimates
     from tunegate.advisor.gpus import find_gpu
     from tunegate.advisor.models import find
+    from tunegate.advisor.serving_speed import QUANTIZATIONS
     from tunegate.core.methods import ALL_LINEAR
 
+    one_of("--method", method, ["lora", "qlora", "full"])
+    one_of("--quant", quant, list(QUANTIZATIONS))
     reading, memory = learning.read_log(log), None
     card, base = find_gpu(gpu), find(model)
     known = learning.factor(reading.kind, card.name)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from tunegate.core.console import JsonOption, emit_json, out, say, table, warn
-from tunegate.core.errors import UsageError, UserError, nearest
+from tunegate.core.errors import UserError, one_of
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -20,17 +20,23 @@ def breakeven(
     gpus: Annotated[int, typer.Option(min=1, max=64, help="GPUs per replica.")] = 1,
     quant: Annotated[str, typer.Option(help="bf16, fp8 or awq.")] = "awq",
     against: Annotated[str | None, typer.Option(help="provider/model; without it every offer shipped.")] = None,
-    input_tokens: Annotated[float, typer.Option(min=1, help="Prompt tokens of a call.")] = 1000,
-    output_tokens: Annotated[float, typer.Option(min=1, help="Answer tokens of a call.")] = 200,
-    calls_per_day: Annotated[float, typer.Option(min=1, help="Your load: both costs are shown for it.")] = 10_000,
-    peak_factor: Annotated[float, typer.Option(min=1, help="Busiest hour over the mean.")] = 3.0,
-    p95_ms: Annotated[float | None, typer.Option(min=1, help="Bound on a whole answer.")] = None,
-    gpu_usd_h: Annotated[float | None, typer.Option(min=0, help="Your price of a GPU hour.")] = None,
-    train_usd: Annotated[float, typer.Option(min=0, help="Training, once.")] = 0.0,
-    setup_hours: Annotated[float, typer.Option(min=0, help="Engineering, once.")] = 40.0,
-    upkeep_hours: Annotated[float, typer.Option(min=0, help="Engineering, a month.")] = 8.0,
-    engineer_usd_h: Annotated[float, typer.Option(min=0, help="An engineer's hour.")] = 100.0,
-    months: Annotated[float, typer.Option(min=0.1, help="Time over which what is spent once is paid off.")] = 12.0,
+    input_tokens: Annotated[float, typer.Option(min=1, max=1e7, help="Prompt tokens of a call.")] = 1000,
+    output_tokens: Annotated[float, typer.Option(min=1, max=1e6, help="Answer tokens of a call.")] = 200,
+    calls_per_day: Annotated[
+        float, typer.Option(min=1, max=1e10, help="Your load: both costs are shown for it.")
+    ] = 10_000,
+    peak_factor: Annotated[float, typer.Option(min=1, max=1e3, help="Busiest hour over the mean.")] = 3.0,
+    p95_ms: Annotated[
+        float | None, typer.Option(min=1, max=1e8, help="Bound on a whole answer, 95th percentile, ms.")
+    ] = None,
+    gpu_usd_h: Annotated[float | None, typer.Option(min=0, max=1e4, help="Your price of a GPU hour.")] = None,
+    train_usd: Annotated[float, typer.Option(min=0, max=1e10, help="Training, once.")] = 0.0,
+    setup_hours: Annotated[float, typer.Option(min=0, max=1e6, help="Engineering, once, hours.")] = 40.0,
+    upkeep_hours: Annotated[float, typer.Option(min=0, max=1e6, help="Engineering, hours a month.")] = 8.0,
+    engineer_usd_h: Annotated[float, typer.Option(min=0, max=1e5, help="An engineer's hour.")] = 100.0,
+    months: Annotated[
+        float, typer.Option(min=0.1, max=1200, help="Time over which what is spent once is paid off.")
+    ] = 12.0,
     busy_share: Annotated[
         float, typer.Option(min=0.001, max=1, help="Share of hours billed (scale to zero); 1: always on.")
     ] = 1.0,
@@ -57,7 +63,7 @@ def breakeven(
         paid_off_months=months,
         busy_share=busy_share,
     )
-    asked = find_offer(against, prices) if against else None
+    asked = None if against is None else find_offer(against, prices)
     every = list(offers(prices))
     chosen = every if asked is None else [asked]
     cheapest = min(chosen, key=lambda o: o.per_call(*tokens))
@@ -118,8 +124,9 @@ def _machine(
     price = usd_h if usd_h is not None else card.price
     if price is None:
         raise UserError(f"no price is known for {card.name}", where="--gpu", hint="give --gpu-usd-h")
-    if quant not in QUANTIZATIONS:
-        raise UsageError(f"unknown value {quant!r}", where="--quant", hint=nearest(quant, list(QUANTIZATIONS)))
+    one_of("--quant", quant, QUANTIZATIONS)
+    if quant == "fp8" and card.fp8_tflops is None:
+        raise UserError(f"{card.name} has no FP8 units", where="--quant", hint="use awq or bf16")
     base = find(model)
     setup = setup_for(base.architecture, card, gpus, quant, tokens, 0.0)
     sized = plan(model, setup, load_of(calls, peak, p95_ms), owned=True)

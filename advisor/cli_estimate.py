@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from tunegate.core.console import JsonOption, emit_json, say, table, warn
-from tunegate.core.errors import UsageError, nearest
+from tunegate.core.errors import UsageError, one_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -53,9 +53,13 @@ def train(
     from tunegate.advisor.models import find
     from tunegate.advisor.training_memory import SOFTWARE, STATE_BYTES, lora_targets
 
-    _one_of("--method", method, ["lora", "qlora", "full"])
-    _one_of("--state", state, list(STATE_BYTES))
-    _one_of("--software", software, list(SOFTWARE))
+    one_of("--method", method, ["lora", "qlora", "full"])
+    if mean_tokens is not None and mean_tokens > seq:
+        raise UsageError(
+            f"a mean of {mean_tokens:g} tokens is above the longest row's {seq}", where="--mean-tokens, --seq"
+        )
+    one_of("--state", state, list(STATE_BYTES))
+    one_of("--software", software, list(SOFTWARE))
     shared: dict[str, Any] = {
         "model": find(model), "gpus": gpus, "batch": batch, "seq": seq, "rank": rank, "targets": lora_targets(targets),
         "examples": examples, "epochs": epochs, "mean_tokens": mean_tokens, "checkpointing": checkpointing, "state": state,
@@ -96,7 +100,7 @@ def serve(
     from tunegate.advisor.models import find
     from tunegate.advisor.serving_speed import QUANTIZATIONS
 
-    _one_of("--quant", quant, list(QUANTIZATIONS))
+    one_of("--quant", quant, list(QUANTIZATIONS))
     shared: dict[str, Any] = {
         "model": find(model), "gpus": gpus, "input_tokens": input_tokens, "output_tokens": output_tokens,
         "concurrency": concurrency, "prefix_hit": prefix_hit,
@@ -116,11 +120,6 @@ def serve(
         if weights != "fp8" or card.fp8_tflops
     ]
     _show_sweep(rows, ("memory_gb", "ttft_ms", "tpot_ms", "tokens_per_s", "usd_per_1k_calls"), json_)
-
-
-def _one_of(option: str, value: str, known: list[str]) -> None:
-    if value not in known:
-        raise UsageError(f"unknown value {value!r}", where=option, hint=nearest(value, known))
 
 
 def _show(result: dict[str, Any], json_: bool) -> None:

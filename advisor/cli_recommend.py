@@ -45,12 +45,16 @@ def recommend(
         Path | None, typer.Option(help="CSV of API prices that replace or add to the shipped ones.")
     ] = None,
     evidence: Annotated[
-        list[str] | None, typer.Option(help="METHOD=REPORT: a measured EvalReport in place of priors; repeatable.")
+        list[str] | None,
+        typer.Option(help="REPORT, METHOD=REPORT or BAKEOFF folder: measured, in place of priors; repeatable."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Write recommendation.yaml here; without it nothing is written.")
     ] = None,
-    launch: Annotated[str | None, typer.Option(help="sky: also write a SkyPilot task beside --out.")] = None,
+    launch: Annotated[
+        str | None,
+        typer.Option(help="sky, or sky:INFRA (sky:kubernetes, sky:aws): also write a SkyPilot task beside --out."),
+    ] = None,
     why: Annotated[bool, typer.Option("--why", help="Show rules, votes, what would flip the answer, probes.")] = False,
     json_: JsonOption = False,
 ) -> None:
@@ -81,7 +85,7 @@ def _answer(
     from tunegate.advisor.prices import offers
     from tunegate.advisor.recommend import recommend as answer_for
 
-    from_file = from_mapping(read_file(file), where=str(file)) if file else None
+    from_file = None if file is None else from_mapping(read_file(file), file=file)
     asked = from_mapping(_merged(from_file, stated))
     measured = None
     if data is not None:
@@ -92,15 +96,18 @@ def _answer(
 
 
 def _write(answer: "Recommendation", out: Path | None, launch: str | None) -> None:
+    task = None
+    if launch is not None:
+        from tunegate.advisor.launch import prepare, write_task
+
+        task = prepare(answer, launch, out)
     if out is not None:
         from tunegate.advisor.render import write_yaml
 
         write_yaml(answer, out)
         say(f"wrote {out}; run it with: ft train DATASET --from {out} --out RUN")
-    if launch is not None:
-        from tunegate.advisor.launch import write_task
-
-        say(f"wrote {write_task(answer, launch, out)}")
+        if task is not None:
+            say(f"wrote {write_task(task, out)}")
 
 
 def _merged(from_file: Any, stated: dict[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ def prices(
     """API prices per 1e6 tokens, hosted open weights included, each with date and source."""
     from tunegate.advisor.prices import find_offer, offers, stale_note
 
-    known = [find_offer(model, file)] if model else list(offers(file))
+    known = [find_offer(model, file, where="--model")] if model is not None else list(offers(file))
     if json_:
         emit_json(
             {

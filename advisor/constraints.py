@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunegate.core.errors import UserError, nearest
-from tunegate.core.strict_yaml import read_yaml
+from tunegate.core.strict_yaml import place_of, read_yaml
 
 NEEDS = ("format", "style", "latency", "cost", "quality", "privacy")
 CHOICES = {
@@ -60,20 +60,28 @@ class Constraints:
 
 
 NAMES = tuple(f.name for f in fields(Constraints) if f.name != "stated")
-_POSITIVE = {"calls_per_day": 1e10, "input_tokens": 1e7, "output_tokens": 1e6, "p95_ms": 1e8, "peak_factor": 1e3}
-_NOT_NEGATIVE = {"examples": 1e10, "budget_usd": 1e10, "monthly_budget_usd": 1e10}
+# Least (above 0 where the number is open) and most.
+_RANGES = {
+    "calls_per_day": (0.0, 1e10), "input_tokens": (0.0, 1e7), "output_tokens": (0.0, 1e6), "p95_ms": (0.0, 1e8),
+    "peak_factor": (1.0, 1e3), "examples": (0.0, 1e10), "budget_usd": (0.0, 1e10), "monthly_budget_usd": (0.0, 1e10),
+}  # fmt: skip
+_ABOVE_ZERO = ("calls_per_day", "input_tokens", "output_tokens", "p95_ms")
 
 
-def from_mapping(values: Mapping[str, Any], *, where: str = "") -> Constraints:
-    """Check values and make Constraints; a None is as if absent.
+def from_mapping(values: Mapping[str, Any], *, file: Path | None = None) -> Constraints:
+    """Check values and make Constraints; a None is as if absent. file: where the values are from.
 
-    Raises UserError for an unknown key (nearest name), a wrong type, an absurd number, an unknown choice.
+    Raises UserError for an unknown key (nearest name), a wrong type, an absurd number, an unknown choice; with the line
+    where they are from a file.
     """
     clean: dict[str, Any] = {}
     for raw, value in values.items():
         name = str(raw).replace("-", "_")
+        where = name if file is None else place_of(file, str(raw))
         if name not in NAMES:
-            raise UserError(f"unknown constraint {raw!r}", where=where or None, hint=nearest(name, list(NAMES)))
+            raise UserError(f"unknown constraint {raw!r}", where=where, hint=nearest(name, list(NAMES)))
+        if name in clean:
+            raise UserError(f"{name} stands twice", where=where)
         if value is not None:
             clean[name] = _check(name, value, where)
     return Constraints(**clean, stated=frozenset(clean))
@@ -130,31 +138,46 @@ def _contradiction(one: str, other: str, hint: str) -> UserError:
 
 
 def _check(name: str, value: Any, where: str) -> Any:
-    place = f"{where}: {name}" if where else name
     if name in CHOICES:
         if value not in CHOICES[name]:
-            raise UserError(f"unknown {name} {value!r}", where=place, hint=nearest(str(value), list(CHOICES[name])))
+            raise UserError(f"unknown {name} {value!r}", where=where, hint=nearest(str(value), list(CHOICES[name])))
         return value
     if name == "needs":
-        parts = [p.strip() for p in value.split(",")] if isinstance(value, str) else [str(p) for p in value]
-        parts = [p for p in parts if p]
-        for part in parts:
-            if part not in NEEDS:
-                raise UserError(f"unknown need {part!r}", where=place, hint=nearest(part, list(NEEDS)))
-        return tuple(dict.fromkeys(parts))
+        return _needs(value, where)
     if name in ("hardware", "model"):
-        return str(value)
-    return _number(name, value, place)
+        if not isinstance(value, str) or not value.strip():
+            raise UserError(f"{name} must be a name, found {value!r}", where=where)
+        return value.strip()
+    return _number(name, value, where)
 
 
-def _number(name: str, value: Any, place: str) -> float | int:
+def _needs(value: Any, where: str) -> tuple[str, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        raise UserError(f"needs must be a list of names, found {value!r}", where=where, hint=f"of {', '.join(NEEDS)}")
+    names = [part.strip() for part in parts if part.strip()]
+    for name in names:
+        if name not in NEEDS:
+            raise UserError(f"unknown need {name!r}", where=where, hint=nearest(name, list(NEEDS)))
+    return tuple(dict.fromkeys(names))
+
+
+def _number(name: str, value: Any, where: str) -> float | int:
     try:
+        if isinstance(value, bool):
+            raise TypeError
         amount = float(value)
     except (TypeError, ValueError):
-        raise UserError(f"{name} must be a number, found {value!r}", where=place) from None
-    limit = _POSITIVE.get(name) or _NOT_NEGATIVE[name]
-    lowest_fails = amount <= 0 if name in _POSITIVE else amount < 0
-    if not math.isfinite(amount) or lowest_fails or amount > limit:
-        least = "more than 0" if name in _POSITIVE else "at least 0"
-        raise UserError(f"{name} must be {least} and at most {limit:g}, found {value!r}", where=place)
-    return int(amount) if name == "examples" else amount
+        raise UserError(f"{name} must be a number, found {value!r}", where=where) from None
+    except OverflowError:
+        amount = math.inf
+    least, most = _RANGES[name]
+    if not math.isfinite(amount) or amount < least or amount > most or (name in _ABOVE_ZERO and amount == 0):
+        words = "more than 0" if name in _ABOVE_ZERO else f"at least {least:g}"
+        shown = value if math.isfinite(amount) else str(value)[:20]
+        raise UserError(f"{name} must be {words} and at most {most:g}, found {shown}", where=where)
+    if name != "examples":
+        return amount
+    if amount != int(amount):
+        raise UserError(f"{name} must be a whole number, found {value!r}", where=where)
+    return int(amount)

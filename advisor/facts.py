@@ -1,6 +1,7 @@
 """The tables the advisor ships, read with the standard library. Every row keeps its source."""
 
 import csv
+import math
 import re
 from functools import cache
 from importlib import resources
@@ -43,11 +44,12 @@ def doubt(name: str, source: str) -> str | None:
 
 
 def number(text: str) -> float | None:
-    """A number in a table cell; None for an empty cell or text (such as `OOM`)."""
+    """A number in a table cell; None for an empty cell, text (such as `OOM`), NaN and infinity."""
     try:
-        return float(text.replace(",", ""))
+        value = float(text.replace(",", ""))
     except ValueError:
         return None
+    return value if math.isfinite(value) else None
 
 
 def key(name: str) -> str:

@@ -113,14 +113,19 @@ def _gpu(row: Record, *, where: str) -> Gpu:
     for name, value in values.items():
         if value is None or value <= 0:
             raise UserError(f"{name} of {row['name']!r} must be a positive number, found {row[name]!r}", where=where)
+    if not row["name"].strip():
+        raise UserError("a GPU without a name", where=where)
+    rent = [number(row.get(name, "")) for name in ("price_low_usd_h", "price_high_usd_h")]
+    if any(usd is not None and usd < 0 for usd in rent):
+        raise UserError(f"a price of {row['name']!r} is negative", where=where)
     return Gpu(
         name=row["name"],
         memory_gb=values["memory_GB"] or 0.0,
         bandwidth_gbps=values["bandwidth_GBps"] or 0.0,
         tflops=values["bf16_dense_TFLOPS"] or 0.0,
         fp8_tflops=number(row.get("fp8_dense_TFLOPS", "")),
-        price_low=number(row.get("price_low_usd_h", "")),
-        price_high=number(row.get("price_high_usd_h", "")),
+        price_low=rent[0],
+        price_high=rent[1],
         prices=row.get("price_points_with_source_and_date", ""),
         source=row.get("spec_source", ""),
         notes=row.get("notes", ""),

@@ -1,11 +1,14 @@
 """A SkyPilot task for what does not fit the user's machine: the GPU, its count, spot or not, and the `ft` command."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 from tunegate.advisor.recommend import Recommendation
+from tunegate.advisor.render import train_section
+from tunegate.core.console import warn
 from tunegate.core.errors import UsageError, UserError
-from tunegate.core.files import write_text
+from tunegate.core.files import canonical_json, sha256_text, write_text
 
 # SkyPilot's names (its catalog) of the GPUs of our table.
 SKY_NAMES = {
@@ -14,8 +17,15 @@ SKY_NAMES = {
 }  # fmt: skip
 
 
-def task(answer: Recommendation, recommendation: str) -> dict[str, Any]:
-    """The task as a mapping. Raises UserError when nothing is trained, or the machine is not one SkyPilot rents."""
+KEPT = "/kept"  # a bucket mounted there outlives a spot machine
+
+
+def task(answer: Recommendation, recommendation: str, infra: str = "") -> dict[str, Any]:
+    """The task as a mapping. infra: where, in SkyPilot's words (`kubernetes`, `aws`, `gcp/us-central1`); empty for the
+    cheapest place it finds. Spot machines but on Kubernetes, with the run in a bucket, so that --resume finds it.
+
+    Raises UserError when nothing is trained, or the machine is not one SkyPilot rents.
+    """
     training = answer.chosen.training
     if training is None:
         raise UserError(f"{answer.chosen.method} trains nothing: there is nothing to launch", where="--launch")
@@ -24,23 +34,41 @@ def task(answer: Recommendation, recommendation: str) -> dict[str, Any]:
         raise UserError(
             f"{training.gpu.name} is not rented through SkyPilot", where="--launch", hint="leave out --hardware"
         )
+    cluster = infra.partition("/")[0] in ("kubernetes", "k8s")
+    resources = {"accelerators": f"{name}:{training.gpus}", "use_spot": not cluster, "disk_size": 256}
+    bucket = {"name": f"tunegate-{sha256_text(canonical_json(train_section(answer)[0]))[:12]}", "mode": "MOUNT_CACHED"}
     return {
         "name": "tunegate-train",
-        "resources": {"accelerators": f"{name}:{training.gpus}", "use_spot": True, "disk_size": 256},
+        "resources": resources if not infra else {"infra": infra, **resources},
         "workdir": ".",
+        "file_mounts": {KEPT: bucket},
         "setup": "pip install 'tunegate[gpu]'",
-        "run": f"ft train data/ --from {recommendation} --out run/ --resume",
+        "run": f"ft train data/ --from {recommendation} --out {KEPT}/run --resume",
     }
 
 
-def write_task(answer: Recommendation, kind: str, recommendation: Path | None) -> Path:
-    """Write `sky.yaml` beside the recommendation. Raises UsageError for another launcher or without --out."""
+def prepare(answer: Recommendation, kind: str, recommendation: Path | None) -> dict[str, Any]:
+    """The task of `--launch KIND`; kind: `sky`, or `sky:INFRA`. Raises UsageError for another launcher, for an INFRA that
+    is no word, or without --out."""
+    launcher, colon, infra = kind.partition(":")
+    if launcher != "sky":
+        raise UsageError(f"unknown launcher {kind!r}", where="--launch", hint="known: sky, sky:INFRA")
+    if colon and not re.fullmatch(r"[A-Za-z0-9][\w./-]*", infra):
+        raise UsageError(f"not a place: {infra!r}", where="--launch", hint="for example sky:kubernetes or sky:aws")
+    if recommendation is None or not recommendation.name:
+        raise UsageError("--launch needs --out: the task runs that recommendation", where="--launch")
+    made = task(answer, recommendation.name, infra)
+    if answer.chosen.training is not None and answer.chosen.training.gpus > 1:
+        warn(
+            f"ft train is one process: start it on {answer.chosen.training.gpus} GPUs with a launcher that shards (FSDP)"
+        )
+    return made
+
+
+def write_task(made: dict[str, Any], recommendation: Path) -> Path:
+    """Write `sky.yaml` beside the recommendation."""
     import yaml
 
-    if kind != "sky":
-        raise UsageError(f"unknown launcher {kind!r}", where="--launch", hint="known: sky")
-    if recommendation is None:
-        raise UsageError("--launch needs --out: the task runs that recommendation", where="--launch")
     path = recommendation.with_name("sky.yaml")
-    write_text(path, yaml.safe_dump(task(answer, recommendation.name), sort_keys=False))
+    write_text(path, yaml.safe_dump(made, sort_keys=False))
     return path

@@ -19,6 +19,7 @@ NEEDED = (
     "grad_ckpt", "optimizer", "gpu", "n_gpus", "value", "unit",
 )  # fmt: skip
 GIB = 1.073741824
+MOST_PARAMS_B = 1e5
 
 
 class NotPredictedError(Exception):
@@ -95,7 +96,12 @@ def parse(row: Record) -> Case:
         gpu = find_gpu("A100-40GB" if row["gpu"] == "A100" else row["gpu"])  # no size stated: the smaller, slower one
     except UserError as error:
         raise NotPredictedError(error.message) from None
-    count = number(row["n_gpus"]) or 1
+    count = 1.0 if not row["n_gpus"].strip() else number(row["n_gpus"])
+    if count is None or count < 1 or count != int(count):
+        raise NotPredictedError(f"not a number of GPUs: {row['n_gpus']!r}")
+    size = number(row["params_B"])
+    if size is not None and not 0 < size < MOST_PARAMS_B:
+        raise NotPredictedError(f"not a possible size: {size:g}B")
     scale = GIB if row["unit"].startswith("GiB") else 1.0
     return Case(row=row, kind=row["kind"], value=value * scale, model=model, gpu=gpu, n_gpus=int(count))
 

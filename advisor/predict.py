@@ -69,7 +69,7 @@ def _step(case: Case) -> timing.TrainingStep:
     longest = case.tokens("seq_len_or_in_len")
     mean = ALPACA_MEAN_TOKENS if software(case) == "litgpt" else longest
     tokens = case.batch() * mean
-    if counted := re.search(r"(\d+) tokens/(\d+) steps", case.text):
+    if (counted := re.search(r"(\d+) tokens/(\d+) steps", case.text)) and int(counted[1]) and int(counted[2]):
         tokens = int(counted[1]) / int(counted[2])
         mean = tokens / case.batch()
     try:
@@ -103,7 +103,7 @@ def _train_time(case: Case) -> float:
 
 def _train_wall(case: Case) -> float:
     counted = re.search(r"tokens/(\d+) steps", case.text)
-    if counted is None:
+    if counted is None or int(counted[1]) == 0:
         raise NotPredictedError("the number of steps is not stated")
     return int(counted[1]) * timing.micro_step_s(_step(case)) + timing.EVALUATION_S
 

@@ -52,6 +52,8 @@ def offers(extra: Path | None = None) -> tuple[ApiPrice, ...]:
     found = {offer.name: offer for offer in snapshot()}
     if extra is not None:
         for line, row in enumerate(read_csv(extra, NEEDED), 2):
+            if not row["provider"].strip() or not row["model"].strip():
+                raise UserError("provider and model must be named", where=f"{extra}:{line}")
             for column in NEEDED[2:]:
                 price = number(row[column])
                 if price is None or price < 0:
@@ -61,7 +63,7 @@ def offers(extra: Path | None = None) -> tuple[ApiPrice, ...]:
     return tuple(found.values())
 
 
-def find_offer(name: str, extra: Path | None = None) -> ApiPrice:
+def find_offer(name: str, extra: Path | None = None, *, where: str = "--against") -> ApiPrice:
     """An offer by `provider/model` or model name: snapshot or user's file first, then the genai-prices package.
 
     Raises UserError with the nearest names.
@@ -74,7 +76,7 @@ def find_offer(name: str, extra: Path | None = None) -> ApiPrice:
     for arguments in ((model, provider), (name, None)):
         if arguments[0] and (found := live(*arguments)):
             return found
-    raise UserError(f"no price for {name!r}", where="--against", hint=nearest(name, [o.name for o in known]))
+    raise UserError(f"no price for {name!r}", where=where, hint=nearest(name, [o.name for o in known]))
 
 
 def live(model: str, provider: str | None) -> ApiPrice | None:

@@ -139,6 +139,8 @@ def write_yaml(answer: Recommendation, path: Path) -> None:
 
     from tunegate.core.manifest import now
 
+    if path.is_dir() or not path.name:
+        raise UserError("is a folder, a file name is needed here", where=f"--out {path}")
     if not path.parent.is_dir():
         raise UserError("no such folder", where=str(path.parent), hint="make it first, or choose another --out")
     section, notes = train_section(answer)

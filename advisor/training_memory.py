@@ -168,7 +168,12 @@ def unsharded_gb(setup: TrainingMemory) -> float:
 
 
 def lora_targets(text: str) -> tuple[str, ...]:
-    """Target modules from a comma-separated option; `all-linear` is all seven."""
+    """Target modules from a comma-separated option; `all-linear` is all seven. Raises UserError for none."""
     if text in ("all-linear", "all"):
         return ALL_LINEAR
-    return tuple(name.strip() for name in text.split(",") if name.strip())
+    found = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not found:
+        raise UserError(
+            "no target module is named", where="--targets", hint="all-linear, or some of them: q_proj,v_proj"
+        )
+    return found

@@ -41,6 +41,13 @@ def parse_yaml(text: str, where: str) -> Any:
         ) from None
 
 
+def place_of(path: Path, key: str) -> str:
+    """`FILE:LINE` of a key that begins a line of a YAML file, `FILE: KEY` where none does."""
+    pattern = re.compile(rf"\s*['\"]?{re.escape(key)}['\"]?\s*:")
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+    return next((f"{path}:{number}" for number, line in enumerate(lines, 1) if pattern.match(line)), f"{path}: {key}")
+
+
 def _loader() -> Any:
     import yaml
 

@@ -96,7 +96,7 @@ def test_every_row_of_the_tables_names_a_file_or_says_not_verified():
 
     for name, column in (("gpus", "spec_source"), ("models", "source")):
         for row in table(name):
-            assert re.search(rf"\.(py|json|yaml|md)\b|{UNVERIFIED}", row[column]), row["name"]
+            assert re.search(rf"\.(py|json|yaml|md)\b|https://|{UNVERIFIED}", row[column]), row["name"]
             assert "datasheet" not in row[column]
     unchecked = [row["name"] for row in table("models") if UNVERIFIED in row["source"]]
     offered = {row["name"] for row in table("models") if row["offered"] == "1"}
