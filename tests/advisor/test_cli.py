@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tunegate.advisor.launch import SKY_NAMES, task
-from tunegate.advisor.recommend import recommend
 from tunegate.core.methods import ALL_LINEAR
 
 HEAVY = ("torch", "transformers", "datasets", "pandas", "vllm", "trl", "peft")
@@ -92,25 +90,6 @@ def test_backtest(advise, tmp_path):
     assert code == 1
     assert d["worse"]
     assert "exceeds the bound" in captured.err
-
-
-def test_breakeven(advise, tmp_path):
-    svg = tmp_path / "b.svg"
-    code, d, _ = advise("breakeven", "--plot", svg, "--json")
-    assert code == 0
-    assert any(row["break_even_calls_per_day"] == "never" for row in d["offers"])
-    assert any(row["open_weights"] for row in d["offers"])
-    import xml.etree.ElementTree as tree
-
-    assert tree.fromstring(svg.read_text()).tag.endswith("svg")
-    code, _, captured = advise("breakeven")
-    assert code == 0
-    assert "calls a day +--" in captured.out
-    assert advise("breakeven", "--plot", tmp_path / "b.png")[0] == 0
-    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
-    assert advise("breakeven", "--plot", tmp_path / "b.gif")[0] == 2
-    assert not (tmp_path / "b.gif").exists()
-    assert advise("breakeven", "--model", "Llama-3.1-70B", "--gpu", "T4")[0] == 2
 
 
 @pytest.mark.parametrize("command", ["gpus", "prices", "rules"])
@@ -250,26 +229,6 @@ def test_calibrate_reads_a_vllm_benchmark(advise, tmp_path):
         "calibrate", log, "--model", "Llama-3.1-8B", "--gpu", "L4", "--quant", "awq", "--concurrency", 8, "--json"
     )
     assert (code, d["class"]) == (0, "tpot")
-
-
-def test_sky_task(advise, tmp_path):
-    out = tmp_path / "recommendation.yaml"
-    assert advise("recommend", "--needs", "latency", "--examples", 5000, "--out", out, "--launch", "sky")[0] == 0
-    written = yaml.safe_load((tmp_path / "sky.yaml").read_text())
-    name, count = written["resources"]["accelerators"].split(":")
-    assert name in SKY_NAMES.values()
-    assert int(count) >= 1
-    assert "ft train" in written["run"]
-    sky = pytest.importorskip("sky", reason="SkyPilot is not installed: its own parser cannot be asked")
-    sky.Task.from_yaml(str(tmp_path / "sky.yaml"))
-
-
-def test_nothing_to_launch_is_said():
-    from tunegate.advisor.constraints import from_mapping
-    from tunegate.core.errors import UserError
-
-    with pytest.raises(UserError, match="trains nothing"):
-        task(recommend(from_mapping({})), "r.yaml")
 
 
 @pytest.mark.parametrize(

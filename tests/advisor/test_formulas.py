@@ -2,13 +2,13 @@ import math
 import random
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunegate.advisor import break_even, queueing, serving_speed, training_memory, training_time
+from tunegate.advisor import queueing, serving_speed, training_memory, training_time
 from tunegate.advisor.gpus import find_gpu, known_gpus, parse_hardware
 from tunegate.advisor.models import find, find_or_typical, known_models, typical
-from tunegate.advisor.prices import ApiPrice, find_offer, live, snapshot, stale_note
+from tunegate.advisor.prices import find_offer, live, snapshot, stale_note
 from tunegate.core.errors import UserError
 
 MODELS = st.sampled_from(sorted(known_models()))
@@ -220,9 +220,6 @@ def test_load_is_a_fixed_point_or_unstable(arrivals, base, slope, limit):
             assert arrivals * service(found) == pytest.approx(found, rel=0.02)
 
 
-OFFER = ApiPrice(provider="p", model="m", input_usd_mtok=1.0, output_usd_mtok=4.0)
-
-
 def test_example_prices_of_one_thousand_calls():
     """1000 tokens in, 200 out: gpt-4o-mini $0.27, gpt-5-mini $0.65, claude-haiku-4-5 $2.00, Groq's Llama-3.1-8B $0.066."""
     expected = {
@@ -242,39 +239,6 @@ def test_snapshot_is_what_the_package_says():
         assert (now.input_usd_mtok, now.output_usd_mtok) == pytest.approx(
             (offer.input_usd_mtok, offer.output_usd_mtok), rel=1e-4
         )
-
-
-def test_break_even_of_one_l4_against_the_reference():
-    """One L4 at $0.805/h, nothing else counted, breaks even at 29.7k calls a day against gpt-5-mini."""
-    own = break_even.SelfHosted(usd_per_hour=0.805, max_calls_per_s=1e6, once_usd=0, upkeep_usd=0)
-    assert break_even.break_even(own, find_offer("openai/gpt-5-mini"), 1000, 200) == pytest.approx(29_700, rel=0.01)
-
-
-def test_break_even_is_never_when_a_full_machine_costs_more():
-    own = break_even.SelfHosted(usd_per_hour=10.0, max_calls_per_s=0.1)
-    assert break_even.break_even(own, OFFER, 100, 10) is None
-
-
-@QUICK
-@given(rent=st.floats(0.01, 50), capacity=st.floats(0.01, 100), calls=st.floats(1, 1e7), more=st.floats(1.01, 100))
-def test_more_calls_never_favour_the_api_against_machines_owned(rent, capacity, calls, more):
-    """On machines that carry the load, own cost over API cost falls with the load."""
-    own = break_even.SelfHosted(usd_per_hour=rent, max_calls_per_s=1e12 * capacity)
-    ratios = [own.monthly_usd(n) / break_even.api_monthly_usd(OFFER, n, 500, 100) for n in (calls, calls * more)]
-    assert ratios[1] <= ratios[0] * (1 + 1e-9)
-
-
-@QUICK
-@given(rent=st.floats(0.01, 20), capacity=st.floats(0.01, 50), fixed=st.floats(0, 1e5))
-def test_own_is_not_dearer_at_the_break_even(rent, capacity, fixed):
-    own = break_even.SelfHosted(usd_per_hour=rent, max_calls_per_s=capacity, once_usd=fixed)
-    found = break_even.break_even(own, OFFER, 1000, 200)
-    assume(found is not None)
-    just_below_a_step = found * (1 - 1e-9)
-    assert (
-        own.monthly_usd(just_below_a_step)
-        <= break_even.api_monthly_usd(OFFER, found * (1 + 1e-6), 1000, 200) * (1 + 1e-6) + own.usd_per_hour * 730
-    )
 
 
 @QUICK
