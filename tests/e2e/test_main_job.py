@@ -56,7 +56,9 @@ def test_training_lowers_the_loss_and_says_what_it_saw(trained):
 
 def test_the_merged_release_answers_as_the_adapter_did(release):
     proof = Release.open(release).manifest.facts["merge"]
-    assert proof["mean_logit_difference"] < 0.25 * proof["adapter_effect"]  # bf16 rounding, beside what training changed
+    assert (
+        proof["mean_logit_difference"] < 0.25 * proof["adapter_effect"]
+    )  # bf16 rounding, beside what training changed
     assert proof["same_next_token_share"] > 0.95
 
 
