@@ -78,7 +78,7 @@ def summarise(rows: Iterable[Row], counter: Callable[[list[str]], int] | None, c
 
 
 def tokenizer_for(model: str | None) -> tuple[Callable[[list[str]], int] | None, str]:
-    """A counter of tokens from a tokenizer.json at hand (model folder or unpacked builtin), and its name."""
+    """A counter of tokens from a tokenizer.json at hand (model folder, unpacked builtin, the hub's cache), and its name."""
     path = _tokenizer_file(model)
     if path is None:
         return None, "estimate"
@@ -95,7 +95,14 @@ def _tokenizer_file(model: str | None) -> Path | None:
     if model.startswith(BUILTIN_PREFIX) and (entry := BUILTINS.get(model.removeprefix(BUILTIN_PREFIX))):
         folder = cache_folder() / "models" / f"{Path(entry['file']).stem}-{entry['sha256'][:12]}"
     file = folder / "tokenizer.json"
-    return file if file.is_file() else None
+    if file.is_file():
+        return file
+    if model.count("/") != 1 or folder.exists():
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(model, "tokenizer.json")
+    return Path(cached) if isinstance(cached, str) else None
 
 
 class _Tally:

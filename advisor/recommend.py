@@ -11,7 +11,7 @@ from tunegate.advisor.evidence import Measured
 from tunegate.advisor.models import find
 from tunegate.advisor.prices import ApiPrice, snapshot
 from tunegate.advisor.rules import METHODS, TUNED, Rule, Situation, fired, scores
-from tunegate.advisor.search import Market, Option, Space, market, pareto, search
+from tunegate.advisor.search import Market, Option, Space, market, pareto, recipe, search
 from tunegate.core.errors import UserError
 
 LARGE_BUDGET_USD = 5000.0
@@ -108,11 +108,14 @@ def situation_of(c: Constraints, profile: DataProfile | None, goods: Market) -> 
             if cpu_only
             else find(TYPICAL_BASE)
         ).architecture
-        longest = profile.longest_tokens if profile else 2.0 * (c.input_tokens + c.output_tokens)
-        recipe = training_plan.recipe_for(architecture, "lora", examples=c.examples, longest_tokens=longest)
         mean = c.input_tokens + c.output_tokens
         fits = training_plan.cheapest(
-            architecture, recipe, goods.machines, examples=c.examples, mean_tokens=mean, owned=True
+            architecture,
+            recipe(architecture, "lora", c, profile),
+            goods.machines,
+            examples=c.examples,
+            mean_tokens=mean,
+            owned=True,
         ).fits
     large = c.budget_usd >= LARGE_BUDGET_USD if c.budget_usd is not None else c.quality == "max"
     return Situation(

@@ -68,6 +68,8 @@ def as_json(answer: Recommendation) -> Json:
             "memory_gb": significant(training.memory_gb, 3),
             "hours": significant(training.hours, 3),
             "trainable_params": training.trainable,
+            "rank": None if training.recipe.method == "full" else training.recipe.rank,
+            "max_length": training.recipe.max_length,
         }
     if answer.profile is not None:
         document["data"] = {name: _finite(v) if isinstance(v, float) else v for name, v in vars(answer.profile).items()}

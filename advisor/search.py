@@ -17,6 +17,7 @@ from tunegate.advisor.models import KnownModel, find, known_models
 from tunegate.advisor.prices import ApiPrice
 from tunegate.advisor.rules import TUNED
 from tunegate.advisor.training_memory import weights_gb
+from tunegate.core.architecture import Architecture
 
 FEW_SHOTS = 8
 RETRIEVED_TOKENS = 1200.0
@@ -204,17 +205,29 @@ def _quantizations(gpu: Gpu) -> tuple[str, ...]:
     return ("bf16", "fp8", "awq") if gpu.fp8_tflops else ("bf16", "awq")
 
 
+def recipe(
+    architecture: Architecture, method: str, c: Constraints, profile: DataProfile | None
+) -> training_plan.Recipe:
+    """How a base would be trained on this data: its longest row and its answers' tokens, where DATA was given."""
+    longest = profile.longest_tokens if profile else 2.0 * (c.input_tokens + c.output_tokens)
+    loss = profile.loss_tokens if profile else c.examples * c.output_tokens
+    return training_plan.recipe_for(architecture, method, examples=c.examples, longest_tokens=longest, loss_tokens=loss)
+
+
 def _training(
     model: KnownModel, method: str, c: Constraints, profile: DataProfile | None, goods: Market
 ) -> training_plan.TrainingPlan | None:
     if method not in TUNED:
         return None
-    longest = profile.longest_tokens if profile else 2.0 * (c.input_tokens + c.output_tokens)
     kind = "lora" if method == "rag_lora" else method
-    recipe = training_plan.recipe_for(model.architecture, kind, examples=c.examples, longest_tokens=longest)
     mean = c.input_tokens + c.output_tokens
     return training_plan.cheapest(
-        model.architecture, recipe, goods.machines, examples=c.examples, mean_tokens=mean, owned=goods.owned
+        model.architecture,
+        recipe(model.architecture, kind, c, profile),
+        goods.machines,
+        examples=c.examples,
+        mean_tokens=mean,
+        owned=goods.owned,
     )
 
 

@@ -10,6 +10,8 @@ from tunegate.advisor.gpus import Gpu
 from tunegate.core.architecture import Architecture
 from tunegate.core.methods import ALL_LINEAR
 
+LEAST_RANK, MOST_RANK = 16, 128
+BITS_A_PARAMETER = 2.0
 FIT_MARGIN = 0.95  # of the GPU's memory that the estimate may reach
 
 
@@ -44,20 +46,32 @@ class TrainingPlan:
     trainable: int
 
 
-def recipe_for(architecture: Architecture, method: str, *, examples: int, longest_tokens: float) -> Recipe:
+def rank_for(architecture: Architecture, loss_tokens: float) -> int:
+    """The smallest power of two from 16 to 128 whose adapter can hold the data: 2 bits a parameter against 1 bit a token
+    of loss (LoRA Without Regret, Thinking Machines 2025: capacity; the two constants are its order of magnitude)."""
+    rank = LEAST_RANK
+    while rank < MOST_RANK and BITS_A_PARAMETER * architecture.lora_params(rank) < loss_tokens:
+        rank *= 2
+    return rank
+
+
+def recipe_for(
+    architecture: Architecture, method: str, *, examples: int, longest_tokens: float, loss_tokens: float = 0.0
+) -> Recipe:
     """Starting values by size (LoRA Without Regret; the Tinker learning-rate sweep; below 1B: our demo's).
 
-    The optimizer batch is 16 rows up to 3B, else 32; epochs 3 up to 10,000 rows, 2 up to 50,000, else 1.
+    loss_tokens: tokens of all answers. The optimizer batch is 16 rows up to 3B, else 32; epochs 3 up to 10,000 rows, 2 up to 50,000, else 1.
     """
     size = architecture.params / 1e9
     adapter_rate = 5e-4 if size < 4 else (3e-4 if size < 27 else 2e-4)
     rows = 4 if size < 1 else (16 if size <= 3 else 32)
     micro = 4 if size < 15 else 1
     length = 256 * math.ceil(max(longest_tokens, 1.0) / 256)
+    rank = rank_for(architecture, loss_tokens)
     return Recipe(
         method=method,
-        rank=16,
-        alpha=32,
+        rank=rank,
+        alpha=2 * rank,
         learning_rate=adapter_rate / (10.0 if method == "full" else 1.0),
         epochs=3 if examples <= 10_000 else (2 if examples <= 50_000 else 1),
         micro_batch=micro,

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -112,7 +113,13 @@ def test_user_files_override(advise, tmp_path):
     code, d, _ = advise(*arguments, mine, "--json")
     assert code == 2
     assert d["error"]["where"].endswith("gpus.csv:2")
+    for bad in ("Mine,48,900,200,-1,1\n", "Mine,nan,900,200,1,1\n", "Mine,inf,900,200,1,1\n", ",48,900,200,1,1\n"):
+        mine.write_text("name,memory_GB,bandwidth_GBps,bf16_dense_TFLOPS,price_low_usd_h,price_high_usd_h\n" + bad)
+        assert advise(*arguments, mine, "--json")[1]["error"]["where"].endswith("gpus.csv:2")
     prices = tmp_path / "prices.csv"
+    for bad in ("a,b,nan,1", "a,b,1,inf", "a,b,-1,1", ",b,1,1", "a,b,,1"):
+        prices.write_text(f"provider,model,input_usd_mtok,output_usd_mtok\n{bad}\n")
+        assert advise("prices", "--file", prices, "--json")[1]["error"]["where"].endswith("prices.csv:2")
     prices.write_text("provider,model,input_usd_mtok,output_usd_mtok,date\nme,own,0.001,0.001,2020-01-01\n")
     _, d, _ = advise("prices", "--file", prices, "--json")
     assert next(p for p in d["prices"] if p["provider"] == "me")["stale"]
@@ -167,6 +174,35 @@ def test_the_trainer_takes_every_key(advise, tmp_path, question):
     assert settings["learning_rate"].origin == str(out)
 
 
+SMALL = ("--model", "builtin:smollm2-135m", "--hardware", "cpu", "--input-tokens", 100, "--output-tokens", 20)
+
+
+@pytest.mark.parametrize(
+    ("question", "method", "trained"),
+    [
+        (SMALL, "prompt", "prompt"), ((*SMALL, "--examples", 50), "few_shot", "few_shot"), ((*SMALL, "--facts", "changing"), "rag", "rag"),
+        ((*SMALL, "--examples", 738, "--needs", "format"), "lora", "lora"), (("--examples", 5000, "--needs", "format"), "qlora", "qlora"),
+        ((*SMALL, "--examples", 5000, "--needs", "format", "--facts", "changing"), "rag_lora", "lora"),
+        (("--quality", "max", "--needs", "quality", "--examples", 50_000), "full", "full"), (("--ops", "low"), "hosted_api", "prompt"),
+        (("--ops", "low", "--facts", "changing"), "hosted_api", "rag"),
+    ],
+)  # fmt: skip
+def test_whatever_the_method_the_trainer_runs_it(advise, tmp_path, question, method, trained):
+    config = pytest.importorskip("tunegate.train.config")
+    out = tmp_path / "recommendation.yaml"
+    code, d, _ = advise("recommend", *question, "--out", out, "--json")
+    assert (code, d["recommendation"]["method"]) == (0, method)
+    values = config.from_file(out)
+    resolved, _, notes = config.resolve([(str(out), values)])
+    assert (resolved.method, notes) == (trained, [])
+    assert set(values) <= {*config.keys_of(trained), "preset"}
+    said = yaml.safe_load(out.read_text())["notes"]
+    assert bool(said) == (method in ("hosted_api", "rag_lora"))
+    if method == "hosted_api":
+        assert resolved.model.count("/") == 1  # open weights of a hub id, not the API's name
+        assert resolved.model != d["recommendation"]["model"]
+
+
 def test_nothing_is_written_without_out(advise, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, _, captured = advise("recommend", "--why")
@@ -194,6 +230,10 @@ def test_constraints_file_and_options(advise, tmp_path):
         ("recommend", "no-such.jsonl"), ("recommend", "--calls-per-day", "many"), ("recommend", "--examples", "1.5"), ("recommend", "--privacy", "no-egress", "--ops", "low"), ("estimate", "train", "--model", "Lama", "--gpu", "L4"),
         ("estimate", "train", "--model", "Llama-3.1-8B", "--gpu", "L4", "--method", "lorra"), ("estimate", "train", "--model", "Llama-3.1-8B", "--gpu", "L4", "--batch", "0"),
         ("estimate", "serve", "--model", "Llama-3.1-8B", "--gpu", "A100", "--quant", "fp8", "--input-tokens", "5", "--output-tokens", "5"),
+        ("recommend", "--out", "."), ("recommend", "--needs", "privacy", "--ops", "low"), ("breakeven", "--quant", "fp8", "--gpu", "A100"),
+        ("breakeven", "--calls-per-day", "inf"), ("breakeven", "--gpu-usd-h", "1e308"), ("prices", "--model", "nobody/none"),
+        ("estimate", "train", "--model", "Llama-3.1-8B", "--gpu", "L4", "--targets", ""), ("recommend", "--evidence", "no-such"),
+        ("estimate", "train", "--model", "Llama-3.1-8B", "--gpu", "L4", "--mean-tokens", "500", "--seq", "100"),
         ("backtest", "no-such.csv"), ("calibrate", "no-such.jsonl", "--model", "Llama-3.1-8B", "--gpu", "L4"), ("estimate", "train", "--model", "Llama-3.1-8B", "--gpu", "L4", "--targets", "q_prj"),
     ],
 )  # fmt: skip
@@ -268,23 +308,24 @@ def test_a_hundred_thousand_rows_take_seconds(tmp_path):
     assert time.process_time() - start < 4.0
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        [],
-        ["recommend"],
-        ["estimate"],
-        ["estimate", "train"],
-        ["estimate", "serve"],
-        ["breakeven"],
-        ["gpus"],
-        ["prices"],
-        ["rules"],
-        ["backtest"],
-        ["calibrate"],
-    ],
-)
-def test_help_ends_with_an_example(advise, path):
+COMMANDS = [
+    [], ["recommend"], ["estimate"], ["estimate", "train"], ["estimate", "serve"], ["breakeven"], ["gpus"], ["prices"], ["rules"],
+    ["backtest"], ["calibrate"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: " ".join(path) or "ftadvise")
+def test_help_ends_with_an_example_that_works(advise, tmp_path, monkeypatch, path):
     code, _, captured = advise(*path, "--help")
     assert code == 0
-    assert "Example: ftadvise" in captured.out
+    example = " ".join(captured.out[captured.out.index("Example: ftadvise") :].split()).removeprefix(
+        "Example: ftadvise "
+    )
+    monkeypatch.chdir(tmp_path)
+    row = {"messages": [{"role": "user", "content": "a question"}, {"role": "assistant", "content": '{"a": 1}'}]}
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps(row) + "\n" for _ in range(20)))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps({"step": 1, "tokens_per_s": 300.0}) + "\n")
+    code, document, captured = advise(*shlex.split(example), "--json")
+    assert code == 0, captured.err
+    assert isinstance(document, dict)

@@ -1,18 +1,23 @@
+import dataclasses
 import json
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tunegate.advisor import explain, render
+from tunegate.advisor import explain, render, training_plan
 from tunegate.advisor.constraints import from_mapping, read_file
 from tunegate.advisor.data_profile import profile
+from tunegate.advisor.gpus import find_gpu
+from tunegate.advisor.models import find
+from tunegate.advisor.prices import snapshot
 from tunegate.advisor.recommend import recommend
 from tunegate.advisor.rules import METHODS, RULES, Situation, scores
 from tunegate.advisor.search import market, search
 from tunegate.core.errors import UserError
 
 TUNED = {"lora", "qlora"}
+OFFERS = (snapshot()[1],)
 SCENARIOS = [
     # the article's branches
     ("none of the four reasons", {"examples": 5000}, {"prompt"}),
@@ -44,6 +49,17 @@ SCENARIOS = [
          "input_tokens": 300, "output_tokens": 40},
         {"few_shot", "prompt"},
     ),
+    # operational simplicity against the rest: a hosted API whatever else is wished, as long as data may leave
+    ("simple operations and changing facts", {"facts": "changing", "ops": "low"}, {"hosted_api"}),
+    ("simple operations, changing facts, a format", {"facts": "changing", "examples": 5000, "needs": "format", "ops": "low"}, {"hosted_api"}),
+    ("simple operations and maximum quality", {"examples": 200_000, "quality": "max", "budget_usd": 1e5, "domain": "far", "ops": "low"}, {"hosted_api"}),
+    ("simple operations, private, changing facts", {"facts": "changing", "ops": "low", "privacy": "no-egress", "hardware": "L4"}, {"rag"}),
+    # privacy is a reason to tune, and means that data stay
+    ("a need for privacy, 5,000 rows", {"examples": 5000, "needs": "privacy"}, {"qlora"}),
+    ("a need for privacy, no rows", {"needs": "privacy"}, {"prompt"}),
+    ("style and 3,000 rows", {"examples": 3000, "needs": "style"}, {"qlora"}),
+    ("far domain, 5,000 rows", {"examples": 5000, "domain": "far", "needs": "quality"}, {"qlora", "lora"}),
+    ("far domain and facts to look up", {"examples": 5000, "domain": "far", "facts": "changing"}, {"rag_lora"}),
 ]  # fmt: skip
 
 
@@ -101,7 +117,7 @@ def test_contradictions_name_both(constraints, two):
     "bad",
     [
         {"calls_per_day": -1}, {"calls_per_day": 0}, {"calls_per_day": float("nan")}, {"input_tokens": 1e12}, {"examples": -5}, {"privacy": "maybe"},
-        {"needs": "formt"}, {"hardware": "Abacus"}, {"model": "Lama"}, {"cals_per_day": 5}, {"p95_ms": "fast"}, {"budget_usd": float("inf")},
+        {"needs": "formt"}, {"needs": 5}, {"needs": {"a": 1}}, {"examples": True}, {"examples": 1.5}, {"examples": 10**400}, {"peak_factor": 0.5}, {"hardware": ["L4"]}, {"model": ""}, {"hardware": "Abacus"}, {"model": "Lama"}, {"cals_per_day": 5}, {"p95_ms": "fast"}, {"budget_usd": float("inf")},
     ],
 )  # fmt: skip
 def test_bad_values_are_refused(bad):
@@ -116,6 +132,15 @@ def test_misspelt_key_offers_the_nearest(tmp_path):
     (tmp_path / "c.yaml").write_text("needs: [format\n")
     with pytest.raises(UserError, match="not valid YAML"):
         read_file(tmp_path / "c.yaml")
+    for text, line in (
+        ("needs: [format]\n\nexamples: -3\n", 3),
+        ("facts: static\nexamples: 1\nexamples: 2\n", 3),
+        ("cals: 1\n", 1),
+    ):
+        (tmp_path / "c.yaml").write_text(text)
+        with pytest.raises(UserError) as error:
+            from_mapping(read_file(tmp_path / "c.yaml"), file=tmp_path / "c.yaml")
+        assert error.value.where == f"{tmp_path / 'c.yaml'}:{line}"
     (tmp_path / "c.yaml").write_text("- 1\n")
     with pytest.raises(UserError, match="mapping"):
         read_file(tmp_path / "c.yaml")
@@ -126,6 +151,23 @@ def test_nothing_feasible_names_the_constraint():
         recommend(from_mapping({"needs": "latency", "examples": 5000, "p95_ms": 10}))
     assert error.value.where == "p95_ms"
     assert "raise p95_ms" in str(error.value.hint)
+
+
+def test_a_need_for_privacy_keeps_data_in():
+    answer = recommend(from_mapping({"needs": "privacy", "examples": 2000}))
+    assert answer.constraints.privacy == "no-egress"
+    assert not answer.chosen.vendor
+    assert "privacy" in {entry["name"] for entry in explain.assumptions(answer)}
+    with pytest.raises(UserError, match="contradictory") as error:
+        recommend(from_mapping({"needs": "privacy", "ops": "low"}))
+    assert all(word in error.value.message for word in ("needs: privacy", "ops: low"))
+
+
+def test_a_hosted_api_with_changing_facts_is_priced_with_its_passages():
+    still = recommend(from_mapping({"ops": "low"}), offers=OFFERS).chosen
+    changing = recommend(from_mapping({"ops": "low", "facts": "changing"}), offers=OFFERS).chosen
+    assert changing.method == "hosted_api"
+    assert changing.monthly_usd > 1.5 * still.monthly_usd
 
 
 def test_no_egress_refuses_every_api():
@@ -144,6 +186,46 @@ def test_front_is_not_dominated():
                 and b.p95_ms <= a.p95_ms
             )
             assert a is b or not better or (b.quality, b.p95_ms) == (a.quality, a.p95_ms)
+
+
+@settings(max_examples=25, deadline=None)
+@given(calls=st.floats(10, 1e6), more=st.floats(1.1, 50), needs=st.sampled_from([(), ("format",), ("cost",)]))
+def test_more_calls_never_make_an_api_cheaper_beside_machines_owned(calls, more, needs):
+    """Options on owned machines cost no more rent with more calls; every API's bill grows with them."""
+
+    def bills(count):
+        c = from_mapping({"calls_per_day": count, "examples": 5000, "needs": needs, "hardware": "H100:8"})
+        options = search(c, None, market(c, snapshot())).options
+        own = {o.label: o.monthly_usd for o in options if not o.vendor and o.serving and not o.serving.misfit_gb}
+        return own, {o.label: o.monthly_usd for o in options if o.vendor}
+
+    (own, api), (own_more, api_more) = bills(calls), bills(calls * more)
+    assert all(own_more[label] <= usd for label, usd in own.items())
+    assert all(api_more[label] == pytest.approx(more * usd) for label, usd in api.items())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    model=st.sampled_from(["SmolLM2-135M", "Llama-3.1-8B", "Qwen2.5-14B", "Llama-3.1-70B", "Mixtral-8x7B"]),
+    method=st.sampled_from(["lora", "qlora", "full"]), gpu=st.sampled_from(["T4", "L4", "A100-80GB", "H200"]), more=st.floats(1, 8),
+    longest=st.floats(10, 20_000),
+)  # fmt: skip
+def test_more_memory_never_makes_a_training_plan_fit_less(model, method, gpu, more, longest):
+    a, card = find(model).architecture, find_gpu(gpu)
+    larger = dataclasses.replace(card, memory_gb=card.memory_gb * more)
+    recipe = training_plan.recipe_for(a, method, examples=1000, longest_tokens=longest)
+    plans = [
+        training_plan.cheapest(a, recipe, [(g, 1)], examples=1000, mean_tokens=100, owned=True) for g in (card, larger)
+    ]
+    assert plans[1].fits >= plans[0].fits
+
+
+def test_rank_follows_the_tokens_of_the_answers():
+    a = find("SmolLM2-135M").architecture
+    ranks = [training_plan.rank_for(a, tokens) for tokens in (0, 1e5, 1e6, 1e7, 1e8, 1e12)]
+    assert ranks == sorted(ranks)
+    assert (ranks[0], ranks[-1]) == (16, 128)
+    assert 2.0 * a.lora_params(ranks[3]) >= 1e7
 
 
 def test_every_rule_is_complete_and_fires_somewhere():
@@ -251,41 +333,3 @@ def test_strict_data_is_a_format_need(tmp_path):
     assert answer.constraints.examples == 2000
     assert answer.situation.strict_format
     assert answer.chosen.method in TUNED
-
-
-def write_report(folder, value, low, high, metric="exact"):
-    from tunegate.core import manifest
-
-    folder.mkdir()
-    document = {
-        "task": {"name": "t", "primary": metric},
-        "metrics": {metric: {"value": value, "low": low, "high": high}},
-    }
-    (folder / "report.json").write_text(json.dumps(document))
-    manifest.write(folder, "eval_report", inputs=[], config={})
-    return folder
-
-
-def test_measured_reports_outvote_the_priors(tmp_path):
-    from tunegate.advisor.evidence import read
-
-    few = write_report(tmp_path / "few", 0.91, 0.88, 0.94)
-    tuned = write_report(tmp_path / "tuned", 0.92, 0.89, 0.95)
-    question = from_mapping({"examples": 5000, "needs": "format"})
-    assert recommend(question).chosen.method == "qlora"
-    answer = recommend(question, measured=read([f"few_shot={few}", f"qlora={tuned}"]))
-    assert answer.chosen.method == "few_shot"  # the simpler one is not worse beyond its interval
-    assert answer.chosen.quality == pytest.approx(0.91)
-    assert any(r["id"] == "measured-here" and r["fired"] for r in explain.rules_json(answer))
-    clear = write_report(tmp_path / "clear", 0.99, 0.97, 1.0)
-    assert recommend(question, measured=read([f"few_shot={few}", f"qlora={clear}"])).chosen.method == "qlora"
-
-
-def test_evidence_that_cannot_be_used(tmp_path):
-    from tunegate.advisor.evidence import read
-
-    one = write_report(tmp_path / "one", 0.9, 0.8, 1.0)
-    other = write_report(tmp_path / "other", 0.9, 0.8, 1.0, metric="f1")
-    for bad in ([str(one)], [f"lorra={one}"], [f"lora={tmp_path}"], [f"lora={one}", f"prompt={other}"]):
-        with pytest.raises(UserError):
-            read(bad)
