@@ -38,7 +38,14 @@ def test_the_sample_project_is_read_by_every_stage_and_its_first_steps_run(tmp_p
     assert settings["rank"].origin == "preset recommended"  # commented out, so that the preset still decides
     assert yaml.safe_load((tmp_path / "p/.github/workflows/model-gate.yml").read_text())["jobs"]["gate"]["steps"]
     assert not any("@" in (tmp_path / "p" / name).read_text() for name in ("Makefile", "README.md"))
-    plan = subprocess.run(["make", "-n", "gate"], cwd=tmp_path / "p", capture_output=True, text=True, check=True).stdout
+    plan = subprocess.run(
+        ["make", "-n", "gate"],
+        cwd=tmp_path / "p",
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PATH": "/usr/bin:/bin"},
+    ).stdout
     assert [line.split()[1] for line in plan.splitlines()] == ["train", "merge", "eval", "eval"]
     env = {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(tmp_path)}
     advice = subprocess.run(
