@@ -1,6 +1,8 @@
 """The quantizers at work on the tiny model, in their own environments: what they write is what we read back and score."""
 
 import json
+import subprocess
+import textwrap
 
 import pytest
 
@@ -9,7 +11,7 @@ from tunegate.core.errors import TunegateError
 from tunegate.core.model_source import resolve
 from tunegate.train import sft
 from tunegate.train.config import resolve as resolve_config
-from tunegate.train.release import quantize, quantize_formats
+from tunegate.train.release import environments, quantize, quantize_formats
 from tunegate.train.release.merge import merge
 from tunegate.train.release.quantize_plan import QuantizeConfig
 from tunegate.train.release.tensor_files import TensorFiles
@@ -83,3 +85,47 @@ def test_a_quantized_model_that_is_broken_is_not_kept(release, tiny_dataset, tmp
         )
     assert list(tmp_path.iterdir()) == []
     assert Release.open(release.path)
+
+
+ROUND = """
+    import sys, time
+    sys.path.insert(0, sys.argv[1])
+    import torch
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.utils.impl_backend import ImplBackend
+    from llmcompressor.modifiers.gptq.gptq_quantize import quantize_weight
+    import llmcompressor_awq as worker
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    x = torch.randn(512, 192) @ torch.randn(192, 192)
+    gram = (x.T @ x / 512)[None]
+    weight = torch.randn(1, 320, 192)
+    for symmetric in (True, False):
+        for strategy, bits, groups in (("group", 4, 6), ("channel", 8, 1)):
+            size = {"group_size": 32} if strategy == "group" else {}
+            args = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, strategy=strategy, **size)
+            w = weight.reshape(1, 320, groups, -1)
+            scale = ((w.amax(-1) - w.amin(-1)) / (2**bits - 1)).to(torch.bfloat16)
+            zero = torch.zeros_like(scale) if symmetric else (-(w.amin(-1) / scale) - 2 ** (bits - 1)).round()
+            call = lambda: quantize_weight(weight.clone(), gram.clone(), scale, zero, None, args)
+            began = time.monotonic()
+            theirs = call()
+            between = time.monotonic()
+            ImplBackend._fn_registry.pop("round_block", None)
+            worker.faster_rounding()
+            ours = call()
+            ended = time.monotonic()
+            ImplBackend._backends["gptq_block_update"].pop()
+            print(float((ours[0] - theirs[0]).ne(0).float().mean()), float(ours[1] / theirs[1]), (ended - between) / (between - began))
+"""
+
+
+def test_our_block_of_gptq_is_llm_compressors_arithmetic(tmp_path):
+    """Equal weights but where a tie in fp32's last bit falls the other way; and faster."""
+    python = environments.ensure("llmcompressor")
+    command = [str(python), "-c", textwrap.dedent(ROUND), str(environments.WORKERS)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    lines = [[float(x) for x in line.split()] for line in done.stdout.splitlines()[-4:]]
+    assert len(lines) == 4
+    assert all(differing < 0.01 and abs(loss - 1) < 0.01 for differing, loss, _ in lines)
+    assert all(share < 0.7 for _, _, share in lines)
