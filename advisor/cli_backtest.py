@@ -127,9 +127,8 @@ def calibrate(
     if json_:
         emit_json(result)
         return
-    say(
-        f"{reading.kind} on {card.name}: measured {reading.value:.4g}, predicted {predicted:.4g}; later estimates times {factor:.3f}"
-    )
+    told = f"{reading.kind} on {card.name}: measured {reading.value:.4g}, predicted {predicted:.4g}"
+    say(f"{told}; later estimates times {factor:.3f}")
     if reading.peak_memory_gb is not None:
         say(f"peak memory: measured {reading.peak_memory_gb:.3g} GB, predicted {memory:.3g} GB (not corrected by this)")
     say(f"kept in {learning.store()}; ftadvise estimate and recommend use it")

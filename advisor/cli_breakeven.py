@@ -22,24 +22,16 @@ def breakeven(
     against: Annotated[str | None, typer.Option(help="provider/model; without it every offer shipped.")] = None,
     input_tokens: Annotated[float, typer.Option(min=1, max=1e7, help="Prompt tokens of a call.")] = 1000,
     output_tokens: Annotated[float, typer.Option(min=1, max=1e6, help="Answer tokens of a call.")] = 200,
-    calls_per_day: Annotated[
-        float, typer.Option(min=1, max=1e10, help="Your load: both costs are shown for it.")
-    ] = 10_000,
+    calls_per_day: Annotated[float, typer.Option(min=1, max=1e10, help="Your load: costs are shown for it.")] = 10_000,
     peak_factor: Annotated[float, typer.Option(min=1, max=1e3, help="Busiest hour over the mean.")] = 3.0,
-    p95_ms: Annotated[
-        float | None, typer.Option(min=1, max=1e8, help="Bound on a whole answer, 95th percentile, ms.")
-    ] = None,
+    p95_ms: Annotated[float | None, typer.Option(min=1, max=1e8, help="Bound on a whole answer, p95, ms.")] = None,
     gpu_usd_h: Annotated[float | None, typer.Option(min=0, max=1e4, help="Your price of a GPU hour.")] = None,
     train_usd: Annotated[float, typer.Option(min=0, max=1e10, help="Training, once.")] = 0.0,
     setup_hours: Annotated[float, typer.Option(min=0, max=1e6, help="Engineering, once, hours.")] = 40.0,
     upkeep_hours: Annotated[float, typer.Option(min=0, max=1e6, help="Engineering, hours a month.")] = 8.0,
     engineer_usd_h: Annotated[float, typer.Option(min=0, max=1e5, help="An engineer's hour.")] = 100.0,
-    months: Annotated[
-        float, typer.Option(min=0.1, max=1200, help="Time over which what is spent once is paid off.")
-    ] = 12.0,
-    busy_share: Annotated[
-        float, typer.Option(min=0.001, max=1, help="Share of hours billed (scale to zero); 1: always on.")
-    ] = 1.0,
+    months: Annotated[float, typer.Option(min=0.1, max=1200, help="Months that pay off what is spent once.")] = 12.0,
+    busy_share: Annotated[float, typer.Option(min=0.001, max=1, help="Share of hours billed; 1: always on.")] = 1.0,
     prices: Annotated[Path | None, typer.Option(help="CSV of API prices.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Write the picture to this file: FILE.svg or FILE.png.")] = None,
     json_: JsonOption = False,

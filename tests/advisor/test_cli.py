@@ -175,12 +175,13 @@ def test_the_trainer_takes_every_key(advise, tmp_path, question):
 
 
 SMALL = ("--model", "builtin:smollm2-135m", "--hardware", "cpu", "--input-tokens", 100, "--output-tokens", 20)
+LARGER = ("--model", "Qwen2.5-7B", "--hardware", "A100-80GB")
 
 
 @pytest.mark.parametrize(
     ("question", "method", "trained"),
     [
-        (SMALL, "prompt", "prompt"), ((*SMALL, "--examples", 50), "few_shot", "few_shot"), ((*SMALL, "--facts", "changing"), "rag", "rag"),
+        (SMALL, "prompt", "prompt"), ((*LARGER, "--examples", 500, "--needs", "format"), "few_shot", "few_shot"), ((*SMALL, "--facts", "changing"), "rag", "rag"),
         ((*SMALL, "--examples", 738, "--needs", "format"), "lora", "lora"), (("--examples", 5000, "--needs", "format"), "qlora", "qlora"),
         ((*SMALL, "--examples", 5000, "--needs", "format", "--facts", "changing"), "rag_lora", "lora"),
         (("--quality", "max", "--needs", "quality", "--examples", 50_000), "full", "full"), (("--ops", "low"), "hosted_api", "prompt"),

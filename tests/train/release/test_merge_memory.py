@@ -67,7 +67,7 @@ def test_the_peak_is_a_shard_and_a_little(tmp_path):
     assert found["bytes"] > 1.1e9, "the model is large against the limit"
     assert len(list((tmp_path / "release").glob("model-*.safetensors"))) > 6
     # 1.2 shards, and the libraries that are loaded on use
-    assert found["peak"] - found["before"] < 1.2 * SHARD_GB * 1e9 + 120e6
+    assert found["peak"] - found["before"] < 1.2 * SHARD_GB * 1e9 + 200e6
     assert found["mean_logit_difference"] < 0.1
 
 
