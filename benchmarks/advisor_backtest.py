@@ -7,12 +7,16 @@
 """
 
 import argparse
+import dataclasses
 import itertools
+import random
 import statistics
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tunegate.advisor import serving_speed, training_memory, training_time
 from tunegate.advisor.backtest import (
@@ -24,8 +28,8 @@ from tunegate.advisor.backtest import (
     rows_of,
     summary,
 )
-from tunegate.advisor.measured import Case, NotPredictedError
-from tunegate.advisor.predict import memory_setup, predict
+from tunegate.advisor.measured import Case, NotPredictedError, method, software
+from tunegate.advisor.predict import engine, memory_setup, predict
 
 ERRORS = Path(__file__).parents[1] / "advisor" / "tables" / "errors.csv"
 GOALS = {"train_mem": 0.09, "tpot": 0.10}  # bounds that were set before any fit
@@ -111,11 +115,11 @@ def classes(result: Backtest) -> None:
 def rivals(result: Backtest) -> None:
     pairs = result.by_class()["train_mem"]
     rows = []
-    for method in ("lora", "qlora", "full", "all"):
-        chosen = [p for p in pairs if method in ("all", memory_setup(p.case).method)]
+    for how in ("lora", "qlora", "full", "all"):
+        chosen = [p for p in pairs if how in ("all", memory_setup(p.case).method)]
         cells = [percent(statistics.fmean(abs(p.error) for p in chosen))]
         cells += [percent(statistics.fmean(abs(scaled(r, p) / p.measured - 1) for p in chosen)) for r in RULES.values()]
-        rows.append([method, str(len(chosen)), *cells])
+        rows.append([how, str(len(chosen)), *cells])
     show("Training memory: MAPE on the same rows", ["method", "n", "this advisor", *RULES], rows)
 
 
@@ -188,6 +192,80 @@ def leave_one_source_out(result: Backtest) -> None:
     )
 
 
+FOLDS, ROUNDS = 5, 5
+FITTED = {  # the constants of one program that are fitted, by table
+    "training": ("floor_ms", "hfu_max", "half_width", "dequant_ms"),
+    "serving": ("bandwidth", "layer_ms", "sequence_ms", "mfu_bf16", "mfu_fp8", "mfu_fp4"),
+}
+CLASSES = {"training": ("train_time", "train_tps"), "serving": ("tpot", "infer_tps")}
+
+
+def program_of(kind: str, case: Case) -> object:
+    """The key of the table of constants that a row is predicted with."""
+    if kind == "serving":
+        return engine(case)
+    step = (software(case), "full" if method(case) == "full" else "adapter")
+    return step if step in training_time.SPEEDS else ("hf", step[1])
+
+
+def refit(table: dict[Any, Any], key: object, names: tuple[str, ...], cases: list[Case], rng: random.Random) -> None:
+    """Coordinate descent on the mean error of `cases`, from constants up to a third off the ones in use."""
+
+    def put(name: str, value: float) -> None:
+        table[key] = dataclasses.replace(table[key], **{name: value})
+
+    for name in names:
+        put(name, getattr(table[key], name) * rng.uniform(0.67, 1.5))
+    best, size = mape_of(cases), 0.2
+    for _ in range(ROUNDS):
+        for name in names:
+            kept = getattr(table[key], name)
+            for factor in (1 - size, 1 + size, 1 - size / 3, 1 + size / 3):
+                put(name, kept * factor)
+                if (score := mape_of(cases)) < best:
+                    best, kept = score, kept * factor
+                put(name, kept)
+        size *= 0.7
+
+
+def held_out_configurations(result: Backtest) -> None:
+    """Each program's constants refitted on four fifths of its configurations (model, GPU, count, format), the error on the
+    fifth left out: what to expect of a configuration that shaped nothing."""
+    rng, rows = random.Random(0), []
+    for kind, names in FITTED.items():
+        table: dict[Any, Any] = {"training": training_time.SPEEDS, "serving": serving_speed.ENGINES}[kind]
+        by_program: dict[object, list[Case]] = defaultdict(list)
+        for pair in result.pairs:
+            if pair.case.kind in CLASSES[kind]:
+                by_program[program_of(kind, pair.case)].append(pair.case)
+        for key, cases in by_program.items():
+            configurations = sorted({configuration(case) for case in cases})
+            if len(configurations) < FOLDS or len(cases) < 10:
+                continue
+            kept, errors = table[key], []
+            rng.shuffle(configurations)
+            for fold in range(FOLDS):
+                out = set(configurations[fold::FOLDS])
+                refit(table, key, names, [c for c in cases if configuration(c) not in out], rng)
+                errors += [abs(predict(c) / c.value - 1) for c in cases if configuration(c) in out]
+                table[key] = kept
+            name = key if isinstance(key, str) else " ".join(key)
+            now = mape_of(cases)
+            rows.append(
+                [kind, name, str(len(cases)), str(len(configurations)), percent(now), percent(statistics.fmean(errors))]
+            )
+    show(
+        "Configurations left out: constants refitted without them",
+        ["", "program", "rows", "configurations", "MAPE, all rows", "MAPE, rows left out"],
+        rows,
+    )
+
+
+def configuration(case: Case) -> tuple[str, ...]:
+    """Rows that differ in length or batch only are one configuration: they may not stand on both sides."""
+    return (case.model.name, case.gpu.name, str(case.n_gpus), case.row["quant"])
+
+
 def intervals(result: Backtest) -> None:
     rows = [
         [kind, source, str(n), percent(mape), f"{100 * bias:+.1f} %", f"{100 * inside:.0f} %"]
@@ -222,6 +300,7 @@ def main() -> None:
     rivals(result)
     intervals(result)
     if not arguments.short:
+        held_out_configurations(result)
         leave_one_source_out(result)
 
 
