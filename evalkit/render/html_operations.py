@@ -30,7 +30,7 @@ def operations(report: dict[str, Any]) -> str:
     other = '<th scope="col" class="num">Baseline</th>' if theirs else ""
     return (
         f'<details class="rest"><summary>{count(len(mine), "figure")} that a gate can name, with 95% intervals</summary>'
-        '<table class="small-table operations"><caption class="visually-hidden">Figures beside the scores</caption>'
+        '<table class="small-table slices operations"><caption class="visually-hidden">Figures beside the scores</caption>'
         f'<thead><tr><th scope="col">Figure</th><th scope="col" class="num">Candidate</th>{other}</tr></thead>'
         f"<tbody>{body}</tbody></table></details>"
     )

@@ -121,11 +121,10 @@ ROUND = """
 
 
 def test_our_block_of_gptq_is_llm_compressors_arithmetic(tmp_path):
-    """Equal weights but where a tie in fp32's last bit falls the other way; and faster."""
+    """Equal weights but where a tie in fp32's last bit falls the other way."""
     python = environments.ensure("llmcompressor")
     command = [str(python), "-c", textwrap.dedent(ROUND), str(environments.WORKERS)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     lines = [[float(x) for x in line.split()] for line in done.stdout.splitlines()[-4:]]
     assert len(lines) == 4
     assert all(differing < 0.01 and abs(loss - 1) < 0.01 for differing, loss, _ in lines)
-    assert all(share < 0.7 for _, _, share in lines)
