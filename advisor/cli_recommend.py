@@ -70,7 +70,7 @@ def recommend(
     from tunegate.advisor import render
 
     if json_:
-        emit_json(render.as_json(answer))
+        emit_json(render.as_json(answer, why=why))
         return
     render.print_answer(answer, why=why)
     if out is None:

@@ -41,8 +41,8 @@ def option_json(option: Option) -> Json:
     }
 
 
-def as_json(answer: Recommendation) -> Json:
-    """What `ftadvise recommend --json` prints."""
+def as_json(answer: Recommendation, *, why: bool = False) -> Json:
+    """What `ftadvise recommend --json` prints; `why` adds the tornado, which asks ten more times."""
     chosen = answer.chosen
     training = chosen.training
     document: Json = {
@@ -61,6 +61,8 @@ def as_json(answer: Recommendation) -> Json:
         "considered": answer.space.considered,
         "constraints": constraints_json(answer),
     }
+    if why:
+        document["tornado"] = explain.tornado(answer)
     if training is not None:
         document["training"] = {
             "gpu": training.gpu.name,

@@ -204,6 +204,16 @@ def test_whatever_the_method_the_trainer_runs_it(advise, tmp_path, question, met
         assert resolved.model != d["recommendation"]["model"]
 
 
+def test_what_would_flip_the_answer_is_in_the_json(advise):
+    _, d, _ = advise("recommend", "--needs", "format", "--examples", 1200, "--why", "--json")
+    rows = {row["name"]: row for row in d["tornado"]}
+    assert set(rows) == {"calls_per_day", "input_tokens", "output_tokens", "examples", "peak_factor"}
+    assert any("few_shot" in flip for flip in rows["examples"]["flips_to"])
+    assert all(0 <= row["low_usd"] <= row["high_usd"] for row in rows.values())
+    assert any("200" in probe for probe in d["probes"])
+    assert "tornado" not in advise("recommend", "--json")[1]
+
+
 def test_nothing_is_written_without_out(advise, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     _, _, captured = advise("recommend", "--why")
