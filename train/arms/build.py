@@ -89,7 +89,7 @@ def make(
         index = Index.build(passages, embedder=config.embedder)
         k = config.k if config.k >= 0 else 4
         facts |= {"passages": len(passages), "embedder": config.embedder, "k": k}
-        prompting = Prompting(_with(settings, k=k), count, {}, index)
+        prompting = Prompting(replace(settings, k=k), count, {}, index)
         _refuse_too_long([count([p.text]) + TURN_TOKENS for p in passages], config, "passage")
         return prompting, [], facts
     return _few_shot(rows, source, config, tokenizer, settings, count, facts)
@@ -125,8 +125,8 @@ def _few_shot(
     def made(k: int, selection: str) -> Prompting:
         if selection == "fixed":
             chosen = {pool[i].id: list(pool[i].messages) for i in spread[:k]}
-            return Prompting(_with(settings, k=k, selection="fixed"), count, chosen)
-        return Prompting(_with(settings, k=k, selection="nearest"), count, examples, index)
+            return Prompting(replace(settings, k=k, selection="fixed"), count, chosen)
+        return Prompting(replace(settings, k=k, selection="nearest"), count, examples, index)
 
     selections = ("nearest", "fixed") if config.selection == "auto" else (config.selection,)
     k, selection, curve = config.k, selections[0], []
@@ -223,7 +223,3 @@ def _file_inputs(config: TrainConfig) -> list[Input]:
     found = [(role, Path(spec).expanduser()) for role, spec in named if spec]
     files = [(role, file) for role, path in found for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
     return [Input.of_file(file, role) for role, file in files if file.is_file()]
-
-
-def _with(settings: Settings, **changes: Any) -> Settings:
-    return replace(settings, **changes)
