@@ -16,7 +16,6 @@ import math
 import os
 import platform
 import random
-import resource
 import string
 import subprocess
 import sys
@@ -95,12 +94,14 @@ def processor() -> str:
 
 def worker(name: str, rows: int) -> None:
     """Run one of the two and print what it took as JSON."""
+    from tunegate.core.machine import peak_resident_gb
+
     texts, twins = made(rows)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak_resident_gb() * 1e3
     cpu, wall = time.process_time(), time.perf_counter()
     removed = {"ours": ours, "semhash": semhash}[name](texts)
     took = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_resident_gb() * 1e3
     found = {"found": len(removed & twins) / max(1, len(twins)), "others": len(removed - twins)}
     print(json.dumps({**took, **found, "peak_mb": peak, "grown_mb": peak - before, "versions": versions(name)}))
 

@@ -12,7 +12,6 @@ import os
 import platform
 import random
 import re
-import resource
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import msgspec
 
+from tunegate.core.machine import peak_resident_gb
 from tunegate.train.data.read import Reading, read_file
 
 
@@ -83,9 +83,9 @@ def main() -> None:
         path = Path(folder) / "rows.jsonl"
         made(path, rows)
         print(f"{rows:,} rows of {path.stat().st_size / rows:.0f} bytes\n")
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak_resident_gb()
         own = best(lambda: ours(path), rows)
-        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        grown = (peak_resident_gb() - before) * 1e3
         bare = best(lambda: parsed(path, msgspec.json.Decoder().decode), rows)
         standard = best(lambda: parsed(path, json.loads), rows)
     print("| reader | rows a CPU-second | share of msgspec |\n|---|---|---|")

@@ -148,7 +148,7 @@ def gemm_gflops() -> float:
 
 def worker(side: str, method: str, data: Path, steps: int) -> None:
     """One run in a process of its own; the figures go to standard output as JSON."""
-    import resource
+    from tunegate.core.machine import peak_resident_gb
 
     os.environ["TQDM_DISABLE"] = "1"
     with tempfile.TemporaryDirectory() as scratch:
@@ -157,7 +157,7 @@ def worker(side: str, method: str, data: Path, steps: int) -> None:
             if side == "ft"
             else plain(method, data, Path(scratch), steps, best=side == "best")
         )
-    found["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    found["peak_gb"] = peak_resident_gb()
     print("RESULT " + json.dumps(found))
 
 

@@ -3,8 +3,10 @@
 import functools
 import os
 import platform
+import resource
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -57,6 +59,20 @@ def memory_gb() -> float:
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
         total = min(total, int(text))
     return total / 1e9
+
+
+def peak_resident_gb() -> float:
+    """Most memory this process has held at one time, in 1e9 bytes.
+
+    Linux tells it for the program that runs now (VmHWM, proc_pid_status(5)). `ru_maxrss`, all that other systems have,
+    outlives an exec there: a small child of a large process would be told the size of its parent.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
+        if found is not None:
+            return int(found.split()[1]) * 1024 / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def cores() -> int:

@@ -1,13 +1,13 @@
 """What happens at each step of training: progress, `metrics.jsonl`, early stopping, and stopping on a signal."""
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tunegate.core import machine
 from tunegate.core.console import Ticker, say
 from tunegate.train.progress import Progress
 from tunegate.train.stop import StopRequest
@@ -21,7 +21,7 @@ def peak_memory_gb() -> float:
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         return float(torch.cuda.max_memory_allocated() / 1e9)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    return machine.peak_resident_gb()
 
 
 def make_callback(

@@ -38,6 +38,7 @@ import torch, transformers, peft
 from accelerate import init_empty_weights
 from transformers import LlamaForCausalLM
 torch.set_num_threads(1)
+from tunegate.core import machine
 from tunegate.core.artifacts import Run
 from tunegate.core.model_source import resolve
 from tunegate.train.release import prove_model
@@ -47,7 +48,7 @@ now = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesiz
 prove_model.memory_limits = lambda: (1.2e9, 1.2e9)  # what a machine would have that does not hold the model in fp32
 release = merge(Run.open(folder / "run"), resolve(str(folder / "base")), folder / "release", force=False,
     config=MergeConfig(max_shard_gb=float(sys.argv[2])))
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = machine.peak_resident_gb() * 1e9
 print(json.dumps({"before": now, "peak": peak, "bytes": release.manifest.facts["bytes"], **release.manifest.facts["merge"]}))
 """
 
