@@ -1,0 +1,28 @@
+"""What a process is told about its own machine."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tunegate.core import machine
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="ru_maxrss is all that other systems have")
+def test_the_peak_of_a_small_child_is_its_own():
+    """ru_maxrss outlives an exec: a child of a process of 400 MB would be told 400 MB (it failed a merge's bound so)."""
+    held = bytearray(os.urandom(1) * 400_000_000)
+    child = "from tunegate.core import machine; print(machine.peak_resident_gb())"
+    done = subprocess.run([sys.executable, "-c", child], check=True, capture_output=True, text=True)
+    assert 0.005 < float(done.stdout) < 0.2
+    assert machine.peak_resident_gb() > len(held) / 1e9
+
+
+def test_the_peak_stays_after_the_memory_is_gone():
+    def touched() -> int:
+        return len(bytearray(os.urandom(1) * 300_000_000))
+
+    before = machine.peak_resident_gb()
+    grown = before + touched() / 1e9
+    assert machine.peak_resident_gb() >= min(grown, 0.3)
