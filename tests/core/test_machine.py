@@ -3,13 +3,14 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tunegate.core import machine
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="ru_maxrss is all that other systems have")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="ru_maxrss is all that other systems have")
 def test_the_peak_of_a_small_child_is_its_own():
     """ru_maxrss outlives an exec: a child of a process of 400 MB would be told 400 MB (it failed a merge's bound so)."""
     held = bytearray(os.urandom(1) * 400_000_000)
