@@ -123,6 +123,11 @@ def write(
     return manifest
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a stage finished this folder: its manifest, which is written last, is there."""
+    return (folder / NAME).is_file()
+
+
 def read(folder: Path) -> Manifest:
     """Read a folder's manifest.
 

@@ -104,7 +104,7 @@ def _folder(row: dict[str, Any] | None, what: str) -> Path | None:
     if row is None:
         return None
     path = Path(row["path"])
-    if (path / manifests.NAME).is_file() and manifests.read(path).digest == row["digest"]:
+    if manifests.is_finished(path) and manifests.read(path).digest == row["digest"]:
         return path
     say(f"left out: {what} {path} ({row['digest'][:12]}) is not where it was, or has changed")
     return None
@@ -127,7 +127,7 @@ def climb(steps: list[Step], task: EvalTask, out: Path, *, options: RunOptions) 
 
 def _standing(place: Path, step: Step, task: EvalTask) -> Reading | None:
     """The reading that an earlier call left; None where there is none, or it is of other bytes or another task."""
-    if not (place / manifests.NAME).is_file():
+    if not manifests.is_finished(place):
         return None
     report = EvalReport.open(place)
     document = report.report()

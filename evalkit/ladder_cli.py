@@ -39,7 +39,7 @@ def ladder(
     """The same items through base, adapter, merged, quantized (and GGUF): which step a drop is due to, with interval and test."""
     release = Release.open(release_folder)
     export = GgufExport.open(gguf) if gguf else None
-    if (out_folder / manifests.NAME).is_file() and not force:
+    if manifests.is_finished(out_folder) and not force:
         raise UserError(
             "a finished ladder stands here", where=str(out_folder), hint="choose another --out, or pass --force"
         )

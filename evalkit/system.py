@@ -56,7 +56,7 @@ def classify(spec: str, *, model: str | None = None) -> System:
             spec=spec.rstrip("/"), kind="endpoint", digest=sha256_text(f"{spec.rstrip('/')} {model or ''}"), model=model
         )
     path = Path(spec).expanduser()
-    if path.is_dir() and (path / manifests.NAME).is_file():
+    if manifests.is_finished(path):
         return _folder(spec, path)
     if path.is_file() and path.suffix != ".gguf":
         if path.suffix not in (".jsonl", ".ndjson", ".json", ".eval"):

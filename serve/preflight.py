@@ -7,11 +7,12 @@ from pathlib import Path
 
 import psutil
 
+from tunegate.core import weight_files
 from tunegate.core.console import warn
 from tunegate.core.errors import UsageError, UserError, nearest
 from tunegate.core.model_source import ModelSource
 from tunegate.serve.machine_plan import GIB, Need
-from tunegate.serve.served_model import Target, config_of, folder_of, shards_of, template_of, weights_bytes
+from tunegate.serve.served_model import Target, config_of, folder_of, template_of, weights_bytes
 
 # Flags that are ours: past the key rule, the instance id or the middleware there is no way round.
 OWN = {
@@ -22,7 +23,6 @@ OWN = {
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
 DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
-HEADER_LIMIT = 100 * 1024**2  # largest safetensors header (its reference implementation's limit)
 
 
 def flag(extra: tuple[str, ...], name: str) -> str | None:
@@ -59,11 +59,11 @@ def check_files(target: Target, extra: tuple[str, ...]) -> None:
     folder = folder_of(target)
     if folder is None:
         return
-    shards = shards_of(folder) or sorted(p.name for p in folder.glob("*.safetensors") if p.name[0] != ".")
+    shards = weight_files.indexed(folder) or sorted(p.name for p in folder.glob("*.safetensors") if p.name[0] != ".")
     if not shards and not list(folder.glob("*.bin")) and not list(folder.glob("*.pt")):
         raise UserError("there is no weight file (*.safetensors)", where=str(folder), hint=_mend(target))
     for name in shards:
-        _check_shard(folder / name, target)
+        weight_files.read_header(folder / name, hint=_mend(target))
     tokenizer = folder if isinstance(target, ModelSource) else target.path
     if not any((place / name).is_file() for place in (tokenizer, folder) for name in TOKENIZERS):
         raise UserError("there is no tokenizer (tokenizer.json)", where=str(tokenizer), hint=_mend(target))
@@ -160,28 +160,6 @@ def cache_space(planned_gib: int, extra: tuple[str, ...]) -> float:
     if not text.isdigit() or int(text) < 1:
         raise UserError(f"{CACHE_VARIABLE} is {text!r}", where=CACHE_VARIABLE, hint="whole GiB, 1 or more")
     return float(text)
-
-
-def _check_shard(path: Path, target: Target) -> None:
-    """A safetensors file: there, with a readable header, as long as its header says."""
-    if not path.is_file():
-        raise UserError(f"the weight file {path.name} is missing", where=str(path.parent), hint=_mend(target))
-    size = path.stat().st_size
-    try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if not 2 <= length <= min(HEADER_LIMIT, size - 8):
-                raise ValueError("no header")
-            header = json.loads(stream.read(length))
-        end = max((int(t["data_offsets"][1]) for name, t in header.items() if name != "__metadata__"), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"the weight file is damaged: {error}", where=str(path), hint=_mend(target)) from None
-    if size != 8 + length + end:
-        raise UserError(
-            f"the weight file has {size} bytes, its header says {8 + length + end}: cut off or overwritten",
-            where=str(path),
-            hint=_mend(target),
-        )
 
 
 def _check_template(path: Path, text: str | None) -> None:

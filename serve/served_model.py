@@ -1,6 +1,5 @@
 """What is served: its files, its configuration, its template, and the adapters on top of it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,14 +194,3 @@ def weights_bytes(target: Target) -> int:
     """Bytes of the weight files that will be loaded; 0 for a hub id."""
     folder = folder_of(target)
     return sum(p.stat().st_size for p in folder.glob("*.safetensors")) if folder else 0
-
-
-def shards_of(folder: Path) -> list[str]:
-    """Names of the weight files that the folder's index lists; empty without an index."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return []
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError("is not an index of weight files", where=str(index), hint="fetch the model again") from None

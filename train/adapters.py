@@ -35,7 +35,7 @@ def settings(folder: Path) -> dict[str, Any]:
 
 def as_input(folder: Path, base: Input) -> Input:
     """The adapter as an input of the run. Raises UserError when its run was trained on other weights than `base`."""
-    if not (folder / manifests.NAME).is_file():
+    if not manifests.is_finished(folder):
         return Input.of_file(folder / "adapter_model.safetensors", "adapter")
     run = Run.open(folder)
     before = next((i for i in run.manifest.inputs if i.role == "base_model"), None)

@@ -240,7 +240,7 @@ def _decision(folder: Path) -> GateDecision:
 def _report(judged: Input, gate: GateDecision) -> EvalReport:
     """The report that the decision was made on: where it was, or the folder that the decision lies in."""
     for folder in (gate.path.resolve().parent, Path(judged.path)):
-        if folder.is_dir() and (folder / manifests.NAME).is_file() and manifests.read(folder).digest == judged.digest:
+        if manifests.is_finished(folder) and manifests.read(folder).digest == judged.digest:
             _unchanged(folder, "the report")
             return EvalReport.open(folder)
     raise UserError(

@@ -37,7 +37,7 @@ def push(
     from tunegate.train.release.publish import push as do_push
 
     reports = [EvalReport.open(path) for path in report or []]
-    inside = [r.path / "gate" for r in reports if (r.path / "gate" / manifests.NAME).is_file()]
+    inside = [r.path / "gate" for r in reports if manifests.is_finished(r.path / "gate")]
     place = gate or next(iter(inside), None)
     decision = GateDecision.open(place) if place else None
     to = destination(dest)

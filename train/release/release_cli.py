@@ -64,7 +64,7 @@ def show(
     """One screen: which data, which base, which recipe, which quantization, which evidence, who promoted it."""
     store = open_registry(registry)
     path = Path(what)
-    if (path / manifests.NAME).is_file():
+    if manifests.is_finished(path):
         artifact = _servable(path)
         histories = store.histories()
         named = [a for a, h in histories.items() if h and standing(h)[-1].digest == artifact.digest]

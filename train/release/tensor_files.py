@@ -14,7 +14,7 @@ from typing import Any
 from tunegate.core.console import Ticker
 from tunegate.core.errors import InfrastructureError, UserError
 from tunegate.core.files import write_json
-from tunegate.serve.served_model import shards_of
+from tunegate.core.weight_files import INDEX, indexed, read_header
 
 # Names of the format, and torch's.
 TORCH_NAMES = {
@@ -22,7 +22,6 @@ TORCH_NAMES = {
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
 FORMAT_NAMES = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,7 @@ class TensorFiles:
         self.place = place
         self.specs: dict[str, Spec] = {}
         self._at: dict[str, tuple[Path, int, int]] = {}
-        paths = [place] if place.is_file() else [place / name for name in shards_of(place)]
+        paths = [place] if place.is_file() else [place / name for name in indexed(place)]
         paths = paths or sorted(p for p in place.glob("*.safetensors") if not p.name.startswith("."))
         if not paths:
             raise UserError("no safetensors file: weights in another format are not read", where=str(place))
@@ -77,27 +76,14 @@ class TensorFiles:
         return torch.frombuffer(buffer, dtype=dtype).reshape(spec.shape)
 
     def _read_header(self, path: Path) -> None:
-        if not path.is_file():
-            raise UserError(
-                f"the weight file {path.name} is missing", where=str(path.parent), hint="fetch or make it again"
-            )
-        size = path.stat().st_size
+        header = read_header(path)
         try:
-            with path.open("rb") as stream:
-                length = int.from_bytes(stream.read(8), "little")
-                if not 2 <= length <= size - 8:
-                    raise ValueError("no header")
-                header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            for name, entry in header.items():
+            for name, entry in header.tensors.items():
                 begin, end = entry["data_offsets"]
                 self.specs[name] = Spec(dtype=TORCH_NAMES[entry["dtype"]], shape=tuple(entry["shape"]))
-                self._at[name] = (path, 8 + length + begin, end - begin)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+                self._at[name] = (path, header.start + begin, end - begin)
+        except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"the weight file is damaged: {error}", where=str(path)) from None
-        expected = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        if size != expected:
-            raise UserError(f"the weight file has {size} bytes, its header says {expected}", where=str(path))
 
 
 def write(

@@ -1,12 +1,12 @@
 """`ft verify`: is a folder what its manifest says, does its history reach the data, and does one template hold from end to end?"""
 
-import json
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tunegate.core import manifest as manifests
+from tunegate.core import weight_files
 from tunegate.core.artifacts import GgufExport, Release, Run, open_any
 from tunegate.core.errors import UserError
 from tunegate.core.manifest import SIGNATURE, Manifest
@@ -102,7 +102,7 @@ def _state(row: dict[str, Any]) -> str:
     if row["kind"] in ("file", "model"):
         return "not checked"
     path = Path(row["path"])
-    if not (path / manifests.NAME).is_file():
+    if not manifests.is_finished(path):
         return "gone"
     try:
         return "here" if manifests.read(path).digest == row["digest"] else "changed"
@@ -165,25 +165,20 @@ def _unwanted(folder: Path, manifest: Manifest) -> list[dict[str, str]]:
             continue
         if path.suffix == ".jinja" and "{% generation" in path.read_text(encoding="utf-8", errors="replace"):
             found.append({"path": name, "problem": "the template has training-only tags ({% generation %})"})
-        if path.suffix == ".safetensors" and not _whole(path):
-            found.append({"path": name, "problem": "not a whole safetensors file"})
-        if name.endswith(".safetensors.index.json"):
-            shards = set(json.loads(path.read_text(encoding="utf-8")).get("weight_map", {}).values())
-            gone = sorted(s for s in shards if not (path.parent / str(s)).is_file())
-            found += [{"path": str(shard), "problem": "a shard that the index names is missing"} for shard in gone]
+        found += _weights(path, name)
     return found
 
 
-def _whole(path: Path) -> bool:
-    """Whether the header's last offset is the file's end (safetensors: 8 bytes little-endian length, JSON header, data)."""
+def _weights(path: Path, name: str) -> list[dict[str, str]]:
+    """A weight file that is not whole, an index that names files which are not there."""
     try:
-        with path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            header = json.loads(stream.read(min(length, 1 << 28)))
-        end = max((t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False
-    return bool(path.stat().st_size == 8 + length + end)
+        if path.suffix == ".safetensors":
+            weight_files.read_header(path)
+        shards = weight_files.indexed(path.parent) if path.name == weight_files.INDEX else []
+    except UserError as error:
+        return [{"path": name, "problem": error.message}]
+    gone = [shard for shard in shards if not (path.parent / shard).is_file()]
+    return [{"path": shard, "problem": "a shard that the index names is missing"} for shard in gone]
 
 
 def _stages(folder: Path, manifest: Manifest, lineage: list[dict[str, Any]]) -> list[dict[str, Any]]:

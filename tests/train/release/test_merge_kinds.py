@@ -8,6 +8,7 @@ import pytest
 from tunegate.core.artifacts import Release
 from tunegate.core.errors import InfrastructureError, TunegateError, UsageError, UserError
 from tunegate.core.model_source import resolve
+from tunegate.core.weight_files import indexed
 from tunegate.serve import served_model
 from tunegate.train.release import merge_adapter, merge_base, tensor_files
 from tunegate.train.release.merge import MergeConfig, merge
@@ -180,7 +181,7 @@ def test_shards_keep_their_size_and_load(adapter_run, tmp_path):
     shards = sorted(release.path.glob("*.safetensors"))
     assert len(shards) > 3
     assert all(shard.stat().st_size < 45_000 for shard in shards)
-    assert sorted(served_model.shards_of(release.path)) == [s.name for s in shards]
+    assert sorted(indexed(release.path)) == [s.name for s in shards]
     whole = merged(run, tmp_path / "whole")
     ids = list(range(3, 30))
     assert reloaded_logits(release, ids).equal(reloaded_logits(whole, ids))

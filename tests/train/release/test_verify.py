@@ -154,12 +154,13 @@ def test_no_training_tags_no_pickle_no_cut_weights(release, verify):
     weights.write_bytes(weights.read_bytes()[:-8])
     (release.path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "model-2.safetensors"}}))
     rewrite(release.path)
+    size = weights.stat().st_size
     code, document = verify(release.path)
     assert code == 2
     assert sorted(said(document)) == [
         "chat_template.jinja: the template has training-only tags ({% generation %})",
         "model-2.safetensors: a shard that the index names is missing",
-        "model.safetensors: not a whole safetensors file",
+        f"model.safetensors: the weight file has {size} bytes, its header says {size + 8}: cut off or overwritten",
         "training_args.bin: a pickle: it runs code when it is loaded",
     ]
 
