@@ -64,12 +64,15 @@ def ensure(name: str) -> Path:
     return python
 
 
+def clean(settings: dict[str, str]) -> dict[str, str]:
+    """This process's environment variables without those of its own Python, and with `settings`."""
+    return {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")} | settings
+
+
 def _uv(arguments: list[str], links: str = "") -> None:
-    environment = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
-    if links:
-        environment["UV_FIND_LINKS"] = links
+    settings = clean({"UV_FIND_LINKS": links} if links else {})
     command = [sys.executable, "-m", "uv", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise InfrastructureError(

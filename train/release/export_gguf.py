@@ -2,9 +2,7 @@
 tokenize as the release does and compared with its answers; an Ollama Modelfile beside it."""
 
 import json
-import os
 import shutil
-import subprocess
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from tunegate.core.machine import cores, memory_gb
 from tunegate.core.model_source import ModelSource
 from tunegate.core.rows import Message, read_rows
 from tunegate.train.model_loading import load_tokenizer, stop_ids
-from tunegate.train.release import environments, llama_cpp, ollama
+from tunegate.train.release import llama_cpp, ollama, worker
 
 # float types and the K-quants people serve; llama.cpp knows more, which need an importance matrix to be of use
 TYPES = ("q4_k_m", "q4_k_s", "q5_k_m", "q5_k_s", "q6_k", "q8_0", "q3_k_m", "q4_0", "f16", "bf16", "f32")
@@ -267,24 +265,13 @@ def _worker(tools: llama_cpp.LlamaCpp, job: dict[str, Any], what: str, steps: in
     with tempfile.TemporaryDirectory(prefix="tunegate-gguf-job-") as temporary:
         result, path = Path(temporary) / "result.json", Path(temporary) / "job.json"
         path.write_text(json.dumps({**job, "result": str(result)}), encoding="utf-8")
-        command = [str(tools.python), str(environments.WORKERS / "gguf_export.py"), str(path)]
-        environment = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        assert process.stderr is not None
-        lines: list[str] = []
-        try:
-            with process.stderr, progress(what, steps) as tick:
-                for line in process.stderr:
-                    lines = [*lines[-40:], line.strip()]
-                    if line.startswith("step "):
-                        tick(1, line.removeprefix("step ").strip())
-            code = process.wait()
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
+        with progress(what, steps) as tick:
+
+            def heard(line: str) -> None:
+                if line.startswith("step "):
+                    tick(1, line.removeprefix("step ").strip())
+
+            code, lines = worker.run(tools.python, "gguf_export.py", path, heard)
         if code or not result.is_file():
             raise _failure(code, [line for line in lines if line and not line.startswith("step ")])
         answer: dict[str, Any] = read_json(result)

@@ -22,7 +22,7 @@ from tunegate.core.files import new_folder, sha256_file, sha256_text
 from tunegate.core.machine import cores
 from tunegate.core.model_source import cache_folder
 from tunegate.serve.vllm_process import free_port
-from tunegate.train.release import environments
+from tunegate.train.release import environments, worker
 
 VERSION = "0.3.36"
 SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"  # of the source package on PyPI
@@ -68,27 +68,15 @@ def serving(artifact: GgufExport, *, context: int = 2048, start_timeout_s: float
     tools = ensure()
     port = free_port("127.0.0.1")
     name = artifact.path.resolve().name
-    script = environments.WORKERS / "llama_server.py"
-    command = [
-        str(tools.python),
-        str(script),
-        str(artifact.model_path.resolve()),
-        str(port),
-        name,
-        str(context),
-        str(cores()),
-    ]
+    arguments = [str(artifact.model_path.resolve()), str(port), name, str(context), str(cores())]
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=_clean({}), start_new_session=True
-        )
+        process = worker.start(tools.python, "llama_server.py", arguments, log)
         try:
             _wait(process, port, time.monotonic() + start_timeout_s, log)
             say(f"llama.cpp serves {artifact.model_path.name} on port {port}")
             yield f"http://127.0.0.1:{port}/v1"
         finally:
-            process.kill()  # it holds nothing that a kind end would save
-            process.wait()
+            worker.stop(process)
 
 
 def _wait(process: "subprocess.Popen[bytes]", port: int, deadline: float, log: IO[bytes]) -> None:
@@ -153,12 +141,8 @@ def _uv(arguments: list[str], settings: dict[str, str] | None = None) -> None:
 
 
 def _run(command: list[str], what: str, settings: dict[str, str] | None = None) -> None:
-    done = subprocess.run(command, env=_clean(settings or {}), capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=environments.clean(settings or {}), capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()] or ["no message"]
         telling = next((line for line in lines if "error" in line.lower()), lines[-1])
         raise InfrastructureError(f"{what}: {telling}", hint="a C++ compiler and the package index are needed")
-
-
-def _clean(settings: dict[str, str]) -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")} | settings

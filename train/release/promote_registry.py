@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from tunegate.core import registry as folders
 from tunegate.core.artifacts import EvalReport, Release, Run
 from tunegate.core.errors import InfrastructureError, UserError
 from tunegate.core.files import read_json
-from tunegate.train.release import environments
+from tunegate.train.release import environments, worker
 from tunegate.train.release.promote import Evidence, Promotion, Registry, rollback_target, standing
 
 PREFIX = "mlflow:"
@@ -129,11 +128,9 @@ class MlflowRegistry:
             result = work / "result.json"
             document = {**job, "uri": self.uri, "name": self.name, "result": str(result)}
             (work / "job.json").write_text(json.dumps(document), encoding="utf-8")
-            environment = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
-            command = [str(python), str(environments.WORKERS / "mlflow_registry.py"), str(work / "job.json")]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-            if done.returncode or not result.is_file():
-                lines = [line for line in done.stderr.strip().splitlines() if line.strip()] or ["no message"]
+            code, said = worker.run(python, "mlflow_registry.py", work / "job.json", lambda _: None)
+            if code or not result.is_file():
+                lines = [line for line in said if line.strip()] or ["no message"]
                 raise InfrastructureError(f"MLflow: {lines[-1].strip()}", where=self.where())
             answer: dict[str, Any] = read_json(result)
         return answer

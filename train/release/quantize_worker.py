@@ -1,8 +1,6 @@
 """Running a quantizer in its own environment: files in, files out, its layers shown, its end told."""
 
 import json
-import os
-import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from tunegate.core.chat_template import mask
 from tunegate.core.console import progress
 from tunegate.core.errors import InfrastructureError, TunegateError
 from tunegate.core.rows import Row
-from tunegate.train.release import environments
+from tunegate.train.release import environments, worker
 
 SCRIPTS = {"llmcompressor": "llmcompressor_awq.py", "autoawq": "autoawq_awq.py"}
 
@@ -32,25 +30,17 @@ def run(backend: str, job: Path, layers: int) -> None:
     """Run the worker, showing its layers. Raises TunegateError with its last line when it fails, InfrastructureError when it
     was killed or the disk is full."""
     python = environments.ensure(backend)
-    command = [str(python), str(environments.WORKERS / SCRIPTS[backend]), str(job)]
-    environment = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "PYTHONPATH")}
-    lines: list[str] = []
-    worker = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert worker.stderr is not None
-    try:
-        with worker.stderr, progress("quantizing, layers", layers) as tick:
-            done = 0
-            for line in worker.stderr:
-                lines = [*lines[-40:], line.rstrip()]
-                if line.startswith("layer "):
-                    now = int(line.split()[1])
-                    tick(now - done)
-                    done = now
-        code = worker.wait()
-    finally:
-        if worker.poll() is None:
-            worker.kill()
-            worker.wait()
+    done = 0
+    with progress("quantizing, layers", layers) as tick:
+
+        def heard(line: str) -> None:
+            nonlocal done
+            if line.startswith("layer "):
+                now = int(line.split()[1])
+                tick(now - done)
+                done = now
+
+        code, lines = worker.run(python, SCRIPTS[backend], job, heard)
     if code:
         raise _failure(code, lines)
 

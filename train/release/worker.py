@@ -1,0 +1,53 @@
+"""A process in an environment of its own: files in, files out, the lines it says read along. It never outlives us."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from tunegate.train.release import environments
+
+LAUNCHER = Path(__file__).parent / "workers" / "with_parent.py"
+LAST_LINES = 40
+
+
+def start(python: Path, script: str, arguments: list[str], errors: "int | IO[bytes]") -> "subprocess.Popen[bytes]":
+    """Start a script of `workers/` as the head of a process group, which ends when this process does, by SIGKILL too."""
+    command = [str(python), str(LAUNCHER), str(environments.WORKERS / script), *arguments]
+    return subprocess.Popen(
+        command,
+        env=environments.clean({}),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        process_group=0,
+    )
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """End it and what it started, now; it holds nothing that a kind end would save."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def run(python: Path, script: str, job: Path, heard: Callable[[str], None]) -> tuple[int, list[str]]:
+    """Run a script on a job file to its end: (exit code, its last lines on standard error). heard: called with each line."""
+    process = start(python, script, [str(job)], subprocess.PIPE)
+    assert process.stderr is not None
+    lines: list[str] = []
+    try:
+        with process.stderr:
+            for raw in process.stderr:
+                line = raw.decode("utf-8", "replace").rstrip()
+                lines = [*lines[1 - LAST_LINES :], line]
+                heard(line)
+        code = process.wait()
+    finally:
+        stop(process)
+    return code, lines
