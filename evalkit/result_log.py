@@ -1,13 +1,13 @@
 """Answers as they come in, append-only: after kill -9 nothing that was answered is asked again, and nothing is lost."""
 
 import fcntl
-import json
 import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tunegate.core.errors import InfrastructureError, UserError
+from tunegate.core.fast_json import decode, encode
 from tunegate.core.files import canonical_json, sha256_text
 from tunegate.evalkit.outcomes import Answer
 
@@ -54,7 +54,7 @@ class ResultLog:
         good = 0
         for line in self._stream:
             try:
-                record = json.loads(line)
+                record = decode(line)
                 self._known[record["key"]] = Answer(**record["answer"])
             except (ValueError, KeyError, TypeError):
                 break
@@ -74,9 +74,8 @@ class ResultLog:
     def add(self, key: str, answer: Answer) -> None:
         """Keep an answer: one write to the file, whole. Raises InfrastructureError when the disk takes no more."""
         self._known[key] = answer
-        line = json.dumps({"key": key, "answer": vars(answer)}, ensure_ascii=True) + "\n"
         try:
-            self._stream.write(line.encode())
+            self._stream.write(encode({"key": key, "answer": vars(answer)}) + b"\n")
             self._stream.flush()
         except OSError as error:
             raise InfrastructureError(f"the answer cannot be written: {error.strerror}", where=str(self.path)) from None

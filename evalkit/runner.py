@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from tunegate.evalkit.task import EvalTask
 from tunegate.serve.client import ChatClient, Completion, EndpointError
 
 DEAD_AFTER = 20  # requests in a row that nothing answered: the endpoint is gone, and asking on would only waste time
+ESTIMATE_EVERY_S, ESTIMATE_COST_S = 0.25, 0.02  # the running estimate: how often, and how long it may judge each time
 PROBED = 8  # prompts whose token ids are recorded, where the endpoint tells them
 
 
@@ -96,9 +98,9 @@ async def _ask(
         failed: dict[str, Answer] = {}
         with progress("asking", len(requests)) as tick:
             tick(len(requests) - len(todo))
-            await _Run(
-                task, client, log, failed, Pace(options.concurrency), _Estimate(tick, judge), options.retries + 1
-            ).all(todo)
+            estimate = _Estimate(tick, judge)
+            await _Run(task, client, log, failed, Pace(options.concurrency), estimate, options.retries + 1).all(todo)
+            estimate.show()
         wall_s = time.perf_counter() - start
         ids = await _prompt_ids(task, client)
     answers: dict[str, list[Answer]] = {}
@@ -147,26 +149,43 @@ async def _prompt_ids(task: EvalTask, client: ChatClient) -> str | None:
 
 
 class _Estimate:
-    """Progress, with the share of right answers so far and its interval."""
+    """Progress, with the share of right answers so far and its interval.
+
+    Judging is the estimate's cost: now and then, and never for long, so that the requests do not wait for it. Where
+    answers come faster than they are judged, the share is over those judged.
+    """
 
     def __init__(self, tick: Ticker, judge: Callable[[Row, Answer], bool] | None) -> None:
         self._tick, self._judge = tick, judge
-        self._n = self._passed = self._errors = 0
+        self._waiting: deque[tuple[Row, Answer]] = deque()
+        self._n = self._passed = self._errors = self._unseen = 0
+        self._last = time.monotonic()
 
     def add(self, row: Row, answer: Answer) -> None:
         """Count one answer."""
+        self._unseen += 1
         if answer.error is not None:
             self._errors += 1
         elif self._judge is not None:
+            self._waiting.append((row, answer))
+        if time.monotonic() - self._last >= ESTIMATE_EVERY_S:
+            self.show()
+
+    def show(self) -> None:
+        """Judge what waits, for a moment at most, and show what is known."""
+        start = time.monotonic()
+        while self._waiting and self._judge is not None and time.monotonic() - start < ESTIMATE_COST_S:
+            self._passed += self._judge(*self._waiting.popleft())
             self._n += 1
-            self._passed += self._judge(row, answer)
-        self._tick(1, self._text())
+        self._tick(self._unseen, self._text())
+        self._unseen, self._last = 0, time.monotonic()
 
     def _text(self) -> str:
         parts = []
         if self._n:
             i = wilson(self._passed, self._n)
-            parts.append(f"right {i.value:.1%} [{i.low:.1%}, {i.high:.1%}]")
+            of = f" of {self._n} judged" if self._waiting else ""
+            parts.append(f"right {i.value:.1%} [{i.low:.1%}, {i.high:.1%}]{of}")
         if self._errors:
             parts.append(f"{self._errors} infrastructure errors")
         return ", ".join(parts)

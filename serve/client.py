@@ -5,18 +5,19 @@ reason it is an infrastructure error, never an answer.
 """
 
 import asyncio
-import json
+import contextlib
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from tunegate.core.errors import InfrastructureError, UserError
+from tunegate.core.errors import UserError
+from tunegate.core.fast_json import decode, encode
 from tunegate.core.rows import Message
+from tunegate.serve.chat_stream import LARGEST_ANSWER, ChatStream, Completion, EndpointError
 from tunegate.serve.prompting.middleware import USED_HEADER
 
 if TYPE_CHECKING:
@@ -24,46 +25,13 @@ if TYPE_CHECKING:
 
 # Longest pause before another attempt, whatever `Retry-After` asks for: an hour of silence helps nobody.
 LONGEST_WAIT_S = 60.0
+# An unused connection is closed before the server closes it (uvicorn, and so vLLM: after 5 s), or a request may meet the end.
+IDLE_S = 4.0
+# Longest wait for the end of a stream whose answer is whole.
+SETTLE_S = 0.25
+LARGEST_REFUSAL = 64_000  # bytes read of an error's body
+JSON_BODY = {"Content-Type": "application/json"}
 RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504})
-
-
-class EndpointError(InfrastructureError):
-    """A request that got no usable answer. status: HTTP status, None when there was none.
-
-    fatal: no later request can fare better (wrong key, unknown model, nothing listening), so a run should stop.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int | None = None,
-        fatal: bool = False,
-        hint: str | None = None,
-        where: str | None = None,
-    ) -> None:
-        super().__init__(message, where=where, hint=hint)
-        self.status = status
-        self.fatal = fatal
-        self.retry_after_s: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Completion:
-    """One answer. finish_reason: `stop`, `length`, ... as the endpoint says. Latencies from sending the request that
-    succeeded; ttft_ms to the first content. Token counts as the endpoint reports them, None when it does not. context:
-    what our server put into the prompt (`ids` of examples or passages, how many were `dropped`), None elsewhere."""
-
-    text: str
-    finish_reason: str
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    latency_ms: float
-    ttft_ms: float | None
-    refusal: str | None = None
-    tool_calls: list[dict[str, Any]] = field(default_factory=list)
-    attempts: int = 1
-    context: dict[str, Any] | None = None
 
 
 def api_key(key_file: Path | None = None) -> str | None:
@@ -102,8 +70,10 @@ class ChatClient:
 
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         timeout = aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=10.0)
-        connector = aiohttp.TCPConnector(limit=self._connections)
-        self._session = aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector)
+        connector = aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=IDLE_S)
+        self._session = aiohttp.ClientSession(
+            headers=headers, timeout=timeout, connector=connector, cookie_jar=aiohttp.DummyCookieJar()
+        )
         return self
 
     async def __aexit__(
@@ -131,8 +101,12 @@ class ChatClient:
         }
         if tools:
             body["tools"] = tools
-        answer = await self._json("POST", f"{self.base_url.removesuffix('/v1')}/tokenize", body)
-        return list(answer["tokens"])
+        url = f"{self.base_url.removesuffix('/v1')}/tokenize"
+        answer = await self._json("POST", url, body)
+        tokens = answer.get("tokens") if isinstance(answer, dict) else None
+        if not isinstance(tokens, list):
+            raise EndpointError("/tokenize gave no tokens", where=url)
+        return tokens
 
     async def complete(
         self,
@@ -152,9 +126,10 @@ class ChatClient:
             body["tools"] = tools
         if response_format:
             body["response_format"] = response_format
+        raw = encode(body)
         for attempt in range(1, self._retries + 2):
             try:
-                return await self._attempt(body, attempt)
+                return await self._attempt(raw, attempt)
             except EndpointError as error:
                 retryable = error.status is None or error.status in RETRIED
                 if error.fatal or not retryable or attempt > self._retries:
@@ -165,22 +140,23 @@ class ChatClient:
                 await asyncio.sleep(wait * (1 + 0.25 * random.random()))
         raise AssertionError("unreachable")
 
-    async def _attempt(self, body: dict[str, Any], attempt: int) -> Completion:
+    async def _attempt(self, body: bytes, attempt: int) -> Completion:
         import aiohttp
 
         assert self._session is not None, "use ChatClient as `async with`"
         start = time.perf_counter()
-        stream = _Stream()
+        stream = ChatStream(self.base_url)
         try:
-            async with self._session.post(f"{self.base_url}/chat/completions", json=body) as response:
+            url = f"{self.base_url}/chat/completions"
+            async with self._session.post(url, data=body, headers=JSON_BODY) as response:
                 if response.status != 200:
                     raise await _refusal(response, self.base_url)
-                stream.context = _context(response.headers.get(USED_HEADER))
+                context = _context(response.headers.get(USED_HEADER))
                 if "event-stream" not in response.headers.get("Content-Type", ""):
-                    await _take_whole(response, stream)
+                    await self._take_whole(response, stream)
+                    latency_s = time.perf_counter() - start
                 else:
-                    async for event in _events(response.content):
-                        stream.take(event, time.perf_counter() - start)
+                    latency_s = await _take_stream(response.content, stream, start)
         except aiohttp.ClientConnectorError as error:
             raise EndpointError(
                 f"nothing answers: {error.os_error.strerror or error}",
@@ -191,17 +167,29 @@ class ChatClient:
             raise EndpointError(f"no answer within {self._timeout_s:.0f} s", where=self.base_url) from None
         except (aiohttp.ClientError, OSError) as error:
             raise EndpointError(f"the connection broke: {_words(error)}", where=self.base_url) from None
-        return stream.completion(1000 * (time.perf_counter() - start), attempt, self.base_url)
+        return stream.completion(1000 * latency_s, attempt, context)
+
+    async def _take_whole(self, response: "aiohttp.ClientResponse", stream: ChatStream) -> None:
+        """An endpoint that ignores `stream: true` and answers in one piece."""
+        try:
+            answer = decode(await _body(response, LARGEST_ANSWER))
+        except ValueError:
+            raise _no_json(str(response.url)) from None
+        if not isinstance(answer, dict):
+            raise EndpointError("the endpoint's answer is not an object", where=str(response.url), fatal=True)
+        stream.take(answer, 0.0)
+        stream.ttft_s = None
 
     async def _json(self, method: str, url: str, body: dict[str, Any] | None) -> Any:
         import aiohttp
 
         assert self._session is not None, "use ChatClient as `async with`"
+        sent = {} if body is None else {"data": encode(body), "headers": JSON_BODY}
         try:
-            async with self._session.request(method, url, json=body) as response:
+            async with self._session.request(method, url, **sent) as response:
                 if response.status != 200:
                     raise await _refusal(response, url)
-                return json.loads(await response.read())
+                return decode(await _body(response, LARGEST_ANSWER))
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise EndpointError(
                 f"nothing answers: {_words(error)}",
@@ -209,133 +197,82 @@ class ChatClient:
                 fatal=True,
                 hint="is the server running? ft serve status",
             ) from None
-        except json.JSONDecodeError:
-            raise EndpointError(
-                "the endpoint answered something that is not JSON (a web page?)",
-                where=url,
-                fatal=True,
-                hint="give the URL up to /v1",
-            ) from None
+        except ValueError:
+            raise _no_json(url) from None
 
 
-class _Stream:
-    """Collects the chunks of one streamed answer."""
-
-    def __init__(self) -> None:
-        self.text: list[str] = []
-        self.refusal: list[str] = []
-        self.tool_calls: dict[int, dict[str, Any]] = {}
-        self.finish_reason: str | None = None
-        self.usage: dict[str, Any] = {}
-        self.ttft_s: float | None = None
-        self.context: dict[str, Any] | None = None
-
-    def take(self, chunk: dict[str, Any], elapsed_s: float) -> None:
-        """Add one chunk that came `elapsed_s` after the request."""
-        if error := chunk.get("error"):
-            text = error.get("message") if isinstance(error, dict) else error
-            raise EndpointError(f"the engine failed in mid-stream: {text}")
-        self.usage = chunk.get("usage") or self.usage
-        for choice in chunk.get("choices") or []:
-            delta = choice.get("delta") or choice.get("message") or {}
-            content, refusal = delta.get("content"), delta.get("refusal")
-            if (content or refusal or delta.get("tool_calls")) and self.ttft_s is None:
-                self.ttft_s = elapsed_s
-            self.text.append(content or "")
-            self.refusal.append(refusal or "")
-            for call in delta.get("tool_calls") or []:
-                self._take_call(call)
-            self.finish_reason = choice.get("finish_reason") or self.finish_reason
-
-    def _take_call(self, call: dict[str, Any]) -> None:
-        index = call.get("index", len(self.tool_calls))
-        known = self.tool_calls.setdefault(
-            index, {"id": None, "type": "function", "function": {"name": "", "arguments": ""}}
-        )
-        known["id"] = call.get("id") or known["id"]
-        function = call.get("function") or {}
-        known["function"]["name"] += function.get("name") or ""
-        known["function"]["arguments"] += function.get("arguments") or ""
-
-    def completion(self, latency_ms: float, attempt: int, where: str) -> Completion:
-        """The finished answer. Raises EndpointError when the stream ended without a finish reason."""
-        if self.finish_reason is None:
-            raise EndpointError(
-                "the stream ended without a finish reason: the engine died or a proxy cut it", where=where
-            )
-        return Completion(
-            text="".join(self.text),
-            finish_reason=self.finish_reason,
-            prompt_tokens=self.usage.get("prompt_tokens"),
-            completion_tokens=self.usage.get("completion_tokens"),
-            latency_ms=latency_ms,
-            ttft_ms=None if self.ttft_s is None else 1000 * self.ttft_s,
-            refusal="".join(self.refusal) or None,
-            tool_calls=[self.tool_calls[index] for index in sorted(self.tool_calls)],
-            attempts=attempt,
-            context=self.context,
-        )
+async def _take_stream(content: "aiohttp.StreamReader", stream: ChatStream, start: float) -> float:
+    """Read a stream of events to `[DONE]` or its end: seconds from `start` to its last piece."""
+    while not stream.done:
+        piece = await content.readany()
+        elapsed_s = time.perf_counter() - start
+        if not piece:
+            stream.end(elapsed_s)
+            return elapsed_s
+        stream.feed(piece, elapsed_s)
+    await _settle(content)
+    return elapsed_s
 
 
-async def _events(content: "aiohttp.StreamReader") -> AsyncIterator[dict[str, Any]]:
-    """Server-sent events' data as JSON, to `[DONE]` or the end; a line may come in any number of pieces."""
-    pending = b""
-    async for piece in content.iter_any():
-        *lines, pending = (pending + piece).split(b"\n")
-        for line in lines:
-            data = line.strip()
-            if not data.startswith(b"data:"):
-                continue
-            data = data[5:].strip()
-            if data == b"[DONE]":
-                return
-            try:
-                yield json.loads(data)
-            except json.JSONDecodeError:
-                raise EndpointError("the stream carried something that is not JSON") from None
+async def _settle(content: "aiohttp.StreamReader") -> None:
+    """Read what follows an answer that is whole, so that its connection is used again; a slow end is not waited for."""
+    import aiohttp
+
+    with contextlib.suppress(TimeoutError, aiohttp.ClientError, OSError):
+        async with asyncio.timeout(SETTLE_S):
+            while await content.readany():
+                pass
 
 
-async def _take_whole(response: "aiohttp.ClientResponse", stream: _Stream) -> None:
-    """An endpoint that ignores `stream: true` and answers in one piece."""
-    raw = await response.read()
-    try:
-        answer = json.loads(raw)
-    except json.JSONDecodeError:
-        raise EndpointError(
-            "the endpoint answered something that is not JSON (a web page?)",
-            where=str(response.url),
-            fatal=True,
-            hint="give the URL up to /v1",
-        ) from None
-    if not isinstance(answer, dict):
-        raise EndpointError("the endpoint's answer is not an object", where=str(response.url), fatal=True)
-    stream.take(answer, 0.0)
-    stream.ttft_s = None
+async def _body(response: "aiohttp.ClientResponse", limit: int) -> bytes:
+    """The body of an answer in one piece, cut at `limit` bytes."""
+    pieces, size = [], 0
+    while size <= limit and (piece := await response.content.readany()):
+        pieces.append(piece)
+        size += len(piece)
+    return b"".join(pieces)[:limit]
+
+
+def _no_json(where: str) -> EndpointError:
+    return EndpointError(
+        "the endpoint answered something that is not JSON (a web page?)",
+        where=where,
+        fatal=True,
+        hint="give the URL up to /v1",
+    )
 
 
 async def _refusal(response: "aiohttp.ClientResponse", where: str) -> EndpointError:
     """The error that an HTTP status other than 200 means."""
-    raw = (await response.read())[:2000]
-    try:
-        error = json.loads(raw).get("error", {})
-        text = str(error.get("message") if isinstance(error, dict) else error)
-    except (json.JSONDecodeError, AttributeError):
-        text = raw.decode("utf-8", "replace").strip().splitlines()[0][:200] if raw.strip() else (response.reason or "")
+    raw = await _body(response, LARGEST_REFUSAL)
     fatal = response.status in (401, 403, 404, 405)
     hint = "set TUNEGATE_API_KEY or --api-key-file" if response.status in (401, 403) else None
+    text = _said(raw) or response.reason or ""
     failure = EndpointError(
         f"HTTP {response.status}: {text}", status=response.status, fatal=fatal, hint=hint, where=where
     )
     after = response.headers.get("Retry-After", "")
-    failure.retry_after_s = float(after) if after.isdigit() else None
+    failure.retry_after_s = float(after) if after.isascii() and after.isdigit() else None
     return failure
+
+
+def _said(raw: bytes) -> str:
+    """What an error's body says: its message, else its first line."""
+    try:
+        document = decode(raw)
+    except ValueError:
+        document = None
+    error = document.get("error") if isinstance(document, dict) else None
+    message = error.get("message") if isinstance(error, dict) else error
+    lines = [str(message)] if message else raw.decode("utf-8", "replace").split("\n")
+    return next((line.strip()[:500] for line in lines if line.strip()), "")
 
 
 def _context(header: str | None) -> dict[str, Any] | None:
     """The header of a prompted run; None where there is none, or it is not ours."""
     try:
-        found = json.loads(header) if header else None
-    except json.JSONDecodeError:
+        found = decode(header.encode("utf-8", "surrogateescape")) if header else None
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None
 

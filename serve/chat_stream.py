@@ -1,0 +1,180 @@
+"""One chat answer as it comes over the wire: server-sent events or one JSON object, checked, put together.
+
+Whatever an endpoint sends that is not such an answer is an EndpointError, never an answer and never a crash.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tunegate.core.errors import InfrastructureError
+from tunegate.core.fast_json import decode
+
+# An answer larger than this is no answer: the endpoint repeats itself, or is something else. Bytes.
+LARGEST_ANSWER = 256_000_000
+
+
+class EndpointError(InfrastructureError):
+    """A request that got no usable answer. status: HTTP status, None when there was none.
+
+    fatal: no later request can fare better (wrong key, unknown model, nothing listening), so a run should stop.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        fatal: bool = False,
+        hint: str | None = None,
+        where: str | None = None,
+    ) -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.status = status
+        self.fatal = fatal
+        self.retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """One answer. finish_reason: `stop`, `length`, ... as the endpoint says. Latencies from sending the request that
+    succeeded; ttft_ms to the first content. Token counts as the endpoint reports them, None when it does not. context:
+    what our server put into the prompt (`ids` of examples or passages, how many were `dropped`), None elsewhere."""
+
+    text: str
+    finish_reason: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+    latency_ms: float
+    ttft_ms: float | None
+    refusal: str | None = None
+    tool_calls: list[dict[str, Any]] = field(default_factory=list)
+    attempts: int = 1
+    context: dict[str, Any] | None = None
+
+
+class ChatStream:
+    """Collects one answer: `feed` pieces of an event stream and `end` it, or `take` one whole object.
+
+    done: `[DONE]` came. ttft_s: seconds from the request to the first content.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.done = False
+        self.ttft_s: float | None = None
+        self._where = where
+        self._pending: list[bytes] = []
+        self._size = 0
+        self._text: list[str] = []
+        self._refusal: list[str] = []
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._finish_reason: str | None = None
+        self._usage: dict[str, Any] = {}
+
+    def feed(self, piece: bytes, elapsed_s: float) -> None:
+        """Bytes of the stream that came `elapsed_s` after the request, cut anywhere. Raises EndpointError."""
+        self._size += len(piece)
+        if self._size > LARGEST_ANSWER:
+            raise self._odd(f"more than {LARGEST_ANSWER:,} bytes")
+        if b"\n" not in piece:
+            self._pending.append(piece)
+            return
+        first, *lines = piece.split(b"\n")
+        self._line(b"".join([*self._pending, first]), elapsed_s)
+        self._pending = [lines.pop()]
+        for line in lines:
+            self._line(line, elapsed_s)
+
+    def end(self, elapsed_s: float) -> None:
+        """The stream is over; its last line may lack its end. Raises EndpointError."""
+        self._line(b"".join(self._pending), elapsed_s)
+        self._pending = []
+
+    def _line(self, line: bytes, elapsed_s: float) -> None:
+        """One line of the stream: fields other than `data`, comments and what follows `[DONE]` say nothing."""
+        if self.done or not line.startswith(b"data:"):
+            return
+        data = line[5:].strip()
+        if data == b"[DONE]":
+            self.done = True
+        elif data:
+            try:
+                chunk = decode(data)
+            except ValueError:
+                raise self._odd("something that is not JSON") from None
+            self.take(chunk, elapsed_s)
+
+    def take(self, chunk: Any, elapsed_s: float) -> None:
+        """Add one chunk that came `elapsed_s` after the request. Raises EndpointError for what is none."""
+        chunk = self._typed(chunk, dict, "a chunk")
+        if error := chunk.get("error"):
+            text = error.get("message") if isinstance(error, dict) else error
+            raise EndpointError(f"the engine failed in mid-stream: {text}", where=self._where)
+        self._usage = self._typed(chunk.get("usage"), dict, "usage") or self._usage
+        for choice in self._typed(chunk.get("choices"), list, "choices"):
+            choice = self._typed(choice, dict, "a choice")
+            delta = self._typed(choice.get("delta") or choice.get("message"), dict, "a delta")
+            content = self._content(delta.get("content"))
+            refusal = self._typed(delta.get("refusal"), str, "refusal")
+            calls = self._typed(delta.get("tool_calls"), list, "tool_calls")
+            if self.ttft_s is None and (content or refusal or calls):
+                self.ttft_s = elapsed_s
+            self._text.append(content)
+            self._refusal.append(refusal)
+            for call in calls:
+                self._take_call(self._typed(call, dict, "a tool call"))
+            self._finish_reason = self._typed(choice.get("finish_reason"), str, "finish_reason") or self._finish_reason
+
+    def _content(self, content: Any) -> str:
+        """Text, or a list of parts whose texts are joined (some endpoints answer in the form of a user's turn)."""
+        if not isinstance(content, list):
+            found: str = self._typed(content, str, "content")
+            return found
+        parts = [self._typed(part, dict, "a part of the content") for part in content]
+        return "".join(self._typed(part.get("text"), str, "a part's text") for part in parts)
+
+    def _take_call(self, call: dict[str, Any]) -> None:
+        index = call.get("index", len(self._calls))
+        if not isinstance(index, int):
+            raise self._odd("a tool call whose index is no whole number")
+        known = self._calls.setdefault(
+            index, {"id": None, "type": "function", "function": {"name": "", "arguments": ""}}
+        )
+        known["id"] = self._typed(call.get("id"), str, "a tool call's id") or known["id"]
+        function = self._typed(call.get("function"), dict, "a tool call's function")
+        for key in ("name", "arguments"):
+            known["function"][key] += self._typed(function.get(key), str, f"a tool call's {key}")
+
+    def _typed(self, value: Any, kind: type, name: str) -> Any:
+        """`value`, which must be of this type; null means an empty one, as endpoints use it."""
+        if value is None:
+            return kind()
+        if not isinstance(value, kind):
+            raise self._odd(f"{name} that is {type(value).__name__}, not {kind.__name__}")
+        return value
+
+    def _odd(self, what: str) -> EndpointError:
+        return EndpointError(f"the answer holds {what}", where=self._where)
+
+    def completion(self, latency_ms: float, attempt: int, context: dict[str, Any] | None) -> Completion:
+        """The finished answer. Raises EndpointError when it ended without a finish reason."""
+        if self._finish_reason is None:
+            raise EndpointError(
+                "the stream ended without a finish reason: the engine died or a proxy cut it", where=self._where
+            )
+        return Completion(
+            text="".join(self._text),
+            finish_reason=self._finish_reason,
+            prompt_tokens=_count(self._usage.get("prompt_tokens")),
+            completion_tokens=_count(self._usage.get("completion_tokens")),
+            latency_ms=latency_ms,
+            ttft_ms=None if self.ttft_s is None else 1000 * self.ttft_s,
+            refusal="".join(self._refusal) or None,
+            tool_calls=[self._calls[index] for index in sorted(self._calls)],
+            attempts=attempt,
+            context=context,
+        )
+
+
+def _count(value: Any) -> int | None:
+    """A token count; None where the endpoint reports something that is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
