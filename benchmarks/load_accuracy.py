@@ -53,47 +53,64 @@ def call(command: list[str], **more: str) -> tuple[str, float]:
 def ours(url: str, requests: int, streams: int, folder: Path) -> tuple[Found, float]:
     prompts = folder / "prompts.txt"
     prompts.write_text("".join(f"question {n}\n" for n in range(requests)))
-    command = [str(Path(sys.executable).with_name("ft")), "loadtest", url, "--prompts", str(prompts), "--concurrency", str(streams),
-               "--requests", str(requests), "--warm-up", "0", "--out", str(folder / "load"), "--force", "--json"]  # fmt: skip
-    text, cpu = call(command)
-    (stage,) = json.loads(text)["stages"]
+    stage, cpu = run_ours(url, prompts, requests, streams, folder)
     found: Found = {name: stage[name]["p50"]["value"] for name in ("ttft_ms", "tpot_ms", "e2e_ms")}
     failed = sum(stage["errors"].values())
     return found | {"failed": failed, "valid": float(not stage["invalid"])}, cpu
 
 
-def vllm_bench(url: str, requests: int, streams: int, folder: Path) -> tuple[Found, float]:
-    """vLLM's own client; a metadata folder names the package as its script expects."""
-    named = folder / "named" / "vllm-0.32.0+cpu.dist-info"
-    named.mkdir(parents=True, exist_ok=True)
-    (named / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
-    from tunegate.core.model_source import resolve
+def run_ours(
+    url: str, prompts: Path, requests: int, streams: int, folder: Path, *more: str
+) -> tuple[dict[str, Any], float]:
+    """`ft loadtest` with one stage: (the stage of its report, CPU seconds)."""
+    command = [str(Path(sys.executable).with_name("ft")), "loadtest", url, "--prompts", str(prompts), "--concurrency", str(streams),
+               "--requests", str(requests), "--warm-up", "0", "--out", str(folder / "load"), "--force", "--json", *more]  # fmt: skip
+    text, cpu = call(command)
+    (stage,) = json.loads(text)["stages"]
+    return stage, cpu
 
-    tokenizer = resolve("builtin:smollm2-135m").location
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "bench", "serve", "--backend", "openai-chat", "--endpoint",
-               "/v1/chat/completions", "--base-url", url.removesuffix("/v1"), "--model", "standin", "--tokenizer", tokenizer,
-               "--dataset-name", "random", "--random-input-len", "16", "--random-output-len", "30", "--num-prompts", str(requests),
-               "--max-concurrency", str(streams), "--percentile-metrics", "ttft,tpot,itl,e2el", "--save-result", "--result-dir",
-               str(folder), "--result-filename", "vllm.json"]  # fmt: skip
-    (folder / "vllm.json").unlink(missing_ok=True)
-    _, cpu = call(command, PYTHONPATH=str(named.parent), VLLM_TARGET_DEVICE="cpu")
-    if not (folder / "vllm.json").is_file():
+
+def vllm_bench(url: str, requests: int, streams: int, folder: Path) -> tuple[Found, float]:
+    dataset = ["--dataset-name", "random", "--random-input-len", "16", "--random-output-len", "30"]
+    said, cpu = run_vllm_bench(url, "standin", tokenizer(), requests, streams, folder, *dataset)
+    if said is None:
         return {}, cpu
-    said = json.loads((folder / "vllm.json").read_text())
     names = {"ttft_ms": "median_ttft_ms", "tpot_ms": "median_tpot_ms", "e2e_ms": "median_e2el_ms"}
     return {ours_: said.get(theirs) for ours_, theirs in names.items()} | {"failed": requests - said["completed"]}, cpu
 
 
-def guidellm(url: str, requests: int, streams: int, folder: Path) -> tuple[Found, float]:
+def tokenizer() -> str:
+    """The embedded model's folder: what the other tools count tokens with."""
     from tunegate.core.model_source import resolve
 
-    tokenizer = resolve("builtin:smollm2-135m").location
+    return str(resolve("builtin:smollm2-135m").location)
+
+
+def run_vllm_bench(
+    url: str, model: str, tokens: str, requests: int, streams: int, folder: Path, *more: str
+) -> tuple[dict[str, Any] | None, float]:
+    """vLLM's own client: (its result, None when it did not run; CPU seconds). A metadata folder names the package as its
+    script expects."""
+    named = folder / "named" / "vllm-0.32.0+cpu.dist-info"
+    named.mkdir(parents=True, exist_ok=True)
+    (named / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "bench", "serve", "--backend", "openai-chat", "--endpoint",
+               "/v1/chat/completions", "--base-url", url.removesuffix("/v1"), "--model", model, "--tokenizer", tokens,
+               "--num-prompts", str(requests), "--max-concurrency", str(streams), "--percentile-metrics", "ttft,tpot,itl,e2el",
+               "--save-result", "--result-dir", str(folder), "--result-filename", "vllm.json", *more]  # fmt: skip
+    (folder / "vllm.json").unlink(missing_ok=True)
+    _, cpu = call(command, PYTHONPATH=str(named.parent), VLLM_TARGET_DEVICE="cpu")
+    there = (folder / "vllm.json").is_file()
+    return (json.loads((folder / "vllm.json").read_text()) if there else None), cpu
+
+
+def guidellm(url: str, requests: int, streams: int, folder: Path) -> tuple[Found, float]:
     out = folder / "guidellm.json"
     out.unlink(missing_ok=True)
     command = [sys.executable, "-m", "uv", "run", "--quiet", "--no-project", "--isolated", "--python", sys.executable, "--with", GUIDELLM,
                "guidellm", "run", "--backend", f"kind=openai_http,target={url.removesuffix('/v1')},model=standin",
                "--profile", f"kind=concurrent,streams={streams}", "--constraint", f"kind=max_requests,count={requests}",
-               "--data", "kind=synthetic_text,prompt_tokens=16,output_tokens=30", "--tokenizer", f"kind=hf_auto,model={tokenizer}",
+               "--data", "kind=synthetic_text,prompt_tokens=16,output_tokens=30", "--tokenizer", f"kind=hf_auto,model={tokenizer()}",
                "--output", f"kind=json,path={out}"]  # fmt: skip
     _, cpu = call(command)
     if not out.is_file():

@@ -1,6 +1,6 @@
 """What quantization and a second core do to latency on this machine: bf16 against AWQ, at 1, 16 and 64 requests at once.
 
-    python benchmarks/serve_latency.py [--bf16 RELEASE --awq RELEASE --data ROWS] [--seconds S] [--short]
+    python benchmarks/serve_latency.py [--bf16 RELEASE --awq RELEASE --data ROWS] [--weights bf16|AWQ] [--seconds S] [--short]
 
 Each release is started by `ft loadtest` itself, once with one core computing and once with two; every request gets its own
 prompt of the demo's training rows and answers exactly 32 tokens. The engine computes in a worker process (so that its
@@ -29,6 +29,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--bf16", type=Path, default=DEMO / "release")
     parser.add_argument("--awq", type=Path, default=DEMO / "release-awq")
     parser.add_argument("--data", type=Path, default=DEMO / "data" / "train.jsonl")
+    parser.add_argument("--weights", choices=["bf16", "AWQ"], help="these alone; both otherwise")
     parser.add_argument("--seconds", type=float, default=12.0, help="a stage")
     parser.add_argument("--compile", action="store_true", help="serve compiled, not eager")
     parser.add_argument("--short", action="store_true")
@@ -70,7 +71,8 @@ def main() -> None:
         return
     allowed = sorted(os.sched_getaffinity(0))
     counts = [1] if given.short or len(allowed) < 2 else [1, 2]
-    sides = [("AWQ", given.awq)] if given.short else [("bf16", given.bf16), ("AWQ", given.awq)]
+    only = given.weights or ("AWQ" if given.short else None)
+    sides = [side for side in (("bf16", given.bf16), ("AWQ", given.awq)) if only in (None, side[0])]
     lines = [
         "| weights | cores | at once | answers | TTFT p50 ms | TTFT p95 ms | TPOT p50 ms | E2E p50 ms | E2E p95 ms | tokens/s | valid |",
         "|---|---|---|---|---|---|---|---|---|---|---|",

@@ -28,6 +28,9 @@ KINDS = {
     "the connection broke": "connection",
     "without a finish reason": "cut_off",
     "in mid-stream": "engine",
+    "the answer holds": "malformed",
+    "not JSON": "malformed",
+    "not an object": "malformed",
 }
 
 
@@ -244,7 +247,7 @@ class _Loop:
 
 
 def error_kind(error: EndpointError) -> str:
-    """What a failed request is counted as: `http_503`, timeout, unreachable, connection, cut_off, engine, other."""
+    """What a failed request is counted as: `http_503`, timeout, unreachable, connection, cut_off, engine, malformed, other."""
     if error.status is not None:
         return f"http_{error.status}"
     return next((kind for words, kind in KINDS.items() if words in error.message), "other")

@@ -86,6 +86,19 @@ def check_files(target: Target, extra: tuple[str, ...]) -> None:
         )
 
 
+def check_on_cpu(target: Target) -> None:
+    """The CPU has a kernel for the weights: vLLM 0.32 has none for compressed-tensors' fp8. Raises UserError."""
+    config = config_of(target).get("quantization_config") or {}
+    groups = config.get("config_groups") or {}
+    weights = [group.get("weights") or {} for group in groups.values() if isinstance(group, dict)]
+    if any(w.get("type") == "float" and w.get("num_bits") == 8 for w in weights):
+        raise UserError(
+            "fp8 weights are served on GPUs (compute capability 8.9 and later): vLLM has no kernel for them on a CPU",
+            where=str(folder_of(target)),
+            hint="serve the merged release here, or quantize it for CPUs: ft quantize --scheme w8a8",
+        )
+
+
 def check_cache(need: Need, space_gib: float) -> None:
     """One request of full length fits the KV cache of `space_gib`. Raises UserError."""
     if need.cache_gb(1) * 1e9 > space_gib * GIB:

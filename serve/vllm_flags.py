@@ -99,6 +99,7 @@ def build(target: Target, options: ServeOptions) -> Launch:
     if gpus():
         arguments += _gpu_flags(need, options.extra)
     else:
+        preflight.check_on_cpu(target)
         if adapters and preflight.flag(options.extra, "--max-num-batched-tokens") is None:
             arguments += ["--max-num-batched-tokens", str(max(ADAPTER_STEP_TOKENS, options.max_num_seqs))]
         flags, how = cpu_processes(compiled=not options.eager, cores=cores())
@@ -157,7 +158,11 @@ def _cpu_environment(target: Target, need: Need | None, extra: tuple[str, ...]) 
 
 def _prompted(target: Target, model: str, options: ServeOptions) -> dict[str, str]:
     """{model name: folder} of everything whose requests are prompted before the model sees them."""
-    found = {name: str(folder.resolve()) for name, folder in options.prompted}
+    folders = [
+        *options.prompted,
+        *((a.name, a.artifact.path) for a in options.adapters if has_prompting(a.artifact.path)),
+    ]
+    found = {name: str(folder.resolve()) for name, folder in folders}
     if isinstance(target, Run | Release) and has_prompting(target.path):
         found[model] = str(target.path.resolve())
     return found

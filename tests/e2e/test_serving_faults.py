@@ -1,5 +1,5 @@
 """One real server with adapters, and what goes wrong with it: crowds, slow clients, a client that leaves, a stopped
-engine, kill -9, a drain under a stream. One start and one restart of vLLM."""
+engine, kill -9, also in the middle of an evaluation. One start and two restarts of vLLM."""
 
 import asyncio
 import http.client
@@ -17,7 +17,8 @@ import pytest
 from tunegate.core import manifest
 from tunegate.core.chat_template import probe_digest, render_ids, template_digest
 from tunegate.serve import servers
-from tunegate.serve.client import ChatClient
+from tunegate.serve.client import ChatClient, EndpointError
+from tunegate.serve.load_test import error_kind
 from tunegate.serve.metrics import snapshot
 from tunegate.serve.plain_http import call
 from tunegate.serve.vllm_process import free_port
@@ -143,7 +144,7 @@ def server(runs, tmp_path_factory):
     env.pop("OMP_NUM_THREADS", None)
     made = Server(free_port("127.0.0.1"), str(Path(sys.executable).parent / "ft"), env)
     done = made.ft("serve", str(one), "--adapter", f"two={two}", "--port", str(made.port), "--detach", "--start", "fast",
-                   "--max-model-len", "1024", "--drain", "4", "--hang-after", "12", "--restart", "1")  # fmt: skip
+                   "--max-model-len", "1024", "--drain", "4", "--hang-after", "12", "--restart", "2")  # fmt: skip
     assert done.returncode == 0, done.stderr
     yield made
     made.ft("serve", "stop", "--port", str(made.port))
@@ -225,6 +226,52 @@ def test_a_stopped_engine_is_called_hung_while_vllm_says_it_is_well_and_started_
     until(lambda: server.state() == "serving", 180)
     assert server.record()["restarts"] == 1
     assert server.chat("two").status == 200
+
+
+def test_a_request_longer_than_the_context_is_refused_at_once_and_not_asked_again(server):
+    async def ask():
+        async with ChatClient(f"{server.root}/v1", "one-base", key=KEY) as client:
+            await client.complete([{"role": "user", "content": "word " * 3000}], generation={"max_tokens": 8})
+
+    started = time.monotonic()
+    with pytest.raises(EndpointError, match="maximum context length is 1024") as caught:
+        asyncio.run(ask())
+    assert (caught.value.status, caught.value.fatal, error_kind(caught.value)) == (400, False, "http_400")
+    assert time.monotonic() - started < 5
+
+
+def test_an_evaluation_whose_engine_is_killed_goes_on_where_it_was(server, tmp_path):
+    """kill -9 of the engine in the middle of `ft eval`: it ends with 4 and keeps what was answered; again, it asks the rest."""
+    rows = [
+        {
+            "id": str(n),
+            "messages": [{"role": "user", "content": f"Count from {n}."}, {"role": "assistant", "content": "1"}],
+        }
+        for n in range(60)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"name": "count", "data": "rows.jsonl", "validators": [{"name": "same", "kind": "exact_match"}], "primary": "same",
+            "generation": {"max_tokens": 32, "temperature": 0}}  # fmt: skip
+    (tmp_path / "task.yaml").write_text(json.dumps(task))
+    log = tmp_path / ".eval.answers.jsonl"
+    words = [server._ft, "eval", f"{server.root}/v1", "--model", "one-base", "--task", str(tmp_path / "task.yaml"),
+             "--out", str(tmp_path / "eval"), "--concurrency", "8", "--json"]  # fmt: skip
+    first = subprocess.Popen(words, env=server.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until(lambda: log.is_file() and len(log.read_bytes().splitlines()) >= 12, 90)
+    os.kill(next(pid for pid, name in server.group().items() if "EngineCore" in name), signal.SIGKILL)
+    out, err = first.communicate(timeout=120)
+    assert first.returncode == 4, err
+    assert "the endpoint is gone" in json.loads(out)["error"]["message"]
+    kept = [json.loads(line)["key"] for line in log.read_text().splitlines()]
+    assert 12 <= len(kept) < 60
+    until(lambda: server.state() == "serving", 180)
+    again = subprocess.run(words, env=server.env, capture_output=True, text=True, timeout=240, check=False)
+    assert again.returncode == 0, again.stderr
+    assert f"resuming: {len(kept)} answers found" in again.stderr
+    report = json.loads((tmp_path / "eval" / "report.json").read_text())
+    assert report["timing"]["requests"] == 60 - len(kept), "no request was repeated"
+    assert report["outcomes"].get("infra_error", 0) == 0
+    assert len((tmp_path / "eval" / "results.jsonl").read_text().splitlines()) == 60
 
 
 def test_kill_9_of_the_engine_is_an_error_in_the_stream_and_leaves_nothing(server):

@@ -203,10 +203,11 @@ def test_a_folder_is_whole_and_says_what_was_not_checked(release, tmp_path, caps
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", ["kubernetes", "compose", "sky", "ray"])
+@pytest.mark.parametrize("to", ["kubernetes", "compose", "sky", "ray", "kuberay"])
 def test_the_platforms_own_tools_agree(release, tmp_path, to):
     """Real tools, in environments that uv makes; downloads them the first time."""
-    written, done = deploy(plan_of(release), to, tmp_path / "d", inputs=[], force=False)
+    image = "rayproject/ray-llm:2.60.0-py312-cu130" if to == "kuberay" else None
+    written, done = deploy(plan_of(release, image=image), to, tmp_path / "d", inputs=[], force=False)
     assert [c.by for c in done if c.ok is not True] == [], [c.note for c in done]
     assert len(done) >= 2
     assert Deployment.open(written.path)

@@ -1,5 +1,6 @@
 """The load test's pure parts: stages, prompts, arrivals, figures, knee, validity, counters, the drawing."""
 
+import inspect
 import itertools
 import random
 import xml.etree.ElementTree as ET
@@ -8,7 +9,7 @@ import pytest
 
 from tunegate.core.commands import run
 from tunegate.core.errors import UsageError, UserError
-from tunegate.serve import load_counters
+from tunegate.serve import chat_stream, client, load_counters
 from tunegate.serve.client import EndpointError
 from tunegate.serve.load_figures import drifted, figures, goodput, invalid, knee, summary, throughput
 from tunegate.serve.load_plan import (  # fmt: skip
@@ -24,7 +25,7 @@ from tunegate.serve.load_plan import (  # fmt: skip
 )
 from tunegate.serve.load_plot import svg
 from tunegate.serve.load_report import About, judge, make_report, markdown
-from tunegate.serve.load_test import Record, StageRun, error_kind
+from tunegate.serve.load_test import KINDS, Record, StageRun, error_kind
 from tunegate.serve.loadtest_cli import app
 
 
@@ -132,10 +133,16 @@ def test_drift_needs_both_a_difference_that_shows_and_one_that_matters():
     ("message", "status", "kind"),
     [("HTTP 503: busy", 503, "http_503"), ("no answer within 3 s", None, "timeout"), ("nothing answers: x", None, "unreachable"),
      ("the stream ended without a finish reason: y", None, "cut_off"), ("the engine failed in mid-stream: z", None, "engine"),
-     ("the connection broke: w", None, "connection"), ("never seen", None, "other")],
+     ("the connection broke: w", None, "connection"), ("the answer holds 'choices' of another type", None, "malformed"),
+     ("never seen", None, "other")],
 )  # fmt: skip
 def test_error_kinds(message, status, kind):
     assert error_kind(EndpointError(message, status=status)) == kind
+
+
+def test_kinds_go_by_words_that_the_client_says():
+    said = inspect.getsource(client) + inspect.getsource(chat_stream)
+    assert [words for words in KINDS if words not in said] == []
 
 
 def test_counters_are_summed_over_engines_and_compared():

@@ -76,6 +76,28 @@ def test_a_shard_that_is_something_else(model):
     assert "damaged" in refused(model).message
 
 
+def test_fp8_weights_are_refused_where_there_is_no_gpu(model, monkeypatch):
+    weights = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    set_config(
+        model,
+        quantization_config={
+            "quant_method": "compressed-tensors",
+            "format": "float-quantized",
+            "config_groups": groups,
+        },
+    )
+    error = refused(model)
+    assert error.message.startswith("fp8 weights are served on GPUs")
+    assert "--scheme w8a8" in error.hint
+    weights["type"] = "int"
+    set_config(
+        model,
+        quantization_config={"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": groups},
+    )
+    assert build(resolve(str(model)), ServeOptions()).model == "model"
+
+
 def test_a_pointer_of_git_lfs_is_told(model):
     (model / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 9\n")
     assert "damaged" in refused(model).message
