@@ -16,6 +16,7 @@ from tunegate.core.artifacts import EvalReport
 from tunegate.core.console import say
 from tunegate.core.errors import UsageError, UserError, nearest
 from tunegate.core.files import read_json
+from tunegate.core.methods import RAG_LORA
 
 DECIDES = 30.0  # points: more than all priors together
 BAKEOFF = "bakeoff"
@@ -112,9 +113,9 @@ def _method_of(report: EvalReport) -> str:
     for place in places:
         folder = Path(str(place))
         if (folder / manifests.NAME).is_file():
-            method = manifests.read(folder).facts.get("method")
-            if method in METHODS:
-                return str(method)
+            facts = manifests.read(folder).facts
+            if facts.get("method") in METHODS:
+                return RAG_LORA if facts.get("retrieval") else str(facts["method"])
     hint = f"for example --evidence qlora={report.path}"
     raise UsageError(f"which method does {report.path} measure?", where="--evidence", hint=hint)
 

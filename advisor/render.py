@@ -103,7 +103,8 @@ def train_section(answer: Recommendation) -> tuple[Json, list[str]]:
         )
     if chosen.method == "rag_lora":
         notes.append(
-            "`train` makes the adapter; then: ft merge RUN --out RELEASE, ft train DATA --method rag --model RELEASE"
+            "`train` makes the adapter; name the documents, and it is trained and served with the passages that it "
+            "retrieves: ft train DATA --from THIS_FILE --docs DOCUMENTS --out RUN"
         )
     section: Json = {"method": method, "model": model}
     if training is None:

@@ -6,6 +6,9 @@ from typing import Literal, get_args
 Method = Literal["prompt", "few_shot", "rag", "lora", "qlora", "full"]
 METHODS: tuple[str, ...] = get_args(Method)
 TRAINED: tuple[str, ...] = ("lora", "qlora", "full")
+# An answer of the advisor and an arm of a bake-off: an adapter trained and served with retrieved passages. It is made by
+# `ft train --method lora --docs DOCUMENTS`.
+RAG_LORA = "rag_lora"
 WEIGHTLESS: tuple[str, ...] = ("prompt", "few_shot", "rag")
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

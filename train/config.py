@@ -53,13 +53,21 @@ ARM_KEYS = {
     "few_shot": ("method", "model", "system_file", "k", "selection", "embedder", "max_length", "device"),
     "rag": ("method", "model", "system_file", "k", "docs", "passage_tokens", "embedder", "max_length"),
 }
+# Read by the methods with weights too: rows are trained with the passages that requests will get.
+RETRIEVAL_KEYS = ("docs", "k", "passage_tokens", "embedder")
 
 
 def keys_of(method: str) -> tuple[str, ...]:
     """The settings that a method reads."""
     if method in WEIGHTLESS:
         return ARM_KEYS[method]
-    own = {key for keys in ARM_KEYS.values() for key in keys} - {"method", "model", "max_length", "device"}
+    own = {key for keys in ARM_KEYS.values() for key in keys} - {
+        "method",
+        "model",
+        "max_length",
+        "device",
+        *RETRIEVAL_KEYS,
+    }
     unread = own | (set(LORA_KEYS) if method == "full" else set())
     return tuple(f.name for f in dataclasses.fields(TrainConfig) if f.name not in unread)
 
@@ -124,13 +132,19 @@ class TrainConfig:
     system_file: str = _key(
         "", "prompt, few_shot, rag: text file of instructions; else they are written from the data."
     )
-    k: int = _key(-1, "few_shot, rag: most examples or passages a request gets; -1: chosen (few_shot), 4 (rag).")
+    k: int = _key(-1, "few_shot, rag, --docs: most examples or passages a request gets; -1: chosen (few_shot), else 4.")
     selection: str = _key(
         "auto", "few_shot: nearest to each request, fixed for all, or auto: the better on training rows."
     )
-    docs: str = _key("", "rag: folder of text files or JSONL to retrieve from; else the training rows.")
-    passage_tokens: int = _key(200, "rag: longest passage in tokens.")
-    embedder: str = _key("builtin:minilm", "few_shot, rag: sentence encoder, builtin:minilm, a folder or a hub id.")
+    docs: str = _key(
+        "",
+        "Folder of text files or JSONL to retrieve from. rag: else the training rows. lora, qlora, full: trained and "
+        "served with its passages; else without.",
+    )
+    passage_tokens: int = _key(200, "rag, --docs: longest passage in tokens.")
+    embedder: str = _key(
+        "builtin:minilm", "few_shot, rag, --docs: sentence encoder, builtin:minilm, a folder or a hub id."
+    )
 
 
 def field_types() -> dict[str, Any]:

@@ -13,10 +13,10 @@ from tunegate.core.artifacts import EvalReport, Run
 from tunegate.core.console import say, warn
 from tunegate.core.errors import TunegateError
 from tunegate.core.files import read_json, write_json
-from tunegate.core.methods import TRAINED, WEIGHTLESS
+from tunegate.core.methods import RAG_LORA, WEIGHTLESS
 from tunegate.core.model_source import ModelSource
 from tunegate.core.rows import read_jsonl
-from tunegate.evalkit.bakeoff.plan import BASE, Member, Plan, refuse_leaking_passages, subset
+from tunegate.evalkit.bakeoff.plan import BASE, RETRIEVING, TUNED, Member, Plan, refuse_leaking_passages, subset
 from tunegate.evalkit.evaluate import evaluate
 from tunegate.evalkit.folders import write_report
 from tunegate.evalkit.runner import RunOptions
@@ -50,11 +50,11 @@ def run_arms(plan: Plan, options: RunOptions) -> dict[str, str]:
     """
     failed: dict[str, str] = {}
     clock = Clock(budget_s=plan.budget_s)
-    light = [Member(arm=arm) for arm in plan.arms if arm not in TRAINED]
+    light = [Member(arm=arm) for arm in plan.arms if arm not in TUNED]
     for member in light:
         _attempt(failed, member, partial(make_run, plan, member, None))
     _judge_group(plan, [m for m in light if m.name not in failed], options, failed, clock)
-    tuned = [arm for arm in plan.arms if arm in TRAINED]
+    tuned = [arm for arm in plan.arms if arm in TUNED]
     for number, arm in enumerate(tuned):
         members = plan.members(arm)
         todo = [m for m in members if not _finished(plan.run_folder(m))]
@@ -79,21 +79,22 @@ def make_run(plan: Plan, member: Member, max_steps: int | None) -> None:
         from tunegate.train.arms.build import build
 
         build(dataset, plan.source, config, folder, force=False)
-        passages = folder / "passages.jsonl"
-        if member.arm == "rag" and passages.is_file():
-            refuse_leaking_passages([v["text"] for _, v in read_jsonl(passages)], plan.task, where=str(passages))
     else:
         from tunegate.train import sft, work
 
         begun = work.working_folder(folder).is_dir()
         sft.train(dataset, plan.source, config, folder, resume=begun, force=False)
+    passages = folder / "passages.jsonl"
+    if member.arm in RETRIEVING and passages.is_file():
+        refuse_leaking_passages([v["text"] for _, v in read_jsonl(passages)], plan.task, where=str(passages))
     _note(plan, member, {"made_s": round(time.monotonic() - started, 1)})
 
 
 def config_of(plan: Plan, arm: str, max_steps: int | None = None) -> TrainConfig:
     """The settings of an arm: the bake-off's for all arms, then its own, then what the budget leaves."""
-    settings = {**plan.settings, **plan.own_settings.get(arm, {}), "method": arm, "model": plan.source.spec}
-    if arm == "rag" and plan.docs:
+    settings = {**plan.settings, **plan.own_settings.get(arm, {}), "model": plan.source.spec}
+    settings["method"] = "lora" if arm == RAG_LORA else arm
+    if arm in RETRIEVING and plan.docs:
         settings["docs"] = plan.docs
     if max_steps is not None:
         settings["max_steps"] = max_steps
@@ -187,7 +188,7 @@ def _judge(plan: Plan, group: Sequence[Member], options: RunOptions, failed: dic
 
     runs = {m.name: Run.open(plan.run_folder(m)) for m in group if m.arm != BASE}
     prompted = tuple((m.name, runs[m.name].path) for m in group if m.arm in WEIGHTLESS)
-    adapters = tuple(Adapter(name=m.name, artifact=runs[m.name]) for m in group if m.arm in ("lora", "qlora"))
+    adapters = tuple(Adapter(name=m.name, artifact=runs[m.name]) for m in group if m.arm in ("lora", "qlora", RAG_LORA))
     target: Run | ModelSource = runs[group[0].name] if group[0].arm == "full" else plan.source
     reports = plan.out / "reports"
     reports.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ import typer
 
 from tunegate.core.console import JsonOption, emit_json, out, table
 from tunegate.core.errors import UsageError
-from tunegate.core.methods import METHODS
+from tunegate.core.methods import METHODS, RAG_LORA
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -27,7 +27,7 @@ def bakeoff(
         str, typer.Option(help="Which arms, comma-separated; the base model is always measured.")
     ] = ",".join(METHODS),
     model: Annotated[str, typer.Option(help="Base model of every arm.")] = "builtin:smollm2-135m",
-    docs: Annotated[str, typer.Option(help="Documents for the arm rag; else the training rows.")] = "",
+    docs: Annotated[str, typer.Option(help="Documents for the arms rag (else the training rows) and rag_lora.")] = "",
     config: Annotated[
         Path | None, typer.Option(help="YAML of `ft train` settings; under the key arms, settings of one arm alone.")
     ] = None,
@@ -59,8 +59,10 @@ def bakeoff(
     chosen = plans.parse_arms(arms)
     find_gpu(gpu)
     settings, own = plans.read_settings(config) if config else ({}, {})
-    if docs and "rag" not in chosen:
-        raise UsageError("--docs is for the arm rag, which is not among --arms")
+    if docs and not {*plans.RETRIEVING} & {*chosen}:
+        raise UsageError("--docs is for the arms rag and rag_lora, which are not among --arms")
+    if not docs and RAG_LORA in chosen:
+        raise UsageError("the arm rag_lora needs documents to retrieve from", hint="--docs FOLDER")
     loaded = load_task(task, limit=limit, allow_python=allow_python)
     planned = plans.Plan(
         task=loaded, dataset=plans.dataset_of(train, loaded, out_folder), source=resolve(model), arms=chosen, docs=docs,

@@ -6,11 +6,11 @@ from statistics import mean
 from typing import Any
 
 from tunegate.core.artifacts import EvalReport, Run
-from tunegate.core.methods import TRAINED
+from tunegate.core.methods import RAG_LORA
 from tunegate.core.power import pairs_for_difference
 from tunegate.core.statistics import holm
 from tunegate.evalkit.bakeoff.arms import notes_of
-from tunegate.evalkit.bakeoff.plan import ARMS, BASE, Member, Plan
+from tunegate.evalkit.bakeoff.plan import ARMS, BASE, TUNED, Member, Plan
 from tunegate.evalkit.compare import Reading, lock, pair
 from tunegate.evalkit.evaluate import open_reading
 from tunegate.evalkit.summary import clusters, judged, measure, score_of
@@ -63,7 +63,7 @@ def decide(plan: Plan, reports: Mapping[str, EvalReport], failed: Mapping[str, s
         "curves": {
             arm: [_point(plan, m, readings[m.name], primary) for m in plan.members(arm) if m.name in readings]
             for arm in plan.arms
-            if arm in TRAINED
+            if arm in TUNED
         },
     }
 
@@ -120,10 +120,10 @@ def money_of(plan: Plan, arm: str, tokens: Mapping[str, float | None], rows: int
     sized = serving_plan.plan(model.name, setup, load, owned=False)
     monthly_calls = plan.business.calls_per_day * 365 / 12
     train_usd = None
-    if arm in TRAINED and rows:
+    if arm in TUNED and rows:
         config = plan.settings
         question = estimates.TrainQuestion(
-            model=model, method=arm, gpu=gpu, examples=rows, epochs=float(config.get("num_train_epochs", 3.0)),
+            model=model, method="lora" if arm == RAG_LORA else arm, gpu=gpu, examples=rows, epochs=float(config.get("num_train_epochs", 3.0)),
             mean_tokens=facts["mask"]["tokens"] / rows, seq=int(facts["mask"]["longest"]),
         )  # fmt: skip
         usd = estimates.train(question)["usd"]

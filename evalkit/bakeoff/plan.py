@@ -11,7 +11,7 @@ from tunegate.core.artifacts import Dataset
 from tunegate.core.console import say
 from tunegate.core.errors import UsageError, UserError, nearest
 from tunegate.core.files import canonical_json, new_folder, sha256_text, write_json, write_text
-from tunegate.core.methods import METHODS, TRAINED
+from tunegate.core.methods import METHODS, RAG_LORA, TRAINED
 from tunegate.core.model_source import ModelSource
 from tunegate.core.rows import Row, read_rows, read_unique_rows
 from tunegate.evalkit.task import EvalTask
@@ -19,7 +19,9 @@ from tunegate.train.config import from_file, resolve
 from tunegate.train.data.normalize import RULES, user_text
 
 BASE = "base"  # the model as it is, asked as the task asks it
-ARMS = (BASE, *METHODS)
+ARMS = (BASE, *METHODS, RAG_LORA)
+TUNED = (*TRAINED, RAG_LORA)  # arms with weights of their own
+RETRIEVING = ("rag", RAG_LORA)
 FRACTIONS = (0.25, 0.5, 1.0)
 IDENTITY = "bakeoff-plan.json"
 DATA = "data"  # training rows that the bake-off itself wrote
@@ -69,7 +71,7 @@ class Plan:
 
     def members(self, arm: str) -> list[Member]:
         """What is measured of an arm: tuned ones at each share of the data, the whole last."""
-        return [Member(arm=arm, share=s) for s in (self.curve if arm in TRAINED else (1.0,))]
+        return [Member(arm=arm, share=s) for s in (self.curve if arm in TUNED else (1.0,))]
 
     def run_folder(self, member: Member) -> Path:
         """Where the member's run is."""
@@ -101,8 +103,8 @@ def read_settings(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]
     if not isinstance(own, dict):
         raise UserError('"arms" must be a mapping of arm to settings', where=str(path))
     for arm, values in own.items():
-        if arm not in METHODS:
-            raise UserError(f"unknown arm {arm!r}", where=f"{path} arms", hint=nearest(str(arm), list(METHODS)))
+        if arm not in ARMS[1:]:
+            raise UserError(f"unknown arm {arm!r}", where=f"{path} arms", hint=nearest(str(arm), list(ARMS[1:])))
         if not isinstance(values, dict):
             raise UserError("must be a mapping of settings", where=f"{path} arms/{arm}")
     for values in (settings, *own.values()):

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-PASSAGES, VECTORS, ABOUT = "passages.jsonl", "vectors.safetensors", "index.json"
+# The vectors are no .safetensors file: an engine takes every such file of a release for weights.
+PASSAGES, VECTORS, ABOUT = "passages.jsonl", "vectors.npy", "index.json"
 # Candidates of each ranking, and the constant of reciprocal rank fusion (Cormack, Clarke & Buettcher, SIGIR 2009, eq. 1).
 CANDIDATES = 50
 FUSION_K = 60
@@ -67,17 +68,17 @@ class Index:
 
     def save(self, folder: Path) -> None:
         """Write the index into an existing folder."""
-        from safetensors.numpy import save_file
+        import numpy as np
 
         lines = [{**asdict(p), "key": key} for p, key in zip(self.passages, self.keys, strict=True)]
         write_text(folder / PASSAGES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        save_file({"vectors": self.vectors}, folder / VECTORS)
+        np.save(folder / VECTORS, self.vectors, allow_pickle=False)
         write_json(folder / ABOUT, {"embedder": self.embedder, "embedder_digest": self.embedder_digest})
 
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read an index. Raises UserError when it was made with another embedding model than the one that is here."""
-        from safetensors.numpy import load_file
+        import numpy as np
 
         about = read_json(folder / ABOUT)
         model = embedding.load(about["embedder"])
@@ -90,7 +91,7 @@ class Index:
         lines = [value for _, value in read_jsonl(folder / PASSAGES)]
         passages = [Passage(id=v["id"], text=v["text"], source=v["source"]) for v in lines]
         keys = [v["key"] for v in lines]
-        vectors = load_file(folder / VECTORS)["vectors"]
+        vectors = np.load(folder / VECTORS, allow_pickle=False)
         if len(vectors) != len(passages):
             raise UserError(f"{len(passages)} passages, {len(vectors)} vectors", where=str(folder / VECTORS))
         return cls(passages, keys, vectors, model.spec, model.digest, _bm25(keys))

@@ -1,6 +1,7 @@
 """What a run without weights does to a request: its instructions, its examples or its retrieved passages come in."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any, Literal, Self
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.files import read_json, write_json, write_text
 from tunegate.core.rows import Message, read_jsonl
-from tunegate.serve.prompting.index import Index
+from tunegate.serve.prompting.index import ABOUT, PASSAGES, VECTORS, Index
 
 NAME = "prompting.json"
 EXAMPLES = "examples.jsonl"
@@ -158,6 +159,13 @@ def counter(tokenizer: Any) -> Any:
 def has_prompting(folder: Path) -> bool:
     """Whether a run or release changes requests before the model sees them."""
     return (folder / NAME).is_file()
+
+
+def copy_prompting(source: Path, folder: Path) -> None:
+    """What changes requests, from a run or release into the release that is made of it; nothing where there is none."""
+    for name in (NAME, EXAMPLES, PASSAGES, VECTORS, ABOUT):
+        if (source / name).is_file():
+            shutil.copy(source / name, folder / name)
 
 
 def _split_system(messages: Sequence[Message]) -> tuple[str, list[Message]]:

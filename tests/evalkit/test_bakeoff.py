@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tunegate.advisor import evidence
 from tunegate.core.artifacts import EvalReport
 from tunegate.core.commands import run
 from tunegate.core.manifest import read, verify
@@ -108,6 +109,22 @@ def test_a_failing_arm_is_named_and_the_others_finish_and_a_second_call_makes_on
     assert sum(kitchen.asked.values()) == asked + 12  # only the new arm was asked
 
 
+def test_an_adapter_with_retrieval_is_an_arm_that_is_served_with_its_passages(kitchen):
+    docs = kitchen.path / "docs"
+    docs.mkdir()
+    (docs / "sums.md").write_text("A sum of two equal numbers is twice the number.")
+    code, out, err = kitchen.bake("--arms", "lora,rag_lora", "--docs", "docs", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    assert [row["arm"] for row in document["arms"]] == ["base", "lora", "rag_lora"]
+    assert kitchen.served[-1][1] == ["rag_lora"]
+    assert (kitchen.path / "bo/runs/rag_lora/prompting.json").is_file()
+    assert not (kitchen.path / "bo/runs/lora/prompting.json").exists()
+    found = evidence.read([str(kitchen.path / "bo")])
+    assert {"lora", "rag_lora"} <= set(found)
+    assert list(evidence.read([str(kitchen.path / "bo/reports/rag_lora")])) == ["rag_lora"]
+
+
 def test_other_settings_or_a_foreign_folder_are_refused(kitchen, makers):
     assert kitchen.bake("--arms", "prompt")[0] == 0
     code, _, err = kitchen.bake("--arms", "prompt")
@@ -152,7 +169,8 @@ def test_plain_rows_lose_what_the_evaluation_asks(kitchen, makers):
         (("--arms", "lorra"), "unknown arm 'lorra'"),
         (("--arms", ","), "no arm was named"),
         (("--gpu", "H1000"), "H100"),
-        (("--docs", "x", "--arms", "lora"), "--docs is for the arm rag"),
+        (("--docs", "x", "--arms", "lora"), "--docs is for the arms rag"),
+        (("--arms", "rag_lora"), "rag_lora needs documents"),
         (("--train", "absent.jsonl"), "no such file"),
     ],
 )

@@ -211,5 +211,6 @@ def test_the_command_makes_a_prompt_run_and_shows_what_a_request_becomes(tmp_pat
 def test_each_method_reads_its_own_settings():
     assert "docs" in keys_of("rag")
     assert "docs" not in keys_of("few_shot")
-    assert "docs" not in keys_of("lora")
+    assert "docs" in keys_of("lora")  # trained with the passages
+    assert "selection" not in keys_of("lora")
     assert "learning_rate" in keys_of("lora")

@@ -8,8 +8,11 @@ from tunegate.core import manifest
 from tunegate.core.artifacts import Run
 from tunegate.core.errors import ExitCode, UserError
 from tunegate.core.model_source import resolve
+from tunegate.core.rows import read_rows
+from tunegate.serve.prompting.prompting import Prompting
 from tunegate.train import saving, sft
 from tunegate.train.config import resolve as resolve_config
+from tunegate.train.release.merge import merge
 from tunegate.train.watch import TrainingDivergedError
 from tunegate.train.work import working_folder
 
@@ -75,6 +78,27 @@ def test_each_method_writes_a_run_that_opens(tiny_model, tiny_dataset, tmp_path,
         adapter = json.loads((run.path / "adapter_config.json").read_text())
         assert adapter["base_model_name_or_path"] == str(tiny_model.resolve())
         assert any(float(w.abs().max()) > 0 for n, w in weights.items() if "lora_B" in n)
+
+
+def test_an_adapter_is_trained_and_released_with_the_passages_of_its_documents(tiny_model, tiny_dataset, tmp_path):
+    """rag_lora: what training saw before each question is what the server will put there, in the release as well."""
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "sums.md").write_text("A sum of two equal numbers is twice the number.")
+    (docs / "boats.md").write_text("Boats have sails.")
+    plain = train(tiny_model, tiny_dataset, tmp_path / "plain")
+    found = train(tiny_model, tiny_dataset, tmp_path / "run", docs=str(docs), k=1, passage_tokens=60)
+    assert found.manifest.facts["retrieval"] == {"passages": 2, "embedder": "builtin:minilm", "k": 1}
+    assert [i.role for i in found.manifest.inputs] == ["dataset", "base_model", "documents", "documents"]
+    assert found.manifest.facts["mask"]["tokens"] > 1.2 * plain.manifest.facts["mask"]["tokens"]
+    assert found.manifest.facts["mask"]["label_tokens"] == plain.manifest.facts["mask"]["label_tokens"]
+    seen = json.loads((found.path / "probe.json").read_text())["prompts"][0]["messages"]
+    asked = next(read_rows(tiny_dataset.train_path)).prompt
+    assert Prompting.load(found.path).apply(asked, room=1000).messages == seen
+    assert "twice the number" in seen[0]["content"]
+    release = merge(found, resolve(str(tiny_model)), tmp_path / "release", force=False)
+    assert Prompting.load(release.path).apply(asked, room=1000).messages == seen
+    assert manifest.verify(release.path) == []
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny_model, tiny_dataset, tmp_path):

@@ -6,10 +6,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from msgspec import structs
+
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import Dataset, Run
 from tunegate.core.chat_template import probe_digest, render, template_digest
-from tunegate.core.console import say
+from tunegate.core.console import progress, say
 from tunegate.core.errors import UserError
 from tunegate.core.files import new_folder, write_json, write_text
 from tunegate.core.manifest import Input
@@ -20,12 +22,13 @@ from tunegate.serve.prompting.prompting import TURN_TOKENS, Prompting, Settings,
 from tunegate.train import model_loading
 from tunegate.train.arms import choose, documents
 from tunegate.train.arms.instructions import write_instructions
-from tunegate.train.config import TrainConfig, to_yaml
+from tunegate.train.config import TrainConfig, keys_of, to_yaml
 from tunegate.train.probe import probes
 
 # Room that is left for the answer and the template when examples are measured and chosen.
 ANSWER_TOKENS = 256
 DEVELOPMENT_ROWS = 24
+FILE_KEYS = (("system_prompt", "system_file"), ("documents", "docs"))
 
 
 def build(dataset: Dataset, source: ModelSource, config: TrainConfig, out: Path, *, force: bool) -> Run:
@@ -39,7 +42,7 @@ def build(dataset: Dataset, source: ModelSource, config: TrainConfig, out: Path,
     if not rows:
         raise UserError("there are no training rows to take from", where=str(dataset.train_path))
     prompting, curve, facts = make(rows, source, config, tokenizer)
-    inputs = [dataset.as_input("dataset"), source.as_input(), *_file_inputs(config)]
+    inputs = [dataset.as_input("dataset"), source.as_input(), *file_inputs(config)]
     with new_folder(out, force=force) as folder:
         tokenizer.save_pretrained(folder)
         prompting.save(folder)
@@ -85,14 +88,40 @@ def make(
         _say_budget(facts["instruction_tokens"], config)
         return Prompting(settings, count, {}), [], facts
     if config.method == "rag":
-        passages = _passages(rows, config, count)
-        index = Index.build(passages, embedder=config.embedder)
-        k = config.k if config.k >= 0 else 4
-        facts |= {"passages": len(passages), "embedder": config.embedder, "k": k}
-        prompting = Prompting(replace(settings, k=k), count, {}, index)
-        _refuse_too_long([count([p.text]) + TURN_TOKENS for p in passages], config, "passage")
-        return prompting, [], facts
+        prompting, about_passages = _retrieving(rows, config, settings, count)
+        return prompting, [], facts | about_passages
     return _few_shot(rows, source, config, tokenizer, settings, count, facts)
+
+
+def retrieval(rows: Sequence[Row], config: TrainConfig, tokenizer: Any) -> tuple[Prompting, dict[str, Any]]:
+    """(what puts passages of `config.docs` into requests, facts for the manifest) beside trained weights.
+
+    Raises UserError for documents or an embedding model that cannot be read, and when no passage fits.
+    """
+    settings = Settings(method="rag", system_role=_takes_system(tokenizer))
+    return _retrieving(rows, config, settings, counter(tokenizer.backend_tokenizer))
+
+
+def with_passages(rows: Sequence[Row], prompting: Prompting, config: TrainConfig) -> list[Row]:
+    """The rows as their requests will reach the model: the passages of each question before it; answers untouched."""
+    found = []
+    with progress("retrieving passages", len(rows)) as tick:
+        for number, row in enumerate(rows, 1):
+            applied = prompting.apply(row.prompt, room=_room(config))
+            found.append(structs.replace(row, messages=(*applied.messages, row.messages[-1])))
+            tick(number, None)
+    return found
+
+
+def _retrieving(
+    rows: Sequence[Row], config: TrainConfig, settings: Settings, count: Any
+) -> tuple[Prompting, dict[str, Any]]:
+    passages = _passages(rows, config, count)
+    index = Index.build(passages, embedder=config.embedder)
+    k = config.k if config.k >= 0 else 4
+    _refuse_too_long([count([p.text]) + TURN_TOKENS for p in passages], config, "passage")
+    facts = {"passages": len(passages), "embedder": config.embedder, "k": k}
+    return Prompting(replace(settings, k=k), count, {}, index), facts
 
 
 def _few_shot(
@@ -217,9 +246,10 @@ def _takes_system(tokenizer: Any) -> bool:
     return "SYS-PROBE" in text
 
 
-def _file_inputs(config: TrainConfig) -> list[Input]:
-    """The system file and the documents, for the lineage."""
-    named = [("system_prompt", config.system_file), ("documents", config.docs if config.method == "rag" else "")]
+def file_inputs(config: TrainConfig) -> list[Input]:
+    """The system file and the documents, for the lineage; those that the method does not read are left out."""
+    read = keys_of(config.method)
+    named = [(role, getattr(config, key) if key in read else "") for role, key in FILE_KEYS]
     found = [(role, Path(spec).expanduser()) for role, spec in named if spec]
     files = [(role, file) for role, path in found for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
     return [Input.of_file(file, role) for role, file in files if file.is_file()]
