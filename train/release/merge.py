@@ -18,6 +18,7 @@ from tunegate.core.files import new_folder, read_json, write_json
 from tunegate.core.methods import WEIGHTLESS
 from tunegate.core.model_source import ModelSource, quiet_transformers
 from tunegate.serve import served_model
+from tunegate.serve.prompting.prompting import copy_prompting
 from tunegate.train.model_loading import load_tokenizer, stop_ids
 from tunegate.train.release import card, merge_adapter, merge_base, merge_proof, prove, prove_model, tensor_files
 from tunegate.train.release.merge_adapter import EMBEDDING, HEAD, Adapter
@@ -120,6 +121,7 @@ def _release(run: Run, config: MergeConfig, out: Path, *, force: bool) -> Iterat
         ):
             if (run.path / name).is_file():
                 shutil.copy(run.path / name, folder / name)
+        copy_prompting(run.path, folder)
         yield folder, facts
         facts["bytes"] = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
         card.write(folder, facts, name=out.name)

@@ -20,6 +20,7 @@ from tunegate.core.errors import TunegateError
 from tunegate.core.files import new_folder, read_json, sha256_text, write_json
 from tunegate.core.model_source import ModelSource
 from tunegate.core.rows import Row, read_rows
+from tunegate.serve.prompting.prompting import copy_prompting
 from tunegate.train.examples import Example
 from tunegate.train.model_loading import load_tokenizer, stop_ids
 from tunegate.train.release import (
@@ -152,6 +153,7 @@ def _files(release: Release, made: Path, folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
         if (release.path / name).is_file():
             shutil.copy(release.path / name, folder / name)
+    copy_prompting(release.path, folder)
 
 
 def _same_tokens(release: Release, folder: Path) -> None:
