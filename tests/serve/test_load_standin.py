@@ -83,11 +83,17 @@ def test_figures_at_64_streams_are_the_servers(standin, load):
     """An early role chunk, three tokens a chunk, events cut in two: TTFT is the first content, TPOT is by tokens.
 
     The client and the server share this machine with other work: the bound is the client's own lateness, as reported,
-    on top of 5 %.
+    on top of 5 %. A run that calls itself invalid, because the client was the bottleneck, claims nothing: another is made.
     """
-    server = standin("--ttft-ms", 300, "--chunk-ms", 30, "--chunks", 10, "--tokens-per-chunk", 3, "--split")
-    _, report, rows = load(server.url, "--concurrency", 64, "--requests", 192)
-    (stage,) = report.report()["stages"]
+    for _ in range(3):
+        server = standin("--ttft-ms", 300, "--chunk-ms", 30, "--chunks", 10, "--tokens-per-chunk", 3, "--split")
+        _, report, rows = load(server.url, "--concurrency", 64, "--requests", 192)
+        (stage,) = report.report()["stages"]
+        if not stage["invalid"]:
+            break
+        server.stop()
+    else:
+        pytest.skip(f"too busy a machine, as the load test itself says: {stage['invalid']}")
     truth = truly(server.truth(), stage["warm_up"]["requests"])
     assert (stage["requests"], stage["answers"], stage["errors"]) == (192, 192, {})
     assert stage["warm_up"]["requests"] == 64
@@ -106,9 +112,8 @@ def test_figures_at_64_streams_are_the_servers(standin, load):
     assert stage["throughput"]["output_tokens_per_s"] == pytest.approx(30 * 64 / mean_s, rel=0.15)
     assert stage["counters"]["prefix_hit_rate"] == pytest.approx(0.25)
     assert all(row["completion_tokens"] == 30 for row in rows)
-    (record,) = load_records(report) if not stage["invalid"] else [None]
-    if record is not None:
-        assert (record.concurrency, record.completion_tokens, record.prompt_tokens) == (64, 30, 7)
+    (record,) = load_records(report)
+    assert (record.concurrency, record.completion_tokens, record.prompt_tokens) == (64, 30, 7)
 
 
 def test_a_stall_shows_in_every_request_it_held_up(standin, load):
