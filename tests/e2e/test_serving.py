@@ -57,6 +57,20 @@ def test_no_spelling_goes_round_the_key(server, route, method):
         connection.close()
 
 
+def test_every_route_the_server_names_asks_for_the_key(server, key):
+    root = server.removesuffix("/v1")
+    named = call(f"{root}/openapi.json", key=key).json()["paths"]
+    assert {"/tokenize", "/invocations", "/v1/chat/completions"} <= set(named)
+    place = urlsplit(server)
+    for path in set(named) - {"/health"}:
+        for method in named[path]:
+            for sent in ({}, {"Authorization": "Bearer wrong"}):
+                connection = http.client.HTTPConnection(place.hostname, place.port, timeout=20)
+                connection.request(method.upper(), path.replace("{", "").replace("}", ""), headers=sent)
+                assert connection.getresponse().status == 401, (method, path)
+                connection.close()
+
+
 TEMPLATE = {"chat_template": "{{ 1 }}"}
 
 
