@@ -1,0 +1,41 @@
+"""The documents beside the code say what the code does."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+
+
+def test_the_command_reference_is_that_of_the_code():
+    spec = importlib.util.spec_from_file_location("cli_reference", ROOT / "docs" / "cli_reference.py")
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    assert (ROOT / "docs" / "cli.md").read_text() == reference.page(), "run: python docs/cli_reference.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    absent = [t for t in targets if not re.match(r"[a-z]+:", t) and not (page.parent / t).exists()]
+    assert absent == []
+
+
+def test_commands_that_pages_show_exist():
+    """`ft WORD` and `ftadvise WORD` in code of the pages are commands; options in them are options of some command."""
+    known = set(
+        re.findall(r"^#+ (ft(?:advise)? [a-z-]+(?: [a-z-]+)?)$", (ROOT / "docs/cli.md").read_text(), re.MULTILINE)
+    )
+    first = {" ".join(name.split()[:2]) for name in known}
+    odd = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for block in re.findall(r"```[a-z]*\n(.*?)```|`([^`\n]+)`", text, re.DOTALL):
+            for tool, word in re.findall(r"(?:^|[\s$(])(ft|ftadvise) ([a-z][a-z-]*)", "".join(block)):
+                if f"{tool} {word}" not in first:
+                    odd.append(f"{page.relative_to(ROOT)}: {tool} {word}")
+    assert odd == []
