@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from tunegate.core.errors import UserError
+from tunegate.core.errors import UserError, one_of
 from tunegate.core.profile import is_json
 from tunegate.core.rows import Row
 from tunegate.train.data.check import MIN_OUTPUT_TOKENS, check_row, claims_json, short_outputs_matter
@@ -36,8 +36,7 @@ class CleanConfig:
     def __post_init__(self) -> None:
         if self.drop_long and self.max_length is None:
             raise UserError("needs --max-length", where="--drop-long")
-        if self.secrets not in ("flag", "mask", "remove"):
-            raise UserError("must be flag, mask or remove", where="--secrets")
+        one_of("--secrets", self.secrets, ("flag", "mask", "remove"))
         for name in ("max_length", "min_output_tokens"):
             value = getattr(self, name)
             if value is not None and value <= 0:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tunegate.core.console import JsonOption, emit_json
+from tunegate.core.embedding import BUILTIN
 from tunegate.core.errors import ExitCode
 from tunegate.train.data import options as o
 
@@ -31,7 +32,8 @@ def prepare(
     label: o.Label = None,
     keep_eval: o.KeepEval = None,
     near: o.Near = True,
-    near_threshold: o.NearThreshold = 0.9,
+    near_model: o.NearModel = BUILTIN,
+    near_threshold: o.NearThreshold = None,
     keep: o.Keep = "first",
     keep_leaks: o.KeepLeaks = False,
     model: o.Model = None,
@@ -47,18 +49,21 @@ def prepare(
     system_key: o.SystemKey = None,
     tag: o.TagKeys = None,
     on_error: o.OnError = "stop",
+    engine: o.EngineName = "local",
+    address: o.Address = None,
     yes: o.Yes = False,
     force: o.Force = False,
     as_json: JsonOption = False,
 ) -> None:
     """Hold out, clean, check and profile, in that order; writes a dataset folder and prints one report."""
     from tunegate.core.files import refuse_existing
+    from tunegate.train.data.engine import engine as mapped
     from tunegate.train.data.prepare import prepare as run
     from tunegate.train.data.show import prepared
 
     refuse_existing(out, force=force)
     config = o.configured(ctx.params)
-    prepared(*run(names, out, config, force=force), config, as_json=as_json)
+    prepared(*run(names, out, config, force=force, mapped=mapped(engine, address)), config, as_json=as_json)
 
 
 @app.command(epilog="Example: ft data split builtin:bfcl --out split/ --eval-fraction 0.2")
@@ -173,13 +178,14 @@ def clean(
     cleaned(run(names, out, o.configured(ctx.params), force=force), out, as_json=as_json)
 
 
-@app.command(epilog="Example: ft data dedup my.jsonl --near-threshold 0.85")
+@app.command(epilog="Example: ft data dedup my.jsonl --near-threshold 0.98")
 def dedup(
     ctx: typer.Context,
     names: o.Sources,
     out: o.OutOrNone = None,
     near: o.Near = True,
-    near_threshold: o.NearThreshold = 0.9,
+    near_model: o.NearModel = BUILTIN,
+    near_threshold: o.NearThreshold = None,
     keep: o.Keep = "first",
     form: o.Format = None,
     prompt_key: o.PromptKey = None,
@@ -187,16 +193,19 @@ def dedup(
     system_key: o.SystemKey = None,
     tag: o.TagKeys = None,
     on_error: o.OnError = "stop",
+    engine: o.EngineName = "local",
+    address: o.Address = None,
     yes: o.Yes = False,
     force: o.Force = False,
     as_json: JsonOption = False,
 ) -> None:
     """Duplicates, conflicts and contrast pairs, with the pairs just above and below the threshold and its curve."""
+    from tunegate.train.data.engine import engine as mapped
     from tunegate.train.data.show import deduplicated
     from tunegate.train.data.steps import dedup as run
 
-    result = run(names, out, o.configured(ctx.params), force=force)
-    deduplicated(result, near_threshold, out, as_json=as_json)
+    result = run(names, out, o.configured(ctx.params), force=force, mapped=mapped(engine, address))
+    deduplicated(result, out, as_json=as_json)
 
 
 @app.command(epilog="Example: ft data leakage --train data/train.jsonl --eval data/eval.jsonl --clean eval-clean.jsonl")
@@ -204,14 +213,16 @@ def leakage(
     train: Annotated[str, typer.Option("--train", help="What is trained on.", show_default=False)],
     held_out: Annotated[str, typer.Option("--eval", help="What is evaluated on.", show_default=False)],
     clean: Annotated[Path | None, typer.Option("--clean", help="Write the eval rows no strict rule finds.")] = None,
-    near_threshold: o.NearThreshold = 0.9,
+    near_model: o.NearModel = BUILTIN,
+    near_threshold: o.NearThreshold = None,
     as_json: JsonOption = False,
 ) -> None:
     """Eval rows that also stand in train, by named rules from strict to loose."""
+    from tunegate.train.data.judge import judge
     from tunegate.train.data.show import leaked
     from tunegate.train.data.steps import leakage as run
 
-    leaked(run(train, held_out, clean=clean, near_threshold=near_threshold), clean, as_json=as_json)
+    leaked(run(train, held_out, clean=clean, near=judge(near_model, near_threshold)), clean, as_json=as_json)
 
 
 @app.command(epilog="Example: ft data convert builtin:bfcl --to trl --out bfcl.jsonl")

@@ -2,7 +2,7 @@
 
 `exact` raw user text; `lower_spaces`; `normalized` (NFKC, case-folded, punctuation to space); `ngram`: every run of 13
 words of the eval text is compared with those of train (texts shorter than that are not seen at all, and their share is
-said); `near`: 4-gram overlap at or above the threshold, beyond `normalized`.
+said); `near`: the verdict of `judge` at or above its threshold, beyond `normalized`.
 """
 
 from collections import defaultdict
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunegate.core.rows import Row
-from tunegate.train.data.dedup import NEAR_THRESHOLD
+from tunegate.train.data.judge import LEXICAL, Judge, judge
 from tunegate.train.data.near import NearIndex, band_keys
 from tunegate.train.data.normalize import RULES, answer_key, user_text
 
@@ -48,17 +48,20 @@ class Hit:
 @dataclass(frozen=True, kw_only=True)
 class Leakage:
     """counts: eval rows found by each rule (the rules of equality include the stricter ones; `near` is what they miss).
-    ngram_blind: share of eval rows too short to own an n-gram. clean: eval rows that no rule up to `normalized` finds."""
+    ngram_blind: share of eval rows too short to own an n-gram. clean: eval rows that no rule up to `normalized` finds.
+    near_rule: what `near` compares."""
 
     counts: dict[str, int]
     ngram_blind: float
     hits: list[Hit]
     clean: list[Row]
     n: int
+    near_rule: str
 
 
-def leakage(train: Sequence[Row], held_out: Sequence[Row], *, near_threshold: float = NEAR_THRESHOLD) -> Leakage:
-    """Compare the user texts of two sets under every rule."""
+def leakage(train: Sequence[Row], held_out: Sequence[Row], *, near: Judge | None = None) -> Leakage:
+    """Compare the user texts of two sets under every rule; `near` None: by their letters, which needs no encoder."""
+    judged = near or judge(LEXICAL)
     counts: dict[str, int] = {}
     found: dict[int, Hit] = {}
     texts = [user_text(row) for row in held_out]
@@ -74,7 +77,7 @@ def leakage(train: Sequence[Row], held_out: Sequence[Row], *, near_threshold: fl
                 counts[name] += 1
                 found.setdefault(index, _hit(row, twins, name, 1.0))
     counts["ngram"], blind = _ngram(train, held_out, found)
-    counts["near"] = _near(train, held_out, near_threshold, found)
+    counts["near"] = _near(train, held_out, judged, found)
     strict = ("exact", "lower_spaces", "normalized")
     clean = [row for index, row in enumerate(held_out) if index not in found or found[index].rule not in strict]
     return Leakage(
@@ -83,6 +86,7 @@ def leakage(train: Sequence[Row], held_out: Sequence[Row], *, near_threshold: fl
         hits=[found[index] for index in sorted(found)],
         clean=clean,
         n=len(held_out),
+        near_rule=judged.named,
     )
 
 
@@ -109,7 +113,7 @@ def _windows(row: Row) -> Iterator[tuple[str, ...]]:
     return (tuple(words[at : at + NGRAM]) for at in range(len(words) - NGRAM + 1))
 
 
-def _near(train: Sequence[Row], held_out: Sequence[Row], threshold: float, found: dict[int, Hit]) -> int:
+def _near(train: Sequence[Row], held_out: Sequence[Row], judged: Judge, found: dict[int, Hit]) -> int:
     """Eval rows near a train row that no rule up to `normalized` found."""
     rule = RULES["normalized"]
     index = NearIndex()
@@ -118,11 +122,18 @@ def _near(train: Sequence[Row], held_out: Sequence[Row], threshold: float, found
         index.add(text, keys)
     missed = [at for at in range(len(held_out)) if at not in found or found[at].rule in ("alphanumeric", "ngram")]
     texts = [rule(user_text(held_out[at])) for at in missed]
+    candidates = [
+        (at, text, index.near(text, keys, judged.floor) if text else [])
+        for at, text, keys in zip(missed, texts, band_keys(texts), strict=True)
+    ]
+    pairs = [(text, train_texts[twin], overlap) for _, text, near in candidates for twin, overlap in near]
+    scores = iter(judged.scores(pairs) if pairs else [])
     count = 0
-    for at, text, keys in zip(missed, texts, band_keys(texts), strict=True):
-        for twin, score in index.near(text, keys, threshold)[:1] if text else ():
+    for at, _, near in candidates:
+        score, twin = max(((next(scores), -twin) for twin, _ in near), default=(0.0, 0))
+        if near and score >= judged.threshold:
             count += 1
-            found.setdefault(at, _hit(held_out[at], [train[twin]], "near", score))
+            found.setdefault(at, _hit(held_out[at], [train[-twin]], "near", score))
     return count
 
 

@@ -2,11 +2,12 @@
 
 Candidates: MinHash signatures (Broder 1997, "On the resemblance and containment of documents") of 128 hashes in 16 bands
 of 8 (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, section 3.4): a pair of Jaccard s is met with probability
-1 - (1 - s^8)^16, which is 0.9999 at 0.9 and 0.95 at 0.8. Verdict: the exact Jaccard of the sets, and the same numbers in
-the same order, so that "table for 2" is never near "table for 3". A text shorter than a 4-gram is one gram of its own.
+1 - (1 - s^8)^16, which is 0.9999 at 0.9 and 0.95 at 0.8. The exact Jaccard of the sets is computed for each, and pairs with other numbers or
+symbols, in order, are no candidates, so that "table for 2" is never near "table for 3", nor "x > 2" near "x < 2". A text shorter than a 4-gram is one gram of its own.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -21,7 +22,7 @@ BANDS, BAND_WIDTH = 16, 8
 BATCH = 1024
 # Kept texts of one bucket that a new text is compared with at most; more are counted in `NearIndex.skipped`.
 BUCKET_MOST = 200
-_NUMBERS = re.compile(r"\d+")
+_EXACT = re.compile(r"\d+|[^\w\s]")
 
 
 def grams(text: str) -> frozenset[str]:
@@ -37,10 +38,13 @@ def jaccard(a: str, b: str) -> float:
 
 
 def similarity(a: str, b: str) -> float:
-    """The Jaccard overlap, but 0 when the numbers in the texts differ."""
-    if _NUMBERS.findall(a) != _NUMBERS.findall(b):
-        return 0.0
-    return jaccard(a, b)
+    """The Jaccard overlap, but 0 when the numbers or symbols in the texts differ."""
+    return jaccard(a, b) if _exact(a) == _exact(b) else 0.0
+
+
+def _exact(text: str) -> list[str]:
+    """Numbers and symbols (Unicode categories S*) in order; accents of a script that writes them apart are letters."""
+    return [part for part in _EXACT.findall(text) if part.isdigit() or unicodedata.category(part)[0] == "S"]
 
 
 def band_keys(texts: Sequence[str]) -> Iterator[tuple[bytes, ...]]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tunegate.core.errors import UserError
+from tunegate.core.errors import UserError, one_of
 
 if TYPE_CHECKING:
     from tunegate.train.data.prepare import PrepareConfig
@@ -15,7 +15,7 @@ Sources = Annotated[
     list[str],
     typer.Argument(
         metavar="IN...",
-        help="Files (.jsonl, .json, .csv, .tsv, .parquet, also .gz or .zst), folders of them, or builtin:bfcl.",
+        help="Files (.jsonl, .json, .csv, .tsv, .parquet, also .gz or .zst), folders, hf:NAME:SPLIT, or builtin:bfcl.",
         show_default=False,
     ),
 ]
@@ -43,12 +43,22 @@ KeepEval = Annotated[
 ]
 
 Near = Annotated[bool, typer.Option("--near/--no-near", help="Remove near duplicates.")]
+NearModel = Annotated[
+    str,
+    typer.Option("--near-model", help="Encoder whose cosine is the verdict: a folder, a hub id; or lexical: 4-grams."),
+]
 NearThreshold = Annotated[
-    float, typer.Option("--near-threshold", help="Overlap of 4-grams from which two inputs are near.")
+    float | None,
+    typer.Option("--near-threshold", help="From which two inputs are near; else 0.95 of a cosine, 0.9 of 4-grams."),
 ]
 Keep = Annotated[str, typer.Option("--keep", help="Which of two twins stays: first or longest.")]
 KeepLeaks = Annotated[bool, typer.Option("--keep-leaks", help="Keep train rows whose prompt stands in eval.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Go on when a step would remove over half of a source.")]
+
+EngineName = Annotated[
+    str, typer.Option("--engine", help="local, or ray: rows are parsed, compared and checked on a cluster's workers.")
+]
+Address = Annotated[str | None, typer.Option("--address", help="Of a running Ray cluster; else a local one is made.")]
 
 Model = Annotated[str | None, typer.Option("--model", help="Model whose tokenizer counts tokens; else an estimate.")]
 MaxLength = Annotated[int | None, typer.Option("--max-length", help="Tokens a row may have; longer ones are reported.")]
@@ -75,12 +85,6 @@ def reading(params: dict[str, Any]) -> "Reading":
         one_of("--format", form, FORMATS)
     columns = Columns(prompt=prompt, completion=str(completion), system=system) if prompt is not None else None
     return Reading(format=form, columns=columns, tag_keys=tuple(params.get("tag") or ()))
-
-
-def one_of(option: str, value: str, known: tuple[str, ...]) -> None:
-    """Raises UserError unless `value` is one of the known ones."""
-    if value not in known:
-        raise UserError(f"must be {', '.join(known[:-1])} or {known[-1]}, not {value!r}", where=option)
 
 
 def configured(params: dict[str, Any]) -> "PrepareConfig":

@@ -23,13 +23,18 @@ from tunegate.core.rows import Row, content_id, read_rows
 from tunegate.train.data import bfcl
 from tunegate.train.data.check import Finding, check_row, claims_json, short_outputs_matter
 from tunegate.train.data.clean import CleanConfig, drop, measure
-from tunegate.train.data.dedup import DedupConfig, Pair, deduplicate, refuse_mass_removal
+from tunegate.train.data.dedup import DedupConfig, deduplicate, refuse_mass_removal
+from tunegate.train.data.engine import Mapped, rows_of
 from tunegate.train.data.labels import labels, no_row_has, of_key, reader
 from tunegate.train.data.normalize import input_key, normalized, prompt_key, user_text
-from tunegate.train.data.read import Fault, Reading, read, sources
+from tunegate.train.data.read import Fault, Reading, sources
 from tunegate.train.data.rejected import Reason, Rejected, tally
 from tunegate.train.data.split import Split, SplitConfig, split
 from tunegate.train.data.tokens import Sizer, counter
+from tunegate.train.data.twins import Pair
+
+# Rows that are checked together.
+CHECKED = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +83,16 @@ class Report:
     profile: DatasetProfile
 
 
-def prepare(names: Sequence[str], out: Path, config: PrepareConfig, *, force: bool = False) -> tuple[Dataset, Report]:
-    """Read the sources, split, clean, and write a Dataset folder.
+def prepare(
+    names: Sequence[str], out: Path, config: PrepareConfig, *, force: bool = False, mapped: Mapped = map
+) -> tuple[Dataset, Report]:
+    """Read the sources, split, clean, and write a Dataset folder; what is computed row by row runs on the engine `mapped`.
 
     Raises UserError for bad input (with `on_error` stop: the first malformed line), before anything is written.
     """
     sources(names)
     rejected: list[Rejected] = []
-    rows = admitted(read(names, config.reading), config, rejected)
+    rows = admitted(rows_of(names, config.reading, mapped), config, rejected)
     rows_in = len(rows) + len(rejected)
     rows, copies = _distinct(rows, config, rejected)
     if not rows:
@@ -102,11 +109,11 @@ def prepare(names: Sequence[str], out: Path, config: PrepareConfig, *, force: bo
         raise UserError("nothing is left to train on", where=", ".join(names), hint="lower --eval-fraction or add rows")
     token_counter = counter(config.model)
     sizer = Sizer(counter=token_counter)
-    done = _clean_train(train, held_out, copies, config, sizer)
+    done = _clean_train(train, held_out, copies, config, sizer, mapped)
     train, pairs = done.kept, done.pairs
     rejected += done.rejected
     measured = measure(train, held_out, config.clean, sizer)
-    findings = _findings([*train, *held_out])
+    findings = _findings([*train, *held_out], mapped)
     notes += [*done.notes, *measured.notes]
     profile = DatasetProfile.from_rows(
         train,
@@ -225,13 +232,18 @@ class _CleanTrain:
 
 
 def _clean_train(
-    train: list[Row], held_out: list[Row], copies: list[tuple[Row, Row]], config: PrepareConfig, sizer: Sizer
+    train: list[Row],
+    held_out: list[Row],
+    copies: list[tuple[Row, Row]],
+    config: PrepareConfig,
+    sizer: Sizer,
+    mapped: Mapped,
 ) -> _CleanTrain:
     """Train without leaks of eval, without rows the row rules remove, without duplicates, in that order; eval is looked at
     only, never changed."""
     kept, leaks = _without_leaks(train, held_out, config)
     kept, dropped = drop(kept, config.clean, sizer)
-    result = deduplicate(kept, config.dedup)
+    result = deduplicate(kept, config.dedup, mapped)
     removed = [*leaks, *dropped.rejected, *result.rejected]
     settled = _copied(copies, removed)
     refuse_mass_removal([*train, *(copy for copy, _ in copies)], [*settled, *removed], yes=config.yes)
@@ -291,8 +303,14 @@ def _eval_file(path: Path) -> Path:
     return path / "eval.jsonl" if path.is_dir() else path
 
 
-def _findings(rows: list[Row]) -> list[Finding]:
+def _findings(rows: list[Row], mapped: Mapped) -> list[Finding]:
     claims = claims_json(rows)
+    blocks = [(claims, rows[at : at + CHECKED]) for at in range(0, len(rows), CHECKED)]
+    return [finding for found in mapped(_checked, blocks) for finding in found]
+
+
+def _checked(block: tuple[bool, list[Row]]) -> list[Finding]:
+    claims, rows = block
     return [finding for row in rows for finding in check_row(row, claims_json=claims)]
 
 

@@ -1,26 +1,24 @@
-"""Reading what users have: JSONL, JSON, CSV, TSV and Parquet, plain or compressed, into rows that know where they stood.
+"""Reading what users have: JSONL, JSON, CSV, TSV, Parquet and Arrow, plain or compressed, into rows that know where they stood.
 
 Every line gives a Row or a Fault; nothing is skipped in silence, and a fault in one line does not hide the next.
 """
 
 import csv
-import gzip
 import io
 import json
 import sys
-import zlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from tunegate.core import manifest
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.rows import JSON_KEYS, Row, parse_json, parse_row
-from tunegate.train.data import bfcl
+from tunegate.train.data import bfcl, hub
 from tunegate.train.data.formats import Columns, candidates, detect, to_row
 from tunegate.train.data.plain import BLOCK, plain_rows
+from tunegate.train.data.stream import decompressed
 
 SUFFIXES = {
     ".jsonl": "jsonl",
@@ -28,10 +26,9 @@ SUFFIXES = {
     ".json": "json",
     ".csv": "csv",
     ".tsv": "tsv",
-    ".parquet": "parquet",
+    ".parquet": "arrow",
+    ".arrow": "arrow",
 }
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-_OTHER_UNICODE = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +56,7 @@ Line = tuple[int, Any]
 
 
 def sources(names: Iterable[str]) -> list[Path]:
-    """The files that `names` mean: a builtin's files, a file, or all data files of a folder, in order of name.
+    """The files that `names` mean: a builtin's files, those of a data set of `datasets`, a file, or all data files of a folder, in order of name.
 
     Raises UserError for a missing path, a folder without data files, and a file named twice.
     """
@@ -69,9 +66,16 @@ def sources(names: Iterable[str]) -> list[Path]:
             _known_builtin(name)
             files += bfcl.files()
             continue
+        if name.startswith(hub.PREFIX):
+            files += hub.files(name)
+            continue
         path = Path(name)
         if path.is_dir():
-            inside = _dataset(path) or sorted(p for p in path.iterdir() if p.is_file() and file_kind(p, strict=False))
+            inside = (
+                _dataset(path)
+                or hub.saved(path)
+                or sorted(p for p in path.iterdir() if p.is_file() and file_kind(p, strict=False))
+            )
             if not inside:
                 raise UserError("no data file in this folder", where=name, hint="known: " + ", ".join(SUFFIXES))
             files += inside
@@ -87,7 +91,7 @@ def sources(names: Iterable[str]) -> list[Path]:
 
 def _dataset(path: Path) -> list[Path]:
     """The rows of a Dataset folder, train and eval; empty for any other folder."""
-    if not (path / manifest.NAME).is_file() or manifest.read(path).kind != "dataset":
+    if not manifest.is_finished(path) or manifest.read(path).kind != "dataset":
         return []
     return [path / "train.jsonl", path / "eval.jsonl"]
 
@@ -116,29 +120,51 @@ def strictly(rows: Iterable[Row | Fault]) -> Iterator[Row]:
 
 def read_file(path: Path, reading: Reading) -> Iterator[Row | Fault]:
     """The rows and faults of one file."""
-    plain = reading.columns is None and not reading.tag_keys and reading.format in (None, "messages")
-    if not plain or file_kind(path) != "jsonl":
-        return (item for item, _, _ in read_records(path, reading))
-    return _blocks(path, reading)
-
-
-def _blocks(path: Path, reading: Reading) -> Iterator[Row | Fault]:
-    """JSON Lines a block at a time: the quick way where all its rows are plain, else line by line."""
-    number, none = 1, True
-    with _decompressed(path) as stream:
-        while block := stream.read(BLOCK) + stream.readline():
-            text = block.removeprefix(b"\xef\xbb\xbf") if number == 1 else block
-            rows = plain_rows(text, str(path), number)
-            if rows is None:
-                for item, _, _ in _records(path, _jsonl(path, io.BytesIO(text), number), reading):
-                    none = False
-                    yield item
-            else:
-                none = False
-                yield from rows
-            number += block.count(b"\n") if rows is None else len(rows)
+    if not _quick(reading) or file_kind(path) != "jsonl":
+        yield from (item for item, _, _ in read_records(path, reading))
+        return
+    none = True
+    with decompressed(path) as stream:
+        for item in _blocks(path, stream, 1, reading):
+            none = False
+            yield item
     if none:
         raise _no_rows(path)
+
+
+def form_of(path: Path, reading: Reading) -> str | None:
+    """The format of a file's first record that has one; None where columns are named or no record has a format."""
+    if reading.format is not None:
+        return reading.format
+    return next((form for _, _, form in _records(path, _lines(path), reading) if form is not None), None)
+
+
+def stretch(path: Path, text: bytes, first: int, reading: Reading) -> Iterator[Row | Fault]:
+    """The rows and faults of whole lines of a JSON Lines file, of which the first is line `first`, as `read_file` gives."""
+    stream = io.BytesIO(text)
+    if _quick(reading):
+        return _blocks(path, stream, first, reading)
+    return (item for item, _, _ in _records(path, _jsonl(path, stream, first), reading))
+
+
+def _quick(reading: Reading) -> bool:
+    return reading.columns is None and not reading.tag_keys and reading.format in (None, "messages")
+
+
+def _blocks(path: Path, stream: IO[bytes], number: int, reading: Reading) -> Iterator[Row | Fault]:
+    """JSON Lines a block at a time: the quick way where all its rows are plain, else line by line. The first record that
+    has a format says which one the file has."""
+    while block := stream.read(BLOCK) + stream.readline():
+        text = block.removeprefix(b"\xef\xbb\xbf") if number == 1 else block
+        rows = plain_rows(text, str(path), number) if reading.format in (None, "messages") else None
+        if rows is None:
+            for item, _, form in _records(path, _jsonl(path, io.BytesIO(text), number), reading):
+                reading = reading if form is None else replace(reading, format=form)
+                yield item
+        else:
+            reading = replace(reading, format="messages") if rows else reading
+            yield from rows
+        number += block.count(b"\n") if rows is None else len(rows)
 
 
 def _no_rows(path: Path) -> UserError:
@@ -172,7 +198,7 @@ def _records(path: Path, lines: Iterable[Line], reading: Reading) -> Iterator[tu
 
 
 def file_kind(path: Path, *, strict: bool = True) -> str | None:
-    """jsonl, json, csv, tsv or parquet, by the suffix under any .gz or .zst.
+    """jsonl, json, csv, tsv or arrow, by the suffix under any .gz or .zst.
 
     Raises UserError for an unknown suffix when `strict`, else returns None.
     """
@@ -207,54 +233,19 @@ def _tagged(record: dict[str, Any], reading: Reading, where: str) -> dict[str, A
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:
     kind = file_kind(path)
-    if kind == "parquet":
-        from tunegate.train.data.parquet import records
+    if kind == "arrow":
+        from tunegate.train.data.arrow import records
 
         for number, value in records(path):
             yield number, _fault(value, path, number, b"") if isinstance(value, UserError) else value
         return
-    with _decompressed(path) as stream:
+    with decompressed(path) as stream:
         if kind == "jsonl":
             yield from _jsonl(path, stream)
         elif kind == "json":
             yield from _json(path, stream)
         else:
             yield from _csv(path, stream, "\t" if kind == "tsv" else ",")
-
-
-@contextmanager
-def _decompressed(path: Path) -> Iterator[IO[bytes]]:
-    """`opened`; raises UserError also when the stream turns out to be damaged while it is read."""
-    with opened(path) as stream:
-        try:
-            yield stream
-        except (EOFError, zlib.error, gzip.BadGzipFile, OSError) as error:
-            raise UserError(f"the compressed file is damaged or cut: {error}", where=str(path)) from None
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file, decompressed by what it starts with (gzip, Zstandard), not by its name.
-
-    Raises UserError for UTF-16 and UTF-32, and for a name that promises a compression the file does not have.
-    """
-    with path.open("rb") as raw:
-        start = raw.read(4)
-        raw.seek(0)
-        if start.startswith(_OTHER_UNICODE):
-            raise UserError("UTF-16 or UTF-32 text", where=str(path), hint="save the file as UTF-8")
-        if start.startswith(_GZIP):
-            with gzip.open(raw, "rb") as stream:
-                yield io.BufferedReader(stream)
-        elif start.startswith(_ZSTD):
-            import pyarrow
-
-            with pyarrow.input_stream(raw, compression="zstd") as compressed:
-                yield io.BufferedReader(compressed)
-        elif start and path.suffix.lower() in (".gz", ".zst"):
-            raise UserError(f"is no {path.suffix} file: it starts with {start!r}", where=str(path))
-        else:
-            yield raw
 
 
 def _jsonl(path: Path, stream: IO[bytes], first: int = 1) -> Iterator[Line]:

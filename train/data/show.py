@@ -10,13 +10,14 @@ from tunegate.core.profile import DatasetProfile, Lengths
 from tunegate.core.rows import Row
 from tunegate.train.data.check import CODES
 from tunegate.train.data.clean import Cleaned
-from tunegate.train.data.dedup import Deduplicated, Pair
+from tunegate.train.data.dedup import SAME, Deduplicated
 from tunegate.train.data.leakage import NGRAM, Leakage
 from tunegate.train.data.normalize import RULE_NAMES
 from tunegate.train.data.prepare import PrepareConfig, Report
 from tunegate.train.data.rejected import Reason, tally
 from tunegate.train.data.split import detectable_drop
 from tunegate.train.data.steps import Checked
+from tunegate.train.data.twins import Pair
 
 # Shares of items whose verdict differs between two systems: close releases of one model, and unlike models.
 DISCORDANCES = (0.05, 0.2)
@@ -124,7 +125,7 @@ def cleaned(result: tuple[int, list[Row], Cleaned], folder: Path, *, as_json: bo
     lines(*held, *found.notes, f"Rows: {folder}.")
 
 
-def deduplicated(result: Deduplicated, threshold: float, folder: Path | None, *, as_json: bool) -> None:
+def deduplicated(result: Deduplicated, folder: Path | None, *, as_json: bool) -> None:
     """What `ft data dedup` prints."""
     counts = {
         "rows_in": len(result.kept) + len(result.rejected),
@@ -143,16 +144,21 @@ def deduplicated(result: Deduplicated, threshold: float, folder: Path | None, *,
             "borderline": result.borderline,
         }
         shown = {name: [pair.to_json() for pair in found[:100]] for name, found in pairs.items()}
-        rules = {"normalized": RULE_NAMES["normalized"], "near": _near_rule(threshold)}
+        rules = {"normalized": RULE_NAMES["normalized"], "near": _near_rule(result)}
         more = {"rules": rules, "curve": result.curve, "pairs": shown, "out": str(folder) if folder else None}
         emit_json({**counts, **more})
         return
     table(None, ["rows", "n"], [[name.replace("_", " "), f"{n:,}"] for name, n in counts.items()])
-    lines(f"normalized: {RULE_NAMES['normalized']}; near: {_near_rule(threshold)}")
+    lines(f"normalized: {RULE_NAMES['normalized']}; near: {_near_rule(result)}")
     if result.curve:
         curve = [[f"{p['threshold']:.2f}", f"{p['rows']:,}", f"{p['other_answer']:,}"] for p in result.curve]
-        table("rows with a nearer one, by threshold", ["overlap", "rows", "only with another answer"], curve)
-    _show_pairs(f"just around the threshold {threshold:g}", result.borderline)
+        table("rows with a nearer one, by threshold", ["at least", "rows", "only with another answer"], curve)
+    if result.judged is not None:
+        low, high = (
+            [p for p in result.borderline if (p.score >= result.judged.threshold) is above] for above in (False, True)
+        )
+        _show_pairs(f"just above the threshold {result.judged.threshold:g}", high, highest=False)
+        _show_pairs("just below it", low)
     _show_pairs("conflicts: same input, another answer", result.conflicts)
     _show_pairs("contrast pairs: near input, another answer", result.contrast_pairs)
     lines(*([f"rows: {folder}"] if folder else ["nothing was written; --out DIR writes what is kept"]))
@@ -167,14 +173,18 @@ def leaked(result: Leakage, clean: Path | None, *, as_json: bool) -> None:
                 "n": result.n,
                 "clean": len(result.clean),
                 "ngram_blind": round(result.ngram_blind, 4),
-                "rules": {"exact": RULE_NAMES["raw"], **{k: v for k, v in RULE_NAMES.items() if k in result.counts}},
+                "rules": {
+                    "exact": RULE_NAMES["raw"],
+                    **{k: v for k, v in RULE_NAMES.items() if k in result.counts},
+                    "near": result.near_rule,
+                },
                 "items": [hit.to_json() for hit in result.hits],
             }
         )
         return
     names = {**RULE_NAMES, "exact": RULE_NAMES["raw"]}
     names["ngram"] = f"{NGRAM} words in a row ({result.ngram_blind:.0%} of eval rows are too short to have them)"
-    names["near"] = "4-gram overlap, beyond normalized"
+    names["near"] = f"{result.near_rule}, beyond normalized"
     rows = [[name, names[name], f"{count:,}"] for name, count in result.counts.items()]
     table(f"{result.n:,} eval rows also in train", ["rule", "what it compares", "rows"], rows, left=2)
     for hit in result.hits[:SHOWN]:
@@ -272,16 +282,16 @@ def _distributions(profile: DatasetProfile) -> list[tuple[str, list[tuple[str, i
     return [*found, ("turns", list(profile.turns.items())[:10]), ("script", list(profile.scripts.items())[:10])]
 
 
-def _near_rule(threshold: float) -> str:
-    return f"overlap of character 4-grams of the input >= {threshold:g}, same numbers, same answer"
+def _near_rule(result: Deduplicated) -> str | None:
+    return f"{result.judged.named}; {SAME}" if result.judged else None
 
 
-def _show_pairs(title: str, pairs: list[Pair]) -> None:
+def _show_pairs(title: str, pairs: list[Pair], *, highest: bool = True) -> None:
     if not pairs:
         return
     lines(f"{title} ({len(pairs)}):")
-    for pair in sorted(pairs, key=lambda pair: -pair.score)[:SHOWN]:
+    for pair in sorted(pairs, key=lambda pair: -pair.score if highest else pair.score)[:SHOWN]:
         for name, row in (("", pair.a), ("  ~ ", pair.b)):
             text = " ".join(str(row.prompt[-1].get("content") or "").split())[:100] if row.prompt else ""
             lines(f"  {name}{row.file}:{row.line} {text!r} -> {row.expected[:60]!r}")
-        lines(f"    overlap {pair.score:.3f}")
+        lines(f"    {pair.score:.3f}")

@@ -18,7 +18,9 @@ from tunegate.train.data.check import Finding, check_row, claims_json
 from tunegate.train.data.clean import Cleaned, untrainable
 from tunegate.train.data.clean import clean as clean_rows
 from tunegate.train.data.dedup import Deduplicated, deduplicate, refuse_mass_removal
+from tunegate.train.data.engine import Mapped, rows_of
 from tunegate.train.data.export import OPENAI_KEYS, READ_AS, export
+from tunegate.train.data.judge import Judge
 from tunegate.train.data.labels import labels, reader
 from tunegate.train.data.leakage import Leakage
 from tunegate.train.data.leakage import leakage as compare
@@ -130,13 +132,15 @@ def clean(names: Sequence[str], out: Path, config: PrepareConfig, *, force: bool
     return len(rows) + len(rejected), kept, result
 
 
-def dedup(names: Sequence[str], out: Path | None, config: PrepareConfig, *, force: bool) -> Deduplicated:
-    """Deduplicate sources, into a folder when there is `out`."""
+def dedup(
+    names: Sequence[str], out: Path | None, config: PrepareConfig, *, force: bool, mapped: Mapped = map
+) -> Deduplicated:
+    """Deduplicate sources, into a folder when there is `out`; the work runs on the engine `mapped`."""
     if out is not None:
         refuse_existing(out, force=force)
     rejected: list[Rejected] = []
-    rows = admitted(read(names, config.reading), config, rejected)
-    result = deduplicate(rows, config.dedup)
+    rows = admitted(rows_of(names, config.reading, mapped), config, rejected)
+    result = deduplicate(rows, config.dedup, mapped)
     if out is not None:
         refuse_mass_removal(rows, result.rejected, yes=config.yes)
     result = replace(result, rejected=[*rejected, *result.rejected])
@@ -150,10 +154,10 @@ def dedup(names: Sequence[str], out: Path | None, config: PrepareConfig, *, forc
     return result
 
 
-def leakage(train: str, held_out: str, *, clean: Path | None, near_threshold: float) -> Leakage:
+def leakage(train: str, held_out: str, *, clean: Path | None, near: Judge) -> Leakage:
     """Compare two sources (a Dataset folder stands for its train or eval rows); write the clean eval rows when asked."""
     sides = [_side(train, "train"), _side(held_out, "eval")]
-    result = compare(*(list(strictly(read([name], Reading()))) for name in sides), near_threshold=near_threshold)
+    result = compare(*(list(strictly(read([name], Reading()))) for name in sides), near=near)
     if clean is not None:
         write_text(clean, jsonl(row.to_json() for row in result.clean))
     return result
@@ -198,7 +202,7 @@ def _converted(names: Sequence[str], target: str, reading: Reading, drop: tuple[
 
 
 def _side(name: str, side: str) -> str:
-    if Path(name).is_dir() and (Path(name) / manifest.NAME).is_file():
+    if manifest.is_finished(Path(name)):
         dataset = Dataset.open(Path(name))
         return str(dataset.train_path if side == "train" else dataset.eval_path)
     return name

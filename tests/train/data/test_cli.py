@@ -73,7 +73,7 @@ def test_dedup(capsys: pytest.CaptureFixture[str], source: str, tmp_path: Path) 
         "contrast_pairs": found["contrast_pairs"],
     }
     assert found["kept"] == 203 - found["exact"] - found["normalized"] - found["near"]
-    assert [p["threshold"] for p in found["curve"]] == [0.98, 0.95, 0.9, 0.85, 0.8, 0.7]
+    assert [p["threshold"] for p in found["curve"]] == [0.99, 0.98, 0.95, 0.9, 0.85, 0.8]
     rows = (tmp_path / "d" / "rows.jsonl").read_text().splitlines()
     assert len(rows) == found["kept"]
     assert "nothing was written" in ft(capsys, "dedup", source)

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from tunegate.core.errors import UserError
 from tunegate.core.rows import Row, parse_row, read_rows
-from tunegate.train.data.dedup import DedupConfig, deduplicate, near_text, refuse_mass_removal
+from tunegate.train.data.dedup import DedupConfig, deduplicate, refuse_mass_removal
 from tunegate.train.data.near import NearIndex, band_keys, jaccard, similarity
 from tunegate.train.data.normalize import alphanumeric, answer_key, lower_spaces, normalized, prompt_key
 from tunegate.train.data.rejected import Reason
+from tunegate.train.data.twins import near_text
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 LONG = "please book a table at the italian restaurant near the station for two people on friday evening"
@@ -24,8 +25,13 @@ def row(user: str, answer: str = "a", line: int = 1, **more: Any) -> Row:
     return parse_row({"messages": messages, **more}, "f.jsonl", line)
 
 
+def by_letters(**options: Any) -> DedupConfig:
+    """Near by overlap of 4-grams, the rule whose values follow from the texts."""
+    return DedupConfig(near_model="lexical", **options)
+
+
 def reasons(rows: list[Row], **options: Any) -> list[tuple[int, str, str | None]]:
-    found = deduplicate(rows, DedupConfig(**options))
+    found = deduplicate(rows, by_letters(**options))
     return [(item.line, str(item.reason), item.kept) for item in found.rejected]
 
 
@@ -36,7 +42,7 @@ def test_exact_normalized_and_near_name_the_kept_row() -> None:
         row(LONG.capitalize() + "!", id="r3", line=3),
         row(LONG.replace("evening", "evenings"), id="r4", line=4),
     ]
-    found = deduplicate(rows, DedupConfig())
+    found = deduplicate(rows, by_letters())
     assert [(r.line, str(r.reason), r.kept) for r in found.rejected] == [
         (2, "duplicate_exact", "r1"),
         (3, "duplicate_normalized", "r1"),
@@ -53,7 +59,7 @@ def test_conflicts_and_contrast_pairs_are_kept() -> None:
         row(LONG + "?", "no", line=2),
         row(LONG.replace("evening", "evenings"), "maybe", line=3),
     ]
-    found = deduplicate(rows, DedupConfig())
+    found = deduplicate(rows, by_letters())
     assert (len(found.kept), found.rejected) == (3, [])
     assert [(p.a.line, p.b.line) for p in found.conflicts] == [(1, 2)]
     assert [p.b.line for p in found.contrast_pairs] == [3]
@@ -68,7 +74,7 @@ def test_a_chain_keeps_its_far_end() -> None:
     threshold = 0.8
     assert similarity(a, b) >= threshold > similarity(a, c)
     assert similarity(b, c) >= threshold
-    found = deduplicate([row(a, line=1), row(b, line=2), row(c, line=3)], DedupConfig(near_threshold=threshold))
+    found = deduplicate([row(a, line=1), row(b, line=2), row(c, line=3)], by_letters(near_threshold=threshold))
     assert [r.line for r in found.kept] == [1, 3]
 
 
@@ -91,7 +97,7 @@ def test_every_removed_row_is_near_its_kept_twin(words: list[str], data: st.Data
         texts.append(loud(" ".join(copy)))
     answers = data.draw(st.lists(st.sampled_from("ab"), min_size=len(texts), max_size=len(texts)))
     rows = [row(t, a, line=i, id=f"r{i}") for i, (t, a) in enumerate(zip(texts, answers, strict=True))]
-    found = deduplicate(rows, DedupConfig())
+    found = deduplicate(rows, by_letters())
     kept = {r.id: r for r in found.kept}
     assert len(found.kept) + len(found.rejected) == len(rows)
     for item in found.rejected:
@@ -111,7 +117,7 @@ def test_a_copy_of_a_row_that_goes_names_the_row_that_stays() -> None:
     """The equal twin r2 itself goes for r1: its copy r3 and its variant r4 are near duplicates of r1 too."""
     near = LONG.replace("evening", "evenings")
     rows = [row(t, id=f"r{i}", line=i) for i, t in enumerate([LONG, near, near, near + "!"], 1)]
-    found = deduplicate(rows, DedupConfig())
+    found = deduplicate(rows, by_letters())
     assert [(r.line, str(r.reason), r.kept) for r in found.rejected] == [(n, "duplicate_near", "r1") for n in (2, 3, 4)]
     assert len({r.score for r in found.rejected}) == 1
 
@@ -161,7 +167,7 @@ def test_tool_calls_are_the_answer() -> None:
     other = [called('{"a":1}', "c1", 1), called('{"a":2}', "c1", 2)]
     assert [r[1] for r in reasons(same)] == ["duplicate_normalized"]
     assert reasons(other) == []
-    assert len(deduplicate(other, DedupConfig()).conflicts) == 1
+    assert len(deduplicate(other, by_letters()).conflicts) == 1
 
 
 @pytest.mark.parametrize(
@@ -182,8 +188,8 @@ def test_when_answers_are_the_same(a: str, b: str, same: bool) -> None:
 
 def test_longest_keeps_the_longest_and_the_order_of_rows() -> None:
     rows = [row(LONG, line=1), row("something else entirely", line=2), row(LONG + "!!!", line=3)]
-    assert [r.line for r in deduplicate(rows, DedupConfig(keep="longest")).kept] == [2, 3]
-    assert [r.line for r in deduplicate(rows, DedupConfig()).kept] == [1, 2]
+    assert [r.line for r in deduplicate(rows, by_letters(keep="longest")).kept] == [2, 3]
+    assert [r.line for r in deduplicate(rows, by_letters()).kept] == [1, 2]
 
 
 def test_the_rules_can_be_turned_off() -> None:
@@ -194,7 +200,7 @@ def test_the_rules_can_be_turned_off() -> None:
 
 def test_losing_over_half_of_a_source_stops() -> None:
     rows = [row(LONG, line=i, id=f"r{i}") for i in range(5)]
-    found = deduplicate(rows, DedupConfig())
+    found = deduplicate(rows, by_letters())
     with pytest.raises(UserError, match="would remove 4 of 5 rows") as caught:
         refuse_mass_removal(rows, found.rejected, yes=False)
     assert "--yes" in (caught.value.hint or "")
@@ -237,11 +243,17 @@ def test_normalisation_rules() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "where"), [({"near_threshold": 0.3}, "--near-threshold"), ({"keep": "best"}, "--keep")]
+    ("options", "where"),
+    [
+        ({"near_threshold": 0.3}, "--near-threshold"),
+        ({"near_threshold": 1.3}, "--near-threshold"),
+        ({"keep": "best"}, "--keep"),
+        ({"near_model": "no/such-encoder"}, "no/such-encoder"),
+    ],
 )
 def test_bad_settings(options: dict[str, Any], where: str) -> None:
     with pytest.raises(UserError) as caught:
-        DedupConfig(**options)
+        deduplicate([row(LONG)], DedupConfig(**options))
     assert caught.value.where == where
 
 

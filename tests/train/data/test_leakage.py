@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tunegate.core.rows import Row, parse_row, read_rows
+from tunegate.train.data.judge import judge
 from tunegate.train.data.leakage import leakage
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
@@ -57,7 +58,7 @@ TRAIN = [
     ],
 )
 def test_the_strictest_rule_is_named(text: str, rule: str | None, line: int) -> None:
-    found = leakage(TRAIN, [row(text)], near_threshold=0.8)
+    found = leakage(TRAIN, [row(text)], near=judge("lexical", 0.8))
     assert [(hit.rule, hit.train_row.line) for hit in found.hits] == ([(rule, line)] if rule else [])
     assert len(found.clean) == (rule in (None, "alphanumeric", "ngram", "near"))
 

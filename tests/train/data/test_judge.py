@@ -1,0 +1,128 @@
+"""The packaged encoder is the verdict on candidates, and on candidates only; the lexical rule stands in for it, and says so."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tunegate.core import embedding
+from tunegate.core.commands import run
+from tunegate.core.errors import UserError
+from tunegate.core.rows import parse_row
+from tunegate.train.data.cli import app
+from tunegate.train.data.dedup import DedupConfig, deduplicate
+from tunegate.train.data.judge import judge
+from tunegate.train.data.near import similarity
+
+LONG = "please book a table at the italian restaurant near the station for two people on friday evening"
+
+
+def rows(*texts: str, answers: Sequence[str] = ()) -> list[Any]:
+    return [
+        parse_row(
+            {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": answer}], "id": f"r{at}"},
+            "f.jsonl",
+            at,
+        )
+        for at, (text, answer) in enumerate(zip(texts, answers or ["a"] * len(texts), strict=True))
+    ]
+
+
+@pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The texts that the encoder was asked about."""
+    asked: list[str] = []
+    real = embedding.Embedder.embed
+
+    def embed(self: embedding.Embedder, texts: Sequence[str], *, quick: bool = False) -> Any:
+        asked.extend(texts)
+        return real(self, texts, quick=quick)
+
+    monkeypatch.setattr(embedding.Embedder, "embed", embed)
+    return asked
+
+
+def test_only_candidates_are_embedded_and_the_cosine_decides(embedded: list[str]) -> None:
+    near, far = LONG.replace("friday evening", "friday evenings"), "where is my new bank card, it has not come"
+    found = deduplicate(rows(LONG, near, far), DedupConfig())
+    assert set(embedded) == {LONG, near}
+    (gone,) = found.rejected
+    vectors = embedding.load().embed([LONG, near])
+    assert gone.kept == "r0"
+    assert gone.score == pytest.approx(float(vectors[0] @ vectors[1]), abs=2e-3)  # bfloat16 against float32
+    assert gone.rule == "cosine of builtin:minilm >= 0.95; same numbers and symbols; same answer"
+    assert found.judged is not None
+    assert [point["threshold"] for point in found.curve] == list(found.judged.curve)
+
+
+def test_a_change_of_meaning_is_kept_though_the_letters_are_near() -> None:
+    """Four letters of 96 apart: the lexical rule takes one for the other, the encoder does not."""
+    other = LONG.replace("restaurant near", "restaurant not near")
+    cosine = judge().scores([(LONG, other, similarity(LONG, other))])[0]
+    threshold = 0.95 if cosine < 0.95 else min(1.0, cosine + 0.005)
+    assert similarity(LONG, other) >= 0.9
+    assert deduplicate(rows(LONG, other), DedupConfig(near_threshold=threshold)).rejected == []
+    assert len(deduplicate(rows(LONG, other), DedupConfig(near_model="lexical")).rejected) == 1
+
+
+def test_another_answer_is_a_contrast_pair() -> None:
+    found = deduplicate(rows(LONG, LONG + "s", answers=["a", "b"]), DedupConfig())
+    assert (len(found.kept), len(found.contrast_pairs), found.rejected) == (2, 1, [])
+
+
+@pytest.mark.parametrize(("a", "b"), [("2", "3"), ("over > 30", "over < 30"), ("in $", "in \u20ac"), ("c++", "c")])
+def test_numbers_and_symbols_are_never_near(a: str, b: str) -> None:
+    """`> 30` and `< 30` have a cosine of .995."""
+    assert deduplicate(rows(f"{LONG} {a}", f"{LONG} {b}"), DedupConfig()).rejected == []
+
+
+def test_the_end_of_a_text_counts_where_the_encoder_does_not_read_it() -> None:
+    """Beyond 256 tokens two texts have one vector, whatever comes there."""
+    start = " ".join(f"{LONG} and word{chr(97 + i)}" for i in range(20))
+    a, b = f"{start} {LONG} and then go home", start + " the weather will be fine all over the country " * 4
+    same = " and bring the bill"
+    scores = judge().scores([(a, b, similarity(a, b)), (a, a + same, similarity(a, a + same))])
+    vectors = embedding.load().embed([a, b])
+    assert float(vectors[0] @ vectors[1]) > 0.999
+    assert scores == [round(similarity(a, b), 4), round(similarity(a, a + same), 4)]
+
+
+def test_a_verdict_does_not_depend_on_the_other_rows() -> None:
+    texts = [LONG, LONG + "s", LONG.replace("two", "four"), LONG.replace("friday", "monday")]
+    pairs = [(LONG, text, similarity(LONG, text)) for text in texts[1:]]
+    together = judge().scores(pairs)
+    alone = [judge().scores([pair])[0] for pair in pairs]
+    assert together == pytest.approx(alone, abs=2e-3)
+
+
+def test_without_the_package_the_letters_decide_and_it_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(embedding, "PACKAGE", "no_such_package_here")
+    source = tmp_path / "a.jsonl"
+    source.write_text("".join(json.dumps(row.to_json()) + "\n" for row in rows(LONG, LONG + "s")))
+    assert run(app, prog="ft data", argv=["dedup", str(source), "--json"]) == 0
+    out, said = capsys.readouterr()
+    assert "is not installed: near duplicates are judged by their letters" in said
+    assert json.loads(out)["rules"]["near"].startswith("overlap of character 4-grams (builtin:minilm is not installed)")
+    assert json.loads(out)["near"] == 1
+
+
+def test_an_encoder_of_ones_own(tmp_path: Path) -> None:
+    """A folder works as a hub id does; one that is no encoder is refused by name."""
+    folder = embedding._builtin()
+    (gone,) = deduplicate(rows(LONG, LONG + "s"), DedupConfig(near_model=str(folder))).rejected
+    assert str(folder) in (gone.rule or "")
+    with pytest.raises(UserError) as caught:
+        judge(str(tmp_path))
+    assert caught.value.where == str(tmp_path)
+
+
+def test_quick_vectors_are_those_of_the_model() -> None:
+    encoder = embedding.load()
+    slow, quick = encoder.embed([LONG, "hello"]), encoder.embed([LONG, "hello"], quick=True)
+    assert np.all((slow * quick).sum(1) >= 0.9995)
+    assert encoder.reads_whole(["hello", "word " * 300]) == [True, False]
