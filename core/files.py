@@ -59,6 +59,8 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError("no such file", where=str(path)) from None
+    except IsADirectoryError:
+        raise UserError("is a folder, a JSON file is needed here", where=str(path)) from None
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 at byte {error.start}", where=str(path)) from None
     except json.JSONDecodeError as error:

@@ -8,8 +8,9 @@ level 1 - 2 alpha leaves alpha on each side, so that a test and its interval agr
 import bisect
 import functools
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tunegate.core.distributions import (
     beta_cdf,
@@ -21,6 +22,7 @@ from tunegate.core.distributions import (
     student_sf,
 )
 
+KEPT_DRAWS = 1_000_000  # clusters times draws up to which a set of resamples is made at once, and kept
 BOOTSTRAP_LIMIT = 5000  # above this many clusters the central limit theorem holds and resampling adds only noise
 
 
@@ -270,26 +272,56 @@ def bootstrap_mean(
 def _studentised_draws(
     values: tuple[float, ...], groups: tuple[Hashable, ...], draws: int, seed: int
 ) -> tuple[float, ...]:
-    """Sorted t* of `draws` resamples of whole clusters."""
+    """Sorted t* of `draws` resamples of whole clusters.
+
+    A draw is how often it takes each cluster, so that its sums are one product of matrices: with r the clusters' sums of
+    deviations from the mean, s their sizes and d the draw's own mean deviation, its residuals are r - d s.
+    """
     import numpy as np
 
     names = {name: index for index, name in enumerate(dict.fromkeys(groups))}
     member = np.array([names[g] for g in groups])
-    sums = np.bincount(member, weights=np.asarray(values, dtype=float))
     sizes = np.bincount(member).astype(float)
-    mean, count = sums.sum() / sizes.sum(), len(names)
-    generator = np.random.default_rng(seed)
+    scores = np.asarray(values, dtype=float)
+    deviations = np.bincount(member, weights=scores - scores.mean())
+    columns = np.stack([deviations, sizes, deviations**2, deviations * sizes, sizes**2], axis=1)
+    count = len(names)
     found = []
-    block = max(1, 2_000_000 // count)
-    for start in range(0, draws, block):
-        chosen = generator.integers(0, count, size=(min(block, draws - start), count))
-        total, size = sums[chosen].sum(axis=1), sizes[chosen].sum(axis=1)
-        means = total / size
-        residual = sums[chosen] - means[:, None] * sizes[chosen]
-        se = np.sqrt(count / (count - 1.0) * (residual**2).sum(axis=1)) / size
+    for taken in _resamples(count, draws, seed):
+        total, size, squares, crossed, sizes2 = (taken.astype(float) @ columns).T
+        off = total / size
+        residual2 = np.maximum(squares - 2.0 * off * crossed + off**2 * sizes2, 0.0)
+        se = np.sqrt(count / (count - 1.0) * residual2) / size
         # A resample without spread says nothing about the tails on its own: it counts as extreme on its side.
-        found.append((means - mean) / np.maximum(se, 1e-12))
+        found.append(off / np.maximum(se, 1e-9))
     return tuple(np.sort(np.clip(np.concatenate(found), -1e6, 1e6)).tolist())
+
+
+def _resamples(count: int, draws: int, seed: int) -> Iterator[Any]:
+    """How often each of `count` clusters is taken in each draw, in blocks of draws: [draws of the block, count], int."""
+    if draws * count <= KEPT_DRAWS:
+        yield _kept_resamples(count, draws, seed)
+        return
+    yield from _drawn(count, draws, seed)
+
+
+@functools.lru_cache(maxsize=64)  # slices of one size share their draws: thousands of slices have a few dozen sizes
+def _kept_resamples(count: int, draws: int, seed: int) -> Any:
+    import numpy as np
+
+    (taken,) = _drawn(count, draws, seed)
+    return taken.astype(np.uint8 if count < 256 else np.uint32)
+
+
+def _drawn(count: int, draws: int, seed: int) -> Iterator[Any]:
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    block = max(1, KEPT_DRAWS // count)
+    for start in range(0, draws, block):
+        n = min(block, draws - start)
+        chosen = generator.integers(0, count, size=(n, count)) + count * np.arange(n)[:, None]
+        yield np.bincount(chosen.ravel(), minlength=n * count).reshape(n, count)
 
 
 def quantile(ordered: Sequence[float], probability: float) -> float:

@@ -1,7 +1,7 @@
 """`ft eval`, `ft gate`, `ft report`: options in, one function called, tables out."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -38,6 +38,9 @@ AllowOption = Annotated[
     ),
 ]
 PolicyOption = Annotated[Path | None, typer.Option("--policy", help="The gate's conditions (gate.yaml).")]
+LoadOption = Annotated[
+    Path | None, typer.Option("--load", help="A LoadReport of the candidate, for conditions such as load_ttft_p95_ms.")
+]
 AgainstOption = Annotated[
     str | None, typer.Option("--against", help="Baseline: a saved name, a report folder, or any TARGET.")
 ]
@@ -66,6 +69,7 @@ def eval_run(
     out: Annotated[Path, typer.Option("--out", help="The report's folder.")],
     against: AgainstOption = None,
     policy: PolicyOption = None,
+    load: LoadOption = None,
     save_as: Annotated[
         str | None, typer.Option("--save-as", help="Save the report under this name, as a baseline.")
     ] = None,
@@ -94,6 +98,7 @@ def eval_run(
         out,
         against=against,
         policy_path=policy,
+        load_path=load,
         save_as=save_as,
         allowed=_names(allow_different),
         limit=limit,
@@ -131,6 +136,27 @@ def eval_init(
         [["wrote", str(out)], ["outputs", str(found["outputs"])], ["primary", str(found["primary"])]],
     )
     console.out().print(found["text"], markup=False)
+
+
+@eval_app.command("schema", epilog="Example: ft eval schema task --out task.schema.json")
+def eval_schema(
+    which: Annotated[Literal["task", "gate"], typer.Argument(help="Of task.yaml or of gate.yaml.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The file to write; standard output if not given.")] = None,
+    force: ForceOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """The JSON Schema of task.yaml or gate.yaml, for an editor or another checker."""
+    from tunegate.core.files import refuse_existing, write_json
+    from tunegate.evalkit.task_schema import schemas
+
+    schema = schemas()[which]
+    if out is not None:
+        refuse_existing(out, force=force)
+        write_json(out, schema)
+    if as_json or out is None:
+        console.emit_json(schema if out is None else {"schema": which, "out": str(out)})
+    else:
+        console.say(f"begin {which}.yaml with: # yaml-language-server: $schema={out}")
 
 
 @eval_app.command("power", epilog="Example: ft eval power --n 500 --discordance 0.1 --margin 0.02")
@@ -218,6 +244,7 @@ def gate(
     report: Annotated[Path, typer.Argument(help="An EvalReport folder.")],
     against: AgainstOption = None,
     policy: PolicyOption = None,
+    load: LoadOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="The decision's folder; REPORT/gate if not given.")] = None,
     allow_different: AllowOption = "",
     force: ForceOption = False,
@@ -227,7 +254,13 @@ def gate(
     from tunegate.evalkit.commands import run_gate
 
     outcome = run_gate(
-        report, against=against, policy_path=policy, out=out, allowed=_names(allow_different), force=force
+        report,
+        against=against,
+        policy_path=policy,
+        out=out,
+        allowed=_names(allow_different),
+        force=force,
+        load_path=load,
     )
     outcome.annotate()
     if as_json:

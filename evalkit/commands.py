@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunegate.core import console, registry
-from tunegate.core.artifacts import EvalReport
+from tunegate.core.artifacts import EvalReport, LoadReport
 from tunegate.core.errors import ExitCode, UserError
 from tunegate.core.files import refuse_existing, write_text
 from tunegate.core.power import detectable_difference, pairs_for_difference
@@ -43,9 +43,7 @@ class Shown:
         """The gate's exit code; without a gate 0, or 4 where infrastructure errors left nothing to score."""
         if decision := self.report.get("decision"):
             return int(EXIT[decision["decision"]])
-        return int(
-            ExitCode.INFRASTRUCTURE if self.report["outcomes"]["infra_error"] == self.report["n"] else ExitCode.OK
-        )
+        return int(ExitCode.OK if _answered(self.report) else ExitCode.INFRASTRUCTURE)
 
     def annotate(self) -> None:
         """In a GitHub job: annotations, on standard error, so that --json stays alone on standard output."""
@@ -103,6 +101,7 @@ def run_eval(
     *,
     against: str | None,
     policy_path: Path | None,
+    load_path: Path | None = None,
     save_as: str | None,
     allowed: Sequence[str],
     limit: int | None,
@@ -114,12 +113,15 @@ def run_eval(
 ) -> Shown:
     """Judge, compare, decide, write. Everything that can be wrong with the input is found before anything is asked."""
     refuse_existing(out, force=force)
+    if save_as is not None:
+        registry.checked_name(save_as)
     system = classify(target, model=model)
     if system.kind == "endpoint":
         share_key_with(system.spec)
     task = load_task(task_path, limit=limit, allow_python=allow_python)
     policy = policy_for(policy_path, task.file.gate, task.primary, where=str(task_path))
-    other = None if against is None else classify(against)
+    load = None if load_path is None else LoadReport.open(load_path)
+    other = None if against is None else classify(against, baseline=True)
     key = api_key(key_file)
     baseline = None
     if other is not None:
@@ -128,21 +130,27 @@ def run_eval(
             refuse_existing(beside, force=force)
         baseline = baseline_reading(other, task, out=beside, options=options, key=key, force=force)
     if baseline is not None or policy_path is not None:
-        check_metrics(policy, metric_names_of(task), task.file.slices, baseline)
+        check_metrics(policy, metric_names_of(task), task.file.slices, baseline, load)
     evaluation = evaluate(system, task, out=out, options=options, key=key)
     if baseline is not None or policy_path is not None:
-        judged = judge_against(evaluation.reading, baseline, policy, allowed=allowed)
+        judged = judge_against(evaluation.reading, baseline, policy, allowed=allowed, load=load)
         _say_lock(judged.report)
         evaluation = replace(evaluation, reading=judged)
     report = write_report(out, evaluation, baseline=baseline, force=force)
     finish(evaluation)
     paths = {"report": out, "page": out / "report.html"}
     if decision := evaluation.reading.report["decision"]:
-        paths["gate"] = write_decision(out / GATE_FOLDER, decision, report=report, baseline=baseline).path
-    if save_as is not None:
+        paths["gate"] = write_decision(out / GATE_FOLDER, decision, report=report, baseline=baseline, load=load).path
+    if save_as is not None and not _answered(evaluation.reading.report):
+        console.warn(f"not saved as {save_as!r}: no item was answered, so nothing could be compared with it")
+    elif save_as is not None:
         registry.save(save_as, report)
         console.say(f"saved as {save_as!r} in {registry.home()}")
     return Shown(reading=evaluation.reading, paths=paths)
+
+
+def _answered(report: dict[str, Any]) -> bool:
+    return bool(report["n"] > report["outcomes"]["infra_error"])
 
 
 def run_gate(
@@ -153,6 +161,7 @@ def run_gate(
     out: Path | None,
     allowed: Sequence[str],
     force: bool,
+    load_path: Path | None = None,
 ) -> Shown:
     """Decide on a finished report; without `against`, by the baseline that it was compared with when it was made."""
     folder = out or report_path / GATE_FOLDER
@@ -167,14 +176,15 @@ def run_gate(
         allowed = [*allowed, *candidate.report["comparison"]["allowed_differences"]]
     baseline = None
     if against is not None:
-        system = classify(against)
+        system = classify(against, baseline=True)
         baseline = baseline_reading(system, None, out=folder, options=RunOptions(), key=None, force=False)
     gate = report.manifest.config.get("task", {}).get("gate")
     policy = policy_for(policy_path, gate, candidate.report["task"]["primary"], where=str(report_path))
-    judged = judge_against(candidate, baseline, policy, allowed=allowed)
+    load = None if load_path is None else LoadReport.open(load_path)
+    judged = judge_against(candidate, baseline, policy, allowed=allowed, load=load)
     _say_lock(judged.report)
     written = write_decision(
-        folder, judged.report["decision"], report=report, baseline=baseline, force=force or out is None
+        folder, judged.report["decision"], report=report, baseline=baseline, load=load, force=force or out is None
     )
     return Shown(reading=judged, paths={"report": report_path, "gate": written.path})
 

@@ -267,4 +267,4 @@ def open_reading(report: EvalReport, *, name: str) -> Reading:
             hint="upgrade tunegate",
         )
     rows = [value for _, value in read_jsonl(report.results_path)]
-    return Reading(name=name, report=document, rows=rows, digest=report.digest, path=str(report.path))
+    return Reading(name=name, report=document, rows=rows, digest=report.digest, path=str(report.path.absolute()))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tunegate.core import manifest as manifests
-from tunegate.core.artifacts import EvalReport, GateDecision
+from tunegate.core.artifacts import EvalReport, GateDecision, LoadReport
 from tunegate.core.files import new_folder, write_json, write_text
 from tunegate.core.manifest import Input
 from tunegate.evalkit.compare import Reading
@@ -54,10 +54,11 @@ def write_decision(
     *,
     report: EvalReport,
     baseline: Reading | None,
+    load: LoadReport | None = None,
     force: bool = False,
 ) -> GateDecision:
     """Write a GateDecision folder: decision.json with policy, digests, conditions and verdict, and its manifest."""
-    inputs = [report.as_input("candidate")]
+    inputs = [report.as_input("candidate"), *([load.as_input("load")] if load else [])]
     if baseline is not None and baseline.digest is not None:
         inputs.append(Input(role="baseline", kind="eval_report", path=str(baseline.path), digest=baseline.digest))
     document = {
@@ -67,6 +68,7 @@ def write_decision(
         "baseline": None
         if baseline is None
         else {"name": baseline.name, "path": baseline.path, "digest": baseline.digest},
+        "load": None if load is None else {"path": str(load.path), "digest": load.digest},
         "created": manifests.now(),
     }
     with new_folder(out, force=force) as folder:

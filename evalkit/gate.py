@@ -6,16 +6,16 @@ for their number (an intersection-union test, Berger 1982); that one of many sli
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from tunegate.core.artifacts import LoadReport
 from tunegate.core.errors import ExitCode, UserError, nearest
+from tunegate.core.measurements import load_interval, load_metrics
 from tunegate.core.power import items_for_rate, pairs_for_difference
 from tunegate.core.statistics import Interval, holm
-from tunegate.core.strict_yaml import read_yaml
 from tunegate.evalkit.compare import Paired, Reading, by_id, pair, slice_values
-from tunegate.evalkit.options import build
+from tunegate.evalkit.policy import PAIRED, Condition, Policy
 from tunegate.evalkit.summary import CENSUS, LEAKAGE, PERCENTILES, Measured, known_metrics, measure
 
 Decision = Literal["PASS", "FAIL", "INCONCLUSIVE"]
@@ -24,37 +24,6 @@ EXIT: dict[str, ExitCode] = {
     "FAIL": ExitCode.GATE_FAIL,
     "INCONCLUSIVE": ExitCode.INCONCLUSIVE,
 }
-PAIRED = ("non_inferior", "superior")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Condition:
-    """One condition. margin: of non_inferior, in the metric's unit. value: of at_least and at_most. slice: a slice key; the
-    condition must then hold for each of its values."""
-
-    metric: str
-    rule: Literal["non_inferior", "superior", "at_least", "at_most"]
-    margin: float | None = None
-    value: float | None = None
-    slice: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Policy:
-    """alpha: the promised error rate of each condition, on each side. max_infra_error_rate: above it nothing is judged."""
-
-    conditions: tuple[dict[str, Any], ...]
-    alpha: float = 0.05
-    max_infra_error_rate: float = 0.05
-
-    def parsed(self, where: str) -> list[Condition]:
-        """The conditions, checked. Raises UserError with the key."""
-        found = [
-            build(Condition, c, where=f"{where} conditions[{i}]", base=Path()) for i, c in enumerate(self.conditions)
-        ]
-        for index, condition in enumerate(found):
-            _check(condition, f"{where} conditions[{index}]")
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,56 +46,18 @@ class Finding:
     level: float | None = None
 
 
-def load_policy(path: Path) -> Policy:
-    """Read and check a `gate.yaml`. Raises UserError with file and key."""
-    return make_policy(read_yaml(path), str(path))
-
-
-def make_policy(given: Any, where: str) -> Policy:
-    """A policy from a mapping. Raises UserError with `where` and key."""
-    policy = build(Policy, given, where=where, base=Path())
-    if not policy.conditions:
-        raise UserError("a gate without conditions would let everything through", where=f"{where} conditions")
-    if not 0.0 < policy.alpha < 0.5:
-        raise UserError("alpha must lie between 0 and 0.5", where=f"{where} alpha")
-    if not 0.0 <= policy.max_infra_error_rate <= 1.0:
-        raise UserError("must lie between 0 and 1", where=f"{where} max_infra_error_rate")
-    policy.parsed(where)
-    return policy
-
-
-def default_policy(primary: str) -> Policy:
-    """Without a policy: the primary metric is not inferior by more than 0.02, alpha 0.05."""
-    return Policy(conditions=({"metric": primary, "rule": "non_inferior", "margin": 0.02},))
-
-
-def _check(condition: Condition, where: str) -> None:
-    if condition.rule == "non_inferior":
-        if condition.margin is None or not 0.0 < condition.margin < 1.0:
-            raise UserError(
-                "non_inferior needs a margin between 0 and 1",
-                where=f"{where} margin",
-                hint="margin: 0.02 is two points",
-            )
-    elif condition.margin is not None:
-        raise UserError(f"{condition.rule} takes no margin", where=f"{where} margin")
-    if condition.rule in PAIRED and condition.value is not None:
-        raise UserError(f"{condition.rule} takes no value", where=f"{where} value")
-    if condition.rule not in PAIRED and condition.value is None:
-        raise UserError(f"{condition.rule} needs a value", where=f"{where} value")
-    if condition.slice is not None and condition.metric in ("size_bytes", *LEAKAGE):
-        raise UserError(f"{condition.metric} has no slices", where=f"{where} slice")
-
-
-def decide(policy: Policy, candidate: Reading, baseline: Reading | None) -> dict[str, Any]:
-    """Decide every condition: `decision`, `conditions`, and what they were decided from.
+def decide(
+    policy: Policy, candidate: Reading, baseline: Reading | None, load: LoadReport | None = None
+) -> dict[str, Any]:
+    """Decide every condition: `decision`, `conditions`, and what they were decided from. load: a load test of the
+    candidate, for conditions on `load_...` figures.
 
     Raises UserError for a metric or slice that the report does not have, and for a paired rule without a baseline.
     """
     conditions = policy.parsed("gate")
-    _known(conditions, candidate, baseline)
+    _known(conditions, candidate, baseline, load is not None)
     lost = _lost(candidate, baseline)
-    findings = [f for condition in conditions for f in _condition(condition, policy.alpha, candidate, baseline)]
+    findings = [f for condition in conditions for f in _condition(condition, policy.alpha, candidate, baseline, load)]
     stated = [c.value or 0.0 for c in conditions if c.metric == "infra_error_rate" and c.rule == "at_most"]
     limit = min(stated, default=policy.max_infra_error_rate)
     if lost > limit:
@@ -143,10 +74,16 @@ def decide(policy: Policy, candidate: Reading, baseline: Reading | None) -> dict
     }
 
 
-def check_metrics(policy: Policy, metrics: Sequence[str], slices: Sequence[str], baseline: Reading | None) -> None:
+def check_metrics(
+    policy: Policy,
+    metrics: Sequence[str],
+    slices: Sequence[str],
+    baseline: Reading | None,
+    load: LoadReport | None = None,
+) -> None:
     """Raise UserError for a condition that a report with these metrics and slices could not decide, before it is made."""
     shell = {"metrics": dict.fromkeys(metrics), "task": {"slices": list(slices)}}
-    _known(policy.parsed("gate"), Reading(name="", report=shell, rows=()), baseline)
+    _known(policy.parsed("gate"), Reading(name="", report=shell, rows=()), baseline, load is not None)
 
 
 def _lost(candidate: Reading, baseline: Reading | None) -> float:
@@ -160,10 +97,14 @@ def _refused(finding: Finding, reason: str) -> Finding:
     return Finding(**{**asdict(finding), "decision": "INCONCLUSIVE", "reason": reason})
 
 
-def _known(conditions: list[Condition], candidate: Reading, baseline: Reading | None) -> None:
+def _known(conditions: list[Condition], candidate: Reading, baseline: Reading | None, loaded: bool) -> None:
     for index, condition in enumerate(conditions):
         where = f"gate conditions[{index}]"
         known = list(candidate.report["metrics"]) if condition.rule in PAIRED else known_metrics(candidate.report)
+        known += load_metrics() if condition.rule not in PAIRED else []
+        if condition.metric in load_metrics() and condition.rule not in PAIRED and not loaded:
+            hint = "--load LOADREPORT, made by: ft loadtest TARGET --out LOADREPORT"
+            raise UserError(f"{condition.metric} needs a load test", where=f"{where} metric", hint=hint)
         if condition.metric not in known:
             raise UserError(
                 f"the report has no metric {condition.metric!r} for {condition.rule}",
@@ -185,7 +126,11 @@ def _known(conditions: list[Condition], candidate: Reading, baseline: Reading | 
             )
 
 
-def _condition(condition: Condition, alpha: float, candidate: Reading, baseline: Reading | None) -> list[Finding]:
+def _condition(
+    condition: Condition, alpha: float, candidate: Reading, baseline: Reading | None, load: LoadReport | None
+) -> list[Finding]:
+    if load is not None and condition.metric in load_metrics():
+        return [_loaded(condition, alpha, load)]
     before = None if baseline is None else by_id(baseline.rows)
     if condition.slice is None:
         return [_one(condition, alpha, candidate, before, candidate.rows, None)[0]]
@@ -198,6 +143,14 @@ def _condition(condition: Condition, alpha: float, candidate: Reading, baseline:
         _spared(finding, adjusted) if finding.decision == "FAIL" and adjusted >= alpha else finding
         for (finding, _), adjusted in zip(decided, corrected, strict=True)
     ]
+
+
+def _loaded(condition: Condition, alpha: float, load: LoadReport) -> Finding:
+    """A condition on the heaviest stage of a load test; nothing is shown by one that was not valid."""
+    interval = load_interval(load, condition.metric, level=1.0 - 2.0 * alpha)
+    kind = "rate" if condition.metric.endswith("_rate") else "percentile"
+    finding = _bounded(condition, alpha, Measured(kind=kind, interval=interval), None)
+    return finding if interval is not None else replace(finding, reason=f"{finding.reason}: the load test is not valid")
 
 
 def _spared(finding: Finding, adjusted: float) -> Finding:
@@ -278,7 +231,7 @@ def _breaks(interval: Interval, bound: float, condition: Condition) -> bool:
 
 
 def _paired_reason(condition: Condition, decision: Decision, interval: Interval, p: float, exact: float | None) -> str:
-    span = f"difference {interval.value:+.4f} [{_text(interval.low)}, {_text(interval.high)}], p {p:.4f}"
+    span = f"difference {interval.value:+.4f} [{_text(interval.low)}, {_text(interval.high)}], p {p_text(p)}"
     if condition.rule == "superior":
         words = {"PASS": "better", "FAIL": "worse", "INCONCLUSIVE": "neither better nor worse is shown"}
     else:
@@ -287,7 +240,7 @@ def _paired_reason(condition: Condition, decision: Decision, interval: Interval,
             "FAIL": f"worse by more than {condition.margin:g}",
             "INCONCLUSIVE": f"a drop of {condition.margin:g} is neither excluded nor shown",
         }
-    note = f"; the exact p is {exact:.4f}, so few pairs differ" if exact is not None and decision != "PASS" else ""
+    note = f"; the exact p is {p_text(exact)}, so few pairs differ" if exact is not None and decision != "PASS" else ""
     return f"{words[decision]}: {span}{note}"
 
 
@@ -376,6 +329,11 @@ def _finding(
         slice=part,
         level=1.0 - 2.0 * alpha,
     )
+
+
+def p_text(p: float) -> str:
+    """A p-value in four digits; one that would round to nothing as `< 0.0001`."""
+    return f"{p:.4f}" if p >= 0.0001 else "< 0.0001"
 
 
 def _text(bound: float | None) -> str:

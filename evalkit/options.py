@@ -1,7 +1,8 @@
 """Frozen dataclasses from mappings a user wrote: every fault is one line with file and key, a misspelt key its nearest."""
 
+import operator
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -16,13 +17,21 @@ _WORDS: dict[type, str] = {
     float: "a number",
     dict: "a mapping",
 }
+# What a field's metadata may bound, by JSON Schema's keyword: how to check it, and in words.
+BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "minimum": (operator.ge, "at least"),
+    "exclusiveMinimum": (operator.gt, "above"),
+    "maximum": (operator.le, "at most"),
+    "exclusiveMaximum": (operator.lt, "below"),
+}
 
 
 def build(cls: type[T], given: Any, *, where: str, base: Path) -> T:
     """An instance of the dataclass `cls`; keys are its field names (a trailing underscore left out).
 
     Paths are taken relative to the folder `base`. Raises UserError with `where` and the key for an unknown key, a
-    missing one, or a value of the wrong type.
+    missing one, or a value of the wrong type or beyond the bounds in its field's metadata (`minimum`, `maximum`, ... as
+    JSON Schema names them; `minItems`).
     """
     if not isinstance(given, Mapping):
         raise UserError(f"a mapping is needed here, found {_shown(given)}", where=where)
@@ -32,12 +41,23 @@ def build(cls: type[T], given: Any, *, where: str, base: Path) -> T:
     for key, value in given.items():
         if key not in known:
             raise UserError(f"unknown key {str(key)!r}", where=where, hint=nearest(str(key), list(known)))
-        values[known[key].name] = converted(value, hints[known[key].name], f"{where} {key}", base)
+        found = converted(value, hints[known[key].name], f"{where} {key}", base)
+        _keep_bounds(found, known[key].metadata, f"{where} {key}")
+        values[known[key].name] = found
     for key, field in known.items():
         needed = field.default is MISSING and field.default_factory is MISSING
         if needed and field.name not in values:
             raise UserError(f"{key!r} is missing", where=where)
     return cls(**values)
+
+
+def _keep_bounds(value: Any, metadata: Mapping[str, Any], where: str) -> None:
+    bounds = {name: bound for name, bound in metadata.items() if name in BOUNDS}
+    if value is not None and not all(BOUNDS[name][0](value, bound) for name, bound in bounds.items()):
+        wanted = " and ".join(f"{BOUNDS[name][1]} {bound:g}" for name, bound in bounds.items())
+        raise UserError(f"must be {wanted}, found {_shown(value)}", where=where)
+    if isinstance(value, tuple) and len(value) < metadata.get("minItems", 0):
+        raise UserError(f"at least {metadata['minItems']} needed here", where=where)
 
 
 def converted(value: Any, hint: Any, where: str, base: Path) -> Any:
@@ -66,6 +86,8 @@ def converted(value: Any, hint: Any, where: str, base: Path) -> Any:
     plain = origin or hint
     if plain is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if plain is int and isinstance(value, float) and value.is_integer():
+        return int(value)  # 1.0 is a whole number, as JSON Schema has it
     if not isinstance(value, plain) or (isinstance(value, bool) and plain is not bool):
         raise UserError(f"{_WORDS.get(plain, plain.__name__)} is needed here, found {_shown(value)}", where=where)
     return value

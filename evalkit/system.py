@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,8 +49,12 @@ class Target:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def classify(spec: str, *, model: str | None = None) -> System:
-    """Find out what `spec` is; a saved name goes before a hub id. Raises UserError when it is nothing."""
+def classify(spec: str, *, model: str | None = None, baseline: bool = False) -> System:
+    """Find out what `spec` is; a saved name goes before a hub id. Raises UserError when it is nothing.
+
+    An alias such as `champion` names the promoted release; as a baseline, the report it was promoted with, where there
+    is one.
+    """
     if spec.startswith(("http://", "https://")):
         return System(
             spec=spec.rstrip("/"), kind="endpoint", digest=sha256_text(f"{spec.rstrip('/')} {model or ''}"), model=model
@@ -70,6 +74,9 @@ def classify(spec: str, *, model: str | None = None) -> System:
         return System(spec=str(samples), kind="recorded", digest=sha256_file(samples), model=model)
     if path.suffix in (".jsonl", ".eval") and not registry.has_report(spec):
         raise UserError("no such file", where=spec)
+    bare = "/" not in spec and ":" not in spec and not path.exists()
+    if bare and not (baseline and registry.has_report(spec)) and (promoted := _promoted(spec)) is not None:
+        return promoted
     if registry.has_report(spec):
         return _report(spec, registry.find_report(spec))
     if path.is_dir() and not (path / "config.json").is_file():
@@ -78,7 +85,7 @@ def classify(spec: str, *, model: str | None = None) -> System:
             where=spec,
             hint="it has no manifest.json and no config.json",
         )
-    if "/" not in spec and ":" not in spec and not path.exists():
+    if bare:
         registry.find_report(spec)  # raises, with the names there are
     source = model_source.resolve(spec)
     size = None if source.path is None else folder_bytes(source.path)
@@ -106,6 +113,24 @@ def _folder(spec: str, path: Path) -> System:
         where=spec,
         hint="give a Run, a Release, a model, an endpoint or recorded outputs",
     )
+
+
+def _promoted(alias: str) -> System | None:
+    """The release that `alias` means now; None where nothing was promoted under that name."""
+    from tunegate.train.release.promote_registry import current, open_registry
+
+    kept = open_registry(None)
+    if not kept.histories().get(alias):
+        return None
+    entry = current(kept, alias)
+    if not Path(entry.path).is_dir():
+        raise UserError(
+            f"the release behind {alias!r} is not on this machine", where=entry.path, hint=f"ft release show {alias}"
+        )
+    found = _folder(alias, Path(entry.path))
+    if found.digest != entry.digest:
+        raise UserError(f"the release behind {alias!r} was changed", where=entry.path, hint=f"ft verify {entry.path}")
+    return replace(found, model=alias)
 
 
 def _report(spec: str, report: EvalReport) -> System:

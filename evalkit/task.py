@@ -10,6 +10,7 @@ from tunegate.core.rows import Message, Row, read_unique_rows
 from tunegate.core.strict_yaml import read_yaml
 from tunegate.evalkit import extract as extraction
 from tunegate.evalkit.options import build
+from tunegate.evalkit.policy import Policy, make_policy
 from tunegate.evalkit.validators.base import Validator
 from tunegate.evalkit.validators.kinds import make
 
@@ -32,10 +33,10 @@ RESERVED = {
 class Generation:
     """Request fields sent to the endpoint as they are. max_tokens: of the answer. stop: texts that end it."""
 
-    max_tokens: int = 256
-    temperature: float = 0.0
+    max_tokens: int = field(default=256, metadata={"minimum": 1})
+    temperature: float = field(default=0.0, metadata={"minimum": 0})
     seed: int | None = 0
-    top_p: float = 1.0
+    top_p: float = field(default=1.0, metadata={"exclusiveMinimum": 0, "maximum": 1})
     stop: tuple[str, ...] = ()
 
     def request(self) -> dict[str, Any]:
@@ -50,15 +51,15 @@ class FewShot:
     """Examples put before the question: the first `n` rows of `file`, each as a user and an assistant turn."""
 
     file: Path
-    n: int = 4
+    n: int = field(default=4, metadata={"minimum": 1})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Price:
     """What tokens cost, in USD per million."""
 
-    prompt_usd_per_1m: float
-    completion_usd_per_1m: float
+    prompt_usd_per_1m: float = field(metadata={"minimum": 0})
+    completion_usd_per_1m: float = field(metadata={"minimum": 0})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,19 +75,19 @@ class TaskFile:
 
     name: str
     data: Path
-    validators: tuple[dict[str, Any], ...]
+    validators: tuple[dict[str, Any], ...] = field(metadata={"minItems": 1, "holds": Validator})
     primary: str | None = None
     slices: tuple[str, ...] = ()
     group: str | None = None
-    generation: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict, metadata={"holds": Generation})
     system: str | None = None
     prompt: str | None = None
-    few_shot: dict[str, Any] | None = None
-    extract: tuple[str, ...] = ()
-    repeats: int = 1
-    gate: dict[str, Any] | None = None
+    few_shot: dict[str, Any] | None = field(default=None, metadata={"holds": FewShot})
+    extract: tuple[str, ...] = field(default=(), metadata={"items": {"enum": list(extraction.STEPS)}})
+    repeats: int = field(default=1, metadata={"minimum": 1})
+    gate: dict[str, Any] | None = field(default=None, metadata={"holds": Policy})
     send_tools: bool = True
-    price: dict[str, Any] | None = None
+    price: dict[str, Any] | None = field(default=None, metadata={"holds": Price})
     train: Path | None = None
 
 
@@ -149,8 +150,6 @@ def load_task(path: Path, *, limit: int | None = None, allow_python: bool = Fals
     where = str(path)
     document = read_yaml(path)
     file = build(TaskFile, document, where=where, base=path.parent)
-    if not file.validators:
-        raise UserError("at least one validator is needed", where=f"{where} validators")
     validators = tuple(
         make(v, where=f"{where} validators[{i}]", base=path.parent) for i, v in enumerate(file.validators)
     )
@@ -160,9 +159,9 @@ def load_task(path: Path, *, limit: int | None = None, allow_python: bool = Fals
             "a python validator runs code of yours", where=f"{where} validators", hint="pass --allow-python"
         )
     extraction.check(file.extract, f"{where} extract")
-    if file.repeats < 1:
-        raise UserError("repeats must be at least 1", where=f"{where} repeats")
-    generation = _generation(file, where, path.parent)
+    generation = build(Generation, file.generation, where=f"{where} generation", base=path.parent)
+    if file.gate is not None:
+        make_policy(file.gate, f"{where} gate")
     if file.price is not None:
         build(Price, file.price, where=f"{where} price", base=path.parent)
     if file.train is not None and not file.train.is_file():
@@ -211,13 +210,6 @@ def _primary(file: TaskFile, validators: tuple[Validator, ...], where: str) -> s
     return file.primary or names[-1]
 
 
-def _generation(file: TaskFile, where: str, base: Path) -> Generation:
-    generation = build(Generation, file.generation, where=f"{where} generation", base=base)
-    if generation.max_tokens < 1 or generation.temperature < 0 or not 0 < generation.top_p <= 1:
-        raise UserError("max_tokens >= 1, temperature >= 0 and 0 < top_p <= 1 are needed", where=f"{where} generation")
-    return generation
-
-
 def _rows(file: TaskFile, validators: tuple[Validator, ...], where: str) -> list[Row]:
     rows = read_unique_rows(file.data)
     for row in rows:
@@ -238,8 +230,6 @@ def _examples(file: TaskFile, rows: list[Row], where: str, base: Path) -> tuple[
     if file.few_shot is None:
         return ()
     wanted = build(FewShot, file.few_shot, where=f"{where} few_shot", base=base)
-    if wanted.n < 1:
-        raise UserError("n must be at least 1", where=f"{where} few_shot n")
     examples = read_unique_rows(wanted.file)[: wanted.n]
     asked = {canonical_json(row.prompt) for row in rows}
     for example in examples:

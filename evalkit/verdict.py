@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tunegate.core.artifacts import EvalReport
+from tunegate.core.artifacts import EvalReport, LoadReport
+from tunegate.core.console import warn
 from tunegate.core.errors import UserError
 from tunegate.evalkit.compare import Reading, compare
 from tunegate.evalkit.evaluate import Evaluation, evaluate, open_reading
 from tunegate.evalkit.folders import write_report
-from tunegate.evalkit.gate import Policy, decide, default_policy, load_policy, make_policy
+from tunegate.evalkit.gate import decide
+from tunegate.evalkit.policy import Policy, default_policy, load_policy, make_policy
 from tunegate.evalkit.runner import RunOptions
 from tunegate.evalkit.system import System
 from tunegate.evalkit.task import EvalTask
@@ -47,11 +49,37 @@ def finish(evaluation: Evaluation) -> None:
         evaluation.log.unlink(missing_ok=True)
 
 
-def judge_against(candidate: Reading, baseline: Reading | None, policy: Policy, *, allowed: Sequence[str]) -> Reading:
-    """The candidate's reading with `comparison` and `decision` filled in. Raises UserError when the two cannot be compared."""
+def judge_against(
+    candidate: Reading,
+    baseline: Reading | None,
+    policy: Policy,
+    *,
+    allowed: Sequence[str],
+    load: LoadReport | None = None,
+) -> Reading:
+    """The candidate's reading with `comparison` and `decision` filled in. load: a load test of the candidate.
+
+    Raises UserError when the two cannot be compared, or the load test is of something else.
+    """
+    if load is not None:
+        _same_system(load, candidate)
     margins = {c.metric: c.margin for c in policy.parsed("gate") if c.margin is not None}
     comparison = None
     if baseline is not None:
         comparison = compare(baseline, candidate, alpha=policy.alpha, margins=margins, allowed=allowed)
-    decision = decide(policy, candidate, baseline)
+    decision = decide(policy, candidate, baseline, load)
     return replace(candidate, report={**candidate.report, "comparison": comparison, "decision": decision})
+
+
+def _same_system(load: LoadReport, candidate: Reading) -> None:
+    """A load test of a folder is of this candidate or of none; one of an endpoint cannot be told."""
+    known = [i.digest for i in load.manifest.inputs if i.role == "target"]
+    target = candidate.report["target"]
+    if known and target["kind"] in ("run", "release") and target["digest"] not in known:
+        raise UserError(
+            f"the load test is of another system than the report's {target['spec']!r}",
+            where=str(load.path),
+            hint=f"ft loadtest {target['spec']} --out DIR",
+        )
+    if not known:
+        warn(f"the load test does not say which weights it was run on: taken as of {target['spec']}")

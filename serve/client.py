@@ -23,6 +23,8 @@ from tunegate.serve.prompting.middleware import USED_HEADER
 if TYPE_CHECKING:
     import aiohttp
 
+__all__ = ["ChatClient", "Completion", "EndpointError", "api_key"]  # what an answer is, and its error, belong to its client
+
 # Longest pause before another attempt, whatever `Retry-After` asks for: an hour of silence helps nobody.
 LONGEST_WAIT_S = 60.0
 # An unused connection is closed before the server closes it (uvicorn, and so vLLM: after 5 s), or a request may meet the end.
@@ -184,9 +186,9 @@ class ChatClient:
         import aiohttp
 
         assert self._session is not None, "use ChatClient as `async with`"
-        sent = {} if body is None else {"data": encode(body), "headers": JSON_BODY}
+        raw = None if body is None else encode(body)
         try:
-            async with self._session.request(method, url, **sent) as response:
+            async with self._session.request(method, url, data=raw, headers=JSON_BODY if raw else None) as response:
                 if response.status != 200:
                     raise await _refusal(response, url)
                 return decode(await _body(response, LARGEST_ANSWER))

@@ -28,6 +28,7 @@ from tunegate.evalkit.render.html_text import (
 
 SCRIPTS = ("report_text.js", "report_items.js", "report_page.js")
 Rows = list[dict[str, Any]]
+PAGE_ITEMS = 20_000  # items on a page: more, and a phone has trouble with it
 
 
 def render(report: dict[str, Any], results: Rows, baseline_results: Rows | None = None, *, served: bool = False) -> str:
@@ -63,7 +64,8 @@ def render(report: dict[str, Any], results: Rows, baseline_results: Rows | None 
             "changes_title": "What changed" if comparison else "By slice",
             "speed": html_sections.speed(report, results, baseline),
             "provenance": html_sections.provenance(report),
-            "data": script_json(_data(report, results, baseline, flips)),
+            "left_out": _left_out(len(results)),
+            "data": script_json(_data(report, _first(results, flips), baseline, flips)),
             "script": script,
         },
     )
@@ -131,6 +133,28 @@ def _data(report: dict[str, Any], results: Rows, baseline: Rows, flips: Rows) ->
         "hidden": [list(pair) for pair in HIDDEN_RANGES],
         "labels": {str(code): label for code, label in LABELS.items()},
     }
+
+
+def _first(results: Rows, flips: Rows) -> Rows:
+    """The rows that stand on the page, in their order: what changed goes first, then what did not pass."""
+    if len(results) <= PAGE_ITEMS:
+        return results
+    changed = {as_text(flip.get("id")) for flip in flips}
+
+    def rank(index: int) -> int:
+        row = results[index]
+        return 0 if as_text(row.get("id")) in changed else 2 if row.get("outcome") == "pass" else 1
+
+    return [results[index] for index in sorted(sorted(range(len(results)), key=rank)[:PAGE_ITEMS])]
+
+
+def _left_out(n: int) -> str:
+    if n <= PAGE_ITEMS:
+        return ""
+    return (
+        f'<p class="notice">{PAGE_ITEMS:,} of the {n:,} items stand on this page: those that changed first, then those that '
+        "did not pass. Figures above and below are over all of them; every row is in results.jsonl beside this file.</p>"
+    )
 
 
 def _tag_names(items: list[dict[str, Any]]) -> list[str]:

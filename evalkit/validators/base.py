@@ -1,6 +1,6 @@
 """What every validator is: a name, a weight, its options as fields, and `judge`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ class Validator:
     """One way to judge an answer. name: its metric's name. weight: its share in the metric `weighted` (0: none)."""
 
     name: str
-    weight: float = 0.0
+    weight: float = field(default=0.0, metadata={"minimum": 0})
     kind: ClassVar[str] = ""
 
     def judge(self, answer: Answer, row: Row) -> Verdict:

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
@@ -41,7 +41,7 @@ class Judge(Validator):
     model: str
     labelled: Path
     rubric: str = "The answer says the same as the expected answer."
-    min_agreement: float = 0.8
+    min_agreement: float = field(default=0.8, metadata={"minimum": 0, "maximum": 1})
     kind: ClassVar[str] = "judge"
 
     def __post_init__(self) -> None:

@@ -32,11 +32,15 @@ def make(given: Any, *, where: str, base: Path) -> Validator:
     kind = given.get("kind", given.get("name"))
     if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"no validator kind {kind!r}", where=f"{where} kind", hint=nearest(str(kind), list(KINDS)))
-    module, _, name = KINDS[kind].partition(":")
-    cls = getattr(importlib.import_module(f"tunegate.evalkit.validators.{module}"), name)
     options = {key: value for key, value in given.items() if key != "kind"}
     options.setdefault("name", kind)
     if kind == "python":
         options.setdefault("folder", "")  # beside the task file
-    validator: Validator = build(cls, options, where=where, base=base)
-    return validator
+    return build(class_of(kind), options, where=where, base=base)
+
+
+def class_of(kind: str) -> type[Validator]:
+    """The class behind a kind, imported now."""
+    module, _, name = KINDS[kind].partition(":")
+    cls: type[Validator] = getattr(importlib.import_module(f"tunegate.evalkit.validators.{module}"), name)
+    return cls

@@ -1,7 +1,7 @@
 """`number`: a number within a tolerance, in decimal arithmetic."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import ClassVar, Literal
 
@@ -27,8 +27,8 @@ class Number(Validator):
     which: `only` takes an answer with exactly one number, `first` and `last` choose one of several.
     """
 
-    abs_tolerance: float = 0.0
-    rel_tolerance: float = 0.0
+    abs_tolerance: float = field(default=0.0, metadata={"minimum": 0})
+    rel_tolerance: float = field(default=0.0, metadata={"minimum": 0})
     which: Literal["only", "first", "last"] = "last"
     kind: ClassVar[str] = "number"
 

@@ -8,7 +8,8 @@ import pytest
 
 from tunegate.core.errors import UserError
 from tunegate.evalkit.compare import Reading, by_id, pair
-from tunegate.evalkit.gate import _one, decide, make_policy
+from tunegate.evalkit.gate import _one, decide
+from tunegate.evalkit.policy import make_policy
 from tunegate.evalkit.summary import measure
 
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from tunegate.core.commands import run
-from tunegate.evalkit.gate import load_policy
+from tunegate.evalkit.policy import load_policy
 from tunegate.evalkit.project.cli import app
 from tunegate.evalkit.task import load_task
 from tunegate.train.config import from_file, resolve

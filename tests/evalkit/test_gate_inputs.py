@@ -1,0 +1,161 @@
+"""What a gate is given beside a report: a load test, a promoted alias, names; and how its reasons read."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tunegate.core import manifest, registry
+from tunegate.core.artifacts import EvalReport, GateDecision
+from tunegate.core.errors import UserError
+from tunegate.core.files import new_folder, sha256_text
+from tunegate.core.manifest import Input
+from tunegate.evalkit.gate import p_text
+from tunegate.evalkit.system import classify
+from tunegate.serve.load_plan import LoadOptions, Stage
+from tunegate.serve.load_report import About, make_report, write_load_report
+from tunegate.serve.load_test import Record, StageRun
+from tunegate.train.release.promote import promote
+from tunegate.train.release.promote_registry import open_registry
+
+
+def outputs(path, right, n=60):
+    path.write_text("".join(json.dumps({"id": f"i{i}", "output": f"q{i}" if i < right else "x"}) + "\n" for i in range(n)))  # fmt: skip
+    return path
+
+
+def load_test(folder, inputs=(), *, cpu_share=0.1):
+    """A LoadReport of 100 answers whose first content came after 100..199 ms."""
+    stage = Stage(kind="closed", level=4.0, requests=100, duration_s=None, warm_up=0)
+    records = [
+        Record(number=i, warm_up=False, prompt=str(i), repeated=False, due_s=float(i), started_s=float(i), ended_s=i + 1.0,
+               ttft_ms=100.0 + i, e2e_ms=500.0 + i, tpot_ms=10.0, prompt_tokens=20, completion_tokens=33)
+        for i in range(100)
+    ]  # fmt: skip
+    run = StageRun(stage=stage, records=records, cpu_share=cpu_share, lags_ms=[0.1])
+    about = About(target="t", endpoint="http://x/v1", model="m", prompts={}, engine={}, inputs=list(inputs))
+    document = make_report([run], LoadOptions(stages=(stage,), generation={}), about, max_error_rate=0.01)
+    return write_load_report(folder, document, [run], about, force=True).path
+
+
+def policy(path, value, metric="load_ttft_p95_ms"):
+    path.write_text(json.dumps({"conditions": [{"metric": metric, "rule": "at_most", "value": value}]}))
+    return path
+
+
+@pytest.mark.parametrize(("value", "decision", "code"), [(250, "PASS", 0), (150, "FAIL", 1), (196, "INCONCLUSIVE", 3)])
+def test_latency_under_load_is_a_condition(echo, ft, value, decision, code):
+    """p95 of 100..199 is 194; its 90 % interval from order statistics holds 196."""
+    outputs(echo / "o.jsonl", 60)
+    ft("eval", "o.jsonl", "--task", "task.yaml", "--out", "r")
+    load, gate = load_test(echo / "load"), policy(echo / "gate.yaml", value)
+    run = ft("gate", "r", "--policy", gate, "--load", load, "--json")
+    assert run.code == code, run.err
+    (condition,) = run.json["conditions"]
+    assert (condition["decision"], condition["value"], condition["n"]) == (decision, 194.0, 100)
+    written = GateDecision.open(echo / "r" / "gate")
+    assert json.loads((written.path / "decision.json").read_text())["load"]["path"].endswith("load")
+    assert {i.role for i in written.manifest.inputs} == {"candidate", "load"}
+    whole = ft("eval", "o.jsonl", "--task", "task.yaml", "--out", "r2", "--policy", gate, "--load", load, "--json")
+    assert (whole.code, whole.json["decision"]) == (code, decision)
+
+
+def test_a_load_test_that_is_missing_invalid_or_of_something_else(echo, ft):
+    outputs(echo / "o.jsonl", 60)
+    ft("eval", "o.jsonl", "--task", "task.yaml", "--out", "r")
+    gate = policy(echo / "gate.yaml", 250)
+    run = ft("gate", "r", "--policy", gate)
+    assert run.code == 2
+    assert "load_ttft_p95_ms needs a load test (--load LOADREPORT" in run.err
+    assert ft("eval", "o.jsonl", "--task", "task.yaml", "--out", "r2", "--policy", gate).code == 2
+    assert ft("gate", "r", "--policy", gate, "--load", "r").code == 2
+    run = ft("gate", "r", "--policy", gate, "--load", load_test(echo / "bad", cpu_share=0.99), "--json")
+    assert run.code == 3
+    assert run.json["conditions"][0]["reason"].endswith("was not measured: the load test is not valid")
+    run = ft("gate", "r", "--policy", policy(echo / "g2.yaml", 1, "load_ttft_p59_ms"), "--load", echo / "bad")
+    assert run.code == 2
+    assert 'did you mean "load_ttft_p' in run.err
+
+
+def test_a_load_test_of_another_release_is_refused(echo, ft):
+    from tunegate.core.artifacts import LoadReport
+    from tunegate.evalkit.compare import Reading
+    from tunegate.evalkit.verdict import _same_system
+
+    reading = Reading(name="r", report={"target": {"spec": "rel/", "kind": "release", "digest": "a" * 64}}, rows=())
+    given = lambda digest: [Input(role="target", kind="release", path="rel", digest=digest)]  # noqa: E731
+    _same_system(LoadReport.open(load_test(echo / "one", given("a" * 64))), reading)
+    with pytest.raises(UserError, match="the load test is of another system"):
+        _same_system(LoadReport.open(load_test(echo / "two", given("b" * 64))), reading)
+
+
+@pytest.fixture
+def promoted(echo, ft):
+    """`champion`: a release that was judged and let through; its folder is then gone."""
+    from tunegate.core.artifacts import Release
+
+    with new_folder(echo / "rel") as folder:
+        (folder / "config.json").write_text("{}")
+        manifest.write(folder, Release.kind, inputs=[], config={}, facts={})
+    release = Release.open(echo / "rel")
+    outputs(echo / "o.jsonl", 60)
+    ft("eval", "o.jsonl", "--task", "task.yaml", "--out", "r")
+    base = EvalReport.open(echo / "r")
+    document = base.report()
+    document["target"] = {"spec": "rel", "kind": "release", "digest": release.digest, "model": "rel"}
+    with new_folder(echo / "judged") as folder:
+        for name in ("results.jsonl", "report.html", "junit.xml", "summary.md"):
+            (folder / name).write_bytes((base.path / name).read_bytes())
+        (folder / "report.json").write_text(json.dumps(document))
+        manifest.write(folder, EvalReport.kind, inputs=[release.as_input("system")], config={}, facts={})
+    (echo / "gate.yaml").write_text("conditions: [{metric: exact, rule: at_least, value: 0.9}]\n")
+    assert ft("gate", "judged", "--policy", "gate.yaml").code == 0
+    promote(release, echo / "judged" / "gate", "champion", open_registry(None), by="me", reason=None)
+    (echo / "rel").rename(echo / "gone")
+    return release
+
+
+def test_an_alias_is_the_release_as_a_target_and_its_report_as_a_baseline(promoted, echo, ft):
+    found = classify("champion")
+    assert (found.kind, found.digest, found.model) == ("release", promoted.digest, "champion")
+    assert Path(found.source.path).is_relative_to(echo / "home")
+    assert classify("champion", baseline=True).kind == "report"
+    run = ft("eval", "o.jsonl", "--task", "task.yaml", "--out", "n", "--against", "champion", "--json")
+    assert run.json["decision"] == "INCONCLUSIVE"
+    assert run.json["comparison"]["exact"]["difference"] == 0
+    there = found.source.path / "manifest.json"
+    there.write_text(there.read_text().replace(promoted.digest, sha256_text("other bytes")))
+    with pytest.raises(UserError, match="the release behind 'champion' was changed"):
+        classify("champion")
+
+
+def test_a_report_without_an_answer_is_no_baseline(echo, ft):
+    (echo / "o.jsonl").write_text("".join(json.dumps({"id": f"i{i}", "error": "HTTP 500"}) + "\n" for i in range(60)))
+    run = ft("eval", "o.jsonl", "--task", "task.yaml", "--out", "r", "--save-as", "base")
+    assert run.code == 4
+    assert "not saved as 'base': no item was answered" in run.err
+    assert not registry.has_report("base")
+    run = ft("eval", "o.jsonl", "--task", "task.yaml", "--out", "r2", "--save-as", "a/b")
+    assert run.code == 2
+    assert not (echo / "r2").exists(), "a name that cannot be used is said before anything is judged"
+
+
+def test_the_baseline_is_found_from_any_folder(echo, ft, monkeypatch):
+    outputs(echo / "o.jsonl", 55)
+    ft("eval", "o.jsonl", "--task", "task.yaml", "--out", "base")
+    ft("eval", "o.jsonl", "--task", "task.yaml", "--out", "r", "--against", "base")
+    (echo / "sub").mkdir()
+    monkeypatch.chdir(echo / "sub")
+    assert ft("gate", "../r").code == 3
+    path = json.loads((echo / "r" / "report.json").read_text())["comparison"]["baseline"]["path"]
+    assert path == str(echo / "base")
+
+
+def test_a_tiny_p_is_not_nothing(echo, ft):
+    assert [p_text(p) for p in (0.5, 0.0001, 0.00009999, 0.0)] == ["0.5000", "0.0001", "< 0.0001", "< 0.0001"]
+    outputs(echo / "all.jsonl", 60)
+    outputs(echo / "few.jsonl", 10)
+    ft("eval", "few.jsonl", "--task", "task.yaml", "--out", "few")
+    (echo / "gate.yaml").write_text("conditions: [{metric: exact, rule: superior}]\n")
+    run = ft("eval", "all.jsonl", "--task", "task.yaml", "--out", "r", "--against", "few", "--policy", "gate.yaml", "--json")  # fmt: skip
+    assert run.json["conditions"][0]["reason"].endswith("p < 0.0001")
