@@ -27,7 +27,7 @@ from tunegate.serve.vllm_process import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="process groups")]
 REPLICA = "ray::ServeReplica:"
-READY_S = 280  # two copies on 2 cores: some ten imports of torch and vLLM
+READY_S = 420  # two copies on 2 cores: some ten imports of torch and vLLM
 
 
 def config_for_this_machine(model, port):
@@ -54,7 +54,7 @@ def environment(folder):
     return kept | {
         "PYTHONPATH": f"{folder}:{sysconfig.get_path('purelib')}", "RAY_TMPDIR": str(folder), "RAY_ADDRESS": "local",
         "RAY_OVERRIDE_RESOURCES": '{"CPU": 8}', "RAY_USAGE_STATS_ENABLED": "0", "VLLM_TARGET_DEVICE": "cpu",
-        "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
+        "RAY_worker_niceness": "0", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
     }  # fmt: skip
 
 
