@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo demo-bakeoff test test-fast test-slow lint format bench clean help
+.PHONY: setup demo demo-bakeoff test test-fast test-slow lint format bench docs dist sbom audit clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -41,6 +41,25 @@ format: setup    ## rewrite formatting and imports
 
 bench: setup     ## the scripts of benchmarks/, short form
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script --short || exit 1; done
+
+docs: setup      ## the command reference, from the code
+	@$(BIN)/python docs/cli_reference.py
+
+dist: setup      ## wheel and source archive in dist/
+	@rm -rf dist
+	@$(BIN)/uv build --quiet --out-dir dist
+	@ls -l dist
+
+# What follows runs tools in environments of their own; `audit` asks a vulnerability database over the network.
+sbom: setup      ## SBOM (CycloneDX) and licences of all that is installed, in build/
+	@mkdir -p build
+	@$(BIN)/uv tool run --from cyclonedx-bom==7.* cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml \
+	  --of JSON -o build/sbom.cdx.json
+	@$(BIN)/uv tool run pip-licenses==5.* --python $(BIN)/python --format json --with-urls --output-file build/licences.json
+
+audit: setup     ## known vulnerabilities of what is installed
+	@$(BIN)/uv pip freeze --exclude-editable > build/frozen.txt
+	@$(BIN)/uv tool run pip-audit==2.* --no-deps --disable-pip -r build/frozen.txt
 
 clean:           ## remove what was built (the environment stays)
 	rm -rf build
