@@ -241,7 +241,10 @@ def test_a_request_longer_than_the_context_is_refused_at_once_and_not_asked_agai
 
 
 def test_an_evaluation_whose_engine_is_killed_goes_on_where_it_was(server, tmp_path):
-    """kill -9 of the engine in the middle of `ft eval`: it ends with 4 and keeps what was answered; again, it asks the rest."""
+    """kill -9 of the engine in the middle of `ft eval`: no request is an answer that is none, and the same command asks the rest.
+
+    It ends with 4 when the server stays away, or, when that is back soon, with the items that got no answer named as such.
+    """
     rows = [
         {
             "id": str(n),
@@ -259,13 +262,19 @@ def test_an_evaluation_whose_engine_is_killed_goes_on_where_it_was(server, tmp_p
     first = subprocess.Popen(words, env=server.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until(lambda: log.is_file() and len(log.read_bytes().splitlines()) >= 12, 90)
     os.kill(next(pid for pid, name in server.group().items() if "EngineCore" in name), signal.SIGKILL)
-    out, err = first.communicate(timeout=120)
-    assert first.returncode == 4, err
-    assert "the endpoint is gone" in json.loads(out)["error"]["message"]
+    out, err = first.communicate(timeout=240)
+    if first.returncode == 4:
+        assert "the endpoint is gone" in json.loads(out)["error"]["message"]
+    else:
+        assert first.returncode == 0, err
+        lost = json.loads(out)["outcomes"]["infra_error"]
+        assert f"{lost} of 60 items got no answer (infrastructure errors)" in err
     kept = [json.loads(line)["key"] for line in log.read_text().splitlines()]
     assert 12 <= len(kept) < 60
     until(lambda: server.state() == "serving", 180)
-    again = subprocess.run(words, env=server.env, capture_output=True, text=True, timeout=240, check=False)
+    again = subprocess.run(
+        [*words, "--force"], env=server.env, capture_output=True, text=True, timeout=240, check=False
+    )
     assert again.returncode == 0, again.stderr
     assert f"resuming: {len(kept)} answers found" in again.stderr
     report = json.loads((tmp_path / "eval" / "report.json").read_text())
