@@ -18,7 +18,7 @@ from tunegate.core.machine import cores, memory_gb
 from tunegate.core.model_source import ModelSource
 from tunegate.core.rows import Message, read_rows
 from tunegate.train.model_loading import load_tokenizer, stop_ids
-from tunegate.train.release import llama_cpp, ollama, worker
+from tunegate.train.release import card, llama_cpp, ollama, worker
 
 # float types and the K-quants people serve; llama.cpp knows more, which need an importance matrix to be of use
 TYPES = ("q4_k_m", "q4_k_s", "q5_k_m", "q5_k_s", "q6_k", "q8_0", "q3_k_m", "q4_0", "f16", "bf16", "f32")
@@ -95,6 +95,7 @@ def export(release: Release, config: ExportConfig, out: Path, *, force: bool) ->
         if sha256_text(embedded) != release.manifest.facts["template_digest"]:
             raise TunegateError("the chat template in the file is not the release's; nothing was written")
         model = _modelfile(folder, file, tokenizer, stops, adds_bos=bool(proof["adds_bos"]))
+        card.copy_licence(release.path, folder)
         facts = {
             **{k: v for k, v in release.manifest.facts.items() if k != "merge"},
             "quantization": f"gguf {config.type}",

@@ -89,7 +89,7 @@ def merge(
         raise UserError(
             "the run's chat template is not the one it was trained with", where=str(run.path), hint="ft verify"
         )
-    with _release(run, config, out, force=force) as (folder, facts):
+    with _release(run, base, config, out, force=force) as (folder, facts):
         if config.keep_adapter:
             facts |= _keep(run, folder)
         elif run.method == "full":
@@ -100,8 +100,10 @@ def merge(
 
 
 @contextmanager
-def _release(run: Run, config: MergeConfig, out: Path, *, force: bool) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """A release folder with what every kind of it holds: tokenizer, probe, card, manifest."""
+def _release(
+    run: Run, base: ModelSource, config: MergeConfig, out: Path, *, force: bool
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A release folder with what every kind of it holds: tokenizer, probe, the licence's files, card, manifest."""
     dataset = next((i for i in run.manifest.inputs if i.role == "dataset"), None)
     kept = ("base", "base_name", "license", "method", "template_digest", "probe_digest")
     facts: dict[str, Any] = {
@@ -122,6 +124,8 @@ def _release(run: Run, config: MergeConfig, out: Path, *, force: bool) -> Iterat
             if (run.path / name).is_file():
                 shutil.copy(run.path / name, folder / name)
         copy_prompting(run.path, folder)
+        for place in (run.path, *([base.path] if base.path else [])):
+            card.copy_licence(place, folder)
         yield folder, facts
         facts["bytes"] = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
         card.write(folder, facts, name=out.name)
@@ -174,6 +178,7 @@ def _merged(
 ) -> dict[str, Any]:
     """Write the merged weights; the proof that they answer as before."""
     place = merge_base.folder_of(base)
+    card.copy_licence(place, folder)  # of a hub id the files are here only now
     files = TensorFiles(place)
     adapter = merge_adapter.read(run.path, files.specs)
     specs, changes = _specs(files, adapter, place)
@@ -190,7 +195,7 @@ def _merged(
     bench = merge_proof.Bench(
         config=place, folder=run.path, adapter=adapter, trained=bases["dequantized" if qlora else "original"],
         prompts=prove.ends_of(prompts), rows=prove.held_out(dataset, tokenizer, stops, rows), pad=tokenizer.pad_token_id,
-        stops=stops, keep=_plan(specs, parameters), vocabulary=changes.get("vocab_size"),
+        stops=stops, keep=_plan(specs, parameters, folder), vocabulary=changes.get("vocab_size"),
     )  # fmt: skip
     known, effect = merge_proof.reference(bench)
     unrounded = merge_proof.check_arithmetic(bench, known, folder)
@@ -268,16 +273,21 @@ def _resized(
     return specs, changes
 
 
-def _plan(specs: dict[str, Spec], parameters: int) -> bool:
-    """Whether the proof keeps the model in memory; what is needed is said before. Raises InfrastructureError for too little."""
+def _plan(specs: dict[str, Spec], parameters: int, folder: Path) -> bool:
+    """Whether the proof keeps the model in memory; what memory and disk are needed is said before any work.
+
+    Raises InfrastructureError for too little of either.
+    """
     largest = max(spec.bytes for spec in specs.values())
     keep = prove_model.fits(parameters)
     # one tensor in the base's type, in fp32, its update and its rounded copy
     streamed = 10 * largest
     prove_model.need_memory(streamed, "the largest tensor")
     need = parameters * 4 if keep else streamed
+    disk = sum(spec.bytes for spec in specs.values())
+    tensor_files.need_disk(folder, disk)
     say(
-        f"merging {parameters / 1e9:.2f} billion weights, tensor by tensor; the proof takes about {need / 1e9:.1f} GB of memory "
+        f"merging {parameters / 1e9:.2f} billion weights, tensor by tensor, {disk / 1e9:.2f} GB to write; the proof takes about {need / 1e9:.1f} GB of memory "
         + ("(the whole model in fp32)" if keep else "(a module at a time: the whole model in fp32 does not fit)")
     )
     return keep

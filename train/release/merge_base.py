@@ -5,6 +5,7 @@ from typing import Any
 
 from tunegate.core.errors import UserError
 from tunegate.core.model_source import ModelSource
+from tunegate.train.release import licences
 from tunegate.train.release.merge_adapter import EMBEDDING, HEAD
 from tunegate.train.release.prove_model import Source
 from tunegate.train.release.tensor_files import TensorFiles
@@ -16,7 +17,7 @@ def folder_of(base: ModelSource) -> Path:
         return base.path
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.safetensors", "*.json", "*.jinja"]
+    patterns = ["*.safetensors", "*.json", "*.jinja", *licences.LICENCE_FILES]
     try:
         return Path(snapshot_download(base.location, revision=base.revision, allow_patterns=patterns))
     except Exception as error:

@@ -10,6 +10,7 @@ from typing import Any
 from tunegate.core.console import say, warn
 from tunegate.core.errors import TunegateError
 from tunegate.train.examples import Example
+from tunegate.train.release import prove
 from tunegate.train.release.merge_adapter import Adapter
 from tunegate.train.release.prove import Said, as_facts, difference, listen, loss_of, words
 from tunegate.train.release.prove_model import Source, given
@@ -148,7 +149,14 @@ def _held_out(bench: Bench, before: Sequence[Said], after: Sequence[Said]) -> di
     losses = {"adapter": loss_of(before[first:]), "merged": loss_of(after[first:])}
     say(f"loss on {len(bench.rows)} held-out answers: adapter {losses['adapter']:.4f}, merged {losses['merged']:.4f}")
     tokens = sum(len(s.labels) for s in after[first:])
-    return {"held_out_rows": len(bench.rows), "held_out_tokens": tokens, "held_out_loss": losses}
+    score = prove.answers(before[first:], after[first:])
+    say(f"held-out answers given exactly: adapter {score['before']}, merged {score['after']} of {score['rows']}")
+    return {
+        "held_out_rows": len(bench.rows),
+        "held_out_tokens": tokens,
+        "held_out_loss": losses,
+        "exact_answers": score,
+    }
 
 
 def _answers(model: Any, bench: Bench) -> list[list[int]]:

@@ -1,5 +1,6 @@
 """The model card of a release that is passed on: from manifests and evaluation reports, nothing by hand."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from tunegate.core.artifacts import EvalReport, GgufExport, Release
@@ -18,9 +19,11 @@ def text(
     import yaml
 
     facts = release.manifest.facts
-    front = yaml.safe_dump(_front(facts, reports, name), sort_keys=False, allow_unicode=True).strip()
+    matter = yaml.safe_dump(
+        front(facts, [_result(r) for r in reports], name), sort_keys=False, allow_unicode=True
+    ).strip()
     blocks = [
-        f"---\n{front}\n---\n# {name}",
+        f"---\n{matter}\n---\n# {name}",
         f"{facts.get('base_name', facts.get('base'))}, fine-tuned with {facts.get('method')} on a private dataset.",
         *licences.card_lines(facts),
         "## How it was made\n" + "\n".join(_made(facts, described)),
@@ -33,25 +36,26 @@ def text(
     return "\n\n".join(blocks) + "\n"
 
 
-def _front(facts: dict[str, Any], reports: list[EvalReport], name: str) -> dict[str, Any]:
+def front(facts: dict[str, Any], reported: Sequence[dict[str, Any]] = (), name: str = "") -> dict[str, Any]:
+    """The hub's front matter, from a release's facts. reported: results for its `model-index`, under `name`."""
     base, quantization = str(facts.get("base_name") or ""), str(facts.get("quantization", "none"))
-    front: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     if base.count("/") == 1 and not base.startswith(
         (".", "/", "~")
     ):  # the hub links it; a local folder's name is nobody's
-        front |= {"base_model": base, "base_model_relation": "finetune" if quantization == "none" else "quantized"}
+        relation = "adapter" if facts.get("adapter") else "finetune" if quantization == "none" else "quantized"
+        found |= {"base_model": base, "base_model_relation": relation}
     if facts.get("license"):
-        front["license"] = facts["license"]
-    library = "gguf" if "file" in facts else "transformers"
-    front |= {"library_name": library, "pipeline_tag": "text-generation"}
-    front["tags"] = ["tunegate", str(facts.get("method")), *([] if quantization == "none" else [quantization])]
-    results = [result for report in reports for result in _result(report)]
-    if results:
-        front["model-index"] = [{"name": name, "results": results}]
-    return front
+        found["license"] = facts["license"]
+    library = "gguf" if "file" in facts else "peft" if facts.get("adapter") else "transformers"
+    found |= {"library_name": library, "pipeline_tag": "text-generation"}
+    found["tags"] = ["tunegate", str(facts.get("method")), *([] if quantization == "none" else [quantization])]
+    if reported:
+        found["model-index"] = [{"name": name, "results": list(reported)}]
+    return found
 
 
-def _result(report: EvalReport) -> list[dict[str, Any]]:
+def _result(report: EvalReport) -> dict[str, Any]:
     document = report.report()
     task, data = document["task"]["name"], document["data"]
     metrics = [
@@ -60,7 +64,7 @@ def _result(report: EvalReport) -> list[dict[str, Any]]:
         if figure.get("value") is not None
     ]
     dataset = {"name": task, "type": "private", "args": {"n": document["n"], "sha256": data["sha256"]}}
-    return [{"task": {"type": "text-generation"}, "dataset": dataset, "metrics": metrics}]
+    return {"task": {"type": "text-generation"}, "dataset": dataset, "metrics": metrics}
 
 
 def _made(facts: dict[str, Any], described: dict[str, Any]) -> list[str]:

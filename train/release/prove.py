@@ -154,6 +154,24 @@ def difference(first: Sequence[Said], second: Sequence[Said]) -> Difference:
     )
 
 
+def exact(said: Sequence[Said]) -> list[bool]:
+    """Of each row whether a greedy decoder would give exactly its answer: then, and only then, each token of the answer is the
+    most likely one after those before it."""
+    return [s.greedy == s.labels for s in said]
+
+
+def answers(first: Sequence[Said], second: Sequence[Said]) -> dict[str, int]:
+    """Rows answered exactly by each of two models, and those that only one of them answers so."""
+    pairs = list(zip(exact(first), exact(second), strict=True))
+    return {
+        "rows": len(pairs),
+        "before": sum(a for a, _ in pairs),
+        "after": sum(b for _, b in pairs),
+        "fixed": sum(b and not a for a, b in pairs),
+        "broken": sum(a and not b for a, b in pairs),
+    }
+
+
 def as_facts(found: Difference) -> dict[str, Any]:
     """As it stands in `release.yaml`."""
     return {k: (round(v, 7) if isinstance(v, float) else v) for k, v in asdict(found).items()}

@@ -154,6 +154,7 @@ def _files(release: Release, made: Path, folder: Path) -> None:
         if (release.path / name).is_file():
             shutil.copy(release.path / name, folder / name)
     copy_prompting(release.path, folder)
+    card.copy_licence(release.path, folder)
 
 
 def _same_tokens(release: Release, folder: Path) -> None:
@@ -191,6 +192,11 @@ def _compare(rows: list[Example], before: list[prove.Said], after: list[prove.Sa
         f"perplexity of {len(rows)} held-out answers: {math.exp(first):.3f} before, {math.exp(min(second, 50)):.3f} after "
         f"(loss {first:.4f}, {second:.4f}); {prove.words(found)}"
     )
+    score = prove.answers(before, after)
+    say(
+        f"held-out answers given exactly: {score['before']} before, {score['after']} after ({score['fixed']} fixed, "
+        f"{score['broken']} broken); by a task's own measure: ft ladder"
+    )
     if not second - first <= LARGEST_LOSS_INCREASE:
         raise TunegateError(
             f"the quantized model loses {second - first:.2f} nats per held-out token; nothing was written",
@@ -201,5 +207,6 @@ def _compare(rows: list[Example], before: list[prove.Said], after: list[prove.Sa
         "held_out_tokens": sum(len(s.labels) for s in after),
         "held_out_loss": {"before": first, "after": second},
         "perplexity": {"before": math.exp(first), "after": math.exp(second)},
+        "exact_answers": score,
         **prove.as_facts(found),
     }

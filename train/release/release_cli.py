@@ -1,5 +1,6 @@
 """`ft release list | show | promote | rollback | sign`: options, one call, printing."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -144,20 +145,36 @@ def sign(
         Path | None, typer.Option("--key-password-file", help="Where the key has one.")
     ] = None,
     keyless: Annotated[bool, typer.Option("--keyless", help="By Sigstore, with your identity or the CI's.")] = False,
+    identity_token_file: Annotated[
+        Path | None,
+        typer.Option("--identity-token-file", help="Keyless: an OpenID Connect token; else SIGSTORE_IDENTITY_TOKEN."),
+    ] = None,
+    trust_config: Annotated[
+        Path | None, typer.Option("--trust-config", help="Keyless: of another Sigstore than the public one.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Sign every byte of a folder (OpenSSF model signing): model.sig inside it, checked by `ft verify --key`."""
     if (key is None) == (not keyless):
         raise UsageError("give --key KEY or --keyless")
-    from tunegate.serve.client import api_key
+    if key and (identity_token_file or trust_config):
+        raise UsageError("--identity-token-file and --trust-config are for --keyless")
+    from tunegate.train.release.sign import Keyless
     from tunegate.train.release.sign import sign as do_sign
 
-    password = api_key(key_password_file) if key_password_file else None
-    signature = do_sign(open_any(folder), key, password=password)
+    token = _secret(identity_token_file) or os.environ.get("SIGSTORE_IDENTITY_TOKEN")
+    by = key or Keyless(token=token, trust_config=trust_config)
+    signature = do_sign(open_any(folder), by, password=_secret(key_password_file))
     if as_json:
         emit_json({"signature": str(signature), "folder": str(folder)})
         return
     out().print(f"signed: {signature}; check with: ft verify {folder} --key PUBLIC", markup=False)
+
+
+def _secret(path: Path | None) -> str | None:
+    from tunegate.serve.client import api_key
+
+    return api_key(path) if path else None
 
 
 def _servable(path: Path) -> Release | Run:

@@ -5,6 +5,7 @@ The format and the cryptography are those of the package `model-signing`; its co
 
 import base64
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,17 @@ from tunegate.core.files import relative_files, sha256_file
 from tunegate.core.manifest import SIGNATURE, verify
 
 
-def sign(artifact: Artifact, key: Path | None, *, password: str | None = None) -> Path:
-    """Write `model.sig` with a P-256 private key (PEM); without a key, keyless by Sigstore (opens a browser, or takes the
-    CI's identity).
+@dataclass(frozen=True, kw_only=True)
+class Keyless:
+    """Signing by Sigstore. token: an OpenID Connect identity token; without one the CI's own identity is taken, or a browser
+    is opened. trust_config: of another Sigstore than the public one."""
+
+    token: str | None = None
+    trust_config: Path | None = None
+
+
+def sign(artifact: Artifact, by: Path | Keyless, *, password: str | None = None) -> Path:
+    """Write `model.sig` with a P-256 private key (PEM), or keyless by Sigstore.
 
     Raises UserError for a folder that is not as its manifest says and for a key of another kind.
     """
@@ -31,20 +40,22 @@ def sign(artifact: Artifact, key: Path | None, *, password: str | None = None) -
             )
     signer = signing.Config().set_hashing_config(config)
     target = artifact.path / SIGNATURE
-    if key is not None and not key.is_file():
-        raise UserError("no such key file", where=str(key), hint=_HOW)
+    if isinstance(by, Path) and not by.is_file():
+        raise UserError("no such key file", where=str(by), hint=_HOW)
     try:
-        if key is None:
-            signer.use_sigstore_signer(use_ambient_credentials=True)
+        if isinstance(by, Keyless):
+            signer.use_sigstore_signer(
+                use_ambient_credentials=by.token is None, identity_token=by.token, trust_config=by.trust_config
+            )
         else:
-            signer.use_elliptic_key_signer(private_key=key, password=password)
+            signer.use_elliptic_key_signer(private_key=by, password=password)
         signer.sign(artifact.path.resolve(), target)
     except Exception as error:
-        if key is None:
+        if isinstance(by, Keyless):
             raise _sigstore(error) from None
         if not isinstance(error, ValueError | TypeError):
             raise
-        raise UserError(f"cannot sign with this key: {error}", where=str(key), hint=_HOW) from None
+        raise UserError(f"cannot sign with this key: {error}", where=str(by), hint=_HOW) from None
     return target
 
 
@@ -52,7 +63,12 @@ _HOW = "make one: openssl ecparam -name prime256v1 -genkey -noout -out key.pem; 
 
 
 def check(
-    folder: Path, *, key: Path | None = None, identity: str | None = None, issuer: str | None = None
+    folder: Path,
+    *,
+    key: Path | None = None,
+    identity: str | None = None,
+    issuer: str | None = None,
+    trust_config: Path | None = None,
 ) -> str | None:
     """What is wrong with the signature, None when it is good: made with that key, or by that identity, over these bytes.
 
@@ -67,7 +83,7 @@ def check(
         if key is not None:
             verifier.use_elliptic_key_verifier(public_key=key)
         else:
-            verifier.use_sigstore_verifier(identity=identity, oidc_issuer=issuer)
+            verifier.use_sigstore_verifier(identity=identity, oidc_issuer=issuer, trust_config=trust_config)
     except Exception as error:
         if key is None:
             raise _sigstore(error) from None

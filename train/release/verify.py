@@ -19,11 +19,13 @@ MODELS = (Run.kind, Release.kind, GgufExport.kind)
 
 @dataclass(frozen=True, kw_only=True)
 class Signer:
-    """Who is to have signed: the holder of a key, or an identity that an issuer vouches for (keyless)."""
+    """Who is to have signed: the holder of a key, or an identity that an issuer vouches for (keyless; trust_config: of another
+    Sigstore than the public one)."""
 
     key: Path | None = None
     identity: str | None = None
     issuer: str | None = None
+    trust_config: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +119,7 @@ def _signature(folder: Path, signer: Signer | None) -> tuple[str, str | None]:
     if path.is_symlink():
         return "a symlink", "is a symlink"
     if signer is not None:
-        broken = sign.check(folder, key=signer.key, identity=signer.identity, issuer=signer.issuer)
+        broken = sign.check(folder, **vars(signer))
         by = f"the key {signer.key}" if signer.key else f"{signer.identity}"
         return ("does not hold" if broken else f"made with {by}, over every file"), broken
     if not there:

@@ -18,6 +18,9 @@ def verify(
     key: Annotated[Path | None, typer.Option("--key", help="Public key (PEM) that must have signed it.")] = None,
     identity: Annotated[str | None, typer.Option("--identity", help="Keyless: who must have signed it.")] = None,
     issuer: Annotated[str | None, typer.Option("--issuer", help="Keyless: who vouches for the identity (URL).")] = None,
+    trust_config: Annotated[
+        Path | None, typer.Option("--trust-config", help="Keyless: of another Sigstore than the public one.")
+    ] = None,
     engine: Annotated[bool, typer.Option("--engine", help="Also load it (vLLM; GGUF: llama.cpp), one answer.")] = False,
     distribution: Annotated[
         bool, typer.Option("--distribution", help="Duties of the base's licence that are not met are problems.")
@@ -27,7 +30,7 @@ def verify(
     """Re-hash a folder, follow its lineage to the data, check template, tokenizer, licence and signature; exit 2 on any problem."""
     if (identity is None) != (issuer is None) or (key and identity):
         raise UsageError("give --key, or --identity together with --issuer")
-    signer = Signer(key=key, identity=identity, issuer=issuer) if key or identity else None
+    signer = Signer(key=key, identity=identity, issuer=issuer, trust_config=trust_config) if key or identity else None
     found = inspect(folder, signer=signer, distribution=distribution)
     loaded = None
     if engine and not found.problems:

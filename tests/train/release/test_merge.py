@@ -9,11 +9,12 @@ import yaml
 
 from tunegate.core import manifest
 from tunegate.core.artifacts import Dataset, Release, Run
-from tunegate.core.errors import TunegateError, UserError
+from tunegate.core.errors import InfrastructureError, TunegateError, UserError
 from tunegate.core.model_source import resolve
 from tunegate.train import sft
 from tunegate.train.config import resolve as resolve_config
-from tunegate.train.release import merge_proof, prove, quantize, quantize_worker
+from tunegate.train.examples import Example
+from tunegate.train.release import card, merge_proof, prove, quantize, quantize_worker
 from tunegate.train.release.merge import merge
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -95,6 +96,87 @@ def test_what_stands_in_the_release(made, release):
     kinds = [row["kind"] for row in manifest.lineage(release.manifest.inputs)]
     assert kinds == ["run", "dataset", "model"]
     assert (release.path / "chat_template.jinja").read_text() == (made.base / "chat_template.jinja").read_text()
+
+
+def front(folder):
+    return yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+
+
+def test_r16_the_cards_fields_are_the_manifests(made, release, tmp_path):
+    """R16: no placeholder, no misspelt key, no base that only this machine has."""
+    facts = release.manifest.facts
+    found = front(release.path)
+    assert "base_model" not in found, "a local folder is no model of the hub"
+    assert "license" not in found, "none is known"
+    assert found["tags"] == ["tunegate", "lora"]
+    assert str(made.base) not in (release.path / "README.md").read_text()
+    folder = tmp_path / "card"
+    folder.mkdir()
+    known = {**facts, "base_name": "meta-llama/Llama-3.2-1B", "license": "llama3.2"}
+    card.write(folder, known, name="Llama-slots")
+    assert front(folder) == {
+        "base_model": "meta-llama/Llama-3.2-1B", "base_model_relation": "finetune", "license": "llama3.2",
+        "library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["tunegate", "lora"],
+    }  # fmt: skip
+    assert "Built with Llama." in (folder / "README.md").read_text()
+    assert "Llama 3.2 is licensed under" in (folder / "NOTICE").read_text()
+    for more, relation, library in (
+        ({"quantization": "awq", "group_size": 64}, "quantized", "transformers"),
+        ({"adapter": True}, "adapter", "peft"),
+    ):
+        card.write(folder, {**known, **more}, name="x")
+        assert (front(folder)["base_model_relation"], front(folder)["library_name"]) == (relation, library)
+
+
+def test_the_licences_files_go_along(tiny_model, tiny_dataset, tmp_path):
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    for name in ("LICENSE.txt", "USE_POLICY.md"):
+        (base / name).write_text(f"{name} of the base")
+    release = merge(train(base, tiny_dataset, tmp_path / "run"), resolve(str(base)), tmp_path / "release", force=False)
+    for name in ("LICENSE.txt", "USE_POLICY.md"):
+        assert (release.path / name).read_text() == f"{name} of the base"
+    assert manifest.verify(release.path) == []
+
+
+def test_memory_and_disk_are_said_and_looked_at_before_any_work(made, tmp_path, monkeypatch, capsys):
+    def begun(*_, **__):
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr(merge_proof, "reference", begun)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
+    with pytest.raises(InfrastructureError, match="are to be written, the disk has"):
+        merge(made.run, resolve(str(made.base)), tmp_path / "out", force=False)
+    monkeypatch.undo()
+    monkeypatch.setattr(merge_proof, "reference", begun)
+    capsys.readouterr()
+    with pytest.raises(AssertionError, match="work was begun"):
+        merge(made.run, resolve(str(made.base)), tmp_path / "out", force=False)
+    assert "GB to write; the proof takes about" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_answers_given_exactly_are_those_a_greedy_decoder_gives(made, release):
+    """The score beside perplexity, counted without decoding, against transformers' own greedy decoding."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(release.path, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(release.path)
+    ids = tokenizer("What is 7 plus 7?")["input_ids"]
+    with torch.no_grad():
+        greedy = model.generate(
+            torch.tensor([ids]), max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=None
+        )
+    answer = greedy[0, len(ids) :].tolist()
+    other = [*answer[:2], (answer[2] + 1) % len(tokenizer), *answer[3:]]
+    rows = [
+        Example(id=str(n), input_ids=ids + end, labels=[-100] * len(ids) + end) for n, end in enumerate((answer, other))
+    ]
+    said = prove.listen(model, rows, "test", pad=0)
+    assert prove.exact(said) == [True, False]
+    assert prove.answers(said, said[::-1]) == {"rows": 2, "before": 1, "after": 1, "fixed": 1, "broken": 1}
+    score = release.manifest.facts["merge"].get("exact_answers", {"rows": 0})
+    assert score["rows"] == release.manifest.facts["merge"]["held_out_rows"]
 
 
 @pytest.mark.parametrize("method", ["qlora", "full"])

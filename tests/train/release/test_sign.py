@@ -149,6 +149,38 @@ def test_what_was_changed_is_not_signed_but_what_was_signed_may_be_signed_again(
     assert (code, document["error"]["message"]) == (2, "not signed: sub/x: content changed")
 
 
+def test_keyless_takes_an_identity_token_and_another_sigstore(ft, folder, keys, tmp_path, monkeypatch):
+    from model_signing import signing, verifying
+
+    asked = []
+
+    class TUFError(Exception):
+        pass
+
+    def record(self, **given):
+        asked.append(given)
+        raise TUFError("offline")
+
+    monkeypatch.setattr(signing.Config, "use_sigstore_signer", record)
+    monkeypatch.setattr(verifying.Config, "use_sigstore_verifier", record)
+    (tmp_path / "token").write_text("header.claims.signature\n")
+    trust = tmp_path / "trust.json"
+    assert ft(release_cli.app, "sign", folder, "--keyless")[0] == 4
+    assert ft(release_cli.app, "sign", folder, "--keyless", "--identity-token-file", tmp_path / "token")[0] == 4
+    monkeypatch.setenv("SIGSTORE_IDENTITY_TOKEN", "of.the.environment")
+    assert ft(release_cli.app, "sign", folder, "--keyless", "--trust-config", trust)[0] == 4
+    tokens = [None, "header.claims.signature", "of.the.environment"]
+    assert [given["identity_token"] for given in asked] == tokens
+    assert [given["use_ambient_credentials"] for given in asked] == [True, False, False]
+    assert asked[-1]["trust_config"] == trust
+    sign(ft, folder, keys["mine"][0])
+    code, _ = verify(ft, folder, "--identity", "a@b.c", "--issuer", "https://issuer", "--trust-config", trust)
+    assert code == 4
+    assert asked[-1] == {"identity": "a@b.c", "oidc_issuer": "https://issuer", "trust_config": trust}
+    code, document = ft(release_cli.app, "sign", folder, "--key", keys["mine"][0], "--trust-config", trust)
+    assert (code, document["error"]["kind"]) == (2, "usage")
+
+
 def test_keyless_without_sigstore_is_an_infrastructure_error(ft, folder, keys, monkeypatch):
     from model_signing import signing, verifying
 
