@@ -161,18 +161,30 @@ class ChatStream:
             raise EndpointError(
                 "the stream ended without a finish reason: the engine died or a proxy cut it", where=self._where
             )
+        for call in self._calls.values():
+            call["function"] = {key: whole(value) for key, value in call["function"].items()}
         return Completion(
-            text="".join(self._text),
+            text=whole("".join(self._text)),
             finish_reason=self._finish_reason,
             prompt_tokens=_count(self._usage.get("prompt_tokens")),
             completion_tokens=_count(self._usage.get("completion_tokens")),
             latency_ms=latency_ms,
             ttft_ms=None if self.ttft_s is None else 1000 * self.ttft_s,
-            refusal="".join(self._refusal) or None,
+            refusal=whole("".join(self._refusal)) or None,
             tool_calls=[self._calls[index] for index in sorted(self._calls)],
             attempts=attempt,
             context=context,
         )
+
+
+def whole(text: str) -> str:
+    """The text with halves of surrogate pairs joined, where a chunk ended between them; a half alone becomes U+FFFD, because
+    no file in UTF-8 can hold it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
 
 
 def _count(value: Any) -> int | None:

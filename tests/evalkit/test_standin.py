@@ -135,3 +135,12 @@ def test_judge_that_disagrees_may_not_judge(echo, standin, ft):
     assert "the judge agrees with people on 0.51" in run.err
     assert not (echo / "r").exists()
     assert sum(standin.asked.values()) == 41  # only the labelled sample
+
+
+def test_half_a_character_in_an_answer_breaks_nothing(echo, standin, ft):
+    """JSON can carry half of a surrogate pair, UTF-8 cannot: it is shown as U+FFFD, and the answer is wrong."""
+    standin.answer = lambda q, _: (200, "\ud800 x" if q == "q1" else q)
+    run = ft("eval", standin.url, "--task", "task.yaml", "--out", "r", "--json")
+    assert run.code == 0, run.err
+    assert run.json["outcomes"]["pass"] == 59
+    assert results(echo / "r")[1]["output"] == "\ufffd x"

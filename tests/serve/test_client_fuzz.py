@@ -114,7 +114,7 @@ FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthChe
 def test_any_stream_is_an_answer_or_an_infrastructure_error(wire, raw, cut):
     found = wire(complete, raw, cut=cut)
     if isinstance(found, Completion):
-        assert isinstance(found.text, str)
+        found.text.encode()
         assert found.finish_reason
         for count in (found.prompt_tokens, found.completion_tokens):
             assert count is None or (type(count) is int and count >= 0)
@@ -157,6 +157,13 @@ def test_a_last_event_without_an_end_counts(wire):
     assert wire(complete, raw + b"\n\ndata: [DONE]").text == "hi"
     parts = raw.replace(b'"hi"', b'[{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]')
     assert wire(complete, parts).text == "hi"
+
+
+def test_a_character_cut_between_two_chunks_is_whole_again(wire):
+    half = lambda text: b'data: {"choices": [{"delta": {"content": "%s"}}]}\n\n' % text  # noqa: E731
+    end = b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}\n\n'
+    assert wire(complete, half(rb"\ud83d") + half(rb"\ude00!") + end).text == "\U0001f600!"
+    assert wire(complete, half(rb"\ude00") + half(rb"\ud83d a") + end).text == "\ufffd\ufffd a"
 
 
 def test_an_answer_without_end_is_cut_off(wire, monkeypatch):
