@@ -39,3 +39,16 @@ def test_commands_that_pages_show_exist():
                 if f"{tool} {word}" not in first:
                     odd.append(f"{page.relative_to(ROOT)}: {tool} {word}")
     assert odd == []
+
+
+def test_tests_that_pages_name_exist():
+    named = {
+        m for page in PAGES for m in re.findall(r"(tests/[\w/]+\.py)(?:::(\w+))?", page.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 20
+    odd = [
+        f"{path}::{name}"
+        for path, name in sorted(named)
+        if not (ROOT / path).is_file() or (name and f"def {name}(" not in (ROOT / path).read_text(encoding="utf-8"))
+    ]
+    assert odd == []
