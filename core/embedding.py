@@ -35,15 +35,10 @@ class Embedder:
     tokenizer: Any
     model: Any
 
-    def embed(self, texts: Sequence[str], *, quick: bool = False) -> "NDArray[np.float32]":
-        """float32 [n, d], each row of length 1; texts beyond 256 tokens are read up to there.
-
-        quick: in bfloat16 on a processor that computes in it (cosine to the float32 vector at least 0.9999).
-        """
+    def embed(self, texts: Sequence[str]) -> "NDArray[np.float32]":
+        """float32 [n, d], each row of length 1; texts beyond 256 tokens are read up to there."""
         import numpy as np
         import torch
-
-        bf16 = quick and torch.cpu.get_capabilities().get("avx512_bf16", False)
 
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # equal lengths together: little padding
         found = np.zeros((len(texts), self.model.config.hidden_size), dtype=np.float32)
@@ -52,7 +47,7 @@ class Embedder:
             batch = self.tokenizer(
                 [texts[i] for i in chosen], padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
             )
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            with torch.inference_mode():
                 states = self.model(**batch).last_hidden_state.float()
             mask = batch["attention_mask"].unsqueeze(-1).float()
             pooled = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
@@ -71,8 +66,11 @@ def is_installed() -> bool:
 
 
 @lru_cache(maxsize=2)
-def load(spec: str = BUILTIN) -> Embedder:
-    """The encoder that `spec` names: builtin:minilm, a folder, or a hub id. Raises UserError when it cannot be loaded."""
+def load(spec: str = BUILTIN, *, quick: bool = False) -> Embedder:
+    """The encoder that `spec` names: builtin:minilm, a folder, or a hub id. Raises UserError when it cannot be loaded.
+
+    quick: in bfloat16 where the processor computes in it, which changes a cosine by some thousandths at most.
+    """
     folder = _builtin() if spec == BUILTIN else Path(spec).expanduser()
     quiet_transformers()
     from transformers import AutoModel, AutoTokenizer
@@ -86,9 +84,17 @@ def load(spec: str = BUILTIN) -> Embedder:
         raise UserError(
             f"the embedding model cannot be loaded: {reason}", where=spec, hint=f"use {BUILTIN}, which needs no network"
         ) from None
+    if quick and _has_bf16():
+        model = model.bfloat16()
     weights = sorted(Path(location).glob("*.safetensors")) if folder.is_dir() else []
     digest = sha256_text("".join(map(sha256_file, weights))) if weights else sha256_text(spec)
     return Embedder(spec=spec, digest=digest, tokenizer=tokenizer, model=model)
+
+
+def _has_bf16() -> bool:
+    import torch
+
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
 def _builtin() -> Path:

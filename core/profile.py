@@ -4,7 +4,7 @@ import json
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tunegate.core.errors import UserError
@@ -62,7 +62,7 @@ class DatasetProfile:
     `tokens_exact`), without the chat template's marks. turns: messages a row. labels: {label: rows}, the most frequent
     200 of `label_count`, taken from `label_source` (None: no labels). json_outputs, valid share of rows whose answer is
     one JSON object or list, 0 to 1. schema_rows: rows that carry a JSON Schema of their answer. scripts: {script of the
-    letters: rows}, a hint at the language and no more. distinct_inputs, distinct_outputs: different texts.
+    letters: rows}. languages: {language of the user turns: rows}, by `language_of`. distinct_inputs, distinct_outputs: different texts.
     """
 
     rows: int
@@ -84,6 +84,7 @@ class DatasetProfile:
     distinct_outputs: int
     scripts: dict[str, int]
     tags: dict[str, dict[str, int]]
+    languages: dict[str, int] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     @staticmethod
@@ -94,12 +95,13 @@ class DatasetProfile:
         token_source: str | None = None,
         label_of: Callable[[Row], str | None] | None = None,
         label_source: str | None = None,
+        language_of: Callable[[Row], str] | None = None,
     ) -> "DatasetProfile":
         """Profile rows as they stream by, in memory that grows with a few numbers a row.
 
         count_tokens: texts -> token counts, by the tokenizer that `token_source` names; without it characters / 4.
         """
-        gatherer = _Gatherer(count_tokens, label_of)
+        gatherer = _Gatherer(count_tokens, label_of, language_of)
         for row in rows:
             gatherer.add(row)
         gatherer.flush()
@@ -131,14 +133,18 @@ class _Gatherer:
     BATCH = 1000
 
     def __init__(
-        self, count_tokens: Callable[[list[str]], list[int]] | None, label_of: Callable[[Row], str | None] | None
+        self,
+        count_tokens: Callable[[list[str]], list[int]] | None,
+        label_of: Callable[[Row], str | None] | None,
+        language_of: Callable[[Row], str] | None,
     ) -> None:
         self._count = count_tokens or (lambda texts: [-(-len(text) // 4) for text in texts])
         self._label_of = label_of or (lambda row: None)
+        self._language_of = language_of
         self._texts: list[str] = []
         self.characters: tuple[list[int], list[int]] = ([], [])
         self.tokens: tuple[list[int], list[int]] = ([], [])
-        self.counts: dict[str, Counter[str]] = {name: Counter() for name in ("turns", "labels", "scripts")}
+        self.counts: dict[str, Counter[str]] = {name: Counter() for name in ("turns", "labels", "scripts", "languages")}
         self.totals: Counter[str] = Counter()
         self.distinct: dict[str, set[int]] = {name: set() for name in ("inputs", "outputs", "systems")}
         self.tags: dict[str, Counter[str]] = {}
@@ -154,6 +160,8 @@ class _Gatherer:
         if (label := self._label_of(row)) is not None:
             self.counts["labels"][label] += 1
         self.counts["scripts"][script(given)] += 1
+        if self._language_of is not None:
+            self.counts["languages"][self._language_of(row)] += 1
         self.totals["json"] += is_json(row.expected)
         self.totals["schema"] += row.schema is not None
         self.totals["tools"] += bool(row.tools)
@@ -191,6 +199,7 @@ class _Gatherer:
             distinct_inputs=len(self.distinct["inputs"]),
             distinct_outputs=len(self.distinct["outputs"]),
             scripts=_ranked(self.counts["scripts"]),
+            languages=_ranked(self.counts["languages"]),
             tags={key: _ranked(self.tags[key]) for key in sorted(self.tags)},
         )
 

@@ -4,13 +4,14 @@ A verdict depends on the two texts alone, never on the other rows (cleanlab's th
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from tunegate.core import embedding
 from tunegate.core.console import warn
 from tunegate.core.errors import UserError
 from tunegate.train.data.engine import Mapped
+from tunegate.train.data.words import neighbours
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,7 +35,8 @@ class Judge:
 
     rule: what a score is, as reports name it. threshold: from which a pair is near. curve: other thresholds; the lowest is
     the lowest that may be asked for. floor: overlap of 4-grams below which a pair is no candidate. scores: (text, text,
-    overlap) of each pair -> its score, 0 to 1, to four decimals.
+    overlap) of each pair -> its score, 0 to 1, to four decimals. neighbours: texts -> the places of more candidates of each
+    among the earlier ones; None: overlap alone makes a candidate.
     """
 
     rule: str
@@ -42,6 +44,7 @@ class Judge:
     curve: tuple[float, ...]
     floor: float
     scores: Callable[[Sequence[Candidate]], list[float]]
+    neighbours: Callable[[Sequence[str]], list[list[int]]] | None = None
 
     @property
     def named(self) -> str:
@@ -63,13 +66,14 @@ def judge(model: str = embedding.BUILTIN, threshold: float | None = None, mapped
         return _checked(_lexical(""), threshold)
     cosine = _Cosine(model, mapped)
     if model != embedding.BUILTIN:
-        embedding.load(model)
+        embedding.load(model, quick=True)
     found = Judge(
         rule=f"cosine of {model}",
         threshold=THRESHOLDS["cosine"],
         curve=CURVES["cosine"],
         floor=FLOOR,
         scores=cosine.scores,
+        neighbours=lambda texts: neighbours(texts, model),
     )
     return _checked(found, threshold)
 
@@ -89,16 +93,22 @@ def _checked(found: Judge, threshold: float | None) -> Judge:
         return found
     if not found.curve[-1] <= threshold <= 1:
         raise UserError(f"must be between {found.curve[-1]:g} and 1 for {found.rule}", where="--near-threshold")
-    return Judge(rule=found.rule, threshold=threshold, curve=found.curve, floor=found.floor, scores=found.scores)
+    return replace(found, threshold=threshold)
 
 
 def _embedded(chunk: tuple[str, list[str]]) -> "tuple[npt.NDArray[np.float16], list[bool]]":
     """float16 [n, d] of n texts, and which of them were read to their end."""
     import numpy as np
+    import torch
 
     model, texts = chunk
-    encoder = embedding.load(model)
-    return encoder.embed(texts, quick=True).astype(np.float16), encoder.reads_whole(texts)
+    encoder = embedding.load(model, quick=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # short texts: a second thread mostly waits, and both engines compute the same
+    try:
+        return encoder.embed(texts).astype(np.float16), encoder.reads_whole(texts)
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass

@@ -39,7 +39,12 @@ def jaccard(a: str, b: str) -> float:
 
 def similarity(a: str, b: str) -> float:
     """The Jaccard overlap, but 0 when the numbers or symbols in the texts differ."""
-    return jaccard(a, b) if _exact(a) == _exact(b) else 0.0
+    return jaccard(a, b) if same_numbers(a, b) else 0.0
+
+
+def same_numbers(a: str, b: str) -> bool:
+    """Whether two texts have the same numbers and symbols in the same order."""
+    return _exact(a) == _exact(b)
 
 
 def _exact(text: str) -> list[str]:

@@ -28,6 +28,8 @@ def page(profile: DatasetProfile, title: str) -> str:
         ("Output, characters", profile.output_characters),
     )
     distributions = [("Turns", profile.turns), ("Script of the input's letters", profile.scripts)]
+    if profile.languages:
+        distributions.insert(0, ("Language of the user turns", profile.languages))
     distributions += [(f"Tag {key}", counts) for key, counts in profile.tags.items()]
     if profile.labels:
         distributions.insert(0, (f"Labels ({profile.label_source}), {profile.label_count} in all", profile.labels))

@@ -26,6 +26,7 @@ from tunegate.train.data.clean import CleanConfig, drop, measure
 from tunegate.train.data.dedup import DedupConfig, deduplicate, refuse_mass_removal
 from tunegate.train.data.engine import Mapped, rows_of
 from tunegate.train.data.labels import labels, no_row_has, of_key, reader
+from tunegate.train.data.language import language
 from tunegate.train.data.normalize import input_key, normalized, prompt_key, user_text
 from tunegate.train.data.read import Fault, Reading, sources
 from tunegate.train.data.rejected import Reason, Rejected, tally
@@ -121,6 +122,7 @@ def prepare(
         token_source=token_counter.source,
         label_of=reader(label_source),
         label_source=label_source,
+        language_of=language,
     )
     report = Report(
         rows_in=rows_in,

@@ -279,7 +279,13 @@ def _length_lines(report: Report) -> list[str]:
 
 def _distributions(profile: DatasetProfile) -> list[tuple[str, list[tuple[str, int]]]]:
     found = [(f"label ({profile.label_source})", list(profile.labels.items())[:20])] if profile.labels else []
-    return [*found, ("turns", list(profile.turns.items())[:10]), ("script", list(profile.scripts.items())[:10])]
+    languages = [("language", list(profile.languages.items())[:10])] if profile.languages else []
+    return [
+        *found,
+        *languages,
+        ("turns", list(profile.turns.items())[:10]),
+        ("script", list(profile.scripts.items())[:10]),
+    ]
 
 
 def _near_rule(result: Deduplicated) -> str | None:

@@ -22,6 +22,7 @@ from tunegate.train.data.engine import Mapped, rows_of
 from tunegate.train.data.export import OPENAI_KEYS, READ_AS, export
 from tunegate.train.data.judge import Judge
 from tunegate.train.data.labels import labels, reader
+from tunegate.train.data.language import language
 from tunegate.train.data.leakage import Leakage
 from tunegate.train.data.leakage import leakage as compare
 from tunegate.train.data.prepare import PrepareConfig, admitted, jsonl, source_inputs
@@ -62,6 +63,7 @@ def profile(names: Sequence[str], reading: Reading, *, label: str | None, model:
         token_source=tokens.source,
         label_of=reader(source),
         label_source=source,
+        language_of=language,
     )
 
 

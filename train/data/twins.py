@@ -11,7 +11,7 @@ from tunegate.core.files import canonical_json
 from tunegate.core.rows import Row
 from tunegate.train.data.engine import Mapped
 from tunegate.train.data.judge import Judge
-from tunegate.train.data.near import NearIndex, band_keys
+from tunegate.train.data.near import NearIndex, band_keys, jaccard, same_numbers
 from tunegate.train.data.normalize import answer_key, normalized
 
 BLOCK = 4096
@@ -67,6 +67,7 @@ class _Seen:
     """A row with what it is compared by."""
 
     row: Row
+    frame: int
     text: str
     answer: str
     keys: tuple[bytes, ...]
@@ -81,12 +82,17 @@ def near_step(rows: Sequence[Row], judge: Judge, mapped: Mapped = map) -> NearSt
     index, kept = NearIndex(), list[_Seen]()
     frames: dict[str, int] = {}
     blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
-    for own, keyed in zip(blocks, mapped(_keyed, blocks), strict=True):
-        block = [_seen(row, keys, frames) for row, keys in zip(own, keyed, strict=True)]
+    keyed = [keys for found in mapped(_keyed, blocks) for keys in found]
+    everyone = [_seen(row, keys, frames) for row, keys in zip(rows, keyed, strict=True)]
+    close = judge.neighbours([seen.text for seen in everyone]) if judge.neighbours and len(rows) > 1 else []
+    gone: set[int] = set()
+    for start in range(0, len(rows), BLOCK):
+        block = everyone[start : start + BLOCK]
         candidates, inside = _candidates(block, index, kept, judge.floor)
+        for (seen, found), places in zip(candidates, close[start : start + BLOCK], strict=False):
+            found += _by_words(seen, found, [everyone[at] for at in places if id(everyone[at]) not in gone])
         flat = [(seen.text, other.text, overlap) for seen, found in candidates for other, overlap in found]
         scores = iter(judge.scores(flat)) if flat else iter(())
-        gone: set[int] = set()
         for seen, found in candidates:
             scored = [(other, next(scores)) for other, _ in found]
             if not _decide(seen, [(o, s) for o, s in scored if id(o) not in gone], judge, step):
@@ -115,9 +121,9 @@ def _keyed(rows: Sequence[Row]) -> list[Keys]:
 def _seen(row: Row, found: Keys, frames: dict[str, int]) -> _Seen:
     """The row with its band keys; rows of two frames share none."""
     frame, text, answer, keys = found
-    number = frames.setdefault(frame, len(frames)).to_bytes(4, "big")
-    own = keys if number == bytes(4) else tuple(number + key for key in keys)
-    return _Seen(row=row, text=text, answer=answer, keys=own)
+    number = frames.setdefault(frame, len(frames))
+    own = tuple(number.to_bytes(4, "big") + key for key in keys) if number else keys
+    return _Seen(row=row, frame=number, text=text, answer=answer, keys=own)
 
 
 def _candidates(
@@ -132,6 +138,13 @@ def _candidates(
         here.add(seen.text, seen.keys)
         found.append((seen, near))
     return found, here.skipped
+
+
+def _by_words(seen: _Seen, found: Found, close: list[_Seen]) -> Found:
+    """Those close by their words that may be twins and are not among those found by their letters."""
+    known = {id(other) for other, _ in found}
+    rest = [o for o in close if id(o) not in known and o.frame == seen.frame and same_numbers(o.text, seen.text)]
+    return [(other, jaccard(other.text, seen.text)) for other in rest]
 
 
 def _decide(seen: _Seen, scored: Found, judge: Judge, step: NearStep) -> bool:

@@ -1,0 +1,78 @@
+"""Candidates by their words: texts whose static vectors are close, which overlap of letters misses ("where do i find my card
+pin", "where can i locate my card pin"). Word order does not count here, so they are candidates and nothing more.
+
+A text's static vector is the mean of the encoder's own input word vectors, less the mean over the set (common words lift all
+texts alike). Measured on Banking77's train texts, of the rows that have an earlier one at a cosine of 0.95 by MiniLM: MinHash
+meets 32 %, this at 0.7 89 %, with 4 candidates a row.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tunegate.core import embedding
+from tunegate.core.console import warn
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+CLOSE = 0.7
+# Candidates of one row at most, the closest: dense sets of short texts have hundreds.
+MOST = 50
+# The search compares every row with every earlier one: beyond this many rows MinHash is alone.
+ROWS_MOST = 150_000
+BATCH = 4096
+ROWS, COLUMNS = 512, 16384
+
+
+def neighbours(texts: Sequence[str], model: str) -> list[list[int]]:
+    """For each text the places of the earlier ones that are close, at most `MOST`, the closest first."""
+    import torch
+
+    if len(texts) > ROWS_MOST:
+        warn(f"over {ROWS_MOST:,} rows: near duplicates are sought by their letters only, not by their words")
+        return [[] for _ in texts]
+    encoder = embedding.load(model, quick=True)
+    vectors = torch.from_numpy(_vectors(texts, encoder)).to(encoder.model.dtype)
+    found: list[list[int]] = []
+    for start in range(0, len(texts), ROWS):
+        found += _block(vectors, start)
+    return found
+
+
+def _block(vectors: Any, start: int) -> list[list[int]]:
+    """The close earlier rows of the rows from `start`."""
+    import torch
+
+    own = vectors[start : start + ROWS]
+    close: list[list[tuple[float, int]]] = [[] for _ in own]
+    for left in range(0, start + len(own), COLUMNS):
+        scores = own @ vectors[left : min(left + COLUMNS, start + len(own))].T
+        rows, columns = torch.nonzero(scores >= CLOSE, as_tuple=True)
+        values = scores[rows, columns].float().tolist()
+        for row, column, value in zip(rows.tolist(), columns.tolist(), values, strict=True):
+            if left + column < start + row:
+                close[row].append((-value, left + column))
+    return [[at for _, at in sorted(each)[:MOST]] for each in close]
+
+
+def _vectors(texts: Sequence[str], encoder: embedding.Embedder) -> "npt.NDArray[np.float32]":
+    """float32 [n, d], each row of length 1 (0 for a text without tokens)."""
+    import numpy as np
+
+    words = encoder.model.get_input_embeddings().weight.detach().float().numpy()
+    found = np.zeros((len(texts), words.shape[1]), dtype=np.float32)
+    for start in range(0, len(texts), BATCH):
+        tokens = encoder.tokenizer(
+            list(texts[start : start + BATCH]),
+            add_special_tokens=False,
+            truncation=True,
+            max_length=embedding.MAX_TOKENS,
+        )["input_ids"]
+        for at, each in enumerate(tokens, start):
+            if each:
+                found[at] = words[each].mean(0)
+    found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+    found -= found.mean(0)
+    found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+    return found
