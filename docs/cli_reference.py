@@ -47,7 +47,8 @@ def option_row(parameter: Any, context: typer.Context) -> str:
         says += f" [default: {shown}]"
     if parameter.multiple:
         says += " Repeatable."
-    return f"| `{names}{kind}` | {says}{' **Required.**' if parameter.required else ''} |"
+    shown_kind = kind.replace("|", "\\|")
+    return f"| `{names}{shown_kind}` | {says}{' **Required.**' if parameter.required else ''} |"
 
 
 def _kind(parameter: Any, context: typer.Context) -> str:
