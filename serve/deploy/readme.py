@@ -56,6 +56,7 @@ def _ray(plan: DeployPlan, file: str) -> list[str]:
 def _no_key() -> list[str]:
     return [
         "Ray's own HTTP ingress asks for no key: keep it inside the cluster, behind a gateway that does.",
+        "When a copy dies, Ray ends its requests with an error and repeats none: clients must retry (ft eval does).",
         "ray[llm] brings the vLLM it was built with: a flag that is newer than that is refused when the replica starts.",
     ]
 

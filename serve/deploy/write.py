@@ -30,6 +30,17 @@ class Platform:
     by_ray: bool = False
 
 
+class _Readable(yaml.SafeDumper):
+    """YAML whose texts of several lines (the guard's modules, Ray's config in a RayService) are blocks, not escapes."""
+
+
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+
+_Readable.add_representer(str, _text)
+
+
 def _check_ray_service(documents: list[dict[str, Any]], file: Path) -> list[Check]:
     """The RayService as Kubernetes sees it, and the text inside as Ray does."""
     inner = file.with_name(".serve_config.yaml")
@@ -79,7 +90,7 @@ def deploy(
     with new_folder(out, force=force) as folder:
         file = folder / platform.file
         documents = platform.documents(plan)
-        write_text(file, yaml.safe_dump_all(documents, sort_keys=False, width=120))
+        write_text(file, yaml.dump_all(documents, Dumper=_Readable, sort_keys=False, width=120))
         if platform.guard_beside:
             for name in GUARD_FILES:
                 place = folder / "guard" / name

@@ -202,6 +202,15 @@ def test_a_folder_is_whole_and_says_what_was_not_checked(release, tmp_path, caps
     assert written.manifest.inputs[0].digest == release.digest
 
 
+def test_texts_of_several_lines_can_be_read_and_edited(release, tmp_path):
+    plan = plan_of(release, image="rayproject/ray-llm:2.60.0-py312-cu130")
+    for to, line in (("kuberay", "  serveConfigV2: |"), ("kubernetes", "  middleware.py: |")):
+        written, _ = deploy(plan, to, tmp_path / to, inputs=[], force=False, check=False)
+        file = written.path / PLATFORMS[to].file
+        assert line in file.read_text().splitlines()
+        assert list(yaml.safe_load_all(file.read_text())) == PLATFORMS[to].documents(plan)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["kubernetes", "compose", "sky", "ray", "kuberay"])
 def test_the_platforms_own_tools_agree(release, tmp_path, to):
