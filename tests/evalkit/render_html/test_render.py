@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from tunegate.core.statistics import quantile, wilson
-from tunegate.evalkit.render import html_plots, html_text, html_verdict
+from tunegate.evalkit.render import html, html_plots, html_text, html_verdict
 from tunegate.evalkit.render.html import render
 
 
@@ -302,3 +302,24 @@ def test_an_item_carries_its_reasons_repeats_cost_and_context(plain):
     assert found["repeats"] == [["pass", "one", 10.0], ["fail", "two", 20.0], ["infra_error", "", None]]
     assert (found["cost"], found["attempts"], json.loads(found["context"])) == ("$0.00042", 3, {"ids": ["r1", "r2"]})
     assert "repeats" not in Page(render(report, mine, theirs)).data["items"][1]["candidate"]
+
+
+def test_a_page_of_many_items_holds_what_changed_and_what_failed_and_says_so(made, monkeypatch):
+    mine, theirs = made.make_rows()
+    report = made.make_report(mine, theirs)
+    changed = {flip["id"] for flip in report["comparison"]["flips"]}
+    wrong = {row["id"] for row in mine if row["outcome"] != "pass"}
+    assert len(changed) < len(changed | wrong) < len(mine)
+
+    def ids(limit):
+        monkeypatch.setattr(html, "PAGE_ITEMS", limit)
+        page = render(report, mine, theirs)
+        found = [item["id"] for item in Page(page).data["items"]]
+        assert found == [row["id"] for row in mine if row["id"] in set(found)], "in the order of the results"
+        assert (f"{limit} of the {len(mine)} items stand on this page" in page) == (limit < len(mine))
+        return set(found)
+
+    assert ids(len(changed)) == changed
+    assert ids(len(changed | wrong)) == changed | wrong
+    assert changed | wrong < ids(len(mine) - 1)
+    assert len(ids(len(mine))) == len(mine)
