@@ -7,9 +7,9 @@ from tunegate.core.profile import DatasetProfile, Lengths
 _STYLE = """
 :root { color-scheme: light dark; --bar: #2f6fb0; --line: #8884; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-table { border-collapse: collapse; width: 100%; } td, th { padding: .15rem .6rem; text-align: right; }
-td:first-child, th:first-child { text-align: left; overflow-wrap: anywhere; }
+h1, h2, p { overflow-wrap: anywhere; } h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
+table { border-collapse: collapse; width: 100%; } td, th { padding: .15rem .6rem; text-align: right; white-space: nowrap; }
+td:first-child, th:first-child { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 tr { border-bottom: 1px solid var(--line); } .facts { opacity: .8; }
 figure { margin: .5rem 0 1rem; } figcaption { font-size: .9rem; opacity: .8; } svg { width: 100%; height: auto; }
 rect { fill: var(--bar); } text { font: 11px system-ui, sans-serif; fill: currentColor; }
@@ -36,7 +36,7 @@ def page(profile: DatasetProfile, title: str) -> str:
     facts = (
         f"{profile.rows:,} rows. {profile.distinct_inputs:,} different inputs, {profile.distinct_outputs:,} different "
         f"outputs. {profile.json_outputs:.1%} of the answers are JSON; {profile.schema_rows:,} rows carry a schema, "
-        f"{profile.tool_rows:,} offer tools. {profile.system_prompts:,} system prompts. Tokens by {profile.token_source}."
+        f"{profile.tool_rows:,} offer tools. System prompts: {profile.system_prompts:,}. Tokens by {profile.token_source}."
     )
     return "\n".join(
         [

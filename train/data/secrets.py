@@ -1,4 +1,5 @@
-"""Probable secrets and personal data, by patterns that are public and specific; no entropy rules, which flag plain text.
+"""Probable secrets and personal data, by patterns that are public and specific, ours and those of detect-secrets (Yelp) for
+the tokens of providers; no entropy rules, which flag plain text. Nothing is downloaded, nothing is verified with a provider.
 
 Sources of the shapes: the providers' documentation of their token formats (AWS IAM identifiers, GitHub token prefixes,
 Hugging Face, OpenAI, Slack, Google API keys, RFC 7519 JWT, RFC 7468 PEM); ISO/IEC 7812 (card numbers, Luhn's check) and ISO
@@ -8,6 +9,8 @@ Hugging Face, OpenAI, Slack, Google API keys, RFC 7519 JWT, RFC 7468 PEM); ISO/I
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 
 MASK = "[REDACTED]"
 
@@ -107,10 +110,43 @@ _PATTERNS = (
 )
 
 
+# Plugins of detect-secrets whose patterns fit one provider's tokens. Left out: those of high entropy and of keywords, which
+# flag plain sentences, Artifactory's (any word in capitals that begins with AP), and those of shapes that are ours above.
+_PLUGINS = (
+    "aws.AWSKeyDetector",
+    "azure_storage_key.AzureStorageKeyDetector",
+    "basic_auth.BasicAuthDetector",
+    "discord.DiscordBotTokenDetector",
+    "gitlab_token.GitLabTokenDetector",
+    "mailchimp.MailchimpDetector",
+    "npm.NpmDetector",
+    "pypi_token.PypiTokenDetector",
+    "sendgrid.SendGridDetector",
+    "slack.SlackDetector",
+    "square_oauth.SquareOAuthDetector",
+    "stripe.StripeDetector",
+    "telegram_token.TelegramBotTokenDetector",
+    "twilio.TwilioKeyDetector",
+)
+
+
+@cache
+def _patterns() -> tuple[_Pattern, ...]:
+    """Our secrets, the plugins' under their own names of what they find, then personal data (an address may be inside)."""
+    theirs = []
+    for plugin in _PLUGINS:
+        module, _, name = plugin.partition(".")
+        detector = getattr(import_module(f"detect_secrets.plugins.{module}"), name)
+        kind = str(detector.secret_type).lower().replace(" ", "_")
+        theirs += [_Pattern(kind=kind, regex=regex) for regex in detector().denylist]
+    personal = [pattern for pattern in _PATTERNS if pattern.personal]
+    return (*(pattern for pattern in _PATTERNS if not pattern.personal), *theirs, *personal)
+
+
 def find_secrets(text: str) -> Iterator[Secret]:
     """The stretches that look like secrets or personal data, first pattern wins where two overlap."""
     taken: list[tuple[int, int]] = []
-    for pattern in _PATTERNS:
+    for pattern in _patterns():
         if pattern.needs and not any(word in text for word in pattern.needs):
             continue
         for match in pattern.regex.finditer(text):

@@ -9,6 +9,7 @@ import pytest
 
 from tunegate.core.commands import run
 from tunegate.train.data.cli import app
+from tunegate.train.data.secrets import find_secrets, masked
 
 
 def chat(question: str, answer: str = "yes", **more: Any) -> dict[str, Any]:
@@ -163,3 +164,30 @@ def test_a_json_document_that_is_no_list(
     (tmp_path / "a.json").write_text(json.dumps(document, indent=indent))
     error = asked(capsys, "check", str(tmp_path / "a.json"), code=2)["error"]
     assert hint in error["hint"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("sk_live_" + "a1B2" * 6, "stripe_access_key"),
+        ("glpat-" + "x1Y2z3W4v5" * 2, "gitlab_token"),
+        ("https://me:passw0rd@db.host.org/x", "basic_auth_credentials"),
+        ("123456789:" + "A1b2C" * 7, "telegram_bot_token"),
+        ("SG." + "a1" * 11 + "." + "b2" * 21 + "c", "sendgrid_api_key"),
+        ("pypi-AgEIcHlwaS5vcmc" + "a1" * 40, "pypi_token"),
+        ("AC" + "0a" * 16, "twilio_api_key"),
+    ],
+)
+def test_tokens_of_providers(text: str, kind: str) -> None:
+    """The patterns of detect-secrets; its entropy rules, which flag plain sentences, are not used."""
+    before, after = "use this: ", " and tell no one"
+    (found,) = find_secrets(before + text + after)
+    assert (found.kind, found.personal) == (kind, False)
+    assert "passw0rd" not in masked(before + text + after)[0]
+
+
+@pytest.mark.parametrize(
+    "text", ["APPLICATION of ACME, order AC12345", "sha256:" + "ab12" * 16, "x" * 40, "at 12:30:45"]
+)
+def test_plain_text_is_no_token(text: str) -> None:
+    assert list(find_secrets(text)) == []
