@@ -22,6 +22,7 @@ from tunegate.train.data.normalize import RULE_NAMES, answer_key, prompt_key
 from tunegate.train.data.rejected import Reason, Rejected
 from tunegate.train.data.twins import NearStep, Pair, near_step
 
+BEST = "best:"
 SAME = "same numbers and symbols; same answer"
 # A step that removes more than this share of a source stops (`--yes` goes on): no honest set is mostly copies.
 MOST_REMOVED = 0.5
@@ -42,12 +43,13 @@ class DedupConfig:
     near_threshold: float | None = None
     """from which two inputs are near, 0 to 1; None: 0.95 of a cosine, 0.9 of an overlap"""
     keep: str = "first"
-    """which of two twins is kept: first or longest (input and answer in characters)"""
+    """which of two twins is kept: first, longest (input and answer in characters), or best:KEY (highest number there)"""
 
     def __post_init__(self) -> None:
         if self.near_threshold is not None and not 0 <= self.near_threshold <= 1:
             raise UserError("must be between 0 and 1", where="--near-threshold")
-        one_of("--keep", self.keep, ("first", "longest"))
+        if not self.keep.startswith(BEST) or self.keep == BEST:
+            one_of("--keep", self.keep, ("first", "longest", f"{BEST}KEY"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +78,8 @@ def deduplicate(rows: Sequence[Row], config: DedupConfig, mapped: Mapped = map) 
     ordered = list(rows)
     if config.keep == "longest":
         ordered.sort(key=lambda row: -len(canonical_json(list(row.messages))))
+    if config.keep.startswith(BEST):
+        ordered.sort(key=lambda row: -_number(row, config.keep.removeprefix(BEST)))
     removed: list[_Removal] = []
     kept = _exact(ordered, removed) if config.exact else ordered
     kept, conflicts = _normalized(kept, config, removed)
@@ -114,6 +118,16 @@ def refuse_mass_removal(rows: Sequence[Row], rejected: Sequence[Rejected], *, ye
                 where=file,
                 hint="look at them with `ft data dedup`; pass --yes when that is right",
             )
+
+
+def _number(row: Row, key: str) -> float:
+    """The number under a tag or key of a row. Raises UserError where there is none."""
+    value = row.tags.get(key, row.extra.get(key))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(
+            f"no number under {key!r}", where=f"{row.file}:{row.line}", hint=f"--keep {BEST}{key} needs one"
+        )
+    return float(value)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,9 @@ NearThreshold = Annotated[
     float | None,
     typer.Option("--near-threshold", help="From which two inputs are near; else 0.95 of a cosine, 0.9 of 4-grams."),
 ]
-Keep = Annotated[str, typer.Option("--keep", help="Which of two twins stays: first or longest.")]
+Keep = Annotated[
+    str, typer.Option("--keep", help="Which of two twins stays: first, longest or best:KEY (highest number).")
+]
 KeepLeaks = Annotated[bool, typer.Option("--keep-leaks", help="Keep train rows whose prompt stands in eval.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Go on when a step would remove over half of a source.")]
 

@@ -14,7 +14,7 @@ tr { border-bottom: 1px solid var(--line); } .facts { opacity: .8; }
 figure { margin: .5rem 0 1rem; } figcaption { font-size: .9rem; opacity: .8; } svg { width: 100%; height: auto; }
 rect { fill: var(--bar); } text { font: 11px system-ui, sans-serif; fill: currentColor; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); gap: 0 2rem; }
-.share { width: 40%; } .share i { display: block; height: .8rem; background: var(--bar); }
+.share { width: 40%; } @media (max-width: 30rem) { .share { width: 15%; } td, th { padding: .15rem .25rem; } } .share i { display: block; height: .8rem; background: var(--bar); }
 """
 _WIDTH, _HEIGHT, _FOOT = 460, 150, 34
 

@@ -192,6 +192,16 @@ def test_longest_keeps_the_longest_and_the_order_of_rows() -> None:
     assert [r.line for r in deduplicate(rows, by_letters()).kept] == [1, 2]
 
 
+def test_best_keeps_the_highest_number_under_a_key() -> None:
+    rows = [row(LONG, line=1, tags={"score": 0.5}), row(LONG + "s", line=2, score=7), row(LONG + "!", line=3, score=2)]
+    found = deduplicate(rows, by_letters(keep="best:score"))
+    assert [r.line for r in found.kept] == [2]
+    assert {item.kept for item in found.rejected} == {rows[1].id}
+    with pytest.raises(UserError, match="no number under 'score'") as caught:
+        deduplicate([*rows, row("another", line=9, score="7")], by_letters(keep="best:score"))
+    assert caught.value.where == "f.jsonl:9"
+
+
 def test_the_rules_can_be_turned_off() -> None:
     rows = [row(LONG, id="a"), row(LONG, id="b", line=2), row(LONG + "!", line=3), row(LONG + "s", line=4)]
     assert [r[1] for r in reasons(rows, exact=False, normalized=False, near=False)] == []
@@ -248,6 +258,8 @@ def test_normalisation_rules() -> None:
         ({"near_threshold": 0.3}, "--near-threshold"),
         ({"near_threshold": 1.3}, "--near-threshold"),
         ({"keep": "best"}, "--keep"),
+        ({"keep": "best:"}, "--keep"),
+        ({"keep": "KEY"}, "--keep"),
         ({"near_model": "no/such-encoder"}, "no/such-encoder"),
     ],
 )
