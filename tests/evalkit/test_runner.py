@@ -131,3 +131,27 @@ def test_log_is_held_by_one(tmp_path):
             pass
     with ResultLog(tmp_path / "l") as log:
         assert log.get("k").text == "\ud800 é"
+
+
+def test_the_running_estimate_never_holds_the_requests_up(monkeypatch):
+    """Judging that is slow is done now and then, for a moment; the share says over how many answers it is."""
+    from tunegate.evalkit import runner
+
+    clock, said = [0.0], []
+    monkeypatch.setattr(runner.time, "monotonic", lambda: clock[0])
+
+    def judge(row, answer):
+        clock[0] += 0.008
+        return answer.text == "right"
+
+    estimate = runner._Estimate(lambda n, text=None: said.append((n, text)), judge)
+    for i in range(1000):
+        clock[0] += 0.001
+        estimate.add(None, Answer(text="right" if i % 2 else "x"))
+    estimate.show()
+    assert sum(n for n, _ in said) == 1000
+    assert len(said) <= 1 + 2.0 / 0.25
+    assert clock[0] <= 1.0 + len(said) * (0.02 + 0.008), "what judging took"
+    judged = 3 * len(said)
+    assert said[-1][1].startswith("right ")
+    assert said[-1][1].endswith(f"of {judged} judged")

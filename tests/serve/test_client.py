@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import time
 
 import pytest
 
@@ -276,3 +277,42 @@ def test_a_retry_after_of_an_hour_does_not_silence_the_run(waits):
     with pytest.raises(clients.EndpointError):
         asyncio.run(client.complete([{"role": "user", "content": "hi"}], generation={}))
     assert waits == [clients.LONGEST_WAIT_S]
+
+
+def ports_of(ask, handler, n, **options):
+    """The client's ports over `n` answers, one after the other, and how long they took."""
+    ports = []
+
+    async def note(request):
+        ports.append(request.transport.get_extra_info("peername")[1])
+        return await handler(request)
+
+    async def several(client):
+        start = time.perf_counter()
+        for _ in range(n):
+            assert (await client.complete(MESSAGES, generation={})).text == "naïve 東京"
+        return time.perf_counter() - start
+
+    return ports, ask(note, call=several, **options)
+
+
+def test_connections_are_used_again(ask):
+    """What follows `[DONE]` is read to its end, or each answer would cost a new connection."""
+    assert len(set(ports_of(ask, stream(WHOLE), 8)[0])) == 1
+    cut = [len(WHOLE) - 14]
+    assert len(set(ports_of(ask, stream(WHOLE + b"data: more\n\n", cut), 8)[0])) == 1
+
+
+def test_a_stream_that_stays_open_after_its_answer_is_not_waited_for(ask):
+    async def open_end(request):
+        from aiohttp import web
+
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(WHOLE)
+        await asyncio.sleep(5)
+        return response
+
+    ports, took = ports_of(ask, open_end, 2, timeout_s=20.0)
+    assert len(set(ports)) == 2
+    assert took < 4.0
