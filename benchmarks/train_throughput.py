@@ -2,9 +2,13 @@
 
     python benchmarks/train_throughput.py [--short] [--rounds 3] [--steps 8] [--methods lora,qlora,full]
 
-plain: SFTTrainer with SFTConfig's defaults. best: what TRL itself can set: gradient checkpointing off. ft: `ft train` as users
-call it. Runs are interleaved; the table has medians. Padding is not counted as tokens. Wall time from the first step's start to
-the last step's end. Loss: answers of 48 held-out rows after the last step, by one evaluator for all.
+plain: SFTTrainer with SFTConfig's defaults. best: what TRL itself can set: gradient checkpointing off. malloc: plain, and
+glibc told to keep freed memory (what `ft train` tells it), by its environment variables. answers: `ft train --no-fast-cpu`,
+which projects label rows only, and no more. ft: `ft train` as users call it. Runs are interleaved; the table has medians.
+Padding is not counted as tokens. Wall time from the first step's start to the last step's end. Loss: answers of 48
+held-out rows after the last step, by one evaluator for all. GEMM: share of the machine's bf16 rate (2048^3, all threads)
+that the operations which cannot be left out take: 4 a frozen weight and token (forward, and backward to the input), 6 a
+trained one, the output matrix at label positions only, attention's own products left out.
 """
 
 import argparse
@@ -22,6 +26,8 @@ MODEL = "builtin:smollm2-135m"
 LENGTH = 512
 BATCH = 4
 RATE = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
+SIDES = ("plain", "best", "malloc", "answers", "ft")
+KEEP = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "-1"}
 
 
 def rows_and_model(data: Path, part: str, count: int) -> tuple[Any, list[Any], Any, list[int]]:
@@ -78,7 +84,7 @@ def plain(method: str, data: Path, out: Path, steps: int, best: bool) -> dict[st
     return {"tokens_per_s": sum(len(e.input_ids) for e in kept) / seconds, "loss": held_out_loss(trainer.model, data)}
 
 
-def ours(method: str, data: Path, out: Path, steps: int) -> dict[str, float]:
+def ours(method: str, data: Path, out: Path, steps: int, fast: bool = True) -> dict[str, float]:
     """`ft train` through its own function, on a Dataset of the same rows; timed around its trainer's loop."""
     from tunegate.core.artifacts import Dataset
     from tunegate.train import sft
@@ -96,7 +102,7 @@ def ours(method: str, data: Path, out: Path, steps: int) -> dict[str, float]:
     settings = {
         "method": method, "model": MODEL, "max_steps": steps, "max_length": LENGTH, "per_device_train_batch_size": BATCH,
         "gradient_accumulation_steps": 1, "learning_rate": RATE[method], "warmup_ratio": 0.0, "validation_share": 0.0,
-        "save_steps": 0, "seed": 0,
+        "save_steps": 0, "seed": 0, "fast_cpu": fast,
     }  # fmt: skip
     took: dict[str, float] = {}
     import trl
@@ -146,6 +152,20 @@ def gemm_gflops() -> float:
     return 8 * 2 * 2048**3 / (time.perf_counter() - started) / 1e9
 
 
+def needed(method: str, data: Path, steps: int) -> float:
+    """Operations per token that no implementation can leave out, 1e9."""
+    from tunegate.core.architecture import from_folder
+
+    _, kept, source, _ = rows_and_model(data, "train.jsonl", steps * BATCH)
+    shape = from_folder(Path(source.location))
+    head = shape.vocab * shape.hidden
+    adapter, linear = shape.lora_params(16), shape.linear_params
+    tokens = sum(len(e.input_ids) for e in kept)
+    labels = sum(label >= 0 for e in kept for label in e.labels)
+    each, extra = (6.0, 0.0) if method == "full" else (4.0, 6.0 * adapter)
+    return (each * linear + extra + each * head * labels / tokens) / 1e9
+
+
 def worker(side: str, method: str, data: Path, steps: int) -> None:
     """One run in a process of its own; the figures go to standard output as JSON."""
     from tunegate.core.machine import peak_resident_gb
@@ -153,11 +173,12 @@ def worker(side: str, method: str, data: Path, steps: int) -> None:
     os.environ["TQDM_DISABLE"] = "1"
     with tempfile.TemporaryDirectory() as scratch:
         found = (
-            ours(method, data, Path(scratch), steps)
-            if side == "ft"
+            ours(method, data, Path(scratch), steps, fast=side == "ft")
+            if side in ("ft", "answers")
             else plain(method, data, Path(scratch), steps, best=side == "best")
         )
     found["peak_gb"] = peak_resident_gb()
+    found["gflop_per_token"] = needed(method, data, steps)
     print("RESULT " + json.dumps(found))
 
 
@@ -167,6 +188,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--methods", default="lora,qlora,full")
+    parser.add_argument("--sides", default=",".join(SIDES))
     parser.add_argument("--short", action="store_true", help="one round of four steps, LoRA only")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -179,15 +201,18 @@ def main() -> None:
         options.rounds, options.steps, options.methods = 1, 4, "lora"
     rate = gemm_gflops()
     print(f"bf16 GEMM {rate:.0f} GFLOP/s; {options.steps} steps of {BATCH} rows, {options.rounds} interleaved rounds")
-    print(f"{'method':7} {'side':6} {'tok/s':>7} {'x plain':>8} {'loss':>7} {'peak GB':>8}  runs")
+    print(
+        f"{'method':7} {'side':8} {'tok/s':>7} {'x plain':>8} {'GEMM':>6} {'loss':>7} {'peak GB':>8}  runs", flush=True
+    )
     for method in options.methods.split(","):
-        found: dict[str, list[dict[str, float]]] = {"plain": [], "best": [], "ft": []}
+        found: dict[str, list[dict[str, float]]] = {side: [] for side in options.sides.split(",")}
         for _ in range(options.rounds):
             for side, runs in found.items():
                 command = [sys.executable, __file__, "--worker", side, method, "--data", str(options.data)]
                 done = subprocess.run(
-                    [*command, "--steps", str(options.steps)], capture_output=True, text=True, check=False
-                )
+                    [*command, "--steps", str(options.steps)], capture_output=True, text=True, check=False,
+                    env={**os.environ, **(KEEP if side == "malloc" else {})},
+                )  # fmt: skip
                 line = next((x for x in done.stdout.splitlines() if x.startswith("RESULT ")), None)
                 if line is None:
                     raise SystemExit(f"{side} {method} failed:\n{done.stderr[-2000:]}")
@@ -197,7 +222,9 @@ def main() -> None:
             speed = statistics.median(r["tokens_per_s"] for r in runs)
             peak, loss = (statistics.median(r[k] for r in runs) for k in ("peak_gb", "loss"))
             each = ", ".join(f"{r['tokens_per_s']:.0f}" for r in runs)
-            print(f"{method:7} {side:6} {speed:7.0f} {speed / base:8.2f} {loss:7.4f} {peak:8.1f}  {each}", flush=True)
+            share = speed * runs[0]["gflop_per_token"] / rate
+            line = f"{method:7} {side:8} {speed:7.0f} {speed / base:8.2f} {share:6.0%} {loss:7.4f} {peak:8.1f}  {each}"
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

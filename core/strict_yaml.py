@@ -42,8 +42,8 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def place_of(path: Path, key: str) -> str:
-    """`FILE:LINE` of a key that begins a line of a YAML file, `FILE: KEY` where none does."""
-    pattern = re.compile(rf"\s*['\"]?{re.escape(key)}['\"]?\s*:")
+    """`FILE:LINE` of a key that begins a line of a YAML file, dashes for underscores or not; `FILE: KEY` where none does."""
+    pattern = re.compile(rf"\s*['\"]?{re.escape(key).replace('_', '[-_]')}['\"]?\s*:")
     lines = path.read_text(encoding="utf-8-sig").splitlines()
     return next((f"{path}:{number}" for number, line in enumerate(lines, 1) if pattern.match(line)), f"{path}: {key}")
 

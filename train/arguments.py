@@ -4,18 +4,19 @@ import math
 from pathlib import Path
 from typing import Any
 
+from tunegate.train import ranks
 from tunegate.train.config import TrainConfig
 
 
-def steps_per_epoch(config: TrainConfig, rows: int) -> int:
-    """Optimizer steps of one pass over `rows`."""
-    batches = math.ceil(rows / config.per_device_train_batch_size)
+def steps_per_epoch(config: TrainConfig, rows: int, processes: int = 1) -> int:
+    """Optimizer steps of one pass over `rows`, whose batches the processes share."""
+    batches = math.ceil(math.ceil(rows / config.per_device_train_batch_size) / processes)
     return max(1, math.ceil(batches / config.gradient_accumulation_steps))
 
 
-def total_steps(config: TrainConfig, rows: int) -> int:
+def total_steps(config: TrainConfig, rows: int, processes: int = 1) -> int:
     """Optimizer steps of the run."""
-    by_epochs = max(1, math.ceil(steps_per_epoch(config, rows) * config.num_train_epochs))
+    by_epochs = max(1, math.ceil(steps_per_epoch(config, rows, processes) * config.num_train_epochs))
     return config.max_steps if config.max_steps > 0 else by_epochs
 
 
@@ -23,7 +24,7 @@ def recomputes(config: TrainConfig, device: str) -> bool:
     """Whether activations are computed again in the backward pass."""
     if config.gradient_checkpointing is not None:
         return config.gradient_checkpointing
-    return device == "cuda" or config.method == "qlora"
+    return device == "cuda" or (config.method == "qlora" and not config.fast_cpu)
 
 
 def keeps_best(config: TrainConfig) -> bool:
@@ -62,8 +63,9 @@ def sft_arguments(config: TrainConfig, work: Path, device: str, *, rows: int, va
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
         dataloader_pin_memory=device == "cuda",
+        ddp_find_unused_parameters=False,
         eval_strategy="steps" if validation else "no",
-        eval_steps=config.eval_steps or steps_per_epoch(config, rows),
+        eval_steps=config.eval_steps or steps_per_epoch(config, rows, ranks.count()),
         save_strategy="steps" if config.save_steps > 0 else "no",
         save_steps=config.save_steps or 500,
         logging_steps=config.logging_steps,

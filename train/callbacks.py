@@ -9,8 +9,9 @@ from typing import Any
 
 from tunegate.core import machine
 from tunegate.core.console import Ticker, say
+from tunegate.train import ranks
 from tunegate.train.progress import Progress
-from tunegate.train.stop import StopRequest
+from tunegate.train.stop import StopFile, StopRequest
 
 MEASURED_STEPS = 10  # after which the measured speed is held against the predicted one
 SLOW_STEPS = 2  # at the start, left out of it
@@ -27,15 +28,14 @@ def peak_memory_gb() -> float:
 def make_callback(
     metrics: Path,
     tick: Ticker,
-    stop: StopRequest,
+    stop: StopRequest | StopFile,
     progress: Progress,
     *,
     checkpoints: bool,
     keep_best: bool,
     measured: Callable[[float, float], None],
 ) -> Any:
-    """The TrainerCallback. checkpoints: they are written, so that a stop leaves one. measured: told tokens per second and
-    peak memory (1e9 bytes) once, when they have settled."""
+    """The TrainerCallback. checkpoints: a stop leaves one. measured: told tokens/s and peak memory (1e9 bytes) once."""
     from transformers import TrainerCallback
 
     class Callback(TrainerCallback):  # type: ignore[misc]
@@ -57,7 +57,7 @@ def make_callback(
                 self.at_settled = (self.busy, progress.tokens)
             if done == MEASURED_STEPS:
                 measured(self._rate(self.at_settled), peak_memory_gb())
-            if stop.asked is not None:
+            if stop.wanted():
                 control.should_save = checkpoints
                 control.should_training_stop = True
 
@@ -122,5 +122,7 @@ def _duration(seconds: float) -> str:
 
 
 def _write(path: Path, line: dict[str, Any]) -> None:
+    if ranks.rank() > 0:  # the first of several processes writes
+        return
     with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(line, allow_nan=False) + "\n")

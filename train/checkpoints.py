@@ -15,6 +15,7 @@ from pathlib import Path
 from tunegate.core.console import say
 from tunegate.core.errors import InfrastructureError, UserError
 from tunegate.core.files import read_json, relative_files, sha256_file, write_json
+from tunegate.train import ranks
 
 MARKER = "complete.json"
 KEPT = 2
@@ -32,13 +33,19 @@ def step_of(path: Path) -> int:
 def writing(work: Path, step: int, *, best_step: int = -1) -> Iterator[Path]:
     """Give a temporary folder; when the block ends well it becomes `checkpoint-STEP`, whole or not at all.
 
-    The newest two and the best one stay, older ones go. Raises InfrastructureError when it cannot be written: the
+    The newest two and the best one stay, older ones go. Every process of a run calls it; the first one makes the folder
+    and seals it, so the block ends with a barrier. Raises InfrastructureError when it cannot be written: the
     checkpoints before it are as they were.
     """
     temporary = work / f".checkpoint-{step}.partial"
+    if ranks.rank() > 0:
+        ranks.barrier()
+        yield temporary
+        return
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir()
+        ranks.barrier()
         yield temporary
         for name in UNWANTED:
             (temporary / name).unlink(missing_ok=True)

@@ -23,6 +23,7 @@ from tunegate.core.model_source import resolve as resolve_model
 from tunegate.train import adapters, dry_run_view
 from tunegate.train.advice import rate_note, warnings
 from tunegate.train.config import TrainConfig, field_types, from_file, keys_of, resolve
+from tunegate.train.launch_options import launch_fields, launch_of
 from tunegate.train.stop import Interrupted
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -56,13 +57,17 @@ def train(
 
     Settings come from the preset, then --config or --from, then options; each is printed with its origin.
     """
-    config, settings, notes = _resolved(config_file, recommendation, {k: v for k, v in flags.items() if v is not None})
+    given = {k: v for k, v in flags.items() if v is not None}
+    spread = launch_of({spec.name: given.pop(spec.name) for spec, _ in launch_fields() if spec.name in given})
+    config, settings, notes = _resolved(config_file, recommendation, given)
+    if spread:
+        spread.check(config)
     opened = Dataset.open(dataset)
     if resume and (done := _finished(out_folder, opened, config)):
         say("the run is finished already: there is nothing left to resume")
         _show_run(done, as_json=as_json)
         return
-    if not dry_run:
+    if not dry_run and not (spread and spread.machine_rank):
         refuse_existing(out_folder, force=force)
     source = resolve_model(config.model)
     for note in [*notes, *_unread(settings, config), *warnings(config, _size_b(source))]:
@@ -75,13 +80,23 @@ def train(
         _check(opened, source, config, settings, dry_run=True, refuse=preflight, as_json=as_json)
         return
     ready, forecast = _check(opened, source, config, settings, dry_run=False, refuse=preflight, as_json=as_json)
+    work = {"resume": resume, "force": force, "prepared": ready, "forecast": forecast, "launch": spread}
+    _with_weights(opened, source, config, out_folder, work, as_json=as_json)
+
+
+def _with_weights(
+    dataset: Dataset, source: ModelSource, config: TrainConfig, out_folder: Path, work: dict[str, Any], *, as_json: bool
+) -> None:
+    """Train. work: what `sft.train` takes beside what it is told here."""
     from tunegate.train import sft
 
+    spread = work["launch"]
     try:
         with redirect_stdout(sys.stderr):  # trackers print; standard output is for the result
-            run = sft.train(
-                opened, source, config, out_folder, resume=resume, force=force, prepared=ready, forecast=forecast
-            )
+            if spread and spread.machine_rank > 0:
+                sft.join(dataset, source, config, out_folder, resume=work["resume"], launch=spread)
+                return
+            run = sft.train(dataset, source, config, out_folder, **work)
     except Interrupted as stopped:
         say(str(stopped))
         raise
@@ -108,18 +123,22 @@ def _check(
     as_json: bool,
 ) -> tuple[Any, Any]:
     """(prepared rows, forecast), shown. refuse: raise UserError for a run that cannot fit."""
-    from tunegate.train import sft
+    from tunegate.train import sft, template_check
 
     if (size := _size_b(source)) is not None:
         say(rate_note(config, size))
     ready = sft.prepare(dataset, source, config)
+    template = template_check.check(ready, source)
+    say(
+        f"template: {template.rows} rows are the same tokens in training and at the server, ended by {' '.join(template.learnt)}"
+    )
     forecast = sft.forecast_of(ready, source, config)
     if forecast:
         forecast.say()
         if refuse:
             forecast.check()
     if dry_run:
-        dry_run_view.show(ready, source, config, settings, forecast, as_json=as_json)
+        dry_run_view.show(ready, template, config, settings, forecast, as_json=as_json)
     return ready, forecast
 
 
@@ -140,7 +159,7 @@ def _size_b(source: ModelSource) -> float | None:
 
 def _finished(out_folder: Path, dataset: Dataset, config: TrainConfig) -> Run | None:
     """The run that this command would make, where it is there already."""
-    if not (out_folder / manifests.NAME).is_file():
+    if not manifests.is_finished(out_folder):
         return None
     run = Run.open(out_folder)
     made_from = next((i.digest for i in run.manifest.inputs if i.role == "dataset"), None)
@@ -211,26 +230,31 @@ def _print_settings(settings: dict[str, Any]) -> None:
 
 
 def _with_config_options(function: Any) -> Any:
-    """Give `function` one optional keyword option for each TrainConfig key, in place of its **flags."""
+    """Give `function` one optional keyword option for each TrainConfig key, and those of a launch, in place of its **flags."""
     signature = inspect.signature(function)
     fixed = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     hints = typing.get_type_hints(function, include_extras=True)
     hints.pop("flags", None)
     added = []
-    for key, kind in field_types().items():
-        spec = next(f for f in dataclasses.fields(TrainConfig) if f.name == key)
-        option = "--" + key.replace("_", "-")
-        base: Any = bool if kind in (bool, bool | None) else str if typing.get_origin(kind) is tuple else kind
-        names = [f"{option}/--no-{option[2:]}"] if base is bool else [option]
-        shown = ",".join(spec.default) if isinstance(spec.default, tuple) else spec.default
-        text = spec.metadata["help"] + ("" if shown is None else f" [default: {shown}]")
-        hint = Annotated[base | None, typer.Option(*names, help=text, show_default=False, rich_help_panel="Settings")]
+    options = [_option(spec, field_types()[spec.name], "Settings") for spec in dataclasses.fields(TrainConfig)]
+    options += [_option(spec, kind, "Processes") for spec, kind in launch_fields()]
+    for key, hint in options:
         hints[key] = hint
         added.append(inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint))
     keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[p.name]) for p in fixed]
     function.__signature__ = signature.replace(parameters=[*keyword, *added])
     function.__annotations__ = hints
     return function
+
+
+def _option(spec: Any, kind: Any, panel: str) -> tuple[str, Any]:
+    """(parameter, its annotation) of a dataclass's field as an option that may be left out."""
+    option = "--" + spec.name.replace("_", "-")
+    base: Any = bool if kind in (bool, bool | None) else str if typing.get_origin(kind) is tuple else kind
+    names = [f"{option}/--no-{option[2:]}"] if base is bool else [option]
+    shown = ",".join(spec.default) if isinstance(spec.default, tuple) else spec.default
+    text = spec.metadata["help"] + ("" if shown in (None, "") else f" [default: {shown}]")
+    return spec.name, Annotated[base | None, typer.Option(*names, help=text, show_default=False, rich_help_panel=panel)]
 
 
 app.command(

@@ -1,7 +1,6 @@
 """What `ft train` can be told: every key is a YAML key, an option, and a line of the resolved `config.yaml`."""
 
 import dataclasses
-import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import Any
 
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.methods import ALL_LINEAR, METHODS, PRESETS, WEIGHTLESS
-from tunegate.core.strict_yaml import read_yaml
+from tunegate.core.strict_yaml import place_of, read_yaml
 
 # Names of the article this project grew from, and of older TRL and transformers, and what they are called now.
 FORMER_NAMES = {
@@ -124,7 +123,7 @@ class TrainConfig:
     )
     seed: int = _key(0, "Seed of initialisation, order and dropout.")
     gradient_checkpointing: bool | None = _key(
-        None, "Trade time for memory. Default: on for CUDA and for qlora, off on the CPU."
+        None, "Trade time for memory. Default: on for CUDA, off on the CPU (qlora with --no-fast-cpu: on)."
     )
     fast_cpu: bool = _key(True, "On the CPU: rows side by side without padding, attention as plain matrix products.")
     dtype: str = _key("bfloat16", "Arithmetic and frozen weights: bfloat16 or float32. Trained weights are float32.")
@@ -255,13 +254,8 @@ def _dtype(value: Any, where: str) -> Any:
 
 
 def _place(origin: str, key: str) -> str:
-    """`FILE:LINE` of a key where the origin is a file that has it at the beginning of a line, else the origin."""
-    path = Path(origin)
-    if not path.is_file():
-        return origin
-    pattern = re.compile(rf"\s*['\"]?{re.escape(key).replace('_', '[-_]')}['\"]?\s*:")
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return next((f"{origin}:{number}" for number, line in enumerate(lines, 1) if pattern.match(line)), origin)
+    """Where a key stands, if its origin is a file; else the origin."""
+    return place_of(Path(origin), key) if Path(origin).is_file() else origin
 
 
 def _typed(key: str, value: Any, kind: Any, origin: str) -> Any:

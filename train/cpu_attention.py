@@ -73,14 +73,14 @@ def _row(query: Any, key: Any, value: Any, scale: float) -> Any:
         return torch.nn.functional.scaled_dot_product_attention(*whole, is_causal=True, scale=scale, enable_gqa=True)[0]
     per = heads // shared
     stacked = query.reshape(shared, per * length, size)
-    scores = torch.baddbmm(_causal(length, per, query.dtype), stacked, key.transpose(1, 2), alpha=scale)
+    scores = torch.baddbmm(causal(length, per, query.dtype), stacked, key.transpose(1, 2), alpha=scale)
     mixed = torch.bmm(torch.softmax(scores, dim=-1), value)
     return mixed.reshape(heads, length, size)
 
 
 @lru_cache(maxsize=64)  # all layers of a batch ask for the same lengths
-def _causal(length: int, per: int, dtype: Any) -> Any:
-    """(per * L, L): -inf above the diagonal."""
+def causal(length: int, per: int, dtype: Any) -> Any:
+    """(per * L, L): -inf above the diagonal, once for each of the `per` query heads that share a key-value head."""
     import torch
 
     return torch.full((length, length), float("-inf"), dtype=dtype).triu(1).repeat(per, 1)

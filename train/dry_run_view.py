@@ -4,21 +4,20 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
-from tunegate.core.chat_template import template_digest
 from tunegate.core.console import emit_json, out, table
-from tunegate.core.model_source import ModelSource
 from tunegate.train.config import Setting, TrainConfig
 from tunegate.train.preflight import Forecast
 
 if TYPE_CHECKING:
     from tunegate.train.sft import Prepared
+    from tunegate.train.template_check import TemplateCheck
 
 SHOWN = 3
 
 
 def show(
     ready: "Prepared",
-    source: ModelSource,
+    template: "TemplateCheck",
     config: TrainConfig,
     settings: dict[str, Setting],
     forecast: Forecast | None,
@@ -27,21 +26,16 @@ def show(
 ) -> None:
     """Print it, or one JSON object."""
     from tunegate.train import examples
-    from tunegate.train.model_loading import stop_ids
 
     shown = [(e, examples.parts_of(e, ready.tokenizer)) for e in ready.kept[:SHOWN]]
     mask = examples.as_facts(ready.certificate)
-    template = {
-        "digest": template_digest(ready.tokenizer),
-        "stops": ready.tokenizer.convert_ids_to_tokens(stop_ids(source, ready.tokenizer)),
-    }
     if as_json:
         document: dict[str, Any] = {
             "dry_run": True,
             "config": dataclasses.asdict(config),
             "origins": {key: setting.origin for key, setting in settings.items()},
             "mask": mask,
-            "template": template,
+            "template": dataclasses.asdict(template),
             "forecast": dataclasses.asdict(forecast) if forecast else None,
             "examples": [{"id": e.id, "parts": [dataclasses.asdict(p) for p in parts]} for e, parts in shown],
         }
@@ -50,5 +44,6 @@ def show(
     for example, parts in shown:
         out().rule(f"row {example.id}: dim is not learnt")
         out().print(examples.preview(parts), markup=True)
-    rows = [*mask.items(), ("template", template["digest"][:16]), ("stop tokens", " ".join(template["stops"]))]
+    rows = [*mask.items(), ("template", template.digest[:16]), ("stop tokens", " ".join(template.stops))]
+    rows.append(("same tokens at the server", f"{template.rows} rows"))
     table("what the loss sees", ["", ""], [[k, str(v)] for k, v in rows])

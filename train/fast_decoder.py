@@ -1,5 +1,5 @@
 """Decoder layers of the Llama kind (Llama, Mistral, Qwen2, SmolLM2), computed with fewer and larger operations: training
-a LoRA adapter on the CPU. (Over a 4-bit base it was slower: dequantising costs more than is saved.)
+a LoRA adapter on the CPU. A 4-bit base is made whole a product at a time, in the forward pass and again in the backward.
 
 Same function as the unpatched layer: queries, keys and values come out of one product, gate and up out of another, all
 arithmetic is in the base's precision without autocast's casts, and queries and keys are rotated together. Adapter
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunegate.train import fast_ops
-from tunegate.train.cpu_attention import attend_rows
+from tunegate.train.fast_attention import attention as attention_of
 
 FAMILIES = ("llama", "mistral", "qwen2")
 
@@ -23,17 +23,24 @@ FAMILIES = ("llama", "mistral", "qwen2")
 class Product:
     """Linear layers that read the same input, as one product. modules: PEFT's LoRA layers or plain linear ones.
 
-    stacked: the frozen weights (sum of outputs, input), of which the modules' own weights are views. bias: (sum of
-    outputs), or None.
+    wide: the frozen weights with room for the adapters' B beside them (sum of outputs, input + sum of r); the modules' own
+    weights are views of it. packed: the modules' own weights are 4-bit; trained: they are trained, in fp32; `wide` is then a
+    workspace that products of the same shape share. bias: (sum of outputs), or None.
     """
 
     modules: Sequence[Any]
     sizes: list[int]
-    stacked: Any
+    wide: Any
+    packed: bool
+    trained: bool
     bias: Any
 
     def __call__(self, x: Any) -> Any:
         """(S, input) -> (S, sum of outputs)."""
+        x = x.to(self.wide.dtype)
+        if self.trained:
+            matrices, biases = [m.weight for m in self.modules], [m.bias for m in self.modules if m.bias is not None]
+            return fast_ops.trained_linear(x, self, [*matrices, *biases])
         places, scales, adapters = [], [], []
         start = 0
         for module, size in zip(self.modules, self.sizes, strict=True):
@@ -43,31 +50,53 @@ class Product:
                 scales.append(float(module.scaling[name]))
                 adapters += [module.lora_A[name].weight, module.lora_B[name].weight]
             start += size
-        return fast_ops.lora_linear(x, self.stacked, self.bias, places, scales, adapters)
+        return fast_ops.lora_linear(x, self, self.bias, places, scales, adapters)
+
+    def filled(self, ups: Sequence[Any], places: Sequence[tuple[int, int]]) -> Any:
+        """See `fast_ops.Weights`."""
+        width, start = _base(self.modules[0]).in_features, 0
+        if self.packed or self.trained:
+            for module, size in zip(self.modules, self.sizes, strict=True):
+                weight = _base(module).weight
+                self.wide[start : start + size, :width] = _unpacked(weight) if self.packed else weight.detach()
+                start += size
+        column = width
+        for up, (start, end) in zip(ups, places, strict=True):
+            self.wide[start:end, column : column + up.shape[1]] = up
+            column += up.shape[1]
+        return self.wide
 
 
-def speed_up(model: Any) -> bool:
-    """Patch every decoder layer of a LoRA model; False, with nothing touched, where one is not of the known kind.
+def speed_up(model: Any, arithmetic: Any) -> bool:
+    """Patch every decoder layer of a LoRA model, or of one that is trained whole; False, with nothing touched, where one is
+    not of the known kind. arithmetic: torch's dtype of products with trained weights; frozen ones have their own.
 
     The model must be fed rows side by side (`cpu_attention`). Weights, names and what is saved stay as they are.
+    Modules trained whole (`modules_to_save`) are fp32, a tied embedding makes all that enters the layers so: not covered.
     """
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     layers = getattr(getattr(base, "model", None), "layers", None)
-    if layers is None or base.config.model_type not in FAMILIES or not all(map(_known, layers)):
+    whole = any(c.modules_to_save for c in getattr(model, "peft_config", {}).values())
+    trained = not hasattr(model, "peft_config")
+    if layers is None or whole or base.config.model_type not in FAMILIES:
         return False
+    if not all(_known(layer, trained) for layer in layers):
+        return False
+    workspaces: dict[Any, Any] = {}
     for layer in layers:
         attention, mlp = layer.self_attn, layer.mlp
-        layer.fast = (
-            _product([attention.q_proj, attention.k_proj, attention.v_proj]),
-            _product([attention.o_proj]),
-            _product([mlp.gate_proj, mlp.up_proj]),
-            _product([mlp.down_proj]),
+        together = (
+            [attention.q_proj, attention.k_proj, attention.v_proj],
+            [attention.o_proj],
+            [mlp.gate_proj, mlp.up_proj],
+            [mlp.down_proj],
         )
+        layer.fast = tuple(_product(modules, workspaces, arithmetic if trained else None) for modules in together)
         layer.forward = types.MethodType(_forward, layer)
     return True
 
 
-def _known(layer: Any) -> bool:
+def _known(layer: Any, trained: bool) -> bool:
     """Whether a layer has the parts this file computes, and adapters without dropout, DoRA, bias or a second adapter."""
     attention, mlp = getattr(layer, "self_attn", None), getattr(layer, "mlp", None)
     names = ((attention, ("q_proj", "k_proj", "v_proj", "o_proj")), (mlp, ("gate_proj", "up_proj", "down_proj")))
@@ -78,16 +107,18 @@ def _known(layer: Any) -> bool:
         return False
     if len({_base(m).bias is None for m in modules[:3]}) > 1 or _base(modules[4]).bias is not None:
         return False
-    return all(map(_plain, modules))
+    return all(_plain(module, trained) for module in modules)
 
 
-def _plain(module: Any) -> bool:
+def _plain(module: Any, trained: bool) -> bool:
     import torch
 
-    if type(_base(module)) is not torch.nn.Linear:
+    base = _base(module)
+    packed = type(base).__name__ == "Linear4bit" and getattr(base.weight, "quant_state", None) is not None
+    if type(base) is not torch.nn.Linear and not packed:
         return False
     if not hasattr(module, "lora_A"):
-        return not module.weight.requires_grad
+        return bool(module.weight.requires_grad) == trained
     if len(module.lora_A) != 1 or module.merged or any(getattr(module, "use_dora", {}).values()):
         return False
     name = next(iter(module.lora_A))
@@ -100,19 +131,34 @@ def _base(module: Any) -> Any:
     return module.get_base_layer() if hasattr(module, "get_base_layer") else module
 
 
-def _product(modules: Sequence[Any]) -> Product:
-    """Stack the frozen weights of modules; their own become views of the stack, so that memory is used once."""
+def _product(modules: Sequence[Any], workspaces: dict[Any, Any], arithmetic: Any) -> Product:
+    """Stack the frozen weights of modules; their own become views of the stack, so that memory is used once. Trained ones
+    (arithmetic: the precision they are multiplied in) and 4-bit ones stay as they are. workspaces: by shape, for those."""
     import torch
 
     bases = [_base(m) for m in modules]
     sizes = [b.out_features for b in bases]
+    ranks = [m.lora_A[m.active_adapters[0]].out_features for m in modules if hasattr(m, "lora_A")]
     bias = torch.cat([b.bias.data for b in bases]) if bases[0].bias is not None else None
-    if len(bases) == 1:
-        return Product(modules, sizes, bases[0].weight.data, bias)
-    stacked = torch.cat([b.weight.data for b in bases])
-    for base, part in zip(bases, stacked.split(sizes), strict=True):
+    width, packed = bases[0].in_features, hasattr(bases[0].weight, "quant_state")
+    shape = (sum(sizes), width + sum(ranks))
+    if packed or arithmetic:
+        key = (*sizes, width, *ranks)
+        if key not in workspaces:
+            workspaces[key] = torch.zeros(shape, dtype=arithmetic or bases[0].weight.quant_state.dtype)
+        return Product(modules, sizes, workspaces[key], packed, arithmetic is not None, bias)
+    wide = bases[0].weight.new_zeros(shape)
+    for base, part in zip(bases, wide[:, :width].split(sizes), strict=True):
+        part.copy_(base.weight.data)
         base.weight.data = part
-    return Product(modules, sizes, stacked, bias)
+    return Product(modules, sizes, wide, packed, False, bias)
+
+
+def _unpacked(weight: Any) -> Any:
+    """A 4-bit weight (output, input) in the precision it is multiplied in."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(weight.data, weight.quant_state)
 
 
 def _forward(
@@ -127,20 +173,13 @@ def _forward(
     size = attention.head_dim
     with torch.autocast(hidden_states.device.type, enabled=False):
         x = hidden_states[0]
-        qkv = read(_normed(x, layer.input_layernorm))
+        qkv = read(_normed(x, layer.input_layernorm))  # x may be fp32 (of a 4-bit base), products are not
         keys = attention.k_proj.out_features // size
         queries = attention.q_proj.out_features // size
-        heads = qkv.view(x.shape[0], queries + 2 * keys, size)
-        cos, sin = (part[0].to(x.dtype).unsqueeze(1) for part in position_embeddings)  # (S, 1, E)
-        turned = fast_ops.rotated(heads[:, : queries + keys], cos, sin).transpose(0, 1)
-        mixed = attend_rows(
-            turned[:queries],
-            turned[queries:],
-            heads[:, queries + keys :].transpose(0, 1),
-            attention.scaling,
-            cu_seq_lens_q,
-        )  # (S, H, E)
-        x = x + write(mixed.reshape(x.shape[0], queries * size))
+        cos, sin = (part[0].to(qkv.dtype).unsqueeze(1) for part in position_embeddings)  # (S, 1, E)
+        bounds = [0, x.shape[0]] if cu_seq_lens_q is None else cu_seq_lens_q.tolist()
+        mixed = attention_of(qkv, cos, sin, bounds, queries, keys, attention.scaling)
+        x = x + write(mixed)
         x = x + narrow(fast_ops.gated(widen(_normed(x, layer.post_attention_layernorm))))
     return x.unsqueeze(0)
 

@@ -1,37 +1,48 @@
-"""Four operations of a decoder layer with their gradients written out, so that nothing is copied or cast twice.
+"""The operations of a decoder layer with their gradients written out, so that nothing is copied or cast twice.
 
-All work on (S, ...) tensors in the base's precision; weights of norms and of the base are frozen.
+All work on (S, ...) tensors in the precision of the products.
 """
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
+
+
+class Weights(Protocol):
+    """The frozen weights of a product with room for the adapters' B beside them."""
+
+    def filled(self, ups: Sequence[Any], places: Sequence[tuple[int, int]]) -> Any:
+        """[W, B] (output, input + sum of r), B of each place in its rows and columns, zero elsewhere; valid until the
+        next call."""
+        ...
 
 
 def lora_linear(
     x: Any,
-    weight: Any,
+    weights: Weights,
     bias: Any,
     places: Sequence[tuple[int, int]],
     scales: Sequence[float],
     adapters: Sequence[Any],
 ) -> Any:
-    """x W^T + bias, plus scale * x A^T B^T in the columns of each place (Hu et al. 2021, eq. 3).
+    """x W^T + bias, plus scale * x A^T B^T in the columns of each place (Hu et al. 2021, eq. 3), as one product
+    [x, x A^T] [W, scale * B]^T.
 
-    x (S, input); weight: W (output, input), frozen; adapters: A (r, input) and B (columns, r) of each place in turn, fp32,
-    rounded to the precision of x where they are used.
+    x (S, input); adapters: A (r, input) and B (columns, r) of each place in turn, fp32, rounded to the precision of x where
+    they are used.
     """
-    return _lora_linear().apply(x, weight, bias, tuple(places), tuple(scales), *adapters)
+    return _lora_linear().apply(x, weights, bias, tuple(places), tuple(scales), *adapters)
+
+
+def trained_linear(x: Any, weights: Weights, parameters: Sequence[Any]) -> Any:
+    """x W^T + bias of layers whose weights are trained. x (S, input); parameters: each layer's weight (output, input) in turn,
+    then each one's bias (output), or none; fp32, rounded to the precision of x where they are used."""
+    return _trained_linear().apply(x, weights, *parameters)
 
 
 def rms_norm(x: Any, weight: Any, epsilon: float) -> Any:
     """x / sqrt(mean(x^2) + epsilon) * weight (Zhang & Sennrich 2019, eq. 4), statistics in fp32. x (S, D)."""
     return _rms_norm().apply(x, weight, epsilon)
-
-
-def rotated(heads: Any, cos: Any, sin: Any) -> Any:
-    """Rotary positions (Su et al. 2021, eq. 34), halves paired as Llama pairs them. heads (S, n, E), cos, sin (S, 1, E)."""
-    return _rotated().apply(heads, cos, sin)
 
 
 def gated(wide: Any) -> Any:
@@ -46,33 +57,68 @@ def _lora_linear() -> Any:
 
     class LoraLinear(torch.autograd.Function):  # type: ignore[misc]
         @staticmethod
-        def forward(ctx: Any, x: Any, weight: Any, bias: Any, places: Any, scales: Any, *adapters: Any) -> Any:
-            out = torch.nn.functional.linear(x, weight, bias)
-            lows = []
-            for (start, end), scale, down, up in zip(places, scales, adapters[::2], adapters[1::2], strict=True):
-                low = x @ down.to(x.dtype).T
-                out[:, start:end].addmm_(low, up.to(x.dtype).T, alpha=scale)
-                lows.append(low)
-            ctx.weight, ctx.places, ctx.scales = weight, places, scales
-            ctx.save_for_backward(x, *adapters, *lows)
-            return out
+        def forward(ctx: Any, x: Any, weights: Any, bias: Any, places: Any, scales: Any, *adapters: Any) -> Any:
+            ups = [up.detach() * scale for up, scale in zip(adapters[1::2], scales, strict=True)]
+            wide, size = weights.filled(ups, places), x.shape[1]
+            ctx.weights, ctx.places, ctx.scales = weights, places, scales
+            if not ups:
+                return torch.nn.functional.linear(x, wide, bias)
+            down = torch.cat([a.detach().to(x.dtype) for a in adapters[::2]])
+            both = x.new_empty(x.shape[0], size + down.shape[0])
+            both[:, :size] = x
+            both[:, size:] = x @ down.T
+            ctx.save_for_backward(both, down, *ups)
+            return torch.nn.functional.linear(both, wide, bias)
 
         @staticmethod
         def backward(ctx: Any, grad: Any) -> Any:
-            x, *rest = ctx.saved_tensors
-            count = len(ctx.places)
-            adapters, lows = rest[: 2 * count], rest[2 * count :]
-            grad_x = grad @ ctx.weight
+            if not ctx.saved_tensors:
+                return grad @ ctx.weights.filled((), ()), None, None, None, None
+            both, down, *ups = ctx.saved_tensors
+            grad_both, size = grad @ ctx.weights.filled(ups, ctx.places), down.shape[1]
+            grad_low = grad_both[:, size:].contiguous()
+            grad_down = grad_low.T @ both[:, :size]
+            grad_up = grad.T @ both[:, size:]  # of all places at once: only the blocks on their diagonal are of use
             found: list[Any] = []
-            for i, ((start, end), scale) in enumerate(zip(ctx.places, ctx.scales, strict=True)):
-                down, up = adapters[2 * i], adapters[2 * i + 1]
-                part = grad[:, start:end]
-                grad_low = (part @ up.to(grad.dtype)).mul_(scale)
-                found += [(grad_low.T @ x).to(down.dtype), (part.T @ lows[i]).to(up.dtype).mul_(scale)]
-                grad_x.addmm_(grad_low, down.to(grad.dtype))
+            column = 0
+            for (start, end), scale, up in zip(ctx.places, ctx.scales, ups, strict=True):
+                part = slice(column, column + up.shape[1])
+                found += [grad_down[part].to(up.dtype), grad_up[start:end, part].to(up.dtype).mul_(scale)]
+                column += up.shape[1]
+            grad_x = torch.addmm(grad_both[:, :size], grad_low, down)
             return grad_x, None, None, None, None, *found
 
     return LoraLinear
+
+
+@lru_cache(maxsize=1)
+def _trained_linear() -> Any:
+    """Made when torch is there."""
+    import torch
+
+    class TrainedLinear(torch.autograd.Function):  # type: ignore[misc]
+        @staticmethod
+        def forward(ctx: Any, x: Any, weights: Any, *parameters: Any) -> Any:
+            matrices, biases = [p for p in parameters if p.dim() == 2], [p for p in parameters if p.dim() == 1]
+            ctx.weights, ctx.sizes, ctx.biases, ctx.kind = (
+                weights,
+                [m.shape[0] for m in matrices],
+                len(biases),
+                matrices[0].dtype,
+            )
+            ctx.save_for_backward(x)
+            bias = torch.cat(biases).to(x.dtype) if biases else None
+            return torch.nn.functional.linear(x, weights.filled((), ()), bias)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Any) -> Any:
+            (x,) = ctx.saved_tensors
+            found = [part.to(ctx.kind) for part in (grad.T @ x).split(ctx.sizes)]
+            if ctx.biases:
+                found += grad.sum(0, dtype=ctx.kind).split(ctx.sizes)
+            return grad @ ctx.weights.filled((), ()), None, *found
+
+    return TrainedLinear
 
 
 @lru_cache(maxsize=1)
@@ -96,28 +142,10 @@ def _rms_norm() -> Any:
             normed = x.float() * scale
             inner = grad.float() * weight
             along = (inner * normed).mean(-1, keepdim=True)
-            return inner.addcmul_(normed, along, value=-1.0).mul_(scale).to(x.dtype), None, None
+            of_weight = (grad * normed).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
+            return inner.addcmul_(normed, along, value=-1.0).mul_(scale).to(x.dtype), of_weight, None
 
     return RmsNorm
-
-
-@lru_cache(maxsize=1)
-def _rotated() -> Any:
-    """Made when torch is there."""
-    import torch
-
-    class Rotated(torch.autograd.Function):  # type: ignore[misc]
-        @staticmethod
-        def forward(ctx: Any, heads: Any, cos: Any, sin: Any) -> Any:
-            ctx.save_for_backward(cos, sin)
-            return _turned(heads, cos, sin, 1.0)
-
-        @staticmethod
-        def backward(ctx: Any, grad: Any) -> Any:
-            cos, sin = ctx.saved_tensors
-            return _turned(grad, cos, sin, -1.0), None, None
-
-    return Rotated
 
 
 @lru_cache(maxsize=1)
@@ -143,12 +171,3 @@ def _gated() -> Any:
             return found
 
     return Gated
-
-
-def _turned(heads: Any, cos: Any, sin: Any, sign: float) -> Any:
-    out = heads * cos
-    half = heads.shape[-1] // 2
-    # both halves of sin are the same numbers
-    out[..., :half].addcmul_(heads[..., half:], sin[..., :half], value=-sign)
-    out[..., half:].addcmul_(heads[..., :half], sin[..., half:], value=sign)
-    return out

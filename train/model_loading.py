@@ -71,6 +71,13 @@ def stop_ids(source: ModelSource, tokenizer: Any) -> list[int]:
     return sorted(ids)
 
 
+def arithmetic(config: TrainConfig) -> Any:
+    """torch's dtype of the products, and of weights that are not trained."""
+    import torch
+
+    return torch.float32 if config.dtype == "float32" else torch.bfloat16
+
+
 def load_base(source: ModelSource, config: TrainConfig, device: str, attention: str) -> Any:
     """The base model: bf16 (or `dtype`) for lora, 4-bit NF4 with double quantization for qlora (Dettmers et al. 2023, section 3),
     fp32 for full (its weights are the optimizer's master copy; the arithmetic is bf16 by autocast).
@@ -81,14 +88,13 @@ def load_base(source: ModelSource, config: TrainConfig, device: str, attention: 
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    arithmetic = torch.float32 if config.dtype == "float32" else torch.bfloat16
-    options: dict[str, Any] = {"dtype": torch.float32 if config.method == "full" else arithmetic}
+    options: dict[str, Any] = {"dtype": torch.float32 if config.method == "full" else arithmetic(config)}
     if config.method == "qlora":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=arithmetic,
+            bnb_4bit_compute_dtype=arithmetic(config),
         )
         options["device_map"] = {"": device if device == "cpu" else int(os.environ.get("LOCAL_RANK", "0"))}
     try:

@@ -12,6 +12,7 @@ from tunegate.core.rows import Row
 from tunegate.train import adapters, card, examples, loss_curve
 from tunegate.train.callbacks import peak_memory_gb
 from tunegate.train.config import TrainConfig, to_yaml
+from tunegate.train.job import Job
 from tunegate.train.probe import probes
 from tunegate.train.progress import Progress
 
@@ -46,35 +47,29 @@ def facts_of(
     }
 
 
+def gathered(trainer: Any) -> dict[str, Any] | None:
+    """The whole weights of a model that the processes hold in parts, in the first process; None where each has all of it.
+    Every process calls it."""
+    held_in_parts = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    return trainer.accelerator.get_state_dict(trainer.model_wrapped) if held_in_parts else None
+
+
 def save(
     folder: Path,
-    work: Path,
+    job: Job,
     trainer: Any,
     tokenizer: Any,
-    source: ModelSource,
-    config: TrainConfig,
     rows: list[Row],
     facts: dict[str, Any],
-    *,
-    name: str,
+    weights: dict[str, Any] | None,
 ) -> None:
     """Weights or adapter, tokenizer, template, resolved config, metrics with their curve, card, and a few prompts as a
-    probe. No pickle is among them.
+    probe. No pickle is among them. weights: of `gathered`.
 
     Raises InfrastructureError when the weights cannot be written.
     """
-    import torch
-
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if config.method == "full":
-        model.to(torch.bfloat16)
-        model.config.use_cache = True
-    try:
-        model.save_pretrained(folder, safe_serialization=True)
-    except (OSError, RuntimeError) as error:
-        raise InfrastructureError(
-            f"the weights could not be written: {error}", where=str(folder), hint="then the same command with --resume"
-        ) from error
+    source, config, work = job.source, job.config, job.folder
+    _save_model(folder, trainer.accelerator.unwrap_model(trainer.model), config, weights)
     if config.method != "full":
         adapter = {**read_json(folder / adapters.FILE), "base_model_name_or_path": adapters.base_name(source)}
         write_json(folder / adapters.FILE, adapter)
@@ -83,4 +78,26 @@ def save(
     write_text(folder / "loss.svg", loss_curve.svg(loss_curve.read(folder / "metrics.jsonl")))
     write_text(folder / "config.yaml", to_yaml(config))
     write_json(folder / "probe.json", {"prompts": probes(tokenizer, rows)})
-    card.write(folder, facts, config, source, name=name)
+    card.write(folder, facts, config, source, name=job.name)
+
+
+def _save_model(folder: Path, model: Any, config: TrainConfig, weights: dict[str, Any] | None) -> None:
+    import torch
+
+    options: dict[str, Any] = {"safe_serialization": True}
+    if config.method == "full":
+        model.config.use_cache = True
+        if weights is None:
+            model.to(torch.bfloat16)
+        else:
+            model.config.dtype = torch.bfloat16
+            tied = "lm_head.weight" if model.config.tie_word_embeddings else ""
+            weights = {k: w.to(torch.bfloat16) for k, w in weights.items() if k != tied}
+    if weights is not None:
+        options["state_dict"] = weights
+    try:
+        model.save_pretrained(folder, **options)
+    except (OSError, RuntimeError) as error:
+        raise InfrastructureError(
+            f"the weights could not be written: {error}", where=str(folder), hint="then the same command with --resume"
+        ) from error

@@ -1,7 +1,8 @@
 """Supervised fine-tuning: `train(Dataset, TrainConfig) -> Run`. Puts the parts together and does nothing else."""
 
+import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +14,47 @@ from tunegate.core.errors import UserError
 from tunegate.core.files import new_folder
 from tunegate.core.model_source import ModelSource
 from tunegate.core.rows import Row, read_rows
+from tunegate.serve.prompting.prompting import Prompting
 from tunegate.train import (
     adapters,
+    allocator,
     cpu_attention,
     examples,
     fast_decoder,
     model_loading,
     preflight,
+    ranks,
     saving,
     trackers,
     work,
 )
 from tunegate.train import checkpoints as points
+from tunegate.train import launch as launching
 from tunegate.train.arguments import keeps_best, sft_arguments, total_steps
+from tunegate.train.arms import build
 from tunegate.train.callbacks import make_callback
 from tunegate.train.config import TrainConfig
+from tunegate.train.job import Job
+from tunegate.train.launch_options import Launch
 from tunegate.train.loss import projects_answers_only
 from tunegate.train.progress import Progress
-from tunegate.train.stop import Interrupted, StopRequest
+from tunegate.train.stop import Interrupted, StopFile, StopRequest
 from tunegate.train.trainer import Batching, Watching, load_weights, make_trainer, restore_finished
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Everything before the model is loaded: tokenizer, the rows read, the masked examples kept, their certificate."""
+    """Everything before the model is loaded: tokenizer, the rows read, the masked examples kept, their certificate.
+
+    prompting: what puts passages into requests, and did so in the rows; facts: about it, for the manifest.
+    """
 
     tokenizer: Any
     rows: list[Row]
     kept: list[examples.Example]
     certificate: examples.MaskCertificate
+    prompting: Prompting | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 def prepare(dataset: Dataset, source: ModelSource, config: TrainConfig) -> Prepared:
@@ -49,6 +62,10 @@ def prepare(dataset: Dataset, source: ModelSource, config: TrainConfig) -> Prepa
     tokenizer = model_loading.load_tokenizer(source)
     stops = model_loading.stop_ids(source, tokenizer)
     rows = list(read_rows(dataset.train_path))
+    prompting, facts = None, {}
+    if config.docs:
+        prompting, about = build.retrieval(rows, config, tokenizer)
+        rows, facts = build.with_passages(rows, prompting, config), {"retrieval": about}
     kept, certificate = examples.build(
         rows, tokenizer, stops, max_length=config.max_length, max_left_out_share=config.max_left_out_share
     )
@@ -56,7 +73,9 @@ def prepare(dataset: Dataset, source: ModelSource, config: TrainConfig) -> Prepa
         f"rows: {certificate.rows} of {len(rows)} ({certificate.too_long} longer than {config.max_length} tokens left out), "
         f"{certificate.tokens:,} tokens, loss on {certificate.label_tokens:,} answer tokens, longest {certificate.longest}"
     )
-    return Prepared(tokenizer=tokenizer, rows=rows, kept=kept, certificate=certificate)
+    return Prepared(
+        tokenizer=tokenizer, rows=rows, kept=kept, certificate=certificate, prompting=prompting, facts=facts
+    )
 
 
 def forecast_of(ready: Prepared, source: ModelSource, config: TrainConfig) -> preflight.Forecast | None:
@@ -84,8 +103,10 @@ def train(
     force: bool,
     prepared: Prepared | None = None,
     forecast: preflight.Forecast | None = None,
+    launch: Launch | None = None,
 ) -> Run:
     """Train and write the Run folder. prepared: of `prepare`, where it was called. forecast: told when it is measured.
+    launch: how to spread it over processes; None: this one trains.
 
     Raises UserError for data that cannot be trained on and for a resumed run that would not be the same;
     TrainingDivergedError before an update that would spoil the weights; Interrupted after a signal, with a checkpoint
@@ -95,52 +116,82 @@ def train(
     base = source.as_input()
     inputs = [dataset.as_input("dataset"), base]
     inputs += [adapters.as_input(Path(config.adapter), base)] if config.adapter else []
-    with work.opened(out, work.identity(config, dataset, base), resume=resume, force=force) as folder:
-        ready = prepared or prepare(dataset, source, config)
-        session = _session(ready, source, config, folder, resume=resume, forecast=forecast)
-        facts = {
-            **saving.facts_of(config, source, ready.tokenizer, ready.certificate, session.trainer, session.progress),
-            **session.facts,
-        }
+    files = build.file_inputs(config)
+    begun = work.identity(config, dataset, base, files, processes=launch.told if launch else "1")
+    with work.opened(out, begun, resume=resume, force=force) as folder:
+        job = Job(
+            dataset=dataset,
+            source=source,
+            config=config,
+            folder=folder,
+            name=out.name,
+            resume=resume,
+            forecast=forecast,
+        )
+        if launch is None:
+            session = session_of(job, prepared or prepare(dataset, source, config), StopRequest())
         with new_folder(out, force=force) as final:
-            saving.save(
-                final, folder, session.trainer, ready.tokenizer, source, config, ready.rows, facts, name=out.name
-            )
+            facts = launching.run(launch, job, final) if launch else finish(job, session, final)
             seeds = {"seed": config.seed}
-            manifests.write(final, "run", inputs=inputs, config=asdict(config), seeds=seeds, facts=facts)
+            manifests.write(final, "run", inputs=[*inputs, *files], config=asdict(config), seeds=seeds, facts=facts)
         shutil.rmtree(folder)
     return Run.open(out)
 
 
+def join(
+    dataset: Dataset, source: ModelSource, config: TrainConfig, out: Path, *, resume: bool, launch: Launch
+) -> None:
+    """Train on a machine other than the first, which `train`s and writes the run under the same path."""
+    folder = work.working_folder(out)
+    launching.join(
+        launch, Job(dataset=dataset, source=source, config=config, folder=folder, name=out.name, resume=resume)
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
-class _Session:
+class Session:
+    """Training that has ended well."""
+
+    ready: Prepared
     trainer: Any
     progress: Progress
     facts: dict[str, Any]
 
 
-def _session(
-    ready: Prepared,
-    source: ModelSource,
-    config: TrainConfig,
-    folder: Path,
-    *,
-    resume: bool,
-    forecast: preflight.Forecast | None,
-) -> _Session:
+def finish(job: Job, session: Session, final: Path) -> dict[str, Any]:
+    """Write everything of a run but its manifest, whose facts are returned. Of several processes all call it (the weights
+    are gathered), the first writes."""
+    ready, config = session.ready, job.config
+    facts = {
+        **saving.facts_of(config, job.source, ready.tokenizer, ready.certificate, session.trainer, session.progress),
+        **session.facts,
+        **ready.facts,
+    }
+    weights = saving.gathered(session.trainer)
+    if ranks.rank() == 0:
+        saving.save(final, job, session.trainer, ready.tokenizer, ready.rows, facts, weights)
+        if ready.prompting is not None:
+            ready.prompting.save(final)
+    ranks.barrier()
+    return facts
+
+
+def session_of(job: Job, ready: Prepared, stop: StopRequest | StopFile) -> Session:
     """Load, train from the beginning or from a checkpoint to the end, evaluate, and take the best weights if asked to."""
+    source, config, folder = job.source, job.config, job.folder
     training, validation = examples.split_validation(ready.kept, config.validation_share, config.seed)
     device = model_loading.pick_device(config)
+    if device == "cpu":
+        allocator.keep_freed_memory()
     side_by_side, attention = _attention(source, config, device)
     model, total = _model(source, config, device, attention)
-    checkpoint = work.begin_from(folder) if resume else None
+    checkpoint = work.begin_from(folder) if job.resume else None
     progress = Progress.read(checkpoint) if checkpoint else Progress()
-    work.cut_metrics(folder, progress.metrics_bytes)
-    steps = total_steps(config, len(training))
+    steps = total_steps(config, len(training), ranks.count())
     watching = Watching(
         spike_factor=config.spike_factor, vocabulary=len(ready.tokenizer), patience=config.early_stopping_patience
     )
-    with StopRequest() as stop, progress_view("training", steps) as tick:
+    with stop, progress_view("training", steps) as tick:
         callback = make_callback(
             folder / work.METRICS,
             tick,
@@ -148,7 +199,7 @@ def _session(
             progress,
             checkpoints=config.save_steps > 0,
             keep_best=keeps_best(config),
-            measured=forecast.measured if forecast else lambda rate, peak: None,
+            measured=job.forecast.measured if job.forecast else lambda rate, peak: None,
         )
         trainer = make_trainer(
             model=model,
@@ -165,6 +216,8 @@ def _session(
             progress=progress,
             callbacks=[callback],
         )
+        if ranks.rank() == 0:
+            work.cut_metrics(folder, progress.metrics_bytes)
         if checkpoint and (progress.stopped_early or points.step_of(checkpoint) >= steps):
             restore_finished(trainer, checkpoint)
         else:
@@ -174,9 +227,10 @@ def _session(
         **_last_look(trainer, progress, config, folder, validation),
         "total_params": total,
         "attention": attention,
-        "forecast": asdict(forecast) if forecast else None,
+        "forecast": asdict(job.forecast) if job.forecast else None,
+        "processes": ranks.count(),
     }
-    return _Session(trainer=trainer, progress=progress, facts=facts)
+    return Session(ready=ready, trainer=trainer, progress=progress, facts=facts)
 
 
 def _last_look(
@@ -200,8 +254,8 @@ def _last_look(
     }
 
 
-def _stop_if_asked(stop: StopRequest, config: TrainConfig, step: int) -> None:
-    if stop.asked is not None:
+def _stop_if_asked(stop: StopRequest | StopFile, config: TrainConfig, step: int) -> None:
+    if stop.wanted():
         how = "go on with the same command and --resume" if config.save_steps else "nothing was kept, save_steps is 0"
         raise Interrupted(f"stopped at step {step}; {how}")
 
@@ -213,14 +267,13 @@ def _model(source: ModelSource, config: TrainConfig, device: str, attention: str
     set_seed(config.seed)
     model = model_loading.load_base(source, config, device, attention)
     total = model.num_parameters()
-    if config.method == "full":
-        return model, total
-    model = model_loading.with_adapter(model, config)
-    if config.method != "lora" or attention != cpu_attention.NAME:
-        return model, total
-    # Modules trained whole are fp32 (a tied embedding: all that enters the layers); the faster layers multiply in bf16.
-    if config.modules_to_save or not fast_decoder.speed_up(model):
-        say("decoder layers: the library's (the faster ones cover LoRA on plain Llama, Mistral and Qwen2 layers)")
+    if config.method != "full":
+        model = model_loading.with_adapter(model, config)
+    if attention == cpu_attention.NAME:
+        if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+            say("decoder layers: the library's (the faster ones hold whole weights, FSDP shards them)")
+        elif not fast_decoder.speed_up(model, model_loading.arithmetic(config)):
+            say("decoder layers: the library's (the faster ones cover plain Llama, Mistral and Qwen2 layers)")
     return model, total
 
 

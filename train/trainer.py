@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunegate.train import checkpoints, watch
+from tunegate.train import checkpoints, ranks, watch
 from tunegate.train.examples import Example
 from tunegate.train.loss import answer_loss, validation_loss
 from tunegate.train.packing import collate, token_counts
@@ -81,14 +81,16 @@ def _trainer_class(validation: Sequence[Example], batching: Batching, watching: 
     class Trainer(SFTTrainer):  # type: ignore[misc]
         step_rows: list[str]
         step_loss = 0.0
+        step_tokens = step_labels = 0
 
         def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Any:
             """One micro-batch; the first of an optimizer step begins its account anew."""
             if getattr(self, "_step_seen", -1) != self.state.global_step:
                 self._step_seen, self.step_rows, self.step_loss = self.state.global_step, [], 0.0
+                self.step_tokens = self.step_labels = 0
             self.step_rows += inputs["rows"]
             tokens, labels = token_counts(inputs)
-            progress.tokens, progress.label_tokens = progress.tokens + tokens, progress.label_tokens + labels
+            self.step_tokens, self.step_labels = self.step_tokens + tokens, self.step_labels + labels
             return super().training_step(model, inputs, num_items_in_batch)
 
         def compute_loss(
@@ -96,7 +98,9 @@ def _trainer_class(validation: Sequence[Example], batching: Batching, watching: 
         ) -> Any:
             rows = inputs.pop("rows", [])
             if batching.answers_only:
-                total, count = answer_loss(self.model, inputs, self.accelerator.autocast())
+                # One process calls the model itself; wrapped, it must be called through its wrapper.
+                called = model if self.accelerator.num_processes > 1 else self.model
+                total, count = answer_loss(called, inputs, self.accelerator.autocast())
                 loss = total / (count if num_items_in_batch is None else num_items_in_batch)
                 if self.args.average_tokens_across_devices and num_items_in_batch is not None:
                     loss = loss * self.accelerator.num_processes
@@ -111,11 +115,13 @@ def _trainer_class(validation: Sequence[Example], batching: Batching, watching: 
 
         def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
             # Called after the backward passes, before the optimizer: the last moment at which the weights are untouched.
-            norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-            step, rows = self.state.global_step + 1, self.step_rows
-            factor, vocabulary = watching.spike_factor, watching.vocabulary
-            watch.check_step(progress, self.step_loss, float(norm), step, rows, factor=factor, vocabulary=vocabulary)
-            progress.step(self.step_loss, float(norm))
+            norm = _number(super()._get_grad_norm(model, grad_norm=grad_norm))
+            loss, tokens, labels = ranks.summed([self.step_loss, self.step_tokens, self.step_labels])
+            loss = loss / ranks.count()  # each is scaled by their number, because gradients are averaged
+            step, factor, vocabulary = self.state.global_step + 1, watching.spike_factor, watching.vocabulary
+            watch.check_step(progress, loss, norm, step, self.step_rows, factor=factor, vocabulary=vocabulary)
+            progress.step(loss, norm)
+            progress.tokens, progress.label_tokens = progress.tokens + int(tokens), progress.label_tokens + int(labels)
             return norm
 
         def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -125,6 +131,11 @@ def _trainer_class(validation: Sequence[Example], batching: Batching, watching: 
             _write_checkpoint(self, progress)
 
     return Trainer
+
+
+def _number(norm: Any) -> float:
+    """A gradient norm as a number; sharded parameters give it as a sharded tensor."""
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
 
 def _evaluate(
@@ -147,15 +158,19 @@ def _evaluate(
 
 
 def _write_checkpoint(trainer: Any, progress: Progress) -> None:
-    """Everything that a resumed run needs to go on bitwise, whole or not at all."""
+    """Everything that a resumed run needs to go on bitwise, whole or not at all. The first process makes the folder and
+    seals it; the others write their part (random states, shards) into it."""
     trainer.store_flos()
     work = Path(trainer.args.output_dir)
     with checkpoints.writing(work, trainer.state.global_step, best_step=progress.best_step) as folder:
         trainer.save_model(str(folder), _internal_call=True)
         trainer._save_optimizer_and_scheduler(str(folder))
         trainer._save_rng_state(str(folder))
-        trainer.state.save_to_json(str(folder / "trainer_state.json"))
-        progress.write(folder, work / METRICS)
+        if ranks.rank() == 0:
+            trainer.state.save_to_json(str(folder / "trainer_state.json"))
+            progress.write(folder, work / METRICS)
+        ranks.barrier()
+    ranks.barrier()
 
 
 def restore_finished(trainer: Any, checkpoint: Path) -> None:

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 
 from tunegate.core.errors import ExitCode, TunegateError
+from tunegate.train import ranks
 from tunegate.train.progress import Progress
 
 WARM = 8  # steps before a spike can be told from a start
@@ -19,9 +20,12 @@ class TrainingDivergedError(TunegateError):
 
 
 def check_loss(loss: float, step: int, rows: Sequence[str]) -> None:
-    """Raise TrainingDivergedError for a loss that is not finite, naming the batch's rows."""
-    if not math.isfinite(loss):
-        raise _astray(f"the loss is {loss}", step, rows, "look at these rows, or lower --learning-rate")
+    """Raise TrainingDivergedError for a loss that is not finite, naming the batch's rows; in every process of the run, for
+    one that went on alone would wait for the others."""
+    finite = math.isfinite(loss)
+    if ranks.any_of(not finite):
+        found = ranks.gathered([] if finite else [str(loss), *rows])
+        raise _astray(f"the loss is {found[0]}", step, found[1:], "look at these rows, or lower --learning-rate")
 
 
 def check_step(
@@ -30,18 +34,22 @@ def check_step(
     """Raise TrainingDivergedError before the update for a gradient norm that is not finite, and for a spike.
 
     A spike: a loss above `factor` times the median of the last steps and above ln(vocabulary), which is what guessing
-    costs; or a norm above 20 `factor` times its median. factor 0: spikes are let pass.
+    costs; or a norm above 20 `factor` times its median. factor 0: spikes are let pass. loss, norm: of the step over all
+    processes of the run, so that all of them raise; rows: of this one.
     """
     if not math.isfinite(norm):
-        raise _astray("the gradients are not finite", step, rows, "look at these rows, or lower --learning-rate")
+        where = ranks.gathered(rows)
+        raise _astray("the gradients are not finite", step, where, "look at these rows, or lower --learning-rate")
     if factor <= 0 or len(progress.losses) < WARM:
         return
     usual, usual_norm = statistics.median(progress.losses), statistics.median(progress.norms)
     hint = "look at these rows, lower --learning-rate, or --spike-factor 0 to let it pass"
     if loss > max(factor * usual, math.log(vocabulary)):
-        raise _astray(f"the loss jumped to {loss:.3g} (median of the steps before: {usual:.3g})", step, rows, hint)
+        what = f"the loss jumped to {loss:.3g} (median of the steps before: {usual:.3g})"
+        raise _astray(what, step, ranks.gathered(rows), hint)
     if norm > NORM_FACTOR * factor * usual_norm:
-        raise _astray(f"the gradient norm jumped to {norm:.3g} (median before: {usual_norm:.3g})", step, rows, hint)
+        what = f"the gradient norm jumped to {norm:.3g} (median before: {usual_norm:.3g})"
+        raise _astray(what, step, ranks.gathered(rows), hint)
 
 
 def _astray(what: str, step: int, rows: Sequence[str], hint: str) -> TrainingDivergedError:

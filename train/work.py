@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -30,12 +30,19 @@ def working_folder(out: Path) -> Path:
     return out.parent / f".{out.name}.training"
 
 
-def identity(config: TrainConfig, dataset: Dataset, base: Input) -> dict[str, Any]:
-    """What a run was begun with; a resumed one must have the same, or its weights would be a mixture."""
+def identity(
+    config: TrainConfig, dataset: Dataset, base: Input, files: Sequence[Input] = (), *, processes: str = "1"
+) -> dict[str, Any]:
+    """What a run was begun with; a resumed one must have the same, or its weights would be a mixture.
+
+    files: documents that the rows were trained with. processes: their number and how they share the model.
+    """
     return {
         "config": json.loads(json.dumps(asdict(config))),
         "dataset": dataset.digest,
         "base": base.digest,
+        "files": [file.digest for file in files],
+        "processes": processes,
         "versions": versions(),
     }
 
@@ -84,6 +91,11 @@ def _anew(work: Path, begun: dict[str, Any], *, force: bool) -> None:
 def _same(before: dict[str, Any], now: dict[str, Any], work: Path) -> None:
     if before["dataset"] != now["dataset"]:
         raise UserError("the dataset is not the one this run began with", where=str(work), hint="nothing was touched")
+    if before["files"] != now["files"]:
+        raise UserError("the documents are not those this run began with", where=str(work), hint="nothing was touched")
+    if before["processes"] != now["processes"]:
+        was = f"this run began with {before['processes']} processes, not {now['processes']}"
+        raise UserError(was, where=str(work), hint="random states and shards are kept for each")
     changed = [k for k, v in now["config"].items() if before["config"].get(k) != v and k not in FREE]
     if changed:
         told = ", ".join(f"{k} (was {before['config'].get(k)!r})" for k in changed)

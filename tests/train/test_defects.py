@@ -54,6 +54,37 @@ def test_t3_rows_projected_to_the_vocabulary_are_the_label_rows(tiny_model, exam
     assert projected == [9] == [int(count)] == [token_counts(batch)[1]]
 
 
+@pytest.mark.parametrize("family", ["gemma2", "granite"])
+def test_what_a_family_does_to_its_logits_is_in_the_loss(family):
+    """Gemma 2 caps them with a tanh, Granite divides them: a loss from the bare output matrix is another one."""
+    import contextlib
+
+    import torch
+    import transformers
+
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 16,
+             "num_key_value_heads": 1, "vocab_size": 100, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+    torch.manual_seed(0)
+    if family == "gemma2":
+        config = transformers.Gemma2Config(**shape, final_logit_softcapping=0.5, attn_implementation="eager")
+    else:
+        del shape["head_dim"]
+        config = transformers.GraniteConfig(**shape, logits_scaling=7.0, attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    torch.nn.init.normal_(model.lm_head.weight, 0.0, 1.0)
+    rows = [Example(id=str(n), input_ids=[3, 4, 5, 6, 7][:n], labels=[-100, -100, 5, 6, 7][:n]) for n in (5, 4)]
+    batch = collate(rows, pad=0, side_by_side=False)
+    with torch.no_grad():
+        total, count = loss.answer_loss(model, batch, contextlib.nullcontext())
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        bare = model.lm_head(model.model(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state)
+    of = torch.nn.functional.cross_entropy
+    labels = batch["labels"][:, 1:].flatten()
+    wanted, without = (of(x[:, :-1].flatten(0, 1), labels, ignore_index=-100) for x in (logits, bare))
+    assert float(total / count) == pytest.approx(float(wanted), rel=1e-5)
+    assert float(total / count) != pytest.approx(float(without), rel=0.02)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_t4_t5_a_loss_that_is_no_number_stops_with_the_rows(value):
     with pytest.raises(watch.TrainingDivergedError, match=r"the loss is (nan|inf) at step 7; rows a, b"):
@@ -137,15 +168,15 @@ def test_t9_rows_side_by_side_carry_no_mask_and_no_cache(tiny_model, examples, m
     import contextlib
     from types import SimpleNamespace
 
-    given = {}
+    import torch
 
-    def body(**inputs):
+    given, head = {}, torch.nn.Identity()
+
+    def model(**inputs):
         given.update(inputs)
-        import torch
+        return SimpleNamespace(logits=head(torch.zeros(1, 15, 16)))
 
-        return SimpleNamespace(last_hidden_state=torch.zeros(1, 15, 16))
-
-    model = SimpleNamespace(model=body, lm_head=lambda hidden: hidden)
+    model.get_output_embeddings = lambda: head
     batch = collate(examples, pad=1, side_by_side=True)
     assert "attention_mask" not in batch
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4] * 3]

@@ -86,6 +86,15 @@ def test_every_proposal_is_predicted_to_fit(tmp_path, tiny_model, machine_of):
     assert helped.fits
 
 
+def test_what_recomputes_is_the_forecasts_as_well():
+    from tunegate.train.arguments import recomputes
+
+    assert [recomputes(TrainConfig(method=m), "cpu") for m in ("lora", "qlora", "full")] == [False] * 3
+    assert recomputes(TrainConfig(method="qlora", fast_cpu=False), "cpu")
+    assert recomputes(TrainConfig(), "cuda")
+    assert not recomputes(TrainConfig(gradient_checkpointing=False), "cuda")
+
+
 def test_an_unknown_shape_or_gpu_gives_no_forecast_and_says_so(tmp_path, source, monkeypatch, capsys):
     monkeypatch.setattr(preflight.machine, "gpus", lambda: (preflight.machine.Gpu("NVIDIA Foo 9000", 48.0),))
     assert preflight.forecast(source, TrainConfig(), LOAD, "cuda") is None
@@ -206,6 +215,66 @@ def test_the_defaults_are_the_articles():
         4,
     )
     assert (config.lr_scheduler_type, config.warmup_ratio, config.max_length) == ("cosine", 0.03, 2048)
+
+
+def logged_losses(name, folder, run):
+    """The losses that a tracker stored, read by the tracker's own means."""
+    if name == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        found = EventAccumulator(str(folder / "tensorboard" / run))
+        found.Reload()
+        return [event.value for event in found.Scalars("train/loss")]
+    if name == "mlflow":
+        import mlflow
+
+        client = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+        experiment = client.get_experiment_by_name("tunegate")
+        (only,) = client.search_runs([experiment.experiment_id])
+        return [m.value for m in client.get_metric_history(only.info.run_id, "loss")]
+    if name == "trackio":
+        import sqlite3
+
+        (file,) = [p for p in (folder / "trackio").rglob("*.db") if "huggingface" in p.name or "tunegate" in p.name]
+        with sqlite3.connect(file) as store:
+            lines = [json.loads(text) for (text,) in store.execute("select metrics from metrics order by step")]
+        return [line["train/loss"] for line in lines if "train/loss" in line]
+    from wandb.proto import wandb_internal_pb2
+    from wandb.sdk.internal.datastore import DataStore
+
+    (file,) = (folder / "wandb").glob("offline-run-*/*.wandb")
+    store, losses = DataStore(), []
+    store.open_for_scan(str(file))
+    while (data := store.scan_data()) is not None:
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        items = {"/".join([i.key, *i.nested_key]).strip("/"): i.value_json for i in record.history.item}
+        losses += [json.loads(items["train/loss"])] if "train/loss" in items else []
+    return losses
+
+
+@pytest.mark.filterwarnings("ignore")  # theirs
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow", "wandb", "trackio"])
+def test_a_tracker_that_is_installed_holds_the_losses(name, tiny_model, tiny_dataset, tmp_path, monkeypatch):
+    pytest.importorskip(name, reason=f"{name} is not installed")
+    from tunegate.train import sft
+
+    for key in (
+        "TENSORBOARD_LOGGING_DIR",
+        "MLFLOW_TRACKING_URI",
+        "WANDB_MODE",
+        "WANDB_DIR",
+        "TRACKIO_DIR",
+        "WANDB_PROJECT",
+    ):
+        monkeypatch.setenv(key, "")
+        monkeypatch.delenv(key)
+    config = resolve(
+        [("test", {"model": str(tiny_model), "max_steps": 3, "report_to": [name], "validation_share": 0.0})]
+    )[0]
+    run = sft.train(tiny_dataset, resolve_model(str(tiny_model)), config, tmp_path / "run", resume=False, force=False)
+    wanted = [json.loads(line)["loss"] for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert logged_losses(name, tmp_path / "tracking", "run") == pytest.approx(wanted, abs=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,74 @@
+"""Whether a prompt is the same tokens in training and at the server, looked at on the first rows before anything is trained."""
+
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunegate.core.chat_template import render_ids, template_digest
+from tunegate.core.errors import UserError
+from tunegate.core.model_source import ModelSource
+from tunegate.train.model_loading import load_tokenizer, stop_ids
+
+if TYPE_CHECKING:
+    from tunegate.train.sft import Prepared
+
+ROWS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateCheck:
+    """What was found equal. rows: looked at. stops: the tokens that end an answer; learnt: of them, those that the rows end with."""
+
+    digest: str
+    rows: int
+    stops: tuple[str, ...]
+    learnt: tuple[str, ...]
+
+
+def check(ready: "Prepared", source: ModelSource) -> TemplateCheck:
+    """Compare, for each row: the prompt as the server renders and tokenizes it, with the tokenizer as the run will hold
+    it (saved and loaded again), and the beginning of what is trained; and that what is learnt ends with a stop token.
+
+    Raises UserError with the row that differs.
+    """
+    stops = stop_ids(source, ready.tokenizer)
+    kept = {example.id: example for example in ready.kept}
+    named = Counter(row.id for row in ready.rows)
+    rows = [row for row in ready.rows if row.id in kept and named[row.id] == 1][:ROWS]
+    learnt = set()
+    with tempfile.TemporaryDirectory() as folder:
+        ready.tokenizer.save_pretrained(folder)
+        server = load_tokenizer(ModelSource(folder, "folder", folder, Path(folder).name))
+        if template_digest(server) != template_digest(ready.tokenizer):
+            raise UserError("the chat template is another one after the tokenizer is saved", where=source.spec)
+        for row in rows:
+            example = kept[row.id]
+            ids = render_ids(server, row.prompt, tools=row.tools, generate=True)
+            other = _at_once(server, row)
+            if ids != example.input_ids[: len(ids)] or ids != other:
+                raise UserError(
+                    f"row {row.id}: the server would make other tokens of the prompt than training does",
+                    where=f"{row.file}:{row.line}",
+                    hint="the chat template or the tokenizer adds or drops tokens between the two",
+                )
+            learnt.add(next(label for label in reversed(example.labels) if label >= 0))
+    if not learnt <= set(stops):
+        words = ready.tokenizer.convert_ids_to_tokens(sorted(learnt - set(stops)))
+        raise UserError(f"answers end with {words}, which stops no generation", where=source.spec)
+    tokens: Any = ready.tokenizer.convert_ids_to_tokens
+    return TemplateCheck(
+        digest=template_digest(server),
+        rows=len(rows),
+        stops=tuple(tokens(stops)),
+        learnt=tuple(tokens(sorted(learnt))),
+    )
+
+
+def _at_once(tokenizer: Any, row: Any) -> list[int]:
+    """Rendered and tokenized in one call, as some servers do."""
+    ids: list[int] = tokenizer.apply_chat_template(
+        list(row.prompt), tools=row.tools, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    return ids
