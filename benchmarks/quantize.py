@@ -1,98 +1,131 @@
-"""Time of our quantizer against AutoAWQ's, on one two-layer model with the same calibration rows and group size.
+"""Time and loss of our quantizer against AutoAWQ's: one model, the same calibration rows and group size, each in its own environment.
 
-Prints the seconds of work, and apart from them those for loading libraries and model, which do not grow with the layers.
-Nothing is extrapolated: two layers are measured.
+The model is the embedded SmolLM2-135M-Instruct (or a folder), its first `--layers` layers; the rows are training rows of the
+embedded function-calling data. Loading is timed apart from the work, which grows with the layers: seconds a layer are told, and
+CPU seconds (with OMP_NUM_THREADS=1 they hold on a machine that other programs use too).
+Perplexity of held-out answers, by our own reader of each format, is told for whole models (of a part it means nothing).
 
-Usage: python benchmarks/quantize.py [--short] [--hidden 576] [--ffn 1536] [--rows 128] [--tokens 256]
+Usage: python benchmarks/quantize.py [--short] [--model FOLDER] [--layers 4] [--rows 128] [--only ours|autoawq]
 """
 
 import argparse
-import json
+import math
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
-from tunegate.core.files import write_json
-from tunegate.train.release import environments, quantize_worker
+from tunegate.core.artifacts import Dataset
+from tunegate.core.files import read_json, write_json
+from tunegate.core.model_source import resolve
+from tunegate.train.model_loading import load_tokenizer, stop_ids
+from tunegate.train.release import environments, merge_base, prove, prove_model, quantize_formats, quantize_worker
+from tunegate.train.release.quantize import calibration_rows
+from tunegate.train.release.quantize_plan import QuantizeConfig
+from tunegate.train.release.tensor_files import TensorFiles, write
 
-
-def make_model(folder: Path, hidden: int, ffn: int, vocabulary: int) -> None:
-    """A Llama of two layers of the given widths with random weights, and a tokenizer of bytes."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(["<end>", *alphabet])}, merges=[]))
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<end>", pad_token="<end>").save_pretrained(folder)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=ffn, num_hidden_layers=2,
-        num_attention_heads=hidden // 64, num_key_value_heads=max(1, hidden // 192), tie_word_embeddings=True,
-        bos_token_id=None, eos_token_id=0, pad_token_id=0, dtype="bfloat16",
-    )  # fmt: skip
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+QUANTIZERS = {
+    "AutoAWQ 0.2.9": {"backend": "autoawq"},
+    "ours, gptq": {"backend": "llmcompressor", "rounding": "gptq"},
+    "ours, nearest": {"backend": "llmcompressor", "rounding": "nearest"},
+}
 
 
-def run(backend: str, work: Path, model: Path, rows: list[list[int]], group: int, **choice: str) -> dict:
-    """Seconds of one quantizer: inside it, and with its start."""
-    environments.ensure(backend)
-    place = work / "-".join([backend, *choice.values()])
+def first_layers(source: Path, folder: Path, layers: int) -> Path:
+    """A copy of the model that ends after `layers` layers."""
+    files = TensorFiles(source)
+    kept = {
+        n: s
+        for n, s in files.specs.items()
+        if ".layers." not in n or int(n.split(".layers.")[1].split(".")[0]) < layers
+    }
+    folder.mkdir()
+    write(folder, kept, files.read, max_shard_bytes=10**12, tick=lambda *_: None)
+    for path in source.glob("*.json*"):
+        if "safetensors" not in path.name:
+            (folder / path.name).write_bytes(path.read_bytes())
+    for path in source.glob("*.jinja"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    write_json(folder / "config.json", {**read_json(source / "config.json"), "num_hidden_layers": layers})
+    return folder
+
+
+def run(choice: dict[str, str], work: Path, model: Path, calibration: Path, layers: int) -> dict[str, Any]:
+    """What one quantizer says of itself, and the seconds with its start."""
+    environments.ensure(choice["backend"])
+    place = work / "-".join(choice.values())
     place.mkdir()
-    lines = [json.dumps({"input_ids": row, "loss_mask": [1] * len(row)}) for row in rows]
-    (place / "calibration.jsonl").write_text("\n".join(lines) + "\n")
-    job = {"model": str(model), "out": str(place / "out"), "calibration": str(place / "calibration.jsonl"), "scheme": "awq",
-           "group_size": group, "symmetric": False, "batch_size": 8, "ignore": ["lm_head"], "grid": 20,
-           "search": "gram", "rounding": "gptq", "seed": 0, **choice}  # fmt: skip
+    job = {"model": str(model), "out": str(place / "out"), "calibration": str(calibration), "scheme": "awq", "group_size": 32,
+           "symmetric": False, "batch_size": 8, "ignore": ["lm_head"], "grid": 20, "search": "gram", "rounding": "gptq",
+           "seed": 0, **choice}  # fmt: skip
     write_json(place / "job.json", job)
     started = time.monotonic()
-    quantize_worker.run(
-        backend, place / "job.json", 2 * (2 if job["rounding"] == "gptq" and backend != "autoawq" else 1)
-    )
-    result = json.loads((place / "result.json").read_text())
-    return {**result, "with_start": time.monotonic() - started}
+    quantize_worker.run(choice["backend"], place / "job.json", layers * (2 if choice.get("rounding") == "gptq" else 1))
+    return {**read_json(place / "result.json"), "with_start": time.monotonic() - started, "out": place / "out"}
+
+
+def perplexity(config: Path, source: prove_model.Source, rows: list[Any], pad: int) -> float:
+    """Of the answers of held-out rows."""
+    model = prove_model.given(config, source, keep=True)
+    return math.exp(prove.loss_of(prove.listen(model, rows, "held-out answers", pad=pad)))
 
 
 def main() -> None:
     """Measure and print one line a quantizer."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--short", action="store_true", help="16 rows of 128 tokens, narrow layers: seconds")
-    parser.add_argument("--hidden", type=int, default=576)
-    parser.add_argument("--ffn", type=int, default=1536)
+    parser.add_argument("--short", action="store_true", help="one layer, 8 rows: under a minute")
+    parser.add_argument("--model", default="builtin:smollm2-135m", help="folder or builtin model with 16-bit weights")
+    parser.add_argument("--layers", type=int, default=4, help="0: all of them, and perplexity")
     parser.add_argument("--rows", type=int, default=128)
-    parser.add_argument("--tokens", type=int, default=256, help="tokens a row")
+    parser.add_argument("--held-out", type=int, default=64, help="answers whose perplexity is taken")
+    parser.add_argument("--only", choices=("ours", "autoawq"))
     options = parser.parse_args()
     if options.short:
-        options.hidden, options.ffn, options.rows, options.tokens = 192, 512, 16, 128
-    import torch
-
-    torch.manual_seed(1)
-    rows = torch.randint(1, 256, (options.rows, options.tokens)).tolist()
+        options.layers, options.rows = 1, 8
+    source = resolve(options.model)
+    place = Path(source.location)
+    whole = int(read_json(place / "config.json")["num_hidden_layers"])
+    layers = options.layers or whole
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        make_model(work / "model", options.hidden, options.ffn, 1024)
-        theirs = run("autoawq", work, work / "model", rows, 32)
-        print(
-            f"two layers, hidden {options.hidden}, feed-forward {options.ffn}, {options.rows} rows of {options.tokens} tokens"
+        ft = Path(sys.executable).with_name("ft")
+        subprocess.run(
+            [ft, "data", "prepare", "builtin:bfcl", "--out", work / "data"], check=True, stdout=subprocess.DEVNULL
         )
-        print(f"AutoAWQ 0.2.9: {words(theirs)}")
-        for rounding in ("gptq", "nearest"):
-            ours = run("llmcompressor", work, work / "model", rows, 32, rounding=rounding)
-            print(f"ours, {rounding}: {words(ours)}; {working(ours) / working(theirs):.1%} of AutoAWQ's work")
-
-
-def working(result: dict) -> float:
-    """Seconds after the libraries and the model were loaded."""
-    return result["seconds"] - result["loading_seconds"]
-
-
-def words(result: dict) -> str:
-    """Work, loading and start apart: only the first grows with the layers."""
-    return (
-        f"{working(result):.1f} s of work, {result['loading_seconds']:.1f} s for loading libraries and model "
-        f"({result['with_start']:.1f} s in all)"
-    )
+        data = Dataset.open(work / "data")
+        tokenizer = load_tokenizer(source)
+        stops = stop_ids(source, tokenizer)
+        rows = calibration_rows(data, QuantizeConfig(rows=options.rows))
+        tokens = quantize_worker.write_calibration(rows, tokenizer, stops, work / "calibration.jsonl")
+        model = place if layers == whole else first_layers(place, work / "model", layers)
+        print(f"{source.name}, {layers} of {whole} layers, {len(rows)} rows, {tokens:,} tokens")
+        held = prove.held_out(data, tokenizer, stops, options.held_out) if layers == whole else []
+        pad = tokenizer.pad_token_id
+        if held:
+            print(
+                f"perplexity of {len(held)} held-out answers in 16 bits: {perplexity(model, merge_base.original(TensorFiles(model)), held, pad):.4f}"
+            )
+        theirs = 0.0
+        for name, choice in QUANTIZERS.items():
+            if options.only and (options.only == "autoawq") != (choice["backend"] == "autoawq"):
+                continue
+            found = run(choice, work, model, work / "calibration.jsonl", layers)
+            seconds = found["seconds"] - found["loading_seconds"]
+            busy = found["cpu_seconds"] - found["loading_cpu_seconds"]
+            theirs = theirs or (busy if choice["backend"] == "autoawq" else 0.0)
+            line = (
+                f"{name}: {seconds:.1f} s of work, {seconds / layers:.2f} s a layer, {busy / layers:.2f} CPU-s a layer"
+            )
+            line += f"; {found['loading_seconds']:.1f} s ({found['loading_cpu_seconds']:.1f} CPU-s) of loading"
+            line += f"; {busy / theirs:.1%} of AutoAWQ's CPU-s" if theirs and choice["backend"] != "autoawq" else ""
+            line += (
+                f"; perplexity {perplexity(model, quantize_formats.dequantized(found['out']), held, pad):.4f}"
+                if held
+                else ""
+            )
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -128,3 +128,46 @@ def test_our_block_of_gptq_is_llm_compressors_arithmetic(tmp_path):
     lines = [[float(x) for x in line.split()] for line in done.stdout.splitlines()[-4:]]
     assert len(lines) == 4
     assert all(differing < 0.01 and abs(loss - 1) < 0.01 for differing, loss, _ in lines)
+
+
+SEARCH = """
+    import sys
+    sys.path.insert(0, sys.argv[1])
+    import torch
+    from compressed_tensors.quantization import QuantizationArgs
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    from compressed_tensors.quantization.utils import calculate_qparams
+    import llmcompressor_awq as worker
+    torch.manual_seed(0)
+    x = torch.randn(400, 192) * torch.rand(192) ** 4 * 20
+    layers = [torch.randn(96, 192) * torch.rand(192), torch.randn(64, 192)]
+    mean, grid = x.abs().mean(0), 20
+    w_mean = torch.cat(layers).abs().mean(0)
+    for symmetric in (True, False):
+        args = QuantizationArgs(num_bits=4, type="int", symmetric=symmetric, strategy="group", group_size=32)
+        errors = []
+        for step in range(grid):
+            s = (mean.pow(step / grid) / (w_mean.pow(1 - step / grid) + 1e-4)).clamp(min=1e-4)
+            s = s / (s.max() * s.min()).sqrt()
+            error = 0.0
+            for w in layers:
+                groups = (w * s).view(len(w), -1, 32)
+                scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), args)
+                rounded = fake_quantize(w * s, scale, zero, args)
+                error += float(((x / s) @ rounded.T - x @ w.T).square().sum())
+            errors.append((error, s))
+        ours = worker.best_scales(layers, x.T @ x, mean, w_mean, grid, args)
+        least, best = min(errors, key=lambda pair: pair[0])
+        same = next(error for error, s in errors if torch.allclose(s, ours))
+        print(same / least, max(error for error, _ in errors) / least)
+"""
+
+
+def test_the_search_finds_what_running_every_candidate_on_the_tokens_finds():
+    """Against compressed-tensors' own rounding and the layers' outputs, token by token: 1 % of error for bf16 factors."""
+    python = environments.ensure("llmcompressor")
+    command = [str(python), "-c", textwrap.dedent(SEARCH), str(environments.WORKERS)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    lines = [[float(x) for x in line.split()] for line in done.stdout.splitlines()[-2:]]
+    assert len(lines) == 2
+    assert all(ours < 1.01 and worst > 1.2 for ours, worst in lines), lines

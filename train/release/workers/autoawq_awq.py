@@ -86,13 +86,15 @@ def main(job_path: str) -> None:
         model = AutoAWQForCausalLM.from_pretrained(
             str(copy), device_map="cpu", torch_dtype=torch.bfloat16, safetensors=True, use_cache=False
         )
-        loaded = time.monotonic() - started
+        loaded, loaded_cpu = time.monotonic() - started, time.process_time()
         settings = {"zero_point": True, "q_group_size": job["group_size"], "w_bit": 4, "version": "GEMM"}
         model.quantize(tokenizer, quant_config=settings, calib_data=rows)
         model.save_quantized(job["out"])
     result = {
         "seconds": time.monotonic() - started,
         "loading_seconds": loaded,
+        "cpu_seconds": time.process_time(),
+        "loading_cpu_seconds": loaded_cpu,
         "rows_used": len(rows),
         "tokens_used": sum(map(len, rows)),
     }

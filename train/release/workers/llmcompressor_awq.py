@@ -51,6 +51,21 @@ def without_pinning() -> None:
 
 
 DONE = {"scaled": 0, "rounded": 0}
+SCALES = {}  # linear layer -> what AWQ multiplied its inputs' columns with, until its rounding has read it
+
+
+@contextlib.contextmanager
+def bf16_products():
+    """fp32 products on the CPU with factors rounded to bf16 (exact for activations that are bf16), sums and result in fp32."""
+    import torch
+
+    settings = torch.backends.mkldnn.matmul
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 def layer_done(layers: int, what: str) -> None:
@@ -60,12 +75,36 @@ def layer_done(layers: int, what: str) -> None:
 
 
 def rounding(kind: str, layers: int, **scheme):
-    """The modifier that rounds the scaled weights."""
+    """The modifier that rounds the scaled weights.
+
+    GPTQ's second moments are those of llm-compressor, but layers that read one input share its product, and where AWQ scaled
+    a layer in the same pass, H becomes diag(1/s) H diag(1/s): what the scaled inputs would have given.
+    """
+    import torch
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
+    from pydantic import PrivateAttr
 
     class Reported(GPTQModifier):
+        _last: tuple = PrivateAttr(default=(None, None))
+
+        def calibrate_module(self, module, args, _output):
+            if self._last[0] is not args[0]:
+                tokens = args[0].detach().flatten(0, -2).float()
+                with bf16_products():
+                    self._last = (args[0], 2 * (tokens.T @ tokens))
+            if module not in self._num_samples:
+                self._hessians[module] = torch.zeros_like(self._last[1])
+                self._num_samples[module] = torch.zeros((), device=self._last[1].device)
+            self._hessians[module] += self._last[1]
+            self._num_samples[module] += len(args[0])
+
         def on_sequential_epoch_end(self, *args, **kwargs):
+            self._last = (None, None)
+            for module, moment in self._hessians.items():
+                if module in SCALES:
+                    scales = SCALES.pop(module)
+                    moment.div_(scales[:, None]).div_(scales[None])
             layer_done(layers, "rounded")
             return super().on_sequential_epoch_end(*args, **kwargs)
 
@@ -114,6 +153,38 @@ def faster_rounding() -> None:
     ImplBackend.register("gptq_block_update", usable, 1)(round_block)
 
 
+def rounded_to(weights, args):
+    """Weights (rows, inputs) rounded to 4 bits in groups as compressed-tensors does it: range by minimum and maximum."""
+    groups = weights.view(len(weights), -1, args.group_size)
+    low, high = groups.amin(-1, keepdim=True).clamp_(max=0), groups.amax(-1, keepdim=True).clamp_(min=0)
+    scale = (low.abs().maximum(high) * 2 if args.symmetric else high - low).clamp_(min=1e-7) / 15
+    zero = 0 if args.symmetric else (-8 - low / scale).round_()
+    return groups.div(scale).add_(zero).round_().clamp_(-8, 7).sub_(zero).mul_(scale).view_as(weights)
+
+
+def best_scales(weights: list, gram, x_mean, w_mean, grid: int, args):
+    """AWQ's search (Lin et al. 2023, arXiv 2306.00978, equation 5; with the weights' mean, as llm-compressor's duo scaling):
+    of `grid` exponents the scales (inputs,) of the least error at the layers' outputs.
+
+    weights: of the layers that read one input, (rows, inputs) each, fp32; gram: of that input, (inputs, inputs).
+    """
+    import torch
+
+    best, least = torch.ones_like(x_mean), float("inf")
+    for step in range(grid):
+        ratio = step / grid
+        scales = (x_mean.pow(ratio) / (w_mean.pow(1 - ratio) + 1e-4)).clamp_(min=1e-4)
+        scales = (scales / (scales.max() * scales.min()).sqrt()).nan_to_num_(nan=1.0, posinf=1.0)
+        error = 0.0
+        for exact in weights:
+            gap = rounded_to(exact * scales, args).div_(scales).sub_(exact)
+            with bf16_products():
+                error += float((gap @ gram).mul_(gap).sum())
+        if error < least:
+            best, least = scales, error
+    return best
+
+
 def modifier(search: str, grid: int, layers: int):
     """The AWQ modifier for a search.
 
@@ -123,6 +194,7 @@ def modifier(search: str, grid: int, layers: int):
     the tokens gives G; a candidate then costs a product of the layer's own size, however many tokens there were.
     """
     import torch
+    from compressed_tensors.offload import update_offload_parameter
     from llmcompressor.core.session_functions import active_session
     from llmcompressor.modifiers.transform.awq import AWQModifier
     from pydantic import PrivateAttr
@@ -133,11 +205,9 @@ def modifier(search: str, grid: int, layers: int):
             return super().on_sequential_epoch_end(*args, **kwargs)
 
     class Gram(Reported):
-        _grams: dict = PrivateAttr(default_factory=dict)
-        _mapping: object = PrivateAttr(default=None)
+        _inputs: dict = PrivateAttr(default_factory=dict)
 
         def _setup_activation_cache_hooks(self):
-            super()._setup_activation_cache_hooks()
             for mapping in self._resolved_mappings:
                 layer = mapping.activation_hook_target or mapping.balance_layers[0]
                 self.register_hook(layer, self._collector(mapping.smooth_name), "forward")
@@ -146,26 +216,36 @@ def modifier(search: str, grid: int, layers: int):
             def collect(_module, args, _output):
                 state = active_session().state
                 tokens = args[0].detach()[state.loss_masks[state.current_batch_idx].bool()].float()
-                self._grams[name] = self._grams.get(name, 0) + tokens.T @ tokens
+                found = self._inputs.setdefault(name, [0, 0, 0])
+                with bf16_products():
+                    found[0] += tokens.T @ tokens
+                found[1] += tokens.abs().sum(0)
+                found[2] += len(tokens)
 
             return collect
 
-        def _compute_best_scale(self, mapping, fp16_outputs, orig_layer_weights):
-            self._mapping = mapping
-            try:
-                return super()._compute_best_scale(mapping, self._run_samples(mapping.parent), orig_layer_weights)
-            finally:
-                self._mapping = None
-                del self._grams[mapping.smooth_name]
-
-        def _run_samples(self, module):
-            if self._mapping is None:
-                return [torch.zeros(1)]
-            return [layer.weight.detach().float().clone() for layer in self._mapping.balance_layers]
-
-        def _compute_loss(self, exact, quantized):
-            gram = self._grams[self._mapping.smooth_name]
-            return sum(float((((q - w) @ gram) * (q - w)).sum()) for w, q in zip(exact, quantized, strict=True))
+        @torch.no_grad()
+        def _apply_smoothing(self, model):
+            for mapping in self._resolved_mappings:
+                gram, total, count = self._inputs.pop(mapping.smooth_name, (0, 0, 0))
+                if not count:
+                    continue
+                balanced, smooth = mapping.balance_layers, mapping.smooth_layer
+                scales = best_scales(
+                    [layer.weight.float() for layer in balanced], gram, total / count, self._compute_layer_means(balanced).float(),
+                    grid, balanced[0].quantization_scheme.weights,
+                )  # fmt: skip
+                for layer in balanced:
+                    update_offload_parameter(layer, "weight", layer.weight * scales)
+                    SCALES[layer] = SCALES.get(layer, 1) * scales
+                for name in ("weight", "bias"):
+                    tensor = getattr(smooth, name, None)
+                    if tensor is None:
+                        continue
+                    inverse = scales if tensor.ndim == 1 else scales[:, None]
+                    changed = tensor.clone()  # of a matrix with more outputs than there are scales: the last ones
+                    changed[-len(scales) :] /= inverse
+                    update_offload_parameter(smooth, name, changed)
 
     return {"gram": Gram, "module": Reported}[search](duo_scaling=True, n_grid=grid)
 
@@ -192,6 +272,12 @@ def recipe(job: dict, scheme, layers: int) -> list:
     return [modifier(job["search"], job["grid"], layers), last] if job["scheme"] == "awq" else [last]
 
 
+def pipeline(job: dict) -> str:
+    """One pass over the layers for the search and GPTQ's rounding together; the other modifiers each have their own."""
+    together = job["scheme"] == "awq" and job["search"] == "gram" and job["rounding"] == "gptq"
+    return "sequential" if together else "independent"
+
+
 def main(job_path: str) -> None:
     """Run one job."""
     job = json.loads(Path(job_path).read_text(encoding="utf-8"))
@@ -213,7 +299,7 @@ def main(job_path: str) -> None:
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     data = batches(job["calibration"], job["batch_size"], pad)
     scheme = scheme_of(job)
-    loaded = time.monotonic() - started
+    loaded, loaded_cpu = time.monotonic() - started, time.process_time()
     with contextlib.redirect_stdout(sys.stderr):
         oneshot(
             model=model,
@@ -221,6 +307,7 @@ def main(job_path: str) -> None:
             dataset=DataLoader(data, batch_size=None),
             num_calibration_samples=len(data),
             use_loss_mask=True,
+            pipeline=pipeline(job),
             recipe=recipe(job, scheme, model.config.num_hidden_layers),
         )
         model.save_pretrained(job["out"], save_compressed=True)
@@ -228,6 +315,8 @@ def main(job_path: str) -> None:
     result = {
         "seconds": time.monotonic() - started,
         "loading_seconds": loaded,
+        "cpu_seconds": time.process_time(),
+        "loading_cpu_seconds": loaded_cpu,
         "rows_used": sum(len(batch["input_ids"]) for batch in data),
         "tokens_used": int(sum(batch["attention_mask"].sum() for batch in data)),
     }
