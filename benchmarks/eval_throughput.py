@@ -182,8 +182,12 @@ class Cost:
     cpu_s: float
 
 
+class FailedError(RuntimeError):
+    """A tool did not ask everything."""
+
+
 def cost(name: str, job: Job) -> Cost:
-    """Run one tool and ask the server what came. A tool that did not ask everything ends the benchmark."""
+    """Run one tool and ask the server what came. Raises FailedError."""
     command, extra = TOOLS[name](job)
     stats(job.url)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -193,7 +197,7 @@ def cost(name: str, job: Job) -> Cost:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     found = stats(job.url)
     if not job.requests <= found["requests"] <= job.requests + 2:
-        raise SystemExit(
+        raise FailedError(
             f"{name}: {found['requests']} of {job.requests} requests, exit {done.returncode}: {(done.stderr + done.stdout)[-800:]}"
         )
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -275,22 +279,27 @@ def vllm_server() -> Iterator[tuple[str, str]]:
 
 
 def part_vllm(tools: list[str], *, requests: int = 96, at_once: int = 32, rounds: int = 3) -> None:
-    rates: dict[str, list[float]] = {name: [] for name in tools}
-    cpu: dict[str, list[float]] = {name: [] for name in tools}
+    """The tools in turn, every second round backwards; a tool that fails is named and left out from then on."""
+    found: dict[str, list[Cost]] = {name: [] for name in tools}
     with vllm_server() as (url, model), tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_items(folder, requests)
         cost("ft eval", Job(url, model, requests, at_once, 8, folder))  # warm-up
         for turn in range(rounds):
-            for name in tools if turn % 2 == 0 else tools[::-1]:
-                found = cost(name, Job(url, model, requests, at_once, 24, folder))
-                rates[name].append(found.requests / found.seconds)
-                cpu[name].append(found.cpu_s)
+            for name in list(found) if turn % 2 == 0 else list(found)[::-1]:
+                try:
+                    found[name].append(cost(name, Job(url, model, requests, at_once, 24, folder)))
+                except FailedError as error:
+                    print(error, file=sys.stderr)
+                    del found[name]
     print(f"{requests} items, {at_once} at once, 24 tokens each, {rounds} rounds")
     print("| client | requests/s, median (lowest to highest) | CPU-s of the command |\n|---|---|---|")
-    for name in tools:
-        spread = f"{min(rates[name]):.2f} to {max(rates[name]):.2f}"
-        print(f"| {name} | {statistics.median(rates[name]):.2f} ({spread}) | {statistics.median(cpu[name]):.1f} |")
+    for name, costs in found.items():
+        rates = sorted(c.requests / c.seconds for c in costs)
+        spread = f"{rates[0]:.2f} to {rates[-1]:.2f}"
+        print(
+            f"| {name} | {statistics.median(rates):.2f} ({spread}) | {statistics.median(c.cpu_s for c in costs):.1f} |"
+        )
 
 
 def main() -> None:
