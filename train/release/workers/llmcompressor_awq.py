@@ -185,6 +185,21 @@ def best_scales(weights: list, gram, x_mean, w_mean, grid: int, args):
     return best
 
 
+def scale(mapping, scales) -> None:
+    """Multiply the inputs' columns of a mapping's layers by `scales`, and divide what comes before by them."""
+    from compressed_tensors.offload import update_offload_parameter
+
+    for layer in mapping.balance_layers:
+        update_offload_parameter(layer, "weight", layer.weight * scales)
+        SCALES[layer] = SCALES.get(layer, 1) * scales
+    for name in ("weight", "bias"):
+        tensor = getattr(mapping.smooth_layer, name, None)
+        if tensor is not None:
+            changed = tensor.clone()  # of a matrix with more outputs than there are scales: the last ones
+            changed[-len(scales) :] /= scales if tensor.ndim == 1 else scales[:, None]
+            update_offload_parameter(mapping.smooth_layer, name, changed)
+
+
 def modifier(search: str, grid: int, layers: int):
     """The AWQ modifier for a search.
 
@@ -194,7 +209,6 @@ def modifier(search: str, grid: int, layers: int):
     the tokens gives G; a candidate then costs a product of the layer's own size, however many tokens there were.
     """
     import torch
-    from compressed_tensors.offload import update_offload_parameter
     from llmcompressor.core.session_functions import active_session
     from llmcompressor.modifiers.transform.awq import AWQModifier
     from pydantic import PrivateAttr
@@ -230,22 +244,12 @@ def modifier(search: str, grid: int, layers: int):
                 gram, total, count = self._inputs.pop(mapping.smooth_name, (0, 0, 0))
                 if not count:
                     continue
-                balanced, smooth = mapping.balance_layers, mapping.smooth_layer
+                balanced = mapping.balance_layers
                 scales = best_scales(
                     [layer.weight.float() for layer in balanced], gram, total / count, self._compute_layer_means(balanced).float(),
                     grid, balanced[0].quantization_scheme.weights,
                 )  # fmt: skip
-                for layer in balanced:
-                    update_offload_parameter(layer, "weight", layer.weight * scales)
-                    SCALES[layer] = SCALES.get(layer, 1) * scales
-                for name in ("weight", "bias"):
-                    tensor = getattr(smooth, name, None)
-                    if tensor is None:
-                        continue
-                    inverse = scales if tensor.ndim == 1 else scales[:, None]
-                    changed = tensor.clone()  # of a matrix with more outputs than there are scales: the last ones
-                    changed[-len(scales) :] /= inverse
-                    update_offload_parameter(smooth, name, changed)
+                scale(mapping, scales)
 
     return {"gram": Gram, "module": Reported}[search](duo_scaling=True, n_grid=grid)
 
