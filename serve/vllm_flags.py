@@ -99,7 +99,7 @@ def build(target: Target, options: ServeOptions) -> Launch:
     if gpus():
         arguments += _gpu_flags(need, options.extra)
     else:
-        preflight.check_on_cpu(target)
+        preflight.check_on_cpu(target, options.extra)
         if adapters and preflight.flag(options.extra, "--max-num-batched-tokens") is None:
             arguments += ["--max-num-batched-tokens", str(max(ADAPTER_STEP_TOKENS, options.max_num_seqs))]
         flags, how = cpu_processes(compiled=not options.eager, cores=cores())

@@ -9,7 +9,7 @@ import pytest
 
 from tunegate.core.errors import UsageError, UserError
 from tunegate.core.model_source import resolve
-from tunegate.serve import vllm_flags
+from tunegate.serve import preflight, vllm_flags
 from tunegate.serve.preflight import check_flags, check_memory, flag, memory_limits
 from tunegate.serve.vllm_flags import ServeOptions, build
 
@@ -76,7 +76,11 @@ def test_a_shard_that_is_something_else(model):
     assert "damaged" in refused(model).message
 
 
-def test_fp8_weights_are_refused_where_there_is_no_gpu(model, monkeypatch):
+def test_fp8_weights_are_refused_where_neither_gpu_nor_cpu_computes_with_them(model, monkeypatch, tmp_path):
+    cpu = tmp_path / "cpuinfo"
+    cpu.write_text("flags : amx_tile amx_bf16")
+    monkeypatch.setattr(preflight, "CPU_FACTS", cpu)
+    assert refused(model, "--quantization", "fp8").message.startswith("fp8 weights are for GPUs")
     weights = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
     groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
     set_config(
@@ -88,8 +92,11 @@ def test_fp8_weights_are_refused_where_there_is_no_gpu(model, monkeypatch):
         },
     )
     error = refused(model)
-    assert error.message.startswith("fp8 weights are served on GPUs")
+    assert error.message.startswith("fp8 weights are for GPUs")
     assert "--scheme w8a8" in error.hint
+    cpu.write_text("flags : amx_tile amx_bf16 amx_fp8")
+    assert build(resolve(str(model)), ServeOptions()).model == "model"
+    cpu.unlink()
     weights["type"] = "int"
     set_config(
         model,
