@@ -69,7 +69,7 @@ def main(path: Path) -> int:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     code = work(path)
-    if code == ExitCode.OK and torch.distributed.is_initialized():
+    if code == ExitCode.OK and MAIN in os.environ and torch.distributed.is_initialized():  # Ray does it itself
         torch.distributed.destroy_process_group()
     sys.stdout.flush()
     return int(code)

@@ -103,21 +103,7 @@ def test_a_stopped_run_of_two_goes_on_and_ends_as_an_unbroken_one(tiny_model, ti
     unbroken = train(tiny_model, tiny_dataset, tmp_path / "unbroken", processes=2, save_steps=2, max_steps=6)
     out = tmp_path / "run"
     folder = working_folder(out)
-    script = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import test_launch as t
-from pathlib import Path
-from tunegate.core.artifacts import Dataset
-from tunegate.train.stop import Interrupted
-try:
-    t.train(Path({str(tiny_model)!r}), Dataset.open(Path({str(tiny_dataset.path)!r})), Path({str(out)!r}), processes=2,
-            save_steps=2, max_steps=6)
-except Interrupted as stopped:
-    print(stopped, file=sys.stderr)
-    sys.exit(130)
-"""
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+    process = elsewhere(tiny_model, tiny_dataset, out)
     wait_for(lambda: (folder / "metrics.jsonl").is_file())
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=120)
@@ -132,6 +118,36 @@ except Interrupted as stopped:
     assert metrics_of_weights(found) == metrics_of_weights(unbroken)
     one, two = (load_file(run.path / "adapter_model.safetensors") for run in (found, unbroken))
     assert all(torch.equal(one[name], two[name]) for name in two)
+
+
+def elsewhere(model, dataset, out) -> subprocess.Popen:
+    """A run of six steps by two processes, started in a process of its own."""
+    script = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_launch as t
+from pathlib import Path
+from tunegate.core.artifacts import Dataset
+from tunegate.train.stop import Interrupted
+try:
+    t.train(Path({str(model)!r}), Dataset.open(Path({str(dataset.path)!r})), Path({str(out)!r}), processes=2, save_steps=2,
+            max_steps=6)
+except Interrupted as stopped:
+    print(stopped, file=sys.stderr)
+    sys.exit(130)
+"""
+    return subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.slow
+def test_when_the_process_that_started_them_is_killed_all_end(tiny_model, tiny_dataset, tmp_path):
+    folder = working_folder(tmp_path / "run")
+    process = elsewhere(tiny_model, tiny_dataset, tmp_path / "run")
+    wait_for(lambda: (folder / "rank-1.log").is_file() and (folder / "rank-0.log").is_file())
+    assert len(workers_of(folder)) == 2
+    process.kill()
+    process.communicate()
+    wait_for(lambda: not workers_of(folder), seconds=20)
 
 
 def metrics_of_weights(run: Run) -> list[dict]:
