@@ -48,9 +48,7 @@ def until(condition, seconds=60):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
 def test_killed_for_real_no_worker_is_left(tmp_path, how):
     (tmp_path / "long.py").write_text(textwrap.dedent(LONG))
-    parent = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(PARENT), str(tmp_path)], stderr=subprocess.DEVNULL
-    )
+    parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(PARENT), str(tmp_path)], stderr=subprocess.DEVNULL)
     try:
         assert until((tmp_path / "pids").is_file)
         assert until(lambda: len((tmp_path / "pids").read_text().split()) == 2)
