@@ -26,6 +26,8 @@ from typing import Any
 
 # The default thresholds of the two: cosines of their own models.
 THRESHOLD = 0.9
+# Ours: the default verdict, and the one by letters alone.
+MODELS = {"minilm": "builtin:minilm", "lexical": "lexical"}
 
 
 def made(rows: int) -> tuple[list[str], set[int]]:
@@ -47,7 +49,7 @@ def made(rows: int) -> tuple[list[str], set[int]]:
     return texts, twins
 
 
-def ours(texts: list[str]) -> set[int]:
+def ours(texts: list[str], near_model: str) -> set[int]:
     """Places of the rows that our rules remove."""
     from tunegate.core.rows import parse_row
     from tunegate.train.data.dedup import DedupConfig, deduplicate
@@ -57,7 +59,7 @@ def ours(texts: list[str]) -> set[int]:
         parse_row({"id": str(at), "messages": [{"role": "user", "content": text}, answer]}, "f", at)
         for at, text in enumerate(texts)
     ]
-    return {item.line for item in deduplicate(rows, DedupConfig()).rejected}
+    return {item.line for item in deduplicate(rows, DedupConfig(near_model=near_model)).rejected}
 
 
 def semhash(texts: list[str]) -> set[int]:
@@ -104,7 +106,7 @@ def worker(name: str, rows: int) -> None:
     texts, twins = made(rows)
     before = peak_mb()
     cpu, wall = time.process_time(), time.perf_counter()
-    removed = {"ours": ours, "semhash": semhash}[name](texts)
+    removed = semhash(texts) if name == "semhash" else ours(texts, MODELS[name])
     took = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
     peak = peak_mb()
     found = {"found": len(removed & twins) / max(1, len(twins)), "others": len(removed - twins)}
@@ -115,7 +117,13 @@ def versions(name: str) -> str:
     """The packages that did the work."""
     from importlib.metadata import version
 
-    names = ("torch", "transformers", "numpy") if name == "ours" else ("semhash", "model2vec", "numpy")
+    names = (
+        ("torch", "transformers", "numpy")
+        if name == "minilm"
+        else ("numpy",)
+        if name == "lexical"
+        else ("semhash", "model2vec", "numpy")
+    )
     return ", ".join(f"{package} {version(package)}" for package in names)
 
 
@@ -133,7 +141,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--semhash-python", help="a Python that has semhash")
     parser.add_argument("--short", action="store_true", help="1,000 and 4,000 rows, some seconds")
-    parser.add_argument("--worker", choices=("ours", "semhash"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=(*MODELS, "semhash"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         worker(arguments.worker, arguments.sizes[0])
@@ -141,10 +149,12 @@ def main() -> None:
     sizes = [1000, 4000] if arguments.short else arguments.sizes
     print(f"{date.today()}, {processor()}, {os.cpu_count()} cores, Python {platform.python_version()}; ", end="")
     print(
-        f"thresholds: ours 0.95 of MiniLM, semhash {THRESHOLD}\n\n| | rows | CPU s | wall s | peak MB | MB grown | found | others removed |"
+        f"thresholds: minilm 0.95, lexical and semhash {THRESHOLD}\n\n| | rows | CPU s | wall s | peak MB | MB grown | found | others removed |"
     )
     print("|---|---|---|---|---|---|---|---|")
-    pythons = {"ours": sys.executable} | ({"semhash": arguments.semhash_python} if arguments.semhash_python else {})
+    pythons = dict.fromkeys(MODELS, sys.executable) | (
+        {"semhash": arguments.semhash_python} if arguments.semhash_python else {}
+    )
     notes = [] if arguments.semhash_python else ["semhash: not measured (--semhash-python names a Python that has it)"]
     for name, python in pythons.items():
         taken = []

@@ -11,6 +11,7 @@ from tunegate.core import embedding
 from tunegate.core.console import warn
 from tunegate.core.errors import UserError
 from tunegate.train.data.engine import Mapped
+from tunegate.train.data.near import jaccard
 from tunegate.train.data.words import neighbours
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ class Judge:
 
     rule: what a score is, as reports name it. threshold: from which a pair is near. curve: other thresholds; the lowest is
     the lowest that may be asked for. floor: overlap of 4-grams below which a pair is no candidate. scores: (text, text,
-    overlap) of each pair -> its score, 0 to 1, to four decimals. neighbours: texts -> the places of more candidates of each
-    among the earlier ones; None: overlap alone makes a candidate.
+    overlap where letters made it a candidate, else 0) of each pair -> its score, 0 to 1, to four decimals. neighbours:
+    texts -> the places of more candidates of each among the earlier ones; None: overlap alone makes a candidate.
     """
 
     rule: str
@@ -130,9 +131,9 @@ class _Cosine:
             self.vectors.update(zip(texts, vectors, strict=True))
             self.cut.update(text for text, read in zip(texts, whole, strict=True) if not read)
         found = []
-        for a, b, overlap in pairs:
+        for a, b, _ in pairs:
             cosine = float(np.dot(self.vectors[a].astype(np.float32), self.vectors[b].astype(np.float32)))
-            found.append(round(min(1.0, max(0.0, cosine, overlap if a == b else 0.0)), 4))
+            found.append(1.0 if a == b else round(min(1.0, max(0.0, cosine)), 4))
             if a in self.cut or b in self.cut:
-                found[-1] = min(found[-1], round(overlap, 4))
+                found[-1] = min(found[-1], round(jaccard(a, b), 4))
         return found

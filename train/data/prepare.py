@@ -7,7 +7,7 @@ same bytes.
 """
 
 import json
-from collections import Counter
+from collections import Counter as Tally
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from tunegate.train.data.normalize import input_key, normalized, prompt_key, use
 from tunegate.train.data.read import Fault, Reading, sources
 from tunegate.train.data.rejected import Reason, Rejected, tally
 from tunegate.train.data.split import Split, SplitConfig, split
-from tunegate.train.data.tokens import Sizer, counter
+from tunegate.train.data.tokens import Counter, Sizer, counter
 from tunegate.train.data.twins import Pair
 
 # Rows that are checked together.
@@ -116,14 +116,7 @@ def prepare(
     measured = measure(train, held_out, config.clean, sizer)
     findings = _findings([*train, *held_out], mapped)
     notes += [*done.notes, *measured.notes]
-    profile = DatasetProfile.from_rows(
-        train,
-        count_tokens=token_counter.count if token_counter.exact else None,
-        token_source=token_counter.source,
-        label_of=reader(label_source),
-        label_source=label_source,
-        language_of=language,
-    )
+    profile = profile_of(train, token_counter, label_source)
     report = Report(
         rows_in=rows_in,
         train=len(train),
@@ -146,6 +139,18 @@ def prepare(
         inputs.append(Input.of_file(_eval_file(config.keep_eval), "kept_eval"))
     dataset = _write(out, train, held_out, rejected, pairs, findings, report, inputs, config, force=force)
     return dataset, report
+
+
+def profile_of(rows: Iterable[Row], tokens: Counter, label_source: str | None) -> DatasetProfile:
+    """The profile of rows whose labels come from `label_source`."""
+    return DatasetProfile.from_rows(
+        rows,
+        count_tokens=tokens.count if tokens.exact else None,
+        token_source=tokens.source,
+        label_of=reader(label_source),
+        label_source=label_source,
+        language_of=language,
+    )
 
 
 def source_inputs(names: Sequence[str]) -> list[Input]:
@@ -285,7 +290,7 @@ def _same_user_text(train: list[Row], held_out: list[Row]) -> list[Pair]:
 
 
 def _rows_by_code(findings: list[Finding]) -> dict[str, int]:
-    return dict(sorted(Counter(code for code, _, _ in {(f.code, f.file, f.line) for f in findings}).items()))
+    return dict(sorted(Tally(code for code, _, _ in {(f.code, f.file, f.line) for f in findings}).items()))
 
 
 def _kept_flags(rows: list[Row], keep_eval: Path | None) -> tuple[list[bool], list[str]]:

@@ -21,11 +21,10 @@ from tunegate.train.data.dedup import Deduplicated, deduplicate, refuse_mass_rem
 from tunegate.train.data.engine import Mapped, rows_of
 from tunegate.train.data.export import OPENAI_KEYS, READ_AS, export
 from tunegate.train.data.judge import Judge
-from tunegate.train.data.labels import labels, reader
-from tunegate.train.data.language import language
+from tunegate.train.data.labels import labels
 from tunegate.train.data.leakage import Leakage
 from tunegate.train.data.leakage import leakage as compare
-from tunegate.train.data.prepare import PrepareConfig, admitted, jsonl, source_inputs
+from tunegate.train.data.prepare import PrepareConfig, admitted, jsonl, profile_of, source_inputs
 from tunegate.train.data.read import Fault, Reading, read, read_records, sources, strictly
 from tunegate.train.data.rejected import Rejected
 from tunegate.train.data.tokens import Counter as TokenCounter
@@ -57,14 +56,7 @@ def profile(names: Sequence[str], reading: Reading, *, label: str | None, model:
     sample = list(islice(rows, SAMPLE))
     source, _ = labels(sample, label)
     tokens = counter(model)
-    return DatasetProfile.from_rows(
-        chain(sample, rows),
-        count_tokens=tokens.count if tokens.exact else None,
-        token_source=tokens.source,
-        label_of=reader(source),
-        label_source=source,
-        language_of=language,
-    )
+    return profile_of(chain(sample, rows), tokens, source)
 
 
 def check(names: Sequence[str], reading: Reading, *, model: str | None, max_length: int | None) -> Checked:

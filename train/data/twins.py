@@ -11,7 +11,7 @@ from tunegate.core.files import canonical_json
 from tunegate.core.rows import Row
 from tunegate.train.data.engine import Mapped
 from tunegate.train.data.judge import Judge
-from tunegate.train.data.near import NearIndex, band_keys, jaccard, same_numbers
+from tunegate.train.data.near import NearIndex, band_keys, same_numbers
 from tunegate.train.data.normalize import answer_key, normalized
 
 BLOCK = 4096
@@ -144,7 +144,7 @@ def _by_words(seen: _Seen, found: Found, close: list[_Seen]) -> Found:
     """Those close by their words that may be twins and are not among those found by their letters."""
     known = {id(other) for other, _ in found}
     rest = [o for o in close if id(o) not in known and o.frame == seen.frame and same_numbers(o.text, seen.text)]
-    return [(other, jaccard(other.text, seen.text)) for other in rest]
+    return [(other, 0.0) for other in rest]
 
 
 def _decide(seen: _Seen, scored: Found, judge: Judge, step: NearStep) -> bool:
