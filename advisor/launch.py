@@ -6,7 +6,6 @@ from typing import Any
 
 from tunegate.advisor.recommend import Recommendation
 from tunegate.advisor.render import train_section
-from tunegate.core.console import warn
 from tunegate.core.errors import UsageError, UserError
 from tunegate.core.files import canonical_json, sha256_text, write_text
 
@@ -43,8 +42,20 @@ def task(answer: Recommendation, recommendation: str, infra: str = "") -> dict[s
         "workdir": ".",
         "file_mounts": {KEPT: bucket},
         "setup": "pip install 'tunegate[gpu]'",
-        "run": f"ft train data/ --from {recommendation} --out {KEPT}/run --resume",
+        "run": _command(answer, recommendation),
     }
+
+
+def _command(answer: Recommendation, recommendation: str) -> str:
+    """Train, or go on where a machine was taken away. On several GPUs one process each, the model shared over them
+    (FSDP2); bitsandbytes' 4-bit weights are not shared, so QLoRA runs as DDP."""
+    training = answer.chosen.training
+    assert training is not None
+    words = f"ft train data/ --from {recommendation} --out {KEPT}/run"
+    if training.gpus > 1:
+        strategy = "ddp" if answer.chosen.method == "qlora" else "fsdp2"
+        words += f" --launch accelerate --num-processes {training.gpus} --strategy {strategy}"
+    return f'if [ -d {KEPT}/.run.training ]; then set -- --resume; fi\n{words} "$@"\n'
 
 
 def prepare(answer: Recommendation, kind: str, recommendation: Path | None) -> dict[str, Any]:
@@ -57,12 +68,7 @@ def prepare(answer: Recommendation, kind: str, recommendation: Path | None) -> d
         raise UsageError(f"not a place: {infra!r}", where="--launch", hint="for example sky:kubernetes or sky:aws")
     if recommendation is None or not recommendation.name:
         raise UsageError("--launch needs --out: the task runs that recommendation", where="--launch")
-    made = task(answer, recommendation.name, infra)
-    if answer.chosen.training is not None and answer.chosen.training.gpus > 1:
-        warn(
-            f"ft train is one process: start it on {answer.chosen.training.gpus} GPUs with a launcher that shards (FSDP)"
-        )
-    return made
+    return task(answer, recommendation.name, infra)
 
 
 def write_task(made: dict[str, Any], recommendation: Path) -> Path:

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -23,10 +24,27 @@ def test_sky_task(advise, tmp_path):
     assert int(count) >= 1
     assert written["resources"]["use_spot"] is True
     (kept,) = written["file_mounts"]
-    assert written["run"] == f"ft train data/ --from recommendation.yaml --out {kept}/run --resume"
+    # The script for real: the first time from the beginning, after a machine was taken away from the checkpoint.
+    (tmp_path / "kept").mkdir()
+    script = f"ft() {{ echo ft $@; }}\n{written['run']}".replace(kept, str(tmp_path / "kept"))
+    first = f"ft train data/ --from recommendation.yaml --out {tmp_path}/kept/run"
+    shell = ["bash", "-euo", "pipefail", "-c", script]
+    assert subprocess.run(shell, capture_output=True, text=True, check=True).stdout.strip() == first
+    (tmp_path / "kept/.run.training").mkdir()
+    assert subprocess.run(shell, capture_output=True, text=True, check=True).stdout.strip() == f"{first} --resume"
     advise(*QUESTION, "--out", out, "--launch", "sky:kubernetes")
     resources = yaml.safe_load((tmp_path / "sky.yaml").read_text())["resources"]
     assert (resources["infra"], resources["use_spot"]) == ("kubernetes", False)
+
+
+@pytest.mark.parametrize(("method", "strategy"), [("full", "fsdp2"), ("qlora", "ddp")])
+def test_several_gpus_are_one_process_each(method, strategy):
+    answer = recommend(from_mapping({"examples": 5000, "needs": "format", "hardware": "L4"}))
+    chosen = dataclasses.replace(
+        answer.chosen, method=method, training=dataclasses.replace(answer.chosen.training, gpus=4)
+    )
+    run = task(dataclasses.replace(answer, chosen=chosen), "r.yaml")["run"]
+    assert f"--launch accelerate --num-processes 4 --strategy {strategy} " in run
 
 
 @pytest.mark.parametrize("kind", ["moon", "sky:", "sky:a b", "sky:-x", ""])
@@ -89,7 +107,7 @@ def test_skypilots_own_parser_takes_it(advise, tmp_path, tmp_path_factory):
     ((name, count),) = plain["accelerators"].items()
     assert name in SKY_NAMES.values()
     assert count == 1
-    assert plain["run"].startswith("ft train data/ --from recommendation.yaml")
+    assert "ft train data/ --from recommendation.yaml" in plain["run"]
     assert (plain["spot"], cluster["spot"], cloud["spot"]) == (True, False, True)
     assert "kubernetes" in str(cluster["infra"])
     assert "aws" in str(cloud["infra"])
