@@ -23,7 +23,12 @@ from tunegate.serve.prompting.middleware import USED_HEADER
 if TYPE_CHECKING:
     import aiohttp
 
-__all__ = ["ChatClient", "Completion", "EndpointError", "api_key"]  # what an answer is, and its error, belong to its client
+__all__ = [
+    "ChatClient",
+    "Completion",
+    "EndpointError",
+    "api_key",
+]  # what an answer is, and its error, belong to its client
 
 # Longest pause before another attempt, whatever `Retry-After` asks for: an hour of silence helps nobody.
 LONGEST_WAIT_S = 60.0
