@@ -1,11 +1,11 @@
 """Result files of lm-eval, promptfoo and Inspect as TARGET or BASELINE, and reports as Inspect logs."""
 
 import json
-import shutil
 import subprocess
 import zipfile
 
 import pytest
+from uv import find_uv_bin
 
 N = 60
 
@@ -167,7 +167,7 @@ def test_to_and_out_go_together(echo, ft):
 @pytest.mark.parametrize("suffix", ["json", "eval"])
 def test_inspect_s_own_reader_opens_it(echo, ft, suffix):
     """By the real inspect-ai, in an environment made on the fly; its own writer's log then comes back to us (zstandard)."""
-    uv = shutil.which("uv") or pytest.skip("uv is not installed")
+    uv = find_uv_bin()
     log = written_log(echo, ft, suffix)
     script = (
         "import sys; from inspect_ai.log import read_eval_log, read_eval_log_sample, write_eval_log as w\n"
