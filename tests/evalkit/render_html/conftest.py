@@ -77,8 +77,9 @@ def hostile_report(made: ModuleType) -> tuple[dict[str, Any], list[dict[str, Any
     return report, mine, theirs
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    """Chromium for the tests of one file: Playwright keeps an event loop running, and later tests need the thread's own."""
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("no chromium on PATH (Debian and Ubuntu: apt-get install chromium)")
