@@ -112,7 +112,7 @@ def _method_of(report: EvalReport) -> str:
     places = [] if system is None else [system.path, *(row["path"] for row in manifests.lineage(system.inputs))]
     for place in places:
         folder = Path(str(place))
-        if (folder / manifests.NAME).is_file():
+        if manifests.is_finished(folder):
             facts = manifests.read(folder).facts
             if facts.get("method") in METHODS:
                 return RAG_LORA if facts.get("retrieval") else str(facts["method"])

@@ -5,14 +5,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import EvalReport, Run
 from tunegate.core.console import say, warn
 from tunegate.core.errors import TunegateError
 from tunegate.core.files import read_json, write_json
+from tunegate.core.manifest import is_finished
 from tunegate.core.methods import RAG_LORA, WEIGHTLESS
 from tunegate.core.model_source import ModelSource
 from tunegate.core.rows import read_jsonl
@@ -57,7 +56,7 @@ def run_arms(plan: Plan, options: RunOptions) -> dict[str, str]:
     tuned = [arm for arm in plan.arms if arm in TUNED]
     for number, arm in enumerate(tuned):
         members = plan.members(arm)
-        todo = [m for m in members if not _finished(plan.run_folder(m))]
+        todo = [m for m in members if not is_finished(plan.run_folder(m))]
         steps = _affordable(plan, arm, todo, len(tuned) - number, clock, failed)
         for member in todo:
             if member.name not in failed:
@@ -69,7 +68,7 @@ def run_arms(plan: Plan, options: RunOptions) -> dict[str, str]:
 def make_run(plan: Plan, member: Member, max_steps: int | None) -> None:
     """The member's run folder; a training that was cut short goes on from its last checkpoint."""
     folder = plan.run_folder(member)
-    if member.arm == BASE or _finished(folder):
+    if member.arm == BASE or is_finished(folder):
         return
     say(f"making {member.name}")
     config = config_of(plan, member.arm, max_steps)
@@ -167,7 +166,7 @@ def _judge_group(
     plan: Plan, members: Sequence[Member], options: RunOptions, failed: dict[str, str], clock: Clock
 ) -> None:
     """Reports of members that share weights, asked at one server; full weights get their own."""
-    todo = [m for m in members if not _finished(plan.report_folder(m))]
+    todo = [m for m in members if not is_finished(plan.report_folder(m))]
     groups = [[m] for m in todo if m.arm == "full"] + [[m for m in todo if m.arm != "full"]]
     for group in filter(None, groups):
         started = time.monotonic()
@@ -175,7 +174,7 @@ def _judge_group(
             _judge(plan, group, options, failed)
         except TunegateError as error:
             for member in group:
-                if not _finished(plan.report_folder(member)):
+                if not is_finished(plan.report_folder(member)):
                     failed.setdefault(member.name, f"{error.message}")
                     warn(f"{member.name} failed: {error.message}")
         clock.evaluation_s = (time.monotonic() - started) / len(group)
@@ -223,17 +222,13 @@ def _attempt(failed: dict[str, str], member: Member, work: Callable[[], None]) -
 def finished_reports(plan: Plan) -> dict[str, EvalReport]:
     """Reports by member name."""
     members = [m for arm in plan.arms for m in plan.members(arm)]
-    return {m.name: EvalReport.open(plan.report_folder(m)) for m in members if _finished(plan.report_folder(m))}
+    return {m.name: EvalReport.open(plan.report_folder(m)) for m in members if is_finished(plan.report_folder(m))}
 
 
 def notes_of(plan: Plan, member: Member) -> dict[str, Any]:
     """What was noted while the member was made (`made_s`)."""
     found: dict[str, Any] = _notes(plan).get(member.name, {})
     return found
-
-
-def _finished(folder: Path) -> bool:
-    return (folder / manifests.NAME).is_file()
 
 
 def _notes(plan: Plan) -> dict[str, Any]:

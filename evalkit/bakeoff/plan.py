@@ -116,7 +116,7 @@ def read_settings(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]
 
 def open_plan(plan: Plan, *, force: bool) -> None:
     """Make the folder, or go on in it. Raises UserError when another bake-off stands or was begun there."""
-    if (plan.out / manifests.NAME).is_file() and not force:
+    if manifests.is_finished(plan.out) and not force:
         raise UserError("exists already", where=str(plan.out), hint="pass --force to decide and write it again")
     identity = {
         "task": plan.task.digest,
@@ -162,7 +162,7 @@ def dataset_of(path: Path, task: EvalTask, out: Path) -> Dataset:
     if len(kept) < len(rows):
         say(f"{len(rows) - len(kept)} of {len(rows)} rows ask what the evaluation asks and are left out of training")
     folder = out / DATA / "train"
-    if (folder / manifests.NAME).is_file():
+    if manifests.is_finished(folder):
         return Dataset.open(folder)
     return write_rows(kept, folder, [manifests.Input.of_file(path, "rows")])
 
@@ -196,7 +196,7 @@ def subset(plan: Plan, share: float) -> Dataset:
     if share == 1.0:
         return plan.dataset
     folder = plan.out / DATA / f"train-{round(100 * share)}"
-    if (folder / manifests.NAME).is_file():
+    if manifests.is_finished(folder):
         return Dataset.open(folder)
     rows = list(read_rows(plan.dataset.train_path))
     order = sorted(rows, key=lambda row: sha256_text(f"share {row.id}"))[: max(1, round(share * len(rows)))]

@@ -164,25 +164,14 @@ def wait_for(done, seconds=120.0):
 
 
 @pytest.mark.slow
-def test_what_a_process_raises_is_raised_here_with_the_rows(tiny_model, makers, tmp_path):
+def test_what_a_process_raises_is_raised_here_with_the_rows(poisoned_model, makers, tmp_path):
     """One row of the second process has a loss that is no number; both stop, and nothing is left of the run."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    with torch.no_grad():
-        model.model.embed_tokens.weight[tokenizer("~")["input_ids"][0]] = float("nan")
-    model.config.tie_word_embeddings = False
-    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.02)
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
     rows = makers.rows(6)
     rows[4]["messages"][0]["content"] = "a tilde ~ here"
     dataset = makers.dataset(tmp_path / "data", rows, makers.rows(2, 50))
     with pytest.raises(TrainingDivergedError, match=r"the loss is nan at step \d; rows r4$") as caught:
         train(
-            tmp_path / "model",
+            poisoned_model,
             dataset,
             tmp_path / "run",
             processes=2,

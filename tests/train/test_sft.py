@@ -142,23 +142,6 @@ def test_gradient_accumulation_weighs_tokens_and_not_batches(tiny_model, makers,
     assert metrics(parts, "grad_norm") == pytest.approx(metrics(whole, "grad_norm"), rel=0.02)
 
 
-@pytest.fixture
-def poisoned_model(tiny_model, tmp_path):
-    """The embedding of one token, `~`, is not a number."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    model = AutoModelForCausalLM.from_pretrained(tiny_model)
-    with torch.no_grad():
-        model.model.embed_tokens.weight[tokenizer("~")["input_ids"][0]] = float("nan")
-    model.config.tie_word_embeddings = False
-    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight) * 0.02)
-    model.save_pretrained(tmp_path / "poisoned")
-    tokenizer.save_pretrained(tmp_path / "poisoned")
-    return tmp_path / "poisoned"
-
-
 def test_a_loss_that_is_not_a_number_stops_before_it_touches_the_weights(poisoned_model, makers, tmp_path, monkeypatch):
     import torch
     from transformers import TrainerCallback
