@@ -1,13 +1,13 @@
 """Evaluators as clients: requests a second and CPU, against a stand-in that answers at once and against vLLM itself.
 
-    python benchmarks/eval_throughput.py [--part standin|scoring|vllm] [--short]
+    python benchmarks/eval_throughput.py [--part standin|scoring|vllm] [--rounds 3] [--requests 96] [--short]
 
 standin: `ft eval`, lm-eval (local-chat-completions), Inspect (openai-api) and `vllm bench serve` ask a server that answers
 at once (tests/evalkit/fast_standin.py; 8 tokens an answer), 1, 16 and 256 requests at once. Requests a second per core of
 client: requests over CPU seconds of the whole command with its children (getrusage), fixed costs (imports above all) taken
 off by a smaller run. scoring: time and peak memory of judging 100,000 recorded outputs, no model. vllm: the same items and
 settings to one vLLM server with builtin:smollm2-135m; requests a second from the first request's arrival to the last one's
-end as the server saw them, the median of three rounds in turn, and the client's CPU. lm-eval and Inspect run in environments
+end as the server saw them, the median of the rounds in turn, and the client's CPU. lm-eval and Inspect run in environments
 that uv makes once, pinned below, under the cache folder. `--short`: ours alone, fewer requests, no engine.
 """
 
@@ -44,6 +44,8 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=["standin", "scoring", "vllm"], action="append")
     parser.add_argument("--outputs", type=int, default=100_000, help="recorded outputs that are scored")
+    parser.add_argument("--rounds", type=int, default=3, help="of the vllm part")
+    parser.add_argument("--requests", type=int, default=96, help="of each tool and round of the vllm part")
     parser.add_argument("--short", action="store_true")
     return parser.parse_args()
 
@@ -175,10 +177,12 @@ def stats(url: str) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one command took. seconds: from the first request's arrival to the last one's end, at the server."""
+    """What one command took. seconds: from the first request's arrival to the last one's end, at the server; wall_s: of the
+    whole command."""
 
     requests: float
     seconds: float
+    wall_s: float
     cpu_s: float
 
 
@@ -190,18 +194,18 @@ def cost(name: str, job: Job) -> Cost:
     """Run one tool and ask the server what came. Raises FailedError."""
     command, extra = TOOLS[name](job)
     stats(job.url)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
         command, env={**os.environ, **extra}, cwd=job.folder, capture_output=True, text=True, check=False
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    wall, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     found = stats(job.url)
     if not job.requests <= found["requests"] <= job.requests + 2:
         raise FailedError(
             f"{name}: {found['requests']} of {job.requests} requests, exit {done.returncode}: {(done.stderr + done.stdout)[-800:]}"
         )
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Cost(found["requests"], found["seconds"], cpu)
+    return Cost(found["requests"], found["seconds"], wall, cpu)
 
 
 @contextmanager
@@ -216,7 +220,7 @@ def standin() -> Iterator[str]:
 
 def part_standin(tools: list[str], *, short: bool) -> None:
     print(
-        f"| client | {' | '.join(f'{c} at once: requests/s per core (as run)' for c in AT_ONCE)} | start-up, CPU-s |\n|---|{'---|' * (len(AT_ONCE) + 1)}"
+        f"\n| client | {' | '.join(f'{c} at once: requests/s per core (as run)' for c in AT_ONCE)} | start-up, CPU-s |\n|---|{'---|' * (len(AT_ONCE) + 1)}"
     )
     with standin() as url, tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -278,7 +282,7 @@ def vllm_server() -> Iterator[tuple[str, str]]:
         yield endpoint.base_url, endpoint.model
 
 
-def part_vllm(tools: list[str], *, requests: int = 96, at_once: int = 32, rounds: int = 3) -> None:
+def part_vllm(tools: list[str], *, requests: int, rounds: int, at_once: int = 32) -> None:
     """The tools in turn, every second round backwards; a tool that fails is named and left out from then on."""
     found: dict[str, list[Cost]] = {name: [] for name in tools}
     with vllm_server() as (url, model), tempfile.TemporaryDirectory() as place:
@@ -292,14 +296,18 @@ def part_vllm(tools: list[str], *, requests: int = 96, at_once: int = 32, rounds
                 except FailedError as error:
                     print(error, file=sys.stderr)
                     del found[name]
-    print(f"{requests} items, {at_once} at once, 24 tokens each, {rounds} rounds")
-    print("| client | requests/s, median (lowest to highest) | CPU-s of the command |\n|---|---|---|")
+    print(f"\n{requests} items, {at_once} at once, 24 tokens each, {rounds} rounds\n")
+    print("| client | requests/s, median (lowest to highest) | whole command, s | its CPU-s |\n|---|---|---:|---:|")
+    said = {}
     for name, costs in found.items():
         rates = sorted(c.requests / c.seconds for c in costs)
-        spread = f"{rates[0]:.2f} to {rates[-1]:.2f}"
-        print(
-            f"| {name} | {statistics.median(rates):.2f} ({spread}) | {statistics.median(c.cpu_s for c in costs):.1f} |"
-        )
+        wall, cpu = (statistics.median(x) for x in ([c.wall_s for c in costs], [c.cpu_s for c in costs]))
+        middle = statistics.median(rates)
+        print(f"| {name} | {middle:.2f} ({rates[0]:.2f} to {rates[-1]:.2f}) | {wall:.1f} | {cpu:.1f} |")
+        said[name] = f"{middle:.2f} ({wall:.0f} s, {cpu:.1f} CPU-s)"
+    ours = said.pop("ft eval")
+    beside = ", ".join(f"{name} {text}" for name, text in said.items())
+    print(f"\nheadline | requests/s of one real server (whole command, its CPU) | {ours} | {beside}")
 
 
 def main() -> None:
@@ -312,7 +320,7 @@ def main() -> None:
     if "scoring" in parts:
         part_scoring(min(given.outputs, 10_000) if given.short else given.outputs)
     if "vllm" in parts:
-        part_vllm(tools)
+        part_vllm(tools, requests=given.requests, rounds=given.rounds)
 
 
 if __name__ == "__main__":

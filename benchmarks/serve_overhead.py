@@ -112,7 +112,7 @@ def main() -> None:
                 print(f"round {turn + 1}, {name}: {rates[name][-1]:.2f} requests/s", file=sys.stderr, flush=True)
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {date.today()}; {endpoint.model}, "
           f"{given.requests} requests, {given.streams} at once, at most {given.tokens} tokens, {given.rounds} rounds")  # fmt: skip
-    print("| client | requests/s, median | each round | ratio to vllm bench, median | lowest | highest |")
+    print("\n| client | requests/s, median | each round | ratio to vllm bench, median | lowest | highest |")
     print("|---|---|---|---|---|---|")
     for name, found in rates.items():
         each = " ".join(f"{rate:.2f}" for rate in found)

