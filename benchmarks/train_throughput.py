@@ -6,7 +6,7 @@ plain: SFTTrainer with SFTConfig's defaults. best: what TRL itself can set: grad
 glibc told to keep freed memory (what `ft train` tells it), by its environment variables. answers: `ft train --no-fast-cpu`,
 which projects label rows only, and no more. ft: `ft train` as users call it. Runs are interleaved; the table has medians.
 Padding is not counted as tokens. Wall time from the first step's start to the last step's end. Loss: answers of 48
-held-out rows after the last step, by one evaluator for all. GEMM: share of the machine's bf16 rate (2048^3, all threads)
+held-out rows after the last step, by one evaluator for all, in fp32. Peak memory is taken before that evaluation. GEMM: share of the machine's bf16 rate (2048^3, all threads)
 that the operations which cannot be left out take: 4 a frozen weight and token (forward, and backward to the input), 6 a
 trained one, the output matrix at label positions only, attention's own products left out.
 """
@@ -21,6 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from tunegate.core.machine import peak_resident_gb
 
 MODEL = "builtin:smollm2-135m"
 LENGTH = 512
@@ -47,7 +49,6 @@ def plain(method: str, data: Path, out: Path, steps: int, best: bool) -> dict[st
     """A TRL script as its documentation writes it, on rows tokenized beforehand (loss on the answers only)."""
     import torch
     from datasets import Dataset
-    from peft import LoraConfig
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     from trl import SFTConfig, SFTTrainer
 
@@ -66,10 +67,7 @@ def plain(method: str, data: Path, out: Path, steps: int, best: bool) -> dict[st
         save_strategy="no", logging_steps=1, seed=0, data_seed=0, max_length=None, dataset_kwargs={"skip_prepare_dataset": True},
         **({"gradient_checkpointing": False} if best else {}),
     )  # fmt: skip
-    adapter = None
-    if method != "full":
-        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-        adapter = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
+    adapter = None if method == "full" else adapter_config()
     columns = {"input_ids": [e.input_ids for e in kept], "labels": [e.labels for e in kept]}
     trainer = SFTTrainer(
         model=model,
@@ -80,8 +78,9 @@ def plain(method: str, data: Path, out: Path, steps: int, best: bool) -> dict[st
     )
     started = time.perf_counter()
     trainer.train()
-    seconds = time.perf_counter() - started
-    return {"tokens_per_s": sum(len(e.input_ids) for e in kept) / seconds, "loss": held_out_loss(trainer.model, data)}
+    seconds, peak = time.perf_counter() - started, peak_resident_gb()
+    speed = sum(len(e.input_ids) for e in kept) / seconds
+    return {"tokens_per_s": speed, "peak_gb": peak, "loss": held_out_loss(trainer.model, method, data)}
 
 
 def ours(method: str, data: Path, out: Path, steps: int, fast: bool = True) -> dict[str, float]:
@@ -112,29 +111,46 @@ def ours(method: str, data: Path, out: Path, steps: int, fast: bool = True) -> d
     def timed(self: Any, *args: Any, **more: Any) -> Any:
         started = time.perf_counter()
         result = inner(self, *args, **more)
-        took["seconds"] = time.perf_counter() - started
-        took["loss"] = held_out_loss(self.model, data)
+        took["seconds"], took["peak_gb"] = time.perf_counter() - started, peak_resident_gb()
+        took["loss"] = held_out_loss(self.model, method, data)
         return result
 
     trl.SFTTrainer.train = timed
     sft.train(
         Dataset.open(folder), source, resolve([("benchmark", settings)])[0], out / "run", resume=False, force=True
     )
-    return {"tokens_per_s": sum(len(e.input_ids) for e in kept) / took["seconds"], "loss": took["loss"]}
+    return {"tokens_per_s": sum(len(e.input_ids) for e in kept) / took.pop("seconds"), **took}
 
 
-def held_out_loss(model: Any, data: Path) -> float:
-    """Mean cross entropy per answer token over 48 held-out rows, one row at a time, with autocast, for every side alike."""
+def adapter_config() -> Any:
+    from peft import LoraConfig
+
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    return LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
+
+
+def held_out_loss(model: Any, method: str, data: Path) -> float:
+    """Mean cross entropy per answer token over 48 held-out rows of what was trained, laid onto a fresh model in fp32: in bf16
+    with autocast a good part of a young adapter's effect is rounded away (docs/training.md), more on one side than the other."""
     import torch
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
 
-    _, kept, _, _ = rows_and_model(data, "eval.jsonl", 48)
+    _, kept, source, _ = rows_and_model(data, "eval.jsonl", 48)
+    fresh = AutoModelForCausalLM.from_pretrained(source.location, dtype=torch.float32)
+    if method != "full":
+        fresh = get_peft_model(fresh, adapter_config())
+    trained = {name: p.detach().float() for name, p in model.named_parameters() if p.requires_grad}
+    unknown = fresh.load_state_dict(trained, strict=False).unexpected_keys
+    if unknown or not trained:
+        raise RuntimeError(f"not the same model: {unknown[:3]}")
     total, count = 0.0, 0
-    model.eval()
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+    fresh.eval()
+    with torch.no_grad():
         for example in kept:
             ids, labels = torch.tensor([example.input_ids]), torch.tensor(example.labels)[1:]
             inside = labels != -100
-            logits = model(input_ids=ids).logits[0, :-1][inside].float()
+            logits = fresh(input_ids=ids).logits[0, :-1][inside]
             total += float(torch.nn.functional.cross_entropy(logits, labels[inside], reduction="sum"))
             count += int(inside.sum())
     return total / count
@@ -171,8 +187,6 @@ def needed(method: str, data: Path, steps: int) -> float:
 
 def worker(side: str, method: str, data: Path, steps: int) -> None:
     """One run in a process of its own; the figures go to standard output as JSON."""
-    from tunegate.core.machine import peak_resident_gb
-
     os.environ["TQDM_DISABLE"] = "1"
     with tempfile.TemporaryDirectory() as scratch:
         found = (
@@ -180,7 +194,6 @@ def worker(side: str, method: str, data: Path, steps: int) -> None:
             if side in ("ft", "answers")
             else plain(method, data, Path(scratch), steps, best=side == "best")
         )
-    found["peak_gb"] = peak_resident_gb()
     found["gflop_per_token"] = needed(method, data, steps)
     print("RESULT " + json.dumps(found))
 
