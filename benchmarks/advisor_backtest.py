@@ -121,6 +121,10 @@ def rivals(result: Backtest) -> None:
         cells += [percent(statistics.fmean(abs(scaled(r, p) / p.measured - 1) for p in chosen)) for r in RULES.values()]
         rows.append([how, str(len(chosen)), *cells])
     show("Training memory: MAPE on the same rows", ["method", "n", "this advisor", *RULES], rows)
+    ours, *theirs = rows[-1][2:]
+    lowest, highest = (pick(theirs, key=lambda cell: float(cell.split()[0])) for pick in (min, max))
+    what = f"memory of a training, {rows[-1][1]} published measurements: mean error"
+    print(f"headline | {what} | {ours} | {lowest} to {highest}: {len(theirs)} rules in use today")
 
 
 def scaled(rule, pair: Pair) -> float:

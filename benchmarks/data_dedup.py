@@ -155,6 +155,7 @@ def main() -> None:
     pythons = dict.fromkeys(MODELS, sys.executable) | (
         {"semhash": arguments.semhash_python} if arguments.semhash_python else {}
     )
+    most: dict[str, str] = {}
     notes = [] if arguments.semhash_python else ["semhash: not measured (--semhash-python names a Python that has it)"]
     for name, python in pythons.items():
         taken = []
@@ -167,6 +168,7 @@ def main() -> None:
                 flush=True,
             )
         (few, first), (many, last) = taken[0], taken[-1]
+        most[name] = f"{last['cpu_s']:.0f} ({name})"
         if many > few:
             growth = {
                 key: math.log(max(last[key], 1e-9) / max(first[key], 1e-9)) / math.log(many / few)
@@ -175,7 +177,9 @@ def main() -> None:
             notes.append(
                 f"{name} ({last['versions']}): CPU grows as rows^{growth['cpu_s']:.2f}, memory as rows^{growth['grown_mb']:.2f}"
             )
-    print("\n" + "\n".join(notes))
+    print("\n" + "\n".join(f"- {note}" for note in notes))
+    beside = most.pop("semhash", "-")
+    print(f"\nheadline | near duplicates of {sizes[-1]:,} rows, CPU-seconds | {', '.join(most.values())} | {beside}")
 
 
 if __name__ == "__main__":

@@ -88,11 +88,15 @@ def main() -> None:
             run = build(Dataset.open(folder), source, config, Path(scratch) / method, force=False)
             os.environ[FOLDERS], os.environ[CONTEXT] = json.dumps({"arm": str(run.path)}), "2048"
             apps[method] = PromptApp(answer)
+        alone = {}
         for name, app in apps.items():
             for at_once in (1, 16):
                 took = asyncio.run(many(app, bodies, at_once))
                 p95 = statistics.quantiles(took, n=20)[-1]
+                alone.setdefault(name, statistics.median(took))
                 print(f"| {name} | {at_once} | {statistics.median(took):.2f} | {p95:.2f} |")
+    said = ", ".join(f"{ms:.1f} ({name})" for name, ms in alone.items() if name != "bare")
+    print(f"\nheadline | what a prompt arm adds to a request, ms | {said} | {alone['bare']:.1f}: the bare app")
 
 
 if __name__ == "__main__":

@@ -100,14 +100,14 @@ def main() -> None:
         rows = calibration_rows(data, QuantizeConfig(rows=options.rows))
         tokens = quantize_worker.write_calibration(rows, tokenizer, stops, work / "calibration.jsonl")
         model = place if layers == whole else first_layers(place, work / "model", layers)
-        print(f"{source.name}, {layers} of {whole} layers, {len(rows)} rows, {tokens:,} tokens")
+        print(f"{source.name}, {layers} of {whole} layers, {len(rows)} rows, {tokens:,} tokens\n")
         held = prove.held_out(data, tokenizer, stops, options.held_out) if layers == whole else []
         pad = tokenizer.pad_token_id
         if held:
             print(
                 f"perplexity of {len(held)} held-out answers in 16 bits: {perplexity(model, merge_base.original(TensorFiles(model)), held, pad):.4f}"
             )
-        theirs = 0.0
+        theirs, took = 0.0, {}
         for name, choice in QUANTIZERS.items():
             if options.only and (options.only == "autoawq") != (choice["backend"] == "autoawq"):
                 continue
@@ -115,9 +115,8 @@ def main() -> None:
             seconds = found["seconds"] - found["loading_seconds"]
             busy = found["cpu_seconds"] - found["loading_cpu_seconds"]
             theirs = theirs or (busy if choice["backend"] == "autoawq" else 0.0)
-            line = (
-                f"{name}: {seconds:.1f} s of work, {seconds / layers:.2f} s a layer, {busy / layers:.2f} CPU-s a layer"
-            )
+            took[name] = f"{seconds / layers:.1f} s ({busy / layers:.1f} CPU-s)"
+            line = f"- {name}: {seconds:.1f} s of work, {seconds / layers:.2f} s a layer, {busy / layers:.2f} CPU-s a layer"
             line += f"; {found['loading_seconds']:.1f} s ({found['loading_cpu_seconds']:.1f} CPU-s) of loading"
             line += f"; {busy / theirs:.1%} of AutoAWQ's CPU-s" if theirs and choice["backend"] != "autoawq" else ""
             line += (
@@ -126,6 +125,10 @@ def main() -> None:
                 else ""
             )
             print(line, flush=True)
+        first, *ours = took.items()
+        if not options.only and ours:
+            name, text = ours[0]
+            print(f"\nheadline | 4-bit quantization, time a layer ({name}) | {text} | {first[1]}: {first[0]}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """What tests share: a tiny random Llama with a tokenizer of its own, and a small dataset folder."""
 
+import importlib.util
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -136,3 +139,20 @@ def own_places(tmp_path_factory, monkeypatch):
     """Registry and cache of the user who runs the tests stay untouched; no key of theirs is sent anywhere."""
     monkeypatch.setenv("TUNEGATE_HOME", str(tmp_path_factory.getbasetemp() / "home-unused"))
     monkeypatch.delenv("TUNEGATE_API_KEY", raising=False)
+
+
+# Ray Data needs the second, Ray Train the third.
+RAY = ("ray==2.60.0", "msgpack==1.2.4", "tensorboardX==2.6.4")
+
+
+@pytest.fixture(scope="session")
+def with_ray(tmp_path_factory):
+    """The environment of a process that can import Ray: ours, or one with Ray beside it."""
+    if importlib.util.find_spec("ray") is not None:
+        return dict(os.environ)
+    place = tmp_path_factory.mktemp("ray")
+    install = ["-m", "uv", "pip", "install", "--quiet", "--no-deps", "--target", str(place), *RAY]
+    done = subprocess.run([sys.executable, *install], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"Ray cannot be had: {done.stderr.strip().splitlines()[-1]}")
+    return {**os.environ, "PYTHONPATH": str(place), "RAY_USAGE_STATS_ENABLED": "0"}

@@ -10,10 +10,15 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 
 
+def script(place):
+    spec = importlib.util.spec_from_file_location(place.stem, place)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_the_command_reference_is_that_of_the_code():
-    spec = importlib.util.spec_from_file_location("cli_reference", ROOT / "docs" / "cli_reference.py")
-    reference = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reference)
+    reference = script(ROOT / "docs" / "cli_reference.py")
     assert (ROOT / "docs" / "cli.md").read_text() == reference.page(), "run: python docs/cli_reference.py"
 
 
@@ -52,3 +57,14 @@ def test_tests_that_pages_name_exist():
         if not (ROOT / path).is_file() or (name and f"def {name}(" not in (ROOT / path).read_text(encoding="utf-8"))
     ]
     assert odd == []
+
+
+def test_published_figures_are_those_of_the_results():
+    publish = script(ROOT / "benchmarks" / "publish.py")
+    shown = set()
+    for page in publish.pages():
+        text = page.read_text(encoding="utf-8")
+        assert publish.filled(text) == text, f"{page.name}: run python benchmarks/publish.py fill"
+        shown |= {name for _, name, _ in publish.BLOCK.findall(text)}
+    assert shown - {"headlines", "commands"} == {place.stem for place in publish.RESULTS.glob("*.md")}
+    assert all((ROOT / "benchmarks" / command[0]).is_file() for command in publish.PUBLISHED.values())

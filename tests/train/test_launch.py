@@ -300,10 +300,15 @@ def test_two_machines_train_one_run(tiny_model, tiny_dataset, alone, tmp_path):
 
 
 @pytest.mark.slow
-def test_ray_trains_one_run_on_a_local_cluster_of_two_workers(tiny_model, tiny_dataset, alone, tmp_path):
-    pytest.importorskip("ray", reason="ray is not installed: pip install 'ray[train]'")
-    found = train(tiny_model, tiny_dataset, tmp_path / "run", processes=2, by="ray")
-    same(found, alone("lora"), rel=2e-4)
+@pytest.mark.timeout(300)
+def test_ray_trains_one_run_on_a_local_cluster_of_two_workers(tiny_model, tiny_dataset, alone, tmp_path, with_ray):
+    settings = {**SHORT, "model": str(tiny_model), "per_device_train_batch_size": 2}
+    (tmp_path / "train.yaml").write_text(json.dumps(settings))
+    words = ["train", str(tiny_dataset.path), "--config", "train.yaml", "--out", "run", "--launch", "ray", "--num-processes", "2"]  # fmt: skip
+    ft = str(Path(sys.executable).with_name("ft"))
+    done = subprocess.run([ft, *words], cwd=tmp_path, env=with_ray, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    same(Run.open(tmp_path / "run"), alone("lora"), rel=2e-4)
 
 
 def test_ray_that_is_not_installed_is_said(monkeypatch):

@@ -1,8 +1,6 @@
 """An engine is a map: over pieces that went through pickle, in processes of a Ray cluster or here, the results are the same."""
 
-import importlib.util
 import json
-import os
 import pickle
 import subprocess
 import sys
@@ -20,7 +18,6 @@ from tunegate.train.data.engine import engine, rows_of
 from tunegate.train.data.prepare import PrepareConfig, prepare
 from tunegate.train.data.read import Reading, read
 
-RAY = ("ray==2.60.0", "msgpack==1.2.4")
 CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
@@ -140,19 +137,6 @@ def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(InfrastructureError, match=r"cannot reach 10\.0\.0\.9:6379") as caught:
         engine("ray", "10.0.0.9:6379")
     assert caught.value.where == "--address 10.0.0.9:6379"
-
-
-@pytest.fixture(scope="module")
-def with_ray(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a process that can import Ray: ours, or one with Ray beside it."""
-    if importlib.util.find_spec("ray") is not None:
-        return dict(os.environ)
-    place = tmp_path_factory.mktemp("ray")
-    install = ["-m", "uv", "pip", "install", "--quiet", "--no-deps", "--target", str(place), *RAY]
-    done = subprocess.run([sys.executable, *install], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"Ray cannot be had: {done.stderr.strip().splitlines()[-1]}")
-    return {**os.environ, "PYTHONPATH": str(place), "RAY_USAGE_STATS_ENABLED": "0"}
 
 
 @pytest.mark.slow
