@@ -17,18 +17,22 @@ class EndpointError(InfrastructureError):
     """A request that got no usable answer. status: HTTP status, None when there was none.
 
     fatal: no later request can fare better (wrong key, unknown model, nothing listening), so a run should stop.
+    cause: what a count of failures puts it under: `http_503` and the like, timeout, unreachable, connection, cut_off,
+    engine, malformed.
     """
 
     def __init__(
         self,
         message: str,
         *,
+        cause: str,
         status: int | None = None,
         fatal: bool = False,
         hint: str | None = None,
         where: str | None = None,
     ) -> None:
         super().__init__(message, where=where, hint=hint)
+        self.cause = cause
         self.status = status
         self.fatal = fatal
         self.retry_after_s: float | None = None
@@ -108,7 +112,7 @@ class ChatStream:
         chunk = self._typed(chunk, dict, "a chunk")
         if error := chunk.get("error"):
             text = error.get("message") if isinstance(error, dict) else error
-            raise EndpointError(f"the engine failed in mid-stream: {text}", where=self._where)
+            raise EndpointError(f"the engine failed in mid-stream: {text}", cause="engine", where=self._where)
         self._usage = self._typed(chunk.get("usage"), dict, "usage") or self._usage
         for choice in self._typed(chunk.get("choices"), list, "choices"):
             choice = self._typed(choice, dict, "a choice")
@@ -153,13 +157,15 @@ class ChatStream:
         return value
 
     def _odd(self, what: str) -> EndpointError:
-        return EndpointError(f"the answer holds {what}", where=self._where)
+        return EndpointError(f"the answer holds {what}", cause="malformed", where=self._where)
 
     def completion(self, latency_ms: float, attempt: int, context: dict[str, Any] | None) -> Completion:
         """The finished answer. Raises EndpointError when it ended without a finish reason."""
         if self._finish_reason is None:
             raise EndpointError(
-                "the stream ended without a finish reason: the engine died or a proxy cut it", where=self._where
+                "the stream ended without a finish reason: the engine died or a proxy cut it",
+                cause="cut_off",
+                where=self._where,
             )
         for call in self._calls.values():
             call["function"] = {key: whole(value) for key, value in call["function"].items()}

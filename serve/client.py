@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from tunegate.core.errors import UserError
+from tunegate.core.errors import UserError, nearest
 from tunegate.core.fast_json import decode, encode
 from tunegate.core.rows import Message
 from tunegate.serve.chat_stream import LARGEST_ANSWER, ChatStream, Completion, EndpointError
@@ -94,9 +94,31 @@ class ChatClient:
         answer = await self._json("GET", f"{self.base_url}/models", None)
         if not isinstance(answer, dict) or not isinstance(answer.get("data"), list):
             raise EndpointError(
-                "not an OpenAI-compatible endpoint: /models has no data", where=self.base_url, fatal=True
+                "not an OpenAI-compatible endpoint: /models has no data",
+                cause="malformed",
+                where=self.base_url,
+                fatal=True,
             )
         return [str(item.get("id")) for item in answer["data"] if isinstance(item, dict)]
+
+    async def choose_model(self) -> str:
+        """The model asked for, which the endpoint must serve; the only one it serves when none is named.
+
+        `model` is that one from now on. Raises UserError, with the models there are, and EndpointError.
+        """
+        served = await self.models()
+        if self.model and served and self.model not in served:
+            raise UserError(
+                f"the endpoint does not serve {self.model!r}", where=self.base_url, hint=nearest(self.model, served)
+            )
+        if not self.model and len(served) != 1:
+            raise UserError(
+                f"the endpoint serves {len(served)} models",
+                where=self.base_url,
+                hint=f"choose one with --model: {', '.join(served[:8])}",
+            )
+        self.model = self.model or served[0]
+        return self.model
 
     async def tokenize(self, messages: Sequence[Message], tools: list[Any] | None = None) -> list[int]:
         """The prompt's token ids as the server makes them (vLLM's `/tokenize`). Raises EndpointError."""
@@ -112,7 +134,7 @@ class ChatClient:
         answer = await self._json("POST", url, body)
         tokens = answer.get("tokens") if isinstance(answer, dict) else None
         if not isinstance(tokens, list):
-            raise EndpointError("/tokenize gave no tokens", where=url)
+            raise EndpointError("/tokenize gave no tokens", cause="malformed", where=url)
         return tokens
 
     async def complete(
@@ -167,13 +189,18 @@ class ChatClient:
         except aiohttp.ClientConnectorError as error:
             raise EndpointError(
                 f"nothing answers: {error.os_error.strerror or error}",
+                cause="unreachable",
                 where=self.base_url,
                 hint="is the server running? ft serve status",
             ) from None
         except TimeoutError:
-            raise EndpointError(f"no answer within {self._timeout_s:.0f} s", where=self.base_url) from None
+            raise EndpointError(
+                f"no answer within {self._timeout_s:.0f} s", cause="timeout", where=self.base_url
+            ) from None
         except (aiohttp.ClientError, OSError) as error:
-            raise EndpointError(f"the connection broke: {_words(error)}", where=self.base_url) from None
+            raise EndpointError(
+                f"the connection broke: {_words(error)}", cause="connection", where=self.base_url
+            ) from None
         return stream.completion(1000 * latency_s, attempt, context)
 
     async def _take_whole(self, response: "aiohttp.ClientResponse", stream: ChatStream) -> None:
@@ -183,7 +210,9 @@ class ChatClient:
         except ValueError:
             raise _no_json(str(response.url)) from None
         if not isinstance(answer, dict):
-            raise EndpointError("the endpoint's answer is not an object", where=str(response.url), fatal=True)
+            raise EndpointError(
+                "the endpoint's answer is not an object", cause="malformed", where=str(response.url), fatal=True
+            )
         stream.take(answer, 0.0)
         stream.ttft_s = None
 
@@ -200,6 +229,7 @@ class ChatClient:
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise EndpointError(
                 f"nothing answers: {_words(error)}",
+                cause="unreachable",
                 where=url,
                 fatal=True,
                 hint="is the server running? ft serve status",
@@ -243,6 +273,7 @@ async def _body(response: "aiohttp.ClientResponse", limit: int) -> bytes:
 def _no_json(where: str) -> EndpointError:
     return EndpointError(
         "the endpoint answered something that is not JSON (a web page?)",
+        cause="malformed",
         where=where,
         fatal=True,
         hint="give the URL up to /v1",
@@ -256,7 +287,12 @@ async def _refusal(response: "aiohttp.ClientResponse", where: str) -> EndpointEr
     hint = "set TUNEGATE_API_KEY or --api-key-file" if response.status in (401, 403) else None
     text = _said(raw) or response.reason or ""
     failure = EndpointError(
-        f"HTTP {response.status}: {text}", status=response.status, fatal=fatal, hint=hint, where=where
+        f"HTTP {response.status}: {text}",
+        cause=f"http_{response.status}",
+        status=response.status,
+        fatal=fatal,
+        hint=hint,
+        where=where,
     )
     after = response.headers.get("Retry-After", "")
     failure.retry_after_s = float(after) if after.isascii() and after.isdigit() else None

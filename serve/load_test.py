@@ -21,24 +21,14 @@ from tunegate.serve.load_plan import LoadOptions, Prompt, Prompts, Stage, arriva
 from tunegate.serve.load_watch import OwnLoad
 
 GONE_AFTER = 20  # requests in a row that nothing answered, and twice as many as run at once: the endpoint is gone
-# What an endpoint error says, to the kind it is counted as; a status has a kind of its own (http_503).
-KINDS = {
-    "no answer within": "timeout",
-    "nothing answers": "unreachable",
-    "the connection broke": "connection",
-    "without a finish reason": "cut_off",
-    "in mid-stream": "engine",
-    "the answer holds": "malformed",
-    "not JSON": "malformed",
-    "not an object": "malformed",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One request. due_s, started_s, ended_s: seconds from the stage's start. ttft_ms, e2e_ms: from when it was due.
 
-    tpot_ms: (E2E - TTFT) / (completion tokens - 1), None for a single token. error_kind: None for an answer.
+    tpot_ms: (E2E - TTFT) / (completion tokens - 1), None for a single token. error_kind: an EndpointError's `cause`,
+    None for an answer.
     """
 
     number: int
@@ -233,7 +223,7 @@ class _Loop:
         )
 
     def _failed(self, error: EndpointError, about: dict[str, Any]) -> None:
-        record = Record(**about, ended_s=self._now(), error_kind=error_kind(error), error=error.message)
+        record = Record(**about, ended_s=self._now(), error_kind=error.cause, error=error.message)
         self.result.records.append(record)
         self._lost = self._lost + 1 if error.status is None else 0
         if error.fatal and error.status is not None:
@@ -244,10 +234,3 @@ class _Loop:
 
     def _now(self) -> float:
         return time.perf_counter() - self._zero
-
-
-def error_kind(error: EndpointError) -> str:
-    """What a failed request is counted as: `http_503`, timeout, unreachable, connection, cut_off, engine, malformed, other."""
-    if error.status is not None:
-        return f"http_{error.status}"
-    return next((kind for words, kind in KINDS.items() if words in error.message), "other")

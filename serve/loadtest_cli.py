@@ -10,7 +10,7 @@ import typer
 
 from tunegate.core.artifacts import Release, Run
 from tunegate.core.console import JsonOption, emit_json, out, progress, say, table, warn
-from tunegate.core.errors import ExitCode, UsageError, UserError, nearest
+from tunegate.core.errors import ExitCode, UsageError
 from tunegate.core.files import refuse_existing
 from tunegate.core.machine import gpus
 from tunegate.core.manifest import Input
@@ -125,15 +125,8 @@ def _endpoint(
 
 
 async def _model(url: str, wanted: str | None, key: str | None) -> str:
-    """The model to ask for: the one named, which must be there, or the only one. Raises UserError, EndpointError."""
-    async with ChatClient(url, "", key=key) as client:
-        there = await client.models()
-    if wanted is None and len(there) == 1:
-        return there[0]
-    if wanted in there:
-        return str(wanted)
-    problem = f"does not serve {wanted!r}" if wanted else f"serves {len(there)} models"
-    raise UserError(f"the endpoint {problem}", where=url, hint=f"--model: {nearest(wanted or '', there)}")
+    async with ChatClient(url, wanted or "", key=key) as client:
+        return await client.choose_model()
 
 
 def _run(

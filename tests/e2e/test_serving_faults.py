@@ -18,7 +18,6 @@ from tunegate.core import manifest
 from tunegate.core.chat_template import probe_digest, render_ids, template_digest
 from tunegate.serve import servers
 from tunegate.serve.client import ChatClient, EndpointError
-from tunegate.serve.load_test import error_kind
 from tunegate.serve.metrics import snapshot
 from tunegate.serve.plain_http import call
 from tunegate.serve.vllm_process import free_port
@@ -236,7 +235,7 @@ def test_a_request_longer_than_the_context_is_refused_at_once_and_not_asked_agai
     started = time.monotonic()
     with pytest.raises(EndpointError, match="maximum context length is 1024") as caught:
         asyncio.run(ask())
-    assert (caught.value.status, caught.value.fatal, error_kind(caught.value)) == (400, False, "http_400")
+    assert (caught.value.status, caught.value.fatal, caught.value.cause) == (400, False, "http_400")
     assert time.monotonic() - started < 5
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import re
 import time
 
 import pytest
@@ -158,20 +159,22 @@ def test_length_refusal_and_tool_calls_are_kept_apart(ask):
 
 
 @pytest.mark.parametrize(
-    ("handler", "says"),
+    ("handler", "cause", "says"),
     [
-        (stream(sse(chunk("half"))), "ended without a finish reason"),
-        (stream(sse(chunk("half"), done=False)), "ended without a finish reason"),
-        (stream(b""), "ended without a finish reason"),
-        (stream(sse(chunk("half"), {"error": {"message": "CUDA out of memory"}})), "failed in mid-stream: CUDA out of memory"),
-        (stream(b"data: {broken\n\n"), "not JSON"),
-        (cut_off, "the connection broke|ended without a finish reason"),
+        (stream(sse(chunk("half"))), "cut_off", "ended without a finish reason"),
+        (stream(sse(chunk("half"), done=False)), "cut_off", "ended without a finish reason"),
+        (stream(b""), "cut_off", "ended without a finish reason"),
+        (stream(sse(chunk("half"), {"error": {"message": "CUDA out of memory"}})), "engine",
+         "failed in mid-stream: CUDA out of memory"),
+        (stream(b"data: {broken\n\n"), "malformed", "not JSON"),
+        (cut_off, "connection|cut_off", "the connection broke|ended without a finish reason"),
     ],
 )  # fmt: skip
-def test_half_an_answer_is_an_infrastructure_error_after_the_last_attempt(ask, waits, handler, says):
+def test_half_an_answer_is_an_infrastructure_error_after_the_last_attempt(ask, waits, handler, cause, says):
     with pytest.raises(EndpointError, match=says) as caught:
         ask(handler, retries=2)
     assert isinstance(caught.value, InfrastructureError)
+    assert re.fullmatch(cause, caught.value.cause)
     assert not caught.value.fatal
     assert len(ask.seen) == 3
     assert waits == [0.5, 1.0]
@@ -193,7 +196,7 @@ def test_retry_after_is_kept(ask, waits):
 def test_what_a_retry_cannot_mend_is_raised_at_once(ask, waits, status, fatal):
     with pytest.raises(EndpointError, match=f"HTTP {status}: wrong") as caught:
         ask(answer({"error": {"message": "wrong"}}, status))
-    assert (caught.value.status, caught.value.fatal) == (status, fatal)
+    assert (caught.value.status, caught.value.fatal, caught.value.cause) == (status, fatal, f"http_{status}")
     assert (caught.value.hint is not None) == (status in (401, 403))
     assert (len(ask.seen), waits) == (1, [])
 
@@ -208,10 +211,11 @@ def test_odd_error_bodies_are_read(ask, waits, body):
 def test_a_web_page_is_no_endpoint(ask, waits):
     with pytest.raises(EndpointError, match="not JSON \\(a web page") as caught:
         ask(answer("<html>hello</html>", content_type="text/html"))
-    assert caught.value.fatal
+    assert (caught.value.fatal, caught.value.cause) == (True, "malformed")
     assert caught.value.hint == "give the URL up to /v1"
-    with pytest.raises(EndpointError, match="not an object"):
+    with pytest.raises(EndpointError, match="not an object") as caught:
         ask(answer([1]))
+    assert caught.value.cause == "malformed"
 
 
 def test_an_endpoint_that_does_not_stream_is_taken_whole(ask):
@@ -223,8 +227,9 @@ def test_an_endpoint_that_does_not_stream_is_taken_whole(ask):
 
 
 def test_no_answer_in_time(ask, waits):
-    with pytest.raises(EndpointError, match="no answer within 0 s"):
+    with pytest.raises(EndpointError, match="no answer within 0 s") as caught:
         ask(slow, timeout_s=0.2, retries=0)
+    assert caught.value.cause == "timeout"
 
 
 def test_nothing_listens(waits):
@@ -235,6 +240,7 @@ def test_nothing_listens(waits):
     with pytest.raises(EndpointError, match="nothing answers: ") as caught:
         asyncio.run(go())
     assert "ft serve status" in caught.value.hint
+    assert caught.value.cause == "unreachable"
     assert len(waits) == 1
 
 
@@ -266,7 +272,7 @@ def test_the_key_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
 
 
 def test_a_retry_after_of_an_hour_does_not_silence_the_run(waits):
-    error = clients.EndpointError("busy", status=429)
+    error = clients.EndpointError("busy", cause="http_429", status=429)
     error.retry_after_s = 3600.0
     client = clients.ChatClient("http://127.0.0.1:9/v1", "m", retries=1)
 

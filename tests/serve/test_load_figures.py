@@ -1,6 +1,5 @@
 """The load test's pure parts: stages, prompts, arrivals, figures, knee, validity, counters, the drawing."""
 
-import inspect
 import itertools
 import random
 import xml.etree.ElementTree as ET
@@ -9,8 +8,7 @@ import pytest
 
 from tunegate.core.commands import run
 from tunegate.core.errors import UsageError, UserError
-from tunegate.serve import chat_stream, client, load_counters
-from tunegate.serve.client import EndpointError
+from tunegate.serve import load_counters
 from tunegate.serve.load_figures import drifted, figures, goodput, invalid, knee, summary, throughput
 from tunegate.serve.load_plan import (  # fmt: skip
     LoadOptions,
@@ -25,7 +23,7 @@ from tunegate.serve.load_plan import (  # fmt: skip
 )
 from tunegate.serve.load_plot import svg
 from tunegate.serve.load_report import About, judge, make_report, markdown
-from tunegate.serve.load_test import KINDS, Record, StageRun, error_kind
+from tunegate.serve.load_test import Record, StageRun
 from tunegate.serve.loadtest_cli import app
 
 
@@ -127,22 +125,6 @@ def test_drift_needs_both_a_difference_that_shows_and_one_that_matters():
     assert drifted(still) is None
     assert drifted([v + 2 * (i >= 30) for i, v in enumerate([100.0] * 60)]) is None  # clear, but 2 %
     assert drifted([*still[:30], *(v + 50 for v in still[:30])]) == pytest.approx(1.485, rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("message", "status", "kind"),
-    [("HTTP 503: busy", 503, "http_503"), ("no answer within 3 s", None, "timeout"), ("nothing answers: x", None, "unreachable"),
-     ("the stream ended without a finish reason: y", None, "cut_off"), ("the engine failed in mid-stream: z", None, "engine"),
-     ("the connection broke: w", None, "connection"), ("the answer holds 'choices' of another type", None, "malformed"),
-     ("never seen", None, "other")],
-)  # fmt: skip
-def test_error_kinds(message, status, kind):
-    assert error_kind(EndpointError(message, status=status)) == kind
-
-
-def test_kinds_go_by_words_that_the_client_says():
-    said = inspect.getsource(client) + inspect.getsource(chat_stream)
-    assert [words for words in KINDS if words not in said] == []
 
 
 def test_counters_are_summed_over_engines_and_compared():
