@@ -3,10 +3,8 @@
 import sys
 from typing import ClassVar
 
-import typer
-
 from tunegate.advisor.quick_command import Quick
-from tunegate.core.commands import Entry, LazyGroup, run
+from tunegate.core.commands import Entry, LazyGroup, lazy_app, run
 
 
 class AdviseGroup(Quick, LazyGroup):
@@ -32,14 +30,7 @@ class AdviseGroup(Quick, LazyGroup):
     }
 
 
-app = typer.Typer(
-    cls=AdviseGroup,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["--help", "-h"]},
-    epilog="Example: ftadvise recommend my.jsonl --needs format,cost --calls-per-day 20000",
-)
+app = lazy_app(AdviseGroup, epilog="Example: ftadvise recommend my.jsonl --needs format,cost --calls-per-day 20000")
 
 
 @app.callback()

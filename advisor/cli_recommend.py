@@ -85,8 +85,9 @@ def _answer(
     from tunegate.advisor.prices import offers
     from tunegate.advisor.recommend import recommend as answer_for
 
-    from_file = None if file is None else from_mapping(read_file(file), file=file)
-    asked = from_mapping(_merged(from_file, stated))
+    asked = from_mapping(stated)
+    if file is not None:
+        asked = from_mapping(read_file(file), file=file).under(asked)
     measured = None
     if data is not None:
         from tunegate.advisor.data_profile import profile
@@ -108,9 +109,3 @@ def _write(answer: "Recommendation", out: Path | None, launch: str | None) -> No
         say(f"wrote {out}; run it with: ft train DATASET --from {out} --out RUN")
         if task is not None:
             say(f"wrote {write_task(task, out)}")
-
-
-def _merged(from_file: Any, stated: dict[str, Any]) -> dict[str, Any]:
-    """File values under option values; only what was stated, so that defaults stay assumptions."""
-    values = {name: getattr(from_file, name) for name in from_file.stated} if from_file is not None else {}
-    return {**values, **{name: value for name, value in stated.items() if value is not None}}

@@ -54,6 +54,11 @@ class Constraints:
         """The first need, None when there is none."""
         return self.needs[0] if self.needs else None
 
+    def under(self, over: "Constraints") -> "Constraints":
+        """These with what `over` states laid over them; only what was stated, so that defaults stay assumptions."""
+        told = {name: getattr(over, name) for name in over.stated}
+        return replace(self, **told, stated=self.stated | over.stated)
+
     def wants(self, *names: str) -> bool:
         """True when any of these needs was named."""
         return any(name in self.needs for name in names)

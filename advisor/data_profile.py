@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from tunegate.core.model_source import BUILTIN_PREFIX, BUILTINS, cache_folder
+from tunegate.core.model_source import file_at_hand
 from tunegate.core.rows import Row, read_rows
 
 SAMPLE = 2000  # rows tokenized to learn characters per token
@@ -79,30 +79,13 @@ def summarise(rows: Iterable[Row], counter: Callable[[list[str]], int] | None, c
 
 def tokenizer_for(model: str | None) -> tuple[Callable[[list[str]], int] | None, str]:
     """A counter of tokens from a tokenizer.json at hand (model folder, unpacked builtin, the hub's cache), and its name."""
-    path = _tokenizer_file(model)
+    path = file_at_hand(model, "tokenizer.json") if model else None
     if path is None:
         return None, "estimate"
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(path))
     return (lambda texts: sum(len(e.ids) for e in tokenizer.encode_batch(texts, add_special_tokens=False))), str(model)
-
-
-def _tokenizer_file(model: str | None) -> Path | None:
-    if not model:
-        return None
-    folder = Path(model).expanduser()
-    if model.startswith(BUILTIN_PREFIX) and (entry := BUILTINS.get(model.removeprefix(BUILTIN_PREFIX))):
-        folder = cache_folder() / "models" / f"{Path(entry['file']).stem}-{entry['sha256'][:12]}"
-    file = folder / "tokenizer.json"
-    if file.is_file():
-        return file
-    if model.count("/") != 1 or folder.exists():
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(model, "tokenizer.json")
-    return Path(cached) if isinstance(cached, str) else None
 
 
 class _Tally:

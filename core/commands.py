@@ -53,6 +53,18 @@ class LazyGroup(TyperGroup):
         return name, command, rest
 
 
+def lazy_app(group: type[LazyGroup], *, epilog: str) -> typer.Typer:
+    """The Typer app over a table of commands."""
+    return typer.Typer(
+        cls=group,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["--help", "-h"]},
+        epilog=epilog,
+    )
+
+
 class DefaultCommandGroup(TyperGroup):
     """A group whose first argument may be left out: `ft eval TARGET` means `ft eval run TARGET`."""
 

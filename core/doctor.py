@@ -1,6 +1,5 @@
 """`ft doctor`: what is installed, what each stage will use, what is missing, and the command that mends it."""
 
-import importlib.util
 import os
 import shutil
 import sys
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from tunegate.core.files import packaged
 from tunegate.core.machine import cores, cpu_flags, cpu_name, gpus, memory_gb
 from tunegate.core.model_source import BUILTINS, cache_folder
 
@@ -87,7 +87,7 @@ def _device() -> Check:
 def _embedded() -> list[Check]:
     found = []
     for name, entry in BUILTINS.items():
-        there = importlib.util.find_spec(entry["package"]) is not None
+        there = packaged(entry["package"]) is not None
         found.append(
             Check(
                 f"builtin:{name}",
@@ -97,7 +97,7 @@ def _embedded() -> list[Check]:
                 needed=False,
             )
         )
-    there = importlib.util.find_spec("bfcl_eval") is not None
+    there = packaged("bfcl_eval") is not None
     found.append(
         Check(
             "builtin:bfcl",
@@ -115,9 +115,8 @@ def _environments() -> list[Check]:
 
     The lists are read as files of a package; nothing of it is imported.
     """
-    found = importlib.util.find_spec("tunegate.train.release.workers")
-    places = [Path(p) for p in (found.submodule_search_locations or [])] if found else []
-    return [_environment(path) for place in places for path in sorted(place.glob("*.txt")) if path.stem != "gguf"]
+    place = packaged("tunegate.train.release.workers")
+    return [_environment(path) for path in sorted(place.glob("*.txt")) if path.stem != "gguf"] if place else []
 
 
 def _environment(pins: Path) -> Check:

@@ -1,14 +1,13 @@
 """Texts as unit vectors, by the packaged MiniLM or any sentence encoder of the hub. Needs no network by default."""
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunegate.core.errors import UserError
-from tunegate.core.files import sha256_file, sha256_text
+from tunegate.core.errors import UserError, first_line
+from tunegate.core.files import packaged, sha256_file, sha256_text
 from tunegate.core.model_source import quiet_transformers
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ class Embedder:
 
 def is_installed() -> bool:
     """Whether the package that holds the builtin encoder is there."""
-    return importlib.util.find_spec(PACKAGE) is not None
+    return packaged(PACKAGE) is not None
 
 
 @lru_cache(maxsize=2)
@@ -80,9 +79,10 @@ def load(spec: str = BUILTIN, *, quick: bool = False) -> Embedder:
         tokenizer = AutoTokenizer.from_pretrained(location)
         model = AutoModel.from_pretrained(location).eval()
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"the embedding model cannot be loaded: {reason}", where=spec, hint=f"use {BUILTIN}, which needs no network"
+            f"the embedding model cannot be loaded: {first_line(error)}",
+            where=spec,
+            hint=f"use {BUILTIN}, which needs no network",
         ) from None
     if quick and _has_bf16():
         model = model.bfloat16()
@@ -98,8 +98,7 @@ def _has_bf16() -> bool:
 
 
 def _builtin() -> Path:
-    found = importlib.util.find_spec(PACKAGE)
-    locations = list(found.submodule_search_locations or []) if found else []
-    if not locations or not (Path(locations[0]) / "model" / "model.safetensors").is_file():
+    folder = packaged(PACKAGE, "model")
+    if folder is None or not (folder / "model.safetensors").is_file():
         raise UserError(f"the package that holds {BUILTIN} is not installed", hint=INSTALL)
-    return Path(locations[0]) / "model"
+    return folder

@@ -70,6 +70,11 @@ class InfrastructureError(TunegateError):
     exit_code = ExitCode.INFRASTRUCTURE
 
 
+def first_line(error: Exception) -> str:
+    """The first line of a library's error, at most 300 characters; its type's name where it has no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 def nearest(word: str, known: list[str]) -> str:
     """A hint for a misspelt name: `did you mean "rank"? known: alpha, rank`; never empty if `known` is not."""
     import difflib

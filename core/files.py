@@ -1,11 +1,12 @@
 """Writing files and folders so that a reader never sees half of one, and hashing them."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,11 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write indented JSON atomically; NaN and infinity are refused."""
     write_text(path, json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+
+
+def write_jsonl(path: Path, values: Iterable[Any]) -> None:
+    """Write one JSON value a line, whole or not at all; NaN and infinity are refused."""
+    write_text(path, "".join(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n" for value in values))
 
 
 def read_json(path: Path) -> Any:
@@ -116,6 +122,13 @@ def relative_files(folder: Path) -> list[str]:
         links = [n for n in names if (Path(directory) / n).is_symlink()]
         found += [(Path(directory) / name).relative_to(folder).as_posix() for name in files + links]
     return sorted(found)
+
+
+def packaged(package: str, name: str = "") -> Path | None:
+    """The path of `name` inside an installed package, which is not imported; None without the package."""
+    found = importlib.util.find_spec(package)
+    locations = list(found.submodule_search_locations or []) if found else []
+    return Path(locations[0]) / name if locations else None
 
 
 def folder_bytes(folder: Path) -> int:

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from tunegate.core.commands import Entry, LazyGroup, run
+from tunegate.core.commands import Entry, LazyGroup, lazy_app, run
 
 
 class FtGroup(LazyGroup):
@@ -48,12 +48,8 @@ class FtGroup(LazyGroup):
     }
 
 
-app = typer.Typer(
-    cls=FtGroup,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["--help", "-h"]},
+app = lazy_app(
+    FtGroup,
     epilog="Example: ft data prepare my.jsonl --out data/  then  ft train data/ --out run/  (ftadvise recommend says which method)",
 )
 

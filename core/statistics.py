@@ -22,6 +22,7 @@ from tunegate.core.distributions import (
     student_sf,
 )
 
+PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}  # of latencies, wherever they are told
 KEPT_DRAWS = 1_000_000  # clusters times draws up to which a set of resamples is made at once, and kept
 BOOTSTRAP_LIMIT = 5000  # above this many clusters the central limit theorem holds and resampling adds only noise
 

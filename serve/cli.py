@@ -17,7 +17,7 @@ from tunegate.core.commands import DefaultCommandGroup
 from tunegate.core.console import JsonOption, emit_json, out, say
 from tunegate.core.errors import InfrastructureError, UsageError, UserError
 from tunegate.core.machine import gpus
-from tunegate.core.manifest import NAME as MANIFEST
+from tunegate.core.manifest import is_finished
 from tunegate.core.model_source import ModelSource, resolve
 from tunegate.serve import cli_manage, servers
 from tunegate.serve.client import api_key
@@ -48,7 +48,7 @@ DEFAULTS = GuardSettings()
 def open_target(spec: str) -> Target:
     """A Run or Release folder, else a model source (hub id, folder, GGUF, builtin). Raises UserError."""
     path = Path(spec).expanduser()
-    if not (path / MANIFEST).is_file():
+    if not is_finished(path):
         return resolve(spec)
     artifact = open_any(path)
     if not isinstance(artifact, Run | Release):

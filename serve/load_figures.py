@@ -9,11 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from tunegate.core.statistics import Interval, percentile, wilson
+from tunegate.core.statistics import PERCENTILES, Interval, percentile, wilson
 from tunegate.serve.load_test import Record, StageRun
 
 LEVEL = 0.95  # of the intervals
-PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 FIGURES = ("ttft_ms", "tpot_ms", "e2e_ms")
 CPU_LIMIT = 0.8  # of one core: the client's event loop runs on one
 ERROR_LIMIT = 0.05  # what the client itself may add to a figure

@@ -4,6 +4,8 @@ import math
 from html import escape
 from typing import Any
 
+from tunegate.core.axis import round_step
+
 PANEL_W, PANEL_H = 300, 260
 LEFT, TOP, GAP, BOTTOM = 64, 56, 84, 64
 COLOURS = {"p50": "#1f77b4", "p95": "#ff7f0e", "p99": "#d62728", "": "#2ca02c"}
@@ -52,8 +54,9 @@ def _panel(left: float, title: str, axis: str, series: Series) -> list[str]:
     if not points:
         return [*parts, f'<text x="{foot}" y="{TOP + PANEL_H / 2}" text-anchor="middle">not measured</text>']
     levels = sorted({point[0] for point in points})
-    step = _step(max(v for p in points for v in p[1:] if v is not None))
-    top = step * math.ceil(max(v for p in points for v in p[1:] if v is not None) / step)
+    largest = max(v for p in points for v in p[1:] if v is not None)
+    step = round_step(largest, 5)
+    top = step * math.ceil(largest / step)
 
     def x(value: float) -> float:
         """Loads are doubled from stage to stage as a rule: places by logarithm."""
@@ -92,11 +95,3 @@ def _line(line: list[tuple[float, float, float | None, float | None]], colour: s
                 f'<path d="M{x(level):.1f} {y(low):.1f}V{y(high):.1f}" stroke="{colour}" stroke-opacity="0.5"/>'
             )
     return parts
-
-
-def _step(largest: float) -> float:
-    """A round distance of grid lines, at most six of them: 1, 2 or 5 times a power of ten."""
-    if largest <= 0:
-        return 1.0
-    power = 10.0 ** math.floor(math.log10(largest / 5))
-    return float(next(power * m for m in (1, 2, 5, 10) if power * m * 5 >= largest))

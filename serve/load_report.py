@@ -1,13 +1,12 @@
 """Writes a LoadReport: `report.json`, `requests.jsonl`, `summary.md`, `plot.svg`, `manifest.json`."""
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import LoadReport
-from tunegate.core.files import new_folder, write_json, write_text
+from tunegate.core.files import new_folder, write_json, write_jsonl, write_text
 from tunegate.core.manifest import Input
 from tunegate.serve.load_figures import figures, knee
 from tunegate.serve.load_plan import LoadOptions
@@ -94,7 +93,7 @@ def write_load_report(
     with new_folder(out, force=force) as folder:
         write_json(folder / "report.json", report)
         rows = [{"stage": i, **asdict(record)} for i, run in enumerate(runs) for record in run.records]
-        write_text(folder / "requests.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_jsonl(folder / "requests.jsonl", rows)
         write_text(folder / "summary.md", markdown(report))
         write_text(folder / "plot.svg", svg(report))
         manifests.write(

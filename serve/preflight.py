@@ -10,6 +10,7 @@ import psutil
 from tunegate.core import weight_files
 from tunegate.core.console import warn
 from tunegate.core.errors import UsageError, UserError, nearest
+from tunegate.core.machine import memory_gb
 from tunegate.core.model_source import ModelSource
 from tunegate.serve.machine_plan import GIB, Need
 from tunegate.serve.served_model import Target, config_of, folder_of, template_of, weights_bytes
@@ -156,10 +157,7 @@ def check_memory(target: Target, space_gib: float, available_bytes: float, limit
 
 def memory_limits() -> tuple[float, float]:
     """(bytes free now, bytes this process may ever have): physical memory, container and ulimit taken together."""
-    limit = float(psutil.virtual_memory().total)
-    cgroup = Path("/sys/fs/cgroup/memory.max")
-    if cgroup.is_file() and (text := cgroup.read_text().strip()).isdigit():
-        limit = min(limit, float(text))
+    limit = memory_gb() * 1e9
     for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
         soft, _ = resource.getrlimit(kind)
         if soft != resource.RLIM_INFINITY:

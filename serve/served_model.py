@@ -134,7 +134,7 @@ def adapters_of(target: Target, more: tuple[Adapter, ...]) -> tuple[Adapter, ...
             raise UserError(f"two models are called {adapter.name!r}", where=where, hint="--adapter OTHER_NAME=RUN")
         names.add(adapter.name)
         if not has_adapter(adapter.artifact):
-            raise UserError("has no adapter_config.json: not an adapter", where=where)
+            raise UserError(f"has no {ADAPTER}: not an adapter", where=where)
         if adapter in more:
             _same_base(target, adapter)
         if digest is not None and template_digest(adapter.artifact) != digest:

@@ -13,6 +13,13 @@ from tunegate.serve.plain_http import call
 FILE = "probe.json"
 
 
+def probe_prompts(folder: Path) -> list[dict[str, Any]]:
+    """The prompts that a run or release brings along, with the token ids training made of them; none where it has none."""
+    path = folder / FILE
+    found: list[dict[str, Any]] = read_json(path)["prompts"] if path.is_file() else []
+    return found
+
+
 def check_template(
     artifact: Release | Run, root: str, model: str, *, key: str | None, certificate: Path | None = None
 ) -> int:
@@ -32,12 +39,11 @@ def check_template(
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InfrastructureError(f"the server does not tokenize: {error!r}", where=f"{root}/tokenize") from None
 
-    path = artifact.path / FILE
-    prompts = read_json(path)["prompts"] if path.is_file() else []
+    prompts = probe_prompts(artifact.path)
     for number, prompt in enumerate(prompts):
         found = served(prompt["messages"], prompt.get("tools"), generate=True)
         if found != prompt["ids"]:
-            raise _differs(artifact, f"prompt {number} of {path}", prompt["ids"], found)
+            raise _differs(artifact, f"prompt {number} of {artifact.path / FILE}", prompt["ids"], found)
     wanted = artifact.manifest.facts.get("probe_digest")
     if wanted:
         found = served(list(PROBE), None, generate=False)

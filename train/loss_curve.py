@@ -1,10 +1,12 @@
 """The run's loss as a drawing: `loss.svg`, made without any library."""
 
-import json
 import math
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+
+from tunegate.core.axis import round_step
+from tunegate.core.rows import read_jsonl
 
 WIDTH, HEIGHT = 720, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 24, 44, 48
@@ -22,7 +24,7 @@ class Points:
 
 def read(metrics: Path) -> Points:
     """The losses of a `metrics.jsonl`."""
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    lines = [value for _, value in read_jsonl(metrics)]
     return Points(
         [(m["step"], m["loss"]) for m in lines if "loss" in m],
         [(m["step"], m["eval_loss"]) for m in lines if "eval_loss" in m],
@@ -33,8 +35,9 @@ def svg(points: Points) -> str:
     """An SVG document: each step's loss pale, its moving average bold, the validation loss as dots. Loss axis from 0."""
     both = points.train + points.evaluation
     last = max((step for step, _ in both), default=1)
-    step_x, step_y = _nice(last), _nice(max((loss for _, loss in both), default=1.0))
-    top = step_y * math.ceil(max((loss for _, loss in both), default=1.0) / step_y + 1e-9)
+    largest = max((loss for _, loss in both), default=1.0)
+    step_x, step_y = round_step(last, 6), round_step(largest, 6)
+    top = step_y * math.ceil(largest / step_y + 1e-9)
 
     def at(step: float, loss: float) -> tuple[float, float]:
         x = LEFT + step / max(last, 1) * (WIDTH - LEFT - RIGHT)
@@ -80,10 +83,3 @@ def _line(points: list[tuple[float, float]], colour: str, style: str) -> str:
     """One path with a point each, without points that lie on the one before."""
     kept = points[:1] + [b for a, b in pairwise(points) if b != a]
     return f'<polyline fill="none" stroke="{colour}" {style} points="{" ".join(f"{x},{y}" for x, y in kept)}"/>'
-
-
-def _nice(largest: float) -> float:
-    """A step of 1, 2 or 5 times a power of ten that divides an axis up to `largest` into four to ten parts."""
-    rough = max(largest, 1e-9) / 6
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(power * m for m in (1, 2, 5, 10) if power * m >= rough)

@@ -1,10 +1,7 @@
 """The profile counts what is there."""
 
-import json
-
 import pytest
 
-from tunegate.core.errors import UserError
 from tunegate.core.profile import DatasetProfile, Lengths, is_json, script
 from tunegate.core.rows import Row, parse_row
 
@@ -42,13 +39,6 @@ def test_tokens_are_exact_only_with_a_tokenizer() -> None:
     exact = DatasetProfile.from_rows(ROWS, count_tokens=lambda ts: [len(t.split()) for t in ts], token_source="words")
     assert exact.tokens_exact
     assert exact.output_tokens.total == 2 + 2 + 1 + 1
-
-
-def test_it_comes_back_from_json() -> None:
-    profile = DatasetProfile.from_rows(ROWS)
-    assert DatasetProfile.from_json(json.loads(json.dumps(profile.to_json())), "profile.json") == profile
-    with pytest.raises(UserError, match="not a profile"):
-        DatasetProfile.from_json({"rows": 1}, "profile.json")
 
 
 def test_no_rows() -> None:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tunegate.core.errors import UserError
+from tunegate.core.errors import UserError, first_line
 from tunegate.core.rows import JSON_KEYS, parse_json
 
 # Columns that may hold JSON text, because Arrow cannot hold ragged objects without filling them with nulls.
@@ -39,7 +39,7 @@ def records(path: Path) -> Iterator[tuple[int, Any]]:
                         yield number, plain(record, schema, f"{path}:{number}")
     except (pyarrow.ArrowException, OSError) as error:
         kind = "Arrow" if path.suffix == ".arrow" else "Parquet"
-        raise UserError(f"not a readable {kind} file: {str(error).splitlines()[0]}", where=str(path)) from None
+        raise UserError(f"not a readable {kind} file: {first_line(error)}", where=str(path)) from None
 
 
 @contextmanager

@@ -5,7 +5,6 @@ they lie and the package itself is never imported. Three categories have one rig
 multiple (200) and live_simple (258).
 """
 
-import importlib.util
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tunegate.core.errors import UserError
+from tunegate.core.files import packaged
 from tunegate.core.rows import Row, parse_row, read_jsonl
 from tunegate.train.data.normalize import normalized
 
@@ -60,9 +60,7 @@ def files() -> list[Path]:
 
 def data_folder() -> Path:
     """The `data` folder inside the installed package. Raises UserError with the command that installs it."""
-    found = importlib.util.find_spec(PACKAGE)
-    locations = list(found.submodule_search_locations or []) if found else []
-    folder = Path(locations[0]) / "data" if locations else None
+    folder = packaged(PACKAGE, "data")
     if folder is None or not folder.is_dir():
         raise UserError(f"the package that holds {NAME} is not installed", hint=INSTALL)
     return folder

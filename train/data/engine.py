@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tunegate.core.errors import InfrastructureError, UsageError, UserError, one_of
+from tunegate.core.errors import InfrastructureError, UsageError, UserError, first_line, one_of
 from tunegate.core.rows import Row
 from tunegate.train.data.read import Fault, Reading, file_kind, form_of, read, read_file, sources, stretch
 from tunegate.train.data.stream import opened
@@ -46,8 +46,7 @@ def engine(name: str, address: str | None) -> Mapped:
             here = {"num_cpus": None, "include_dashboard": False} if address is None else {"address": address}
             ray.init(log_to_driver=False, logging_level="ERROR", configure_logging=True, **here)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InfrastructureError(f"Ray does not start: {reason}", where=f"--address {address}") from None
+        raise InfrastructureError(f"Ray does not start: {first_line(error)}", where=f"--address {address}") from None
     return _spread
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunegate.core.errors import UserError
+from tunegate.core.files import read_json
 from tunegate.core.rows import Row
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def chat_template(find: Callable[[str], Path | None]) -> ChatTemplate | None:
     from jinja2 import TemplateError
 
     settings_file, template_file = find("tokenizer_config.json"), find("chat_template.jinja")
-    settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file else {}
+    settings = read_json(settings_file) if settings_file else {}
     text = template_file.read_text(encoding="utf-8") if template_file else settings.get("chat_template")
     if isinstance(text, list):
         text = next((item["template"] for item in text if item.get("name") == "default"), None)

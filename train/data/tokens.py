@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from tunegate.core.errors import UserError
-from tunegate.core.model_source import BUILTIN_PREFIX, BUILTINS, cache_folder
+from tunegate.core.model_source import file_at_hand
 from tunegate.core.profile import row_texts
 from tunegate.core.rows import Row
 from tunegate.train.data.template import ChatTemplate, chat_template
@@ -17,6 +18,7 @@ CHARACTERS_PER_TOKEN = 4.0
 # What a chat template adds, in tokens a turn, where there is none to render (ChatML: <|im_start|>role newline ...
 # <|im_end|> newline).
 MARKS_PER_TURN = 5
+TOKENIZER = "tokenizer.json"
 BATCH = 1000
 
 
@@ -81,10 +83,12 @@ def counter(model: str | None) -> Counter:
     """
     if model is None:
         return estimate()
-    find = _finder(model)
-    file = find("tokenizer.json")
+    place = Path(model).expanduser()
+    named = place.is_file() and place.name == TOKENIZER  # the file itself is named, and so its folder
+    find = partial(file_at_hand, str(place.parent) if named else model)
+    file = find(TOKENIZER)
     if file is None:
-        if Path(model).expanduser().exists():
+        if place.exists():
             raise UserError("no tokenizer.json there", where=model, hint="give a model folder, or leave --model out")
         plain = estimate()
         return Counter(count=plain.count, exact=False, source=f"{plain.source} (no tokenizer of {model} here)")
@@ -132,29 +136,3 @@ def _rendered(row: Row, template: ChatTemplate | None) -> tuple[str, str] | None
         return template.render(row, answer=False), template.render(row, answer=True)
     except UserError:
         return None
-
-
-def _finder(model: str) -> Callable[[str], Path | None]:
-    """name of a file -> where it lies among the model's files on this machine, else None."""
-    folder = Path(model).expanduser()
-    if model.startswith(BUILTIN_PREFIX):
-        entry = BUILTINS.get(model.removeprefix(BUILTIN_PREFIX))
-        stem = f"{Path(entry['file']).stem}-{entry['sha256'][:12]}" if entry else "unknown"
-        folder = cache_folder() / "models" / stem
-    elif folder.is_file() and folder.name == "tokenizer.json":
-        folder = folder.parent
-
-    def find(name: str) -> Path | None:
-        return folder / name if (folder / name).is_file() else _hub_file(model, name)
-
-    return find
-
-
-def _hub_file(model: str, name: str) -> Path | None:
-    """A file of a hub id, from the local cache only."""
-    if model.count("/") != 1 or model.startswith((".", "/", "~")) or Path(model).exists():
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(model, name)
-    return Path(found) if isinstance(found, str) else None

@@ -5,7 +5,7 @@ from typing import Any
 
 from tunegate.core import manifest as manifests
 from tunegate.core.console import progress, say
-from tunegate.core.errors import InfrastructureError, UserError
+from tunegate.core.errors import InfrastructureError, UserError, first_line
 from tunegate.core.files import relative_files, sha256_file
 from tunegate.train.release.publish import Destination, Passable, Pushed
 
@@ -25,7 +25,7 @@ def send(release: Passable, to: Destination, *, force: bool) -> Pushed:
         return _send(files, root.rstrip("/"), release, to, force=force)
     except (OSError, TimeoutError) as error:
         raise InfrastructureError(
-            f"the store does not answer: {_words(error)}",
+            f"the store does not answer: {first_line(error)}",
             where=to.place,
             hint="run the same command again: it goes on where it stopped",
         ) from None
@@ -34,7 +34,7 @@ def send(release: Passable, to: Destination, *, force: bool) -> Pushed:
             ("botocore", "aiobotocore", "google", "aiohttp", "azure", "gcsfs", "s3fs")
         ):
             raise InfrastructureError(
-                f"the store refuses: {_words(error)}", where=to.place, hint="check credentials and bucket"
+                f"the store refuses: {first_line(error)}", where=to.place, hint="check credentials and bucket"
             ) from None
         raise
 
@@ -143,8 +143,3 @@ def _remove_others(files: Any, root: str, keep: set[str]) -> None:
         if name not in keep and name != manifests.NAME:
             say(f"removing {name}, which this release does not have")
             files.rm_file(path)
-
-
-def _words(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
