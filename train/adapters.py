@@ -5,19 +5,20 @@ from typing import Any
 
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import Run
-from tunegate.core.errors import UserError
+from tunegate.core.errors import UserError, first_line
 from tunegate.core.files import read_json
 from tunegate.core.manifest import Input
 from tunegate.core.model_source import ModelSource
+from tunegate.serve.served_model import ADAPTER
 
-FILE = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 
 
 def settings(folder: Path) -> dict[str, Any]:
     """The settings that an adapter brings along, in our names. Raises UserError for a folder without a LoRA adapter."""
-    path = folder / FILE
+    path = folder / ADAPTER
     if not path.is_file():
-        raise UserError(f"no {FILE}: not an adapter", where=str(folder), hint="give the folder of a LoRA run")
+        raise UserError(f"no {ADAPTER}: not an adapter", where=str(folder), hint="give the folder of a LoRA run")
     found = read_json(path)
     if found.get("peft_type") != "LORA":
         raise UserError(f"the adapter is of type {found.get('peft_type')}, LoRA is needed", where=str(path))
@@ -36,7 +37,7 @@ def settings(folder: Path) -> dict[str, Any]:
 def as_input(folder: Path, base: Input) -> Input:
     """The adapter as an input of the run. Raises UserError when its run was trained on other weights than `base`."""
     if not manifests.is_finished(folder):
-        return Input.of_file(folder / "adapter_model.safetensors", "adapter")
+        return Input.of_file(folder / WEIGHTS, "adapter")
     run = Run.open(folder)
     before = next((i for i in run.manifest.inputs if i.role == "base_model"), None)
     if before is not None and before.digest != base.digest:
@@ -59,8 +60,3 @@ def load(model: Any, folder: Path) -> Any:
 def base_name(source: ModelSource) -> str:
     """What `adapter_config.json` calls the base: its name in the world where it has one, else its folder."""
     return source.name if source.kind == "builtin" else source.location
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a library's error, at most 300 characters."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

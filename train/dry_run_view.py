@@ -1,7 +1,6 @@
 """What `ft train --dry-run` shows: the examples as the loss sees them, the template, the certificate, the forecast."""
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Any
 
 from tunegate.core.console import emit_json, out, table
@@ -28,7 +27,7 @@ def show(
     from tunegate.train import examples
 
     shown = [(e, examples.parts_of(e, ready.tokenizer)) for e in ready.kept[:SHOWN]]
-    mask = examples.as_facts(ready.certificate)
+    mask = dataclasses.asdict(ready.certificate)
     if as_json:
         document: dict[str, Any] = {
             "dry_run": True,
@@ -39,7 +38,7 @@ def show(
             "forecast": dataclasses.asdict(forecast) if forecast else None,
             "examples": [{"id": e.id, "parts": [dataclasses.asdict(p) for p in parts]} for e, parts in shown],
         }
-        emit_json(json.loads(json.dumps(document)))
+        emit_json(document)
         return
     for example, parts in shown:
         out().rule(f"row {example.id}: dim is not learnt")

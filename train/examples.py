@@ -1,7 +1,7 @@
 """From rows to token ids and labels, with a certificate of what the loss will and will not see."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from tunegate.core.chat_template import IGNORE_INDEX, Masked, MaskError, mask
@@ -30,10 +30,10 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskCertificate:
-    """What the loss sees. Token counts over the rows that are trained on.
+    """What the loss sees. Token counts over the rows that are trained on, each of which the template masks and a stop token
+    ends (`build` refuses all rows otherwise).
 
-    too_long: rows left out because they exceed max_length. unmaskable: rows the template cannot mask (first reasons in
-    `examples`). no_stop: rows whose answer does not end with a stop token.
+    too_long: rows left out because they exceed max_length; examples: ids of the first of them.
     """
 
     rows: int
@@ -41,8 +41,6 @@ class MaskCertificate:
     label_tokens: int
     longest: int
     too_long: int
-    unmaskable: int
-    no_stop: int
     examples: tuple[str, ...] = ()
 
 
@@ -92,8 +90,6 @@ def build(
         label_tokens=sum(sum(label != IGNORE_INDEX for label in e.labels) for e in kept),
         longest=max(len(e.input_ids) for e in kept),
         too_long=len(too_long),
-        unmaskable=0,
-        no_stop=0,
         examples=tuple(too_long[:5]),
     )
     return kept, certificate
@@ -127,8 +123,3 @@ def _runs(example: Example) -> list[tuple[bool, list[int]]]:
             runs.append((learnt, []))
         runs[-1][1].append(token)
     return runs
-
-
-def as_facts(certificate: MaskCertificate) -> dict[str, Any]:
-    """The certificate as it stands in the manifest."""
-    return asdict(certificate)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tunegate.core.console import say
-from tunegate.core.errors import InfrastructureError, UserError, nearest
+from tunegate.core.errors import InfrastructureError, UserError, first_line, nearest
 from tunegate.core.model_source import ModelSource, quiet_transformers
 from tunegate.train import adapters
 from tunegate.train.config import TrainConfig
@@ -35,7 +35,7 @@ def load_tokenizer(source: ModelSource) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.location, revision=source.revision)
     except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer can be loaded: {adapters.first_line(error)}", where=source.spec) from error
+        raise UserError(f"no tokenizer can be loaded: {first_line(error)}", where=source.spec) from error
     if not tokenizer.is_fast:
         raise UserError("the tokenizer has no fast version, which masking needs", where=source.spec)
     if tokenizer.pad_token is None:
@@ -102,7 +102,7 @@ def load_base(source: ModelSource, config: TrainConfig, device: str, attention: 
             source.location, revision=source.revision, attn_implementation=attention, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"the model cannot be loaded: {adapters.first_line(error)}", where=source.spec) from error
+        raise UserError(f"the model cannot be loaded: {first_line(error)}", where=source.spec) from error
     model.config.use_cache = False
     return model
 

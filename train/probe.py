@@ -1,17 +1,20 @@
 """Prompts of the run with their token ids: the server must make the same of them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tunegate.core.chat_template import render_ids
+from tunegate.core.files import write_json
 from tunegate.core.rows import Row
+from tunegate.serve.template_check import FILE
 
 PROBE_ROWS = 4
 
 
-def probes(tokenizer: Any, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Messages, tools and token ids of the first rows' prompts, for `probe.json`."""
-    return [
+def write(folder: Path, tokenizer: Any, rows: Sequence[Row]) -> None:
+    """Write messages, tools and token ids of the first rows' prompts."""
+    prompts = [
         {
             "messages": list(row.prompt),
             "tools": row.tools,
@@ -19,3 +22,4 @@ def probes(tokenizer: Any, rows: Sequence[Row]) -> list[dict[str, Any]]:
         }
         for row in rows[:PROBE_ROWS]
     ]
+    write_json(folder / FILE, {"prompts": prompts})

@@ -1,6 +1,7 @@
 """What is written into a finished run's folder, and what its manifest says."""
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,13 @@ from tunegate.core.errors import InfrastructureError
 from tunegate.core.files import read_json, write_json, write_text
 from tunegate.core.model_source import ModelSource
 from tunegate.core.rows import Row
-from tunegate.train import adapters, card, examples, loss_curve
+from tunegate.serve.served_model import ADAPTER
+from tunegate.train import adapters, card, examples, loss_curve, probe
 from tunegate.train.callbacks import peak_memory_gb
 from tunegate.train.config import TrainConfig, to_yaml
 from tunegate.train.job import Job
-from tunegate.train.probe import probes
 from tunegate.train.progress import Progress
+from tunegate.train.work import METRICS
 
 
 def facts_of(
@@ -35,7 +37,7 @@ def facts_of(
         "license": card.base_license(source),
         "template_digest": template_digest(tokenizer),
         "probe_digest": probe_digest(tokenizer),
-        "mask": {**examples.as_facts(certificate), "probe_ids": render_ids(tokenizer, PROBE)},
+        "mask": {**asdict(certificate), "probe_ids": render_ids(tokenizer, PROBE)},
         "steps": trainer.state.global_step,
         "tokens": progress.tokens,
         "label_tokens": progress.label_tokens,
@@ -71,13 +73,13 @@ def save(
     source, config, work = job.source, job.config, job.folder
     _save_model(folder, trainer.accelerator.unwrap_model(trainer.model), config, weights)
     if config.method != "full":
-        adapter = {**read_json(folder / adapters.FILE), "base_model_name_or_path": adapters.base_name(source)}
-        write_json(folder / adapters.FILE, adapter)
+        adapter = {**read_json(folder / ADAPTER), "base_model_name_or_path": adapters.base_name(source)}
+        write_json(folder / ADAPTER, adapter)
     tokenizer.save_pretrained(folder)
-    shutil.copy(work / "metrics.jsonl", folder / "metrics.jsonl")
-    write_text(folder / "loss.svg", loss_curve.svg(loss_curve.read(folder / "metrics.jsonl")))
+    shutil.copy(work / METRICS, folder / METRICS)
+    write_text(folder / "loss.svg", loss_curve.svg(loss_curve.read(folder / METRICS)))
     write_text(folder / "config.yaml", to_yaml(config))
-    write_json(folder / "probe.json", {"prompts": probes(tokenizer, rows)})
+    probe.write(folder, tokenizer, rows)
     card.write(folder, facts, config, source, name=job.name)
 
 

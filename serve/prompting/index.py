@@ -1,6 +1,5 @@
 """Hybrid retrieval over passages: BM25 and embeddings, fused by rank."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from tunegate.core import embedding
 from tunegate.core.errors import UserError
-from tunegate.core.files import read_json, write_json, write_text
+from tunegate.core.files import read_json, write_json, write_jsonl
 from tunegate.core.rows import read_jsonl
 
 if TYPE_CHECKING:
@@ -54,14 +53,20 @@ class Index:
         model = embedding.load(embedder)
         return cls(passages, keys, model.embed(keys), embedder, model.digest, _bm25(keys))
 
-    def search(self, question: str, k: int) -> list[int]:
-        """Positions of the k best passages, best first: BM25 and cosine ranks fused; ties by position."""
+    def search(self, questions: Sequence[str], k: int) -> list[list[int]]:
+        """Positions of the k best passages for each question, best first: BM25 and cosine ranks fused; ties by position.
+
+        The questions are embedded together, which for many costs a fraction of one after another.
+        """
+        vectors = embedding.load(self.embedder).embed(questions)
+        return [self._best(question, vector, k) for question, vector in zip(questions, vectors, strict=True)]
+
+    def _best(self, question: str, vector: "NDArray[np.float32]", k: int) -> list[int]:
         import numpy as np
 
-        model = embedding.load(self.embedder)
-        cosine = self.vectors @ model.embed([question])[0]
         scores = np.zeros(len(self.passages))
-        for ranked in (_ranked(cosine), _ranked(_bm25_scores(self.lexical, question), positive=True)):
+        lexical = _ranked(_bm25_scores(self.lexical, question), positive=True)
+        for ranked in (_ranked(self.vectors @ vector), lexical):
             for rank, position in enumerate(ranked):
                 scores[position] += 1 / (FUSION_K + 1 + rank)
         return [int(i) for i in np.argsort(-scores, kind="stable")[:k] if scores[i] > 0]
@@ -71,7 +76,7 @@ class Index:
         import numpy as np
 
         lines = [{**asdict(p), "key": key} for p, key in zip(self.passages, self.keys, strict=True)]
-        write_text(folder / PASSAGES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        write_jsonl(folder / PASSAGES, lines)
         np.save(folder / VECTORS, self.vectors, allow_pickle=False)
         write_json(folder / ABOUT, {"embedder": self.embedder, "embedder_digest": self.embedder_digest})
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from tunegate.core.errors import UserError, nearest
-from tunegate.core.files import read_json, write_json, write_text
+from tunegate.core.files import read_json, write_json, write_jsonl
 from tunegate.core.rows import Message, read_jsonl
 from tunegate.serve.prompting.index import ABOUT, PASSAGES, VECTORS, Index
 
@@ -79,7 +79,7 @@ class Prompting:
         examples = {}
         if (folder / EXAMPLES).is_file():
             examples = {value["id"]: value["messages"] for _, value in read_jsonl(folder / EXAMPLES)}
-        index = Index.load(folder) if (folder / "index.json").is_file() else None
+        index = Index.load(folder) if (folder / ABOUT).is_file() else None
         return cls(Settings(**document), counter(tokenizer), examples, index)
 
     def save(self, folder: Path) -> None:
@@ -87,7 +87,7 @@ class Prompting:
         write_json(folder / NAME, {"schema_version": SCHEMA_VERSION, **asdict(self.settings)})
         if self.examples:
             lines = [{"id": key, "messages": messages} for key, messages in self.examples.items()]
-            write_text(folder / EXAMPLES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+            write_jsonl(folder / EXAMPLES, lines)
         if self.index is not None:
             self.index.save(folder)
 
@@ -96,9 +96,16 @@ class Prompting:
 
         room: tokens that the whole prompt may take: the model's context less the answer and the tools.
         """
+        return self.apply_all([messages], room=room)[0]
+
+    def apply_all(self, requests: Sequence[Sequence[Message]], *, room: int) -> list[Applied]:
+        """`apply` to each of several requests, whose questions are looked up together."""
+        wanted = self._candidates([question(messages) for messages in requests])
+        return [self._applied(messages, names, room) for messages, names in zip(requests, wanted, strict=True)]
+
+    def _applied(self, messages: Sequence[Message], wanted: Sequence[str], room: int) -> Applied:
         system, rest = _split_system(messages)
         left = room - self._tokens([system, self.settings.system, *map(_text, rest)])
-        wanted = self._candidates(_question(rest))
         used: list[str] = []
         turns: list[Message] = []
         passages: list[str] = []
@@ -116,13 +123,15 @@ class Prompting:
         instructions = "\n\n".join(text for text in (system, context, self.settings.system) if text)
         return Applied(self._joined(instructions, [*turns, *rest]), used, len(wanted) - len(used))
 
-    def _candidates(self, question: str) -> list[str]:
+    def _candidates(self, questions: Sequence[str]) -> list[list[str]]:
+        """Ids of the examples or passages for each question, best first."""
         if self.settings.method == "prompt" or self.settings.k == 0:
-            return []
+            return [[] for _ in questions]
         if self.settings.method == "few_shot" and self.settings.selection == "fixed":
-            return list(self.examples)[: self.settings.k]
+            return [list(self.examples)[: self.settings.k] for _ in questions]
         assert self.index is not None
-        return [self.index.passages[i].id for i in self.index.search(question, self.settings.k)]
+        passages, found = self.index.passages, self.index.search(questions, self.settings.k)
+        return [[passages[i].id for i in places] for places in found]
 
     @cached_property
     def _passages(self) -> dict[str, str]:
@@ -182,7 +191,7 @@ def _as_turns(messages: Sequence[Message], system: str) -> list[Message]:
     return [{**turns[0], "content": f"{own}\n\n{_text(turns[0])}"}, *turns[1:]]
 
 
-def _question(messages: Sequence[Message]) -> str:
+def question(messages: Sequence[Message]) -> str:
     """What is retrieved for: the last user turn."""
     return next((_text(m) for m in reversed(messages) if m["role"] == "user"), "")
 

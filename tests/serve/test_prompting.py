@@ -49,18 +49,19 @@ def user(text):
     ],
 )
 def test_meaning_and_words_both_find(index, question, best):
-    assert list(TEXTS)[index.search(question, 1)[0]] == best
+    assert list(TEXTS)[index.search([question], 1)[0][0]] == best
 
 
 @pytest.mark.parametrize("question", ["", "???", "\U0001f642 zzzzzz", "x" * 20_000])
 def test_any_question_can_be_searched(index, question):
-    assert len(index.search(question, 3)) <= 3
+    (found,) = index.search([question], 3)
+    assert len(found) <= 3
 
 
 def test_an_index_comes_back_as_it_was_and_refuses_another_encoder(index, tmp_path):
     index.save(tmp_path)
     again = Index.load(tmp_path)
-    assert again.search("French capital", 4) == index.search("French capital", 4)
+    assert again.search(["French capital"], 4) == index.search(["French capital"], 4)
     about = json.loads((tmp_path / ABOUT).read_text())
     (tmp_path / ABOUT).write_text(json.dumps({**about, "embedder_digest": "0" * 64}))
     with pytest.raises(UserError, match="other weights of builtin:minilm"):
@@ -121,6 +122,16 @@ def test_what_does_not_fit_is_dropped_and_counted(index):
     none = p.apply([user("French capital")], room=5)
     assert none.used == []
     assert none.messages == [user("French capital")]
+
+
+def test_requests_looked_up_together_get_what_each_gets_alone(index):
+    p = prompting(index, method="rag", k=2)
+    asked = ["French capital", "Where do I find ZQ-7741?", "", "who invented python " * 40, "two\nlines"]
+    requests = [[{"role": "system", "content": "S"}, user(text)] for text in asked]
+    together = p.apply_all(requests, room=1000)
+    assert together == [p.apply(request, room=1000) for request in requests]
+    assert len({tuple(found.used) for found in together}) > 1
+    assert p.apply_all([], room=1000) == []
 
 
 def test_content_in_parts_and_tool_calls_pass(index):

@@ -34,7 +34,7 @@ def test_the_certificate_counts_what_the_loss_sees(build, makers):
         assert tokenizer.decode(learnt) == f'{{"sum": {total}}}<|im_end|>'
     assert certificate.label_tokens == sum(label != -100 for e in kept for label in e.labels)
     assert certificate.longest == max(len(e.input_ids) for e in kept)
-    assert (certificate.too_long, certificate.unmaskable, certificate.no_stop) == (0, 0, 0)
+    assert certificate.too_long == 0
 
 
 def test_a_row_that_is_too_long_is_left_out_whole_and_counted(build, makers):

@@ -1,6 +1,6 @@
 """Runs without weights: `build(Dataset, TrainConfig) -> Run` for the methods prompt, few_shot and rag."""
 
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,21 +13,22 @@ from tunegate.core.artifacts import Dataset, Run
 from tunegate.core.chat_template import probe_digest, render, template_digest
 from tunegate.core.console import progress, say
 from tunegate.core.errors import UserError
-from tunegate.core.files import new_folder, write_json, write_text
+from tunegate.core.files import new_folder, write_jsonl, write_text
 from tunegate.core.manifest import Input
 from tunegate.core.model_source import ModelSource
 from tunegate.core.rows import Row, read_rows
 from tunegate.serve.prompting.index import Index, Passage
-from tunegate.serve.prompting.prompting import TURN_TOKENS, Prompting, Settings, counter
-from tunegate.train import model_loading
+from tunegate.serve.prompting.prompting import TURN_TOKENS, Prompting, Settings, counter, question
+from tunegate.train import model_loading, probe
 from tunegate.train.arms import choose, documents
 from tunegate.train.arms.instructions import write_instructions
 from tunegate.train.config import TrainConfig, keys_of, to_yaml
-from tunegate.train.probe import probes
+from tunegate.train.work import METRICS
 
 # Room that is left for the answer and the template when examples are measured and chosen.
 ANSWER_TOKENS = 256
 DEVELOPMENT_ROWS = 24
+LOOKED_UP = 256  # rows whose passages are looked up together
 FILE_KEYS = (("system_prompt", "system_file"), ("documents", "docs"))
 
 
@@ -47,8 +48,8 @@ def build(dataset: Dataset, source: ModelSource, config: TrainConfig, out: Path,
         tokenizer.save_pretrained(folder)
         prompting.save(folder)
         write_text(folder / "config.yaml", to_yaml(config))
-        write_text(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in curve))
-        write_json(folder / "probe.json", {"prompts": probes(tokenizer, rows)})
+        write_jsonl(folder / METRICS, curve)
+        probe.write(folder, tokenizer, rows)
         about = {
             "method": config.method,
             "base": source.spec,
@@ -104,12 +105,14 @@ def retrieval(rows: Sequence[Row], config: TrainConfig, tokenizer: Any) -> tuple
 
 def with_passages(rows: Sequence[Row], prompting: Prompting, config: TrainConfig) -> list[Row]:
     """The rows as their requests will reach the model: the passages of each question before it; answers untouched."""
-    found = []
+    found: list[Row] = []
     with progress("retrieving passages", len(rows)) as tick:
-        for number, row in enumerate(rows, 1):
-            applied = prompting.apply(row.prompt, room=_room(config))
-            found.append(structs.replace(row, messages=(*applied.messages, row.messages[-1])))
-            tick(number, None)
+        for start in range(0, len(rows), LOOKED_UP):
+            part = rows[start : start + LOOKED_UP]
+            applied = prompting.apply_all([row.prompt for row in part], room=_room(config))
+            for row, request in zip(part, applied, strict=True):
+                found.append(structs.replace(row, messages=(*request.messages, row.messages[-1])))
+            tick(len(part))
     return found
 
 
@@ -140,7 +143,7 @@ def _few_shot(
     index = Index.build(
         [Passage(id=row.id, text=row.expected) for row in pool],
         embedder=config.embedder,
-        keys=[documents.question(row) for row in pool],
+        keys=[question(row.prompt) for row in pool],
     )
     examples = {row.id: list(row.messages) for row in pool}
     _refuse_too_long(
@@ -177,7 +180,7 @@ def _few_shot(
 def _metric(step: int, tried: choose.Tried) -> dict[str, Any]:
     """One line of metrics.jsonl: a setting tried takes the place of a step."""
     return {
-        "step": step, "k": tried.k, "selection": tried.selection, "loss": None, "eval_loss": round(tried.loss, 5),
+        "step": step, "k": tried.k, "selection": tried.selection, "loss": None, "eval_loss": round(tried.loss, 5) if math.isfinite(tried.loss) else None,
         "examples_used": round(tried.examples_used, 2), "tokens_per_s": round(tried.tokens_per_s, 1), "peak_memory_gb": None,
     }  # fmt: skip
 

@@ -7,6 +7,7 @@ from tunegate.core.console import say
 from tunegate.core.errors import UserError
 from tunegate.core.rows import Row, json_kind, read_jsonl
 from tunegate.serve.prompting.index import Passage
+from tunegate.serve.prompting.prompting import question
 
 SUFFIXES = (".txt", ".md", ".markdown", ".rst")
 TEXT_KEYS = ("text", "content", "body")
@@ -47,14 +48,9 @@ def split_documents(documents: Sequence[tuple[str, str]], *, tokens: int, count:
 def solved_examples(rows: Sequence[Row]) -> list[Passage]:
     """Training rows as passages, for retrieval without documents: the question and its expected answer."""
     return [
-        Passage(id=row.id, text=f"Question: {question(row)}\nAnswer: {row.expected}", source="training rows")
+        Passage(id=row.id, text=f"Question: {question(row.prompt)}\nAnswer: {row.expected}", source="training rows")
         for row in rows
     ]
-
-
-def question(row: Row) -> str:
-    """What a row asks: its last user turn."""
-    return next((str(m.get("content") or "") for m in reversed(row.prompt) if m["role"] == "user"), "")
 
 
 def _folder(folder: Path) -> list[tuple[str, str]]:
