@@ -20,70 +20,30 @@ app = typer.Typer(
 
 
 @app.command(epilog="Example: ft data prepare builtin:bfcl --out data/bfcl")
+@o.takes(o.SPLIT, o.NEAR, o.LEAKS, o.CLEAN, o.READING, o.FAULTS, o.ENGINE, o.SURE)
 def prepare(
     ctx: typer.Context,
     names: o.Sources,
     out: o.Out,
-    eval_fraction: o.Fraction = 0.1,
-    min_eval: o.MinEval = 100,
-    min_per_label: o.PerLabel = 1,
-    seed: o.Seed = 0,
-    group: o.Group = None,
-    label: o.Label = None,
-    keep_eval: o.KeepEval = None,
-    near: o.Near = True,
-    near_model: o.NearModel = BUILTIN,
-    near_threshold: o.NearThreshold = None,
-    keep: o.Keep = "first",
-    keep_leaks: o.KeepLeaks = False,
-    model: o.Model = None,
-    max_length: o.MaxLength = None,
-    drop_long: o.DropLong = False,
-    min_output_tokens: o.MinOutput = None,
-    drop_invalid: o.DropInvalid = False,
-    drop_refusals: o.DropRefusals = False,
-    secrets: o.Secrets = "flag",
-    form: o.Format = None,
-    prompt_key: o.PromptKey = None,
-    completion_key: o.CompletionKey = None,
-    system_key: o.SystemKey = None,
-    tag: o.TagKeys = None,
-    on_error: o.OnError = "stop",
-    engine: o.EngineName = "local",
-    address: o.Address = None,
-    yes: o.Yes = False,
     force: o.Force = False,
     as_json: JsonOption = False,
 ) -> None:
     """Hold out, clean, check and profile, in that order; writes a dataset folder and prints one report."""
     from tunegate.core.files import refuse_existing
-    from tunegate.train.data.engine import engine as mapped
     from tunegate.train.data.prepare import prepare as run
     from tunegate.train.data.show import prepared
 
     refuse_existing(out, force=force)
     config = o.configured(ctx.params)
-    prepared(*run(names, out, config, force=force, mapped=mapped(engine, address)), config, as_json=as_json)
+    prepared(*run(names, out, config, force=force, mapped=o.mapped(ctx.params)), config, as_json=as_json)
 
 
 @app.command(epilog="Example: ft data split builtin:bfcl --out split/ --eval-fraction 0.2")
+@o.takes(o.SPLIT, o.READING, o.FAULTS)
 def split(
     ctx: typer.Context,
     names: o.Sources,
     out: o.Out,
-    eval_fraction: o.Fraction = 0.1,
-    min_eval: o.MinEval = 100,
-    min_per_label: o.PerLabel = 1,
-    seed: o.Seed = 0,
-    group: o.Group = None,
-    label: o.Label = None,
-    keep_eval: o.KeepEval = None,
-    form: o.Format = None,
-    prompt_key: o.PromptKey = None,
-    completion_key: o.CompletionKey = None,
-    system_key: o.SystemKey = None,
-    tag: o.TagKeys = None,
-    on_error: o.OnError = "stop",
     force: o.Force = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -99,17 +59,13 @@ def split(
 
 
 @app.command(epilog="Example: ft data inspect builtin:bfcl --html profile.html")
+@o.takes(o.READING)
 def inspect(
     ctx: typer.Context,
     names: o.Sources,
     label: o.Label = None,
     model: o.Model = None,
     html: Annotated[Path | None, typer.Option("--html", help="Also write a page with histograms.")] = None,
-    form: o.Format = None,
-    prompt_key: o.PromptKey = None,
-    completion_key: o.CompletionKey = None,
-    system_key: o.SystemKey = None,
-    tag: o.TagKeys = None,
     as_json: JsonOption = False,
 ) -> None:
     """What a set looks like: lengths, labels, answers, languages."""
@@ -126,17 +82,13 @@ def inspect(
 
 
 @app.command(epilog="Example: ft data check builtin:bfcl")
+@o.takes(o.READING)
 def check(
     ctx: typer.Context,
     names: o.Sources,
     model: o.Model = None,
     max_length: o.MaxLength = None,
     show_all: Annotated[bool, typer.Option("--all", help="Print every finding, not five of each kind.")] = False,
-    form: o.Format = None,
-    prompt_key: o.PromptKey = None,
-    completion_key: o.CompletionKey = None,
-    system_key: o.SystemKey = None,
-    tag: o.TagKeys = None,
     as_json: JsonOption = False,
 ) -> None:
     """Every problem with file, line and JSON pointer; exit code 2 when a line is no row, 0 for doubts only."""
@@ -150,24 +102,11 @@ def check(
 
 
 @app.command(epilog="Example: ft data clean my.jsonl --drop-refusals --secrets mask --out clean/")
+@o.takes(o.CLEAN, o.READING, o.FAULTS, o.SURE)
 def clean(
     ctx: typer.Context,
     names: o.Sources,
     out: o.Out,
-    model: o.Model = None,
-    max_length: o.MaxLength = None,
-    drop_long: o.DropLong = False,
-    min_output_tokens: o.MinOutput = None,
-    drop_invalid: o.DropInvalid = False,
-    drop_refusals: o.DropRefusals = False,
-    secrets: o.Secrets = "flag",
-    form: o.Format = None,
-    prompt_key: o.PromptKey = None,
-    completion_key: o.CompletionKey = None,
-    system_key: o.SystemKey = None,
-    tag: o.TagKeys = None,
-    on_error: o.OnError = "stop",
-    yes: o.Yes = False,
     force: o.Force = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -179,32 +118,19 @@ def clean(
 
 
 @app.command(epilog="Example: ft data dedup my.jsonl --near-threshold 0.98")
+@o.takes(o.NEAR, o.READING, o.FAULTS, o.ENGINE, o.SURE)
 def dedup(
     ctx: typer.Context,
     names: o.Sources,
     out: o.OutOrNone = None,
-    near: o.Near = True,
-    near_model: o.NearModel = BUILTIN,
-    near_threshold: o.NearThreshold = None,
-    keep: o.Keep = "first",
-    form: o.Format = None,
-    prompt_key: o.PromptKey = None,
-    completion_key: o.CompletionKey = None,
-    system_key: o.SystemKey = None,
-    tag: o.TagKeys = None,
-    on_error: o.OnError = "stop",
-    engine: o.EngineName = "local",
-    address: o.Address = None,
-    yes: o.Yes = False,
     force: o.Force = False,
     as_json: JsonOption = False,
 ) -> None:
     """Duplicates, conflicts and contrast pairs, with the pairs just above and below the threshold and its curve."""
-    from tunegate.train.data.engine import engine as mapped
     from tunegate.train.data.show import deduplicated
     from tunegate.train.data.steps import dedup as run
 
-    result = run(names, out, o.configured(ctx.params), force=force, mapped=mapped(engine, address))
+    result = run(names, out, o.configured(ctx.params), force=force, mapped=o.mapped(ctx.params))
     deduplicated(result, out, as_json=as_json)
 
 
@@ -226,17 +152,13 @@ def leakage(
 
 
 @app.command(epilog="Example: ft data convert builtin:bfcl --to trl --out bfcl.jsonl")
+@o.takes(o.READING)
 def convert(
     ctx: typer.Context,
     names: o.Sources,
     to: Annotated[str, typer.Option("--to", help="openai, sharegpt, alpaca or trl.", show_default=False)],
     out: o.OutFile,
     drop: Annotated[list[str] | None, typer.Option("--drop", help="Key to leave out knowingly (repeatable).")] = None,
-    form: o.Format = None,
-    prompt_key: o.PromptKey = None,
-    completion_key: o.CompletionKey = None,
-    system_key: o.SystemKey = None,
-    tag: o.TagKeys = None,
     force: o.Force = False,
     as_json: JsonOption = False,
 ) -> None:

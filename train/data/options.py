@@ -1,15 +1,23 @@
 """The options of `ft data`, each said once, and how they become the settings of the steps."""
 
+import functools
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tunegate.core.embedding import BUILTIN
 from tunegate.core.errors import UserError, one_of
 
 if TYPE_CHECKING:
+    from tunegate.train.data.engine import Mapped
     from tunegate.train.data.prepare import PrepareConfig
     from tunegate.train.data.read import Reading
+
+Command = Callable[..., None]
+Given = tuple[str, Any, Any]
 
 Sources = Annotated[
     list[str],
@@ -71,6 +79,83 @@ DropInvalid = Annotated[
 ]
 DropRefusals = Annotated[bool, typer.Option("--drop-refusals", help="Remove rows whose answer refuses.")]
 Secrets = Annotated[str, typer.Option("--secrets", help="Probable secrets and personal data: flag, mask or remove.")]
+
+
+# Options that several commands have: (parameter's name, annotation, default). Each stands here once, and a command names the
+# groups it has (`takes`).
+SPLIT: tuple[Given, ...] = (
+    ("eval_fraction", Fraction, 0.1),
+    ("min_eval", MinEval, 100),
+    ("min_per_label", PerLabel, 1),
+    ("seed", Seed, 0),
+    ("group", Group, None),
+    ("label", Label, None),
+    ("keep_eval", KeepEval, None),
+)
+NEAR: tuple[Given, ...] = (
+    ("near", Near, True),
+    ("near_model", NearModel, BUILTIN),
+    ("near_threshold", NearThreshold, None),
+    ("keep", Keep, "first"),
+)
+LEAKS: tuple[Given, ...] = (("keep_leaks", KeepLeaks, False),)
+CLEAN: tuple[Given, ...] = (
+    ("model", Model, None),
+    ("max_length", MaxLength, None),
+    ("drop_long", DropLong, False),
+    ("min_output_tokens", MinOutput, None),
+    ("drop_invalid", DropInvalid, False),
+    ("drop_refusals", DropRefusals, False),
+    ("secrets", Secrets, "flag"),
+)
+READING: tuple[Given, ...] = (
+    ("form", Format, None),
+    ("prompt_key", PromptKey, None),
+    ("completion_key", CompletionKey, None),
+    ("system_key", SystemKey, None),
+    ("tag", TagKeys, None),
+)
+FAULTS: tuple[Given, ...] = (("on_error", OnError, "stop"),)
+ENGINE: tuple[Given, ...] = (("engine", EngineName, "local"), ("address", Address, None))
+SURE: tuple[Given, ...] = (("yes", Yes, False),)
+LAST = ("force", "as_json")  # a command's own options that stand behind those it shares
+
+
+def takes(*groups: tuple[Given, ...]) -> Callable[[Command], Command]:
+    """Give a command the options of these groups, before its own --force and --json.
+
+    Typer reads them off the signature; the command finds their values in its context's `params`.
+    """
+
+    def decorate(function: Command) -> Command:
+        own = inspect.signature(function).parameters
+        shared = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+            for group in groups
+            for name, annotation, default in group
+        ]
+        ordered = [
+            *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, p in own.items() if name not in LAST),
+            *shared,
+            *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for name, p in own.items() if name in LAST),
+        ]
+
+        @functools.wraps(function)
+        def command(**given: Any) -> None:
+            function(**{name: given[name] for name in own})
+
+        command.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in ordered}
+        return command
+
+    return decorate
+
+
+def mapped(params: dict[str, Any]) -> "Mapped":
+    """The engine that the options name. Raises as `engine` does."""
+    from tunegate.train.data.engine import engine
+
+    return engine(params["engine"], params["address"])
 
 
 def reading(params: dict[str, Any]) -> "Reading":

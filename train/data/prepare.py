@@ -11,12 +11,11 @@ from collections import Counter as Tally
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from tunegate.core import manifest
 from tunegate.core.artifacts import Dataset
 from tunegate.core.errors import UserError
-from tunegate.core.files import new_folder, write_json, write_text
+from tunegate.core.files import new_folder, write_json, write_jsonl
 from tunegate.core.manifest import Input
 from tunegate.core.profile import DatasetProfile
 from tunegate.core.rows import Row, content_id, read_rows
@@ -166,11 +165,6 @@ def group_of(row: Row, key: str | None = None) -> str:
     if row.group is not None:
         return row.group
     return normalized(user_text(row)) or prompt_key(row)
-
-
-def jsonl(values: Iterable[Any]) -> str:
-    """JSON Lines: one value a line, keys in the order they have, no spaces after separators left out of texts."""
-    return "".join(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n" for value in values)
 
 
 def admitted(stream: Iterable[Row | Fault], config: PrepareConfig, rejected: list[Rejected]) -> list[Row]:
@@ -343,14 +337,12 @@ def _write(
     }
     settings = json.loads(json.dumps(asdict(config), default=str))
     with new_folder(out, force=force) as folder:
-        write_text(folder / "train.jsonl", jsonl(row.to_json() for row in train))
-        write_text(folder / "eval.jsonl", jsonl(row.to_json() for row in held_out))
-        write_text(folder / "rejected.jsonl", jsonl(item.to_json() for item in rejected))
-        write_text(
-            folder / "pairs.jsonl",
-            jsonl({"kind": kind, **pair.to_json()} for kind, found in pairs.items() for pair in found),
-        )
-        write_text(folder / "findings.jsonl", jsonl(finding.to_json() for finding in findings))
+        write_jsonl(folder / "train.jsonl", (row.to_json() for row in train))
+        write_jsonl(folder / "eval.jsonl", (row.to_json() for row in held_out))
+        write_jsonl(folder / "rejected.jsonl", (item.to_json() for item in rejected))
+        shown = ({"kind": kind, **pair.to_json()} for kind, found in pairs.items() for pair in found)
+        write_jsonl(folder / "pairs.jsonl", shown)
+        write_jsonl(folder / "findings.jsonl", (finding.to_json() for finding in findings))
         write_json(folder / "profile.json", report.profile.to_json())
         manifest.write(
             folder, "dataset", inputs=inputs, config=settings, seeds={"split": config.split.seed}, facts=facts

@@ -10,7 +10,7 @@ from pathlib import Path
 from tunegate.core import manifest
 from tunegate.core.artifacts import Dataset
 from tunegate.core.errors import UserError
-from tunegate.core.files import new_folder, refuse_existing, write_text
+from tunegate.core.files import new_folder, refuse_existing, write_jsonl, write_text
 from tunegate.core.model_source import BUILTIN_PREFIX
 from tunegate.core.profile import DatasetProfile
 from tunegate.core.rows import Row
@@ -24,7 +24,7 @@ from tunegate.train.data.judge import Judge
 from tunegate.train.data.labels import labels
 from tunegate.train.data.leakage import Leakage
 from tunegate.train.data.leakage import leakage as compare
-from tunegate.train.data.prepare import PrepareConfig, admitted, jsonl, profile_of, source_inputs
+from tunegate.train.data.prepare import PrepareConfig, admitted, profile_of, source_inputs
 from tunegate.train.data.read import Fault, Reading, read, read_records, sources, strictly
 from tunegate.train.data.rejected import Rejected
 from tunegate.train.data.tokens import Counter as TokenCounter
@@ -153,7 +153,7 @@ def leakage(train: str, held_out: str, *, clean: Path | None, near: Judge) -> Le
     sides = [_side(train, "train"), _side(held_out, "eval")]
     result = compare(*(list(strictly(read([name], Reading()))) for name in sides), near=near)
     if clean is not None:
-        write_text(clean, jsonl(row.to_json() for row in result.clean))
+        write_jsonl(clean, (row.to_json() for row in result.clean))
     return result
 
 
@@ -216,8 +216,8 @@ def _write_rows(
     force: bool,
 ) -> None:
     with new_folder(out, force=force) as folder:
-        write_text(folder / "rows.jsonl", jsonl(row.to_json() for row in kept))
-        write_text(folder / "rejected.jsonl", jsonl(item.to_json() for item in rejected))
+        write_jsonl(folder / "rows.jsonl", (row.to_json() for row in kept))
+        write_jsonl(folder / "rejected.jsonl", (item.to_json() for item in rejected))
         if pairs:
-            write_text(folder / "pairs.jsonl", jsonl(pairs))
+            write_jsonl(folder / "pairs.jsonl", pairs)
         manifest.write(folder, "rows", inputs=source_inputs(names), config={})

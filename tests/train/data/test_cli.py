@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from tunegate.core.commands import run
+from tunegate.train.data import options
 from tunegate.train.data.cli import app
+from tunegate.train.data.options import configured
 
 COMMANDS = ("prepare", "split", "inspect", "check", "clean", "dedup", "leakage", "convert")
 
@@ -46,6 +48,14 @@ def test_prepare(capsys: pytest.CaptureFixture[str], source: str, tmp_path: Path
     again = ft(capsys, "prepare", source, "--out", str(tmp_path / "d"), "--force", "--min-eval", "20")
     for part in ("train", "eval", "held out for evaluation before any cleaning", "can show a drop of", "Dataset:"):
         assert part in again
+
+
+def test_a_default_on_the_command_line_is_the_default_of_the_settings() -> None:
+    settings = configured({})
+    known = {**vars(settings.split), **vars(settings.dedup), **vars(settings.clean), **vars(settings)}
+    groups = (options.SPLIT, options.NEAR, options.LEAKS, options.CLEAN, options.FAULTS, options.SURE)
+    shown = {name: default for group in groups for name, _, default in group}
+    assert shown == {name: known[name] for name in shown}
 
 
 def test_an_output_that_exists_is_refused_first(
