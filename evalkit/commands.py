@@ -11,11 +11,12 @@ from tunegate.core import console, registry
 from tunegate.core.artifacts import EvalReport, LoadReport
 from tunegate.core.errors import ExitCode, UserError
 from tunegate.core.files import refuse_existing, write_text
-from tunegate.core.power import detectable_difference, pairs_for_difference
+from tunegate.core.power import detectable_difference, pairs_for_difference, power_of_margin
 from tunegate.evalkit.compare import Reading
 from tunegate.evalkit.evaluate import evaluate, metric_names_of, open_reading
 from tunegate.evalkit.folders import write_decision, write_report
 from tunegate.evalkit.gate import EXIT, check_metrics
+from tunegate.evalkit.policy import make_policy
 from tunegate.evalkit.runner import RunOptions
 from tunegate.evalkit.system import classify
 from tunegate.evalkit.task import load_task
@@ -119,7 +120,7 @@ def run_eval(
     if system.kind == "endpoint":
         share_key_with(system.spec)
     task = load_task(task_path, limit=limit, allow_python=allow_python)
-    policy = policy_for(policy_path, task.file.gate, task.primary, where=str(task_path))
+    policy = policy_for(policy_path, task.file.gate, task.primary)
     load = None if load_path is None else LoadReport.open(load_path)
     other = None if against is None else classify(against, baseline=True)
     key = api_key(key_file)
@@ -179,7 +180,8 @@ def run_gate(
         system = classify(against, baseline=True)
         baseline = baseline_reading(system, None, out=folder, options=RunOptions(), key=None, force=False)
     gate = report.manifest.config.get("task", {}).get("gate")
-    policy = policy_for(policy_path, gate, candidate.report["task"]["primary"], where=str(report_path))
+    own = None if gate is None else make_policy(gate, f"{report_path} gate")
+    policy = policy_for(policy_path, own, candidate.report["task"]["primary"])
     load = None if load_path is None else LoadReport.open(load_path)
     judged = judge_against(candidate, baseline, policy, allowed=allowed, load=load)
     _say_lock(judged.report)
@@ -222,8 +224,6 @@ def power_of(
         if comparison:
             change = comparison["metrics"][reading.report["task"]["primary"]]
             discordance = (change["fixed"] + change["broken"] + 1) / (change["n"] + 2)
-    from tunegate.core.power import power_of_margin
-
     return {
         "n": n,
         "discordance": discordance,

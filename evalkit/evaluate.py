@@ -1,5 +1,6 @@
 """One evaluation: a system and a task in, the content of an EvalReport out."""
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -82,7 +83,7 @@ def evaluate(
         reading=Reading(name=str(report["name"]), report=report, rows=rows),
         inputs=[*_inputs(task), system.as_input("system")],
         config={"task": canonical_task(task), "target": system.spec, "options": asdict(options)},
-        seeds={} if task.generation.seed is None else {"generation": task.generation.seed},
+        seeds={} if task.file.generation.seed is None else {"generation": task.file.generation.seed},
         log=log_path(out) if target else None,
     )
 
@@ -135,8 +136,8 @@ def _judge(task: EvalTask) -> Any:
 
 def canonical_task(task: EvalTask) -> dict[str, Any]:
     """The task file as it was understood, for the manifest."""
-    document = asdict(task.file)
-    return {k: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v for k, v in document.items()}
+    document: dict[str, Any] = json.loads(json.dumps(asdict(task.file), default=str))
+    return document
 
 
 def _report(
@@ -172,7 +173,7 @@ def _report(
             "questions_digest": questions_digest(task.rows),
         },
         # what outputs recorded elsewhere were made with is not known, so it is not claimed
-        "generation": None if recorded else task.generation.request(),
+        "generation": None if recorded else task.file.generation.request(),
         "scorer_version": SCORER_VERSION,
         "prompt_digest": None
         if recorded
@@ -226,7 +227,7 @@ def questions_digest(rows: tuple[Row, ...]) -> str:
 def _inputs(task: EvalTask) -> list[Input]:
     files = [Input.of_file(task.path, "task"), Input.of_file(task.file.data, "data")]
     if task.file.few_shot:
-        files.append(Input.of_file(task.path.parent / str(task.file.few_shot["file"]), "few_shot"))
+        files.append(Input.of_file(task.file.few_shot.file, "few_shot"))
     for validator in task.validators:
         files += [
             Input.of_file(v, f"validator {validator.name}")

@@ -1,12 +1,11 @@
 """Writing the folders EvalReport and GateDecision."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import EvalReport, GateDecision, LoadReport
-from tunegate.core.files import new_folder, write_json, write_text
+from tunegate.core.files import new_folder, write_json, write_jsonl, write_text
 from tunegate.core.manifest import Input
 from tunegate.evalkit.compare import Reading
 from tunegate.evalkit.evaluate import Evaluation
@@ -22,7 +21,7 @@ def write_report(
         inputs.append(Input(role="baseline", kind="eval_report", path=str(baseline.path), digest=baseline.digest))
     with new_folder(out, force=force) as folder:
         rows = list(reading.rows)
-        write_text(folder / "results.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_jsonl(folder / "results.jsonl", rows)
         write_json(folder / "report.json", reading.report)
         write_pages(folder, reading.report, rows, None if baseline is None else list(baseline.rows))
         facts = {

@@ -13,10 +13,10 @@ from tunegate.core.artifacts import LoadReport
 from tunegate.core.errors import ExitCode, UserError, nearest
 from tunegate.core.measurements import load_interval, load_metrics
 from tunegate.core.power import items_for_rate, pairs_for_difference
-from tunegate.core.statistics import Interval, holm
+from tunegate.core.statistics import PERCENTILES, Interval, holm
 from tunegate.evalkit.compare import Paired, Reading, by_id, pair, slice_values
 from tunegate.evalkit.policy import PAIRED, Condition, Policy
-from tunegate.evalkit.summary import CENSUS, LEAKAGE, PERCENTILES, Measured, known_metrics, measure
+from tunegate.evalkit.summary import CENSUS, LEAKAGE, Measured, known_metrics, measure
 
 Decision = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 EXIT: dict[str, ExitCode] = {
@@ -54,7 +54,7 @@ def decide(
 
     Raises UserError for a metric or slice that the report does not have, and for a paired rule without a baseline.
     """
-    conditions = policy.parsed("gate")
+    conditions = policy.conditions
     _known(conditions, candidate, baseline, load is not None)
     lost = _lost(candidate, baseline)
     findings = [f for condition in conditions for f in _condition(condition, policy.alpha, candidate, baseline, load)]
@@ -68,7 +68,7 @@ def decide(
     return {
         "decision": decision,
         "conditions": [asdict(finding) for finding in findings],
-        "policy": asdict(policy),
+        "policy": policy.to_json(),
         "alpha": policy.alpha,
         "infra_error_rate": lost,
     }
@@ -83,7 +83,7 @@ def check_metrics(
 ) -> None:
     """Raise UserError for a condition that a report with these metrics and slices could not decide, before it is made."""
     shell = {"metrics": dict.fromkeys(metrics), "task": {"slices": list(slices)}}
-    _known(policy.parsed("gate"), Reading(name="", report=shell, rows=()), baseline, load is not None)
+    _known(policy.conditions, Reading(name="", report=shell, rows=()), baseline, load is not None)
 
 
 def _lost(candidate: Reading, baseline: Reading | None) -> float:
@@ -94,10 +94,10 @@ def _lost(candidate: Reading, baseline: Reading | None) -> float:
 
 
 def _refused(finding: Finding, reason: str) -> Finding:
-    return Finding(**{**asdict(finding), "decision": "INCONCLUSIVE", "reason": reason})
+    return replace(finding, decision="INCONCLUSIVE", reason=reason)
 
 
-def _known(conditions: list[Condition], candidate: Reading, baseline: Reading | None, loaded: bool) -> None:
+def _known(conditions: Sequence[Condition], candidate: Reading, baseline: Reading | None, loaded: bool) -> None:
     for index, condition in enumerate(conditions):
         where = f"gate conditions[{index}]"
         known = list(candidate.report["metrics"]) if condition.rule in PAIRED else known_metrics(candidate.report)
@@ -155,7 +155,7 @@ def _loaded(condition: Condition, alpha: float, load: LoadReport) -> Finding:
 
 def _spared(finding: Finding, adjusted: float) -> Finding:
     reason = f"{finding.reason}; not shown once corrected for the number of slices (Holm p {adjusted:.3f})"
-    return Finding(**{**asdict(finding), "decision": "INCONCLUSIVE", "reason": reason})
+    return _refused(finding, reason)
 
 
 def _one(
@@ -211,7 +211,7 @@ def _paired(condition: Condition, alpha: float, paired: Paired, part: str | None
     finding = _finding(
         condition, decision, interval, need, _paired_reason(condition, decision, interval, p, exact), alpha, part
     )
-    return Finding(**{**asdict(finding), "p": p, "bound": bound, "n": paired.n}), contrary
+    return replace(finding, p=p, bound=bound, n=paired.n), contrary
 
 
 def _contrary(breaks: Callable[[float], bool], alpha: float) -> float:

@@ -3,7 +3,7 @@
 import operator
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -29,9 +29,9 @@ BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
 def build(cls: type[T], given: Any, *, where: str, base: Path) -> T:
     """An instance of the dataclass `cls`; keys are its field names (a trailing underscore left out).
 
-    Paths are taken relative to the folder `base`. Raises UserError with `where` and the key for an unknown key, a
-    missing one, or a value of the wrong type or beyond the bounds in its field's metadata (`minimum`, `maximum`, ... as
-    JSON Schema names them; `minItems`).
+    A field that is itself a dataclass is built likewise. Paths are taken relative to the folder `base`. Raises UserError
+    with `where` and the key for an unknown key, a missing one, or a value of the wrong type or beyond the bounds in its
+    field's metadata (`minimum`, `maximum`, ... as JSON Schema names them; `minItems`).
     """
     if not isinstance(given, Mapping):
         raise UserError(f"a mapping is needed here, found {_shown(given)}", where=where)
@@ -83,6 +83,8 @@ def converted(value: Any, hint: Any, where: str, base: Path) -> Any:
         if not isinstance(value, str):
             raise UserError(f"a file name is needed here, found {_shown(value)}", where=where)
         return base / value
+    if is_dataclass(hint) and isinstance(hint, type):
+        return build(hint, value, where=where, base=base)
     plain = origin or hint
     if plain is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

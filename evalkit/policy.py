@@ -1,6 +1,6 @@
 """`gate.yaml`: the conditions under which a candidate may replace the baseline, checked before anything is asked."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,18 +30,19 @@ class Condition:
 class Policy:
     """alpha: the promised error rate of each condition, on each side. max_infra_error_rate: above it nothing is judged."""
 
-    conditions: tuple[dict[str, Any], ...] = field(metadata={"minItems": 1, "holds": Condition})
+    conditions: tuple[Condition, ...] = field(metadata={"minItems": 1})
     alpha: float = field(default=0.05, metadata={"exclusiveMinimum": 0, "exclusiveMaximum": 0.5})
     max_infra_error_rate: float = field(default=0.05, metadata={"minimum": 0, "maximum": 1})
 
-    def parsed(self, where: str) -> list[Condition]:
-        """The conditions, checked. Raises UserError with the key."""
-        found = [
-            build(Condition, c, where=f"{where} conditions[{i}]", base=Path()) for i, c in enumerate(self.conditions)
-        ]
-        for index, condition in enumerate(found):
+    def check(self, where: str) -> None:
+        """Raise UserError, with the key, for a rule without its number or with another's."""
+        for index, condition in enumerate(self.conditions):
             _check(condition, f"{where} conditions[{index}]")
-        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """What `gate.yaml` would hold."""
+        given = [{key: value for key, value in asdict(c).items() if value is not None} for c in self.conditions]
+        return {**asdict(self), "conditions": given}
 
 
 def load_policy(path: Path) -> Policy:
@@ -52,13 +53,13 @@ def load_policy(path: Path) -> Policy:
 def make_policy(given: Any, where: str) -> Policy:
     """A policy from a mapping. Raises UserError with `where` and key."""
     policy = build(Policy, given, where=where, base=Path())
-    policy.parsed(where)
+    policy.check(where)
     return policy
 
 
 def default_policy(primary: str) -> Policy:
     """Without a policy: the primary metric is not inferior by more than 0.02, alpha 0.05."""
-    return Policy(conditions=({"metric": primary, "rule": "non_inferior", "margin": 0.02},))
+    return Policy(conditions=(Condition(metric=primary, rule="non_inferior", margin=0.02),))
 
 
 def _check(condition: Condition, where: str) -> None:

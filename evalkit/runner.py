@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tunegate.core.console import Ticker, progress
-from tunegate.core.errors import InfrastructureError, UserError, nearest
+from tunegate.core.errors import InfrastructureError
 from tunegate.core.files import canonical_json, sha256_text
 from tunegate.core.rows import Row
 from tunegate.core.statistics import wilson
@@ -92,7 +92,7 @@ async def _ask(
     )
     start = time.perf_counter()
     async with client:
-        client.model = await _model_name(client)
+        await client.choose_model()
         requests = _requests(task, model_digest if target.facts else f"{model_digest} {client.model}")
         todo = [request for request in requests if log.get(request.key) is None]
         failed: dict[str, Answer] = {}
@@ -110,33 +110,13 @@ async def _ask(
 
 
 def _requests(task: EvalTask, model_digest: str) -> list[_Request]:
-    settings = task.generation.request()
+    settings = task.file.generation.request()
     return [
         _Request(row, repeat, key_of(f"{row.id} {digest}", settings, model_digest, repeat))
         for row in task.rows
         for digest in [prompt_digest(task, row)]
         for repeat in range(task.file.repeats)
     ]
-
-
-async def _model_name(client: ChatClient) -> str:
-    """The model asked for, which the endpoint must serve; the only one it serves when none is named."""
-    served = await client.models()
-    if client.model:
-        if client.model not in served and served:
-            raise UserError(
-                f"the endpoint does not serve {client.model!r}",
-                where=client.base_url,
-                hint=nearest(client.model, served),
-            )
-        return client.model
-    if len(served) != 1:
-        raise UserError(
-            f"the endpoint serves {len(served)} models",
-            where=client.base_url,
-            hint=f"choose one with --model: {', '.join(served[:8])}",
-        )
-    return served[0]
 
 
 async def _prompt_ids(task: EvalTask, client: ChatClient) -> str | None:
@@ -206,7 +186,7 @@ class _Run:
     ) -> None:
         self._task, self._client, self._log, self._failed = task, client, log, failed
         self._pace, self._estimate, self._silent = pace, estimate, 0
-        self._settings, self._attempts = task.generation.request(), attempts
+        self._settings, self._attempts = task.file.generation.request(), attempts
 
     async def all(self, todo: list[_Request]) -> None:
         """Ask them all; the first error that ends the run cancels the others."""

@@ -111,12 +111,13 @@ def result_row(task: EvalTask, row: Row, result: ItemResult) -> dict[str, Any]:
 
 def _cost(task: EvalTask, answer: Answer) -> float | None:
     """What the answer cost in USD: as recorded, else by the task's token prices."""
-    if answer.cost_usd is not None or not task.file.price:
+    price = task.file.price
+    if answer.cost_usd is not None or price is None:
         return answer.cost_usd
     if answer.prompt_tokens is None or answer.completion_tokens is None:
         return None
-    per_prompt, per_completion = (float(task.file.price[k]) for k in ("prompt_usd_per_1m", "completion_usd_per_1m"))
-    return (answer.prompt_tokens * per_prompt + answer.completion_tokens * per_completion) / 1e6
+    prompt_usd = answer.prompt_tokens * price.prompt_usd_per_1m
+    return (prompt_usd + answer.completion_tokens * price.completion_usd_per_1m) / 1e6
 
 
 def _mean(costs: list[float | None]) -> float | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tunegate.core.distributions import beta_cdf, student_quantile
 from tunegate.core.statistics import (
+    PERCENTILES,
     Interval,
     bootstrap_mean,
     clopper_pearson,
@@ -19,7 +20,6 @@ from tunegate.core.statistics import (
 
 Rows = Sequence[dict[str, Any]]
 LEVEL = 0.95  # of the intervals in a report; a gate takes 1 - 2 alpha
-PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
 REPEATED = ("pass_at_k", "pass_hat_k")
 SHARES = ("infra_error", "truncated", "refused", "unparsable")
 LEAKAGE = ("leakage", "leakage_exact", "leakage_ngram", "leakage_near")

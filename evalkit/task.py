@@ -10,23 +10,13 @@ from tunegate.core.rows import Message, Row, read_unique_rows
 from tunegate.core.strict_yaml import read_yaml
 from tunegate.evalkit import extract as extraction
 from tunegate.evalkit.options import build
-from tunegate.evalkit.policy import Policy, make_policy
+from tunegate.evalkit.policy import Policy
+from tunegate.evalkit.summary import LEAKAGE, REPEATED
 from tunegate.evalkit.validators.base import Validator
 from tunegate.evalkit.validators.kinds import make
 
 SCORER_VERSION = 1  # raised whenever a validator's verdict on some answer changes
-RESERVED = {
-    "weighted",
-    "pass_at_k",
-    "pass_hat_k",
-    "infra_error_rate",
-    "truncated_rate",
-    "size_bytes",
-    "leakage",
-    "leakage_exact",
-    "leakage_ngram",
-    "leakage_near",
-}
+RESERVED = {"weighted", *REPEATED, *LEAKAGE}  # and every name with the unit of another metric: see `_primary`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,15 +69,15 @@ class TaskFile:
     primary: str | None = None
     slices: tuple[str, ...] = ()
     group: str | None = None
-    generation: dict[str, Any] = field(default_factory=dict, metadata={"holds": Generation})
+    generation: Generation = field(default_factory=Generation)
     system: str | None = None
     prompt: str | None = None
-    few_shot: dict[str, Any] | None = field(default=None, metadata={"holds": FewShot})
+    few_shot: FewShot | None = None
     extract: tuple[str, ...] = field(default=(), metadata={"items": {"enum": list(extraction.STEPS)}})
     repeats: int = field(default=1, metadata={"minimum": 1})
-    gate: dict[str, Any] | None = field(default=None, metadata={"holds": Policy})
+    gate: Policy | None = None
     send_tools: bool = True
-    price: dict[str, Any] | None = field(default=None, metadata={"holds": Price})
+    price: Price | None = None
     train: Path | None = None
 
 
@@ -103,7 +93,6 @@ class EvalTask:
     rows: tuple[Row, ...]
     validators: tuple[Validator, ...]
     primary: str
-    generation: Generation
     examples: tuple[Row, ...]
     digest: str
     data_sha256: str
@@ -159,11 +148,8 @@ def load_task(path: Path, *, limit: int | None = None, allow_python: bool = Fals
             "a python validator runs code of yours", where=f"{where} validators", hint="pass --allow-python"
         )
     extraction.check(file.extract, f"{where} extract")
-    generation = build(Generation, file.generation, where=f"{where} generation", base=path.parent)
     if file.gate is not None:
-        make_policy(file.gate, f"{where} gate")
-    if file.price is not None:
-        build(Price, file.price, where=f"{where} price", base=path.parent)
+        file.gate.check(f"{where} gate")
     if file.train is not None and not file.train.is_file():
         raise UserError("no such file", where=f"{where} train: {file.train}")
     rows = _rows(file, validators, where)
@@ -177,8 +163,7 @@ def load_task(path: Path, *, limit: int | None = None, allow_python: bool = Fals
         rows=tuple(rows if limit is None else rows[:limit]),
         validators=validators,
         primary=primary,
-        generation=generation,
-        examples=_examples(file, rows, where, path.parent),
+        examples=_examples(file.few_shot, rows),
         digest=digest,
         data_sha256=sha256_file(file.data),
         ids=frozenset(row.id for row in rows),
@@ -226,10 +211,9 @@ def _rows(file: TaskFile, validators: tuple[Validator, ...], where: str) -> list
     return rows
 
 
-def _examples(file: TaskFile, rows: list[Row], where: str, base: Path) -> tuple[Row, ...]:
-    if file.few_shot is None:
+def _examples(wanted: FewShot | None, rows: list[Row]) -> tuple[Row, ...]:
+    if wanted is None:
         return ()
-    wanted = build(FewShot, file.few_shot, where=f"{where} few_shot", base=base)
     examples = read_unique_rows(wanted.file)[: wanted.n]
     asked = {canonical_json(row.prompt) for row in rows}
     for example in examples:

@@ -5,7 +5,7 @@ the files to the classes. What no schema can see is left to the reader: files th
 """
 
 import types
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -41,30 +41,28 @@ def _object(cls: type[Any], shared: dict[str, Schema]) -> Schema:
 
 
 def _property(field: Field[Any], hint: Any, shared: dict[str, Schema]) -> Schema:
-    found = _of(hint)
-    held = field.metadata.get("holds")
-    if held is not None:
-        inner = _shared(held, shared)
-        found = {"type": "array", "items": inner} if found["type"] == "array" else _or_null(inner, found)
+    found = _of(hint, shared)
+    if "holds" in field.metadata:  # mappings whose class their own `kind` decides
+        found = {"type": "array", "items": _shared(field.metadata["holds"], shared)}
     return found | {key: field.metadata[key] for key in (*BOUNDS, "minItems", "items") if key in field.metadata}
 
 
-def _or_null(inner: Schema, plain: Schema) -> Schema:
-    return {"anyOf": [inner, {"type": "null"}]} if "null" in plain["type"] else inner
-
-
-def _of(hint: Any) -> Schema:
+def _of(hint: Any, shared: dict[str, Schema]) -> Schema:
     """What values the reader takes for a type; null stands for None."""
     if hint is Any:
         return {}
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _shared(hint, shared)
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin in (Union, types.UnionType):
-        kinds = ["null" if a is type(None) else _of(a)["type"] for a in arguments]
-        return {"type": list(dict.fromkeys(kinds))}
+        cases = [{"type": "null"} if a is type(None) else _of(a, shared) for a in arguments]
+        if any("$ref" in case for case in cases):
+            return {"anyOf": cases}
+        return {"type": list(dict.fromkeys(case["type"] for case in cases))}
     if origin is tuple:
-        return {"type": "array", "items": _of(arguments[0])}
+        return {"type": "array", "items": _of(arguments[0], shared)}
     return {"type": _TYPES[origin or hint]}
 
 

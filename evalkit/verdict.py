@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tunegate.core.artifacts import EvalReport, LoadReport
 from tunegate.core.console import warn
@@ -12,17 +11,15 @@ from tunegate.evalkit.compare import Reading, compare
 from tunegate.evalkit.evaluate import Evaluation, evaluate, open_reading
 from tunegate.evalkit.folders import write_report
 from tunegate.evalkit.gate import decide
-from tunegate.evalkit.policy import Policy, default_policy, load_policy, make_policy
+from tunegate.evalkit.policy import Policy, default_policy, load_policy
 from tunegate.evalkit.runner import RunOptions
 from tunegate.evalkit.system import System
 from tunegate.evalkit.task import EvalTask
 
 
-def policy_for(path: Path | None, gate: dict[str, Any] | None, primary: str, *, where: str) -> Policy:
-    """The policy of a file, else the task's own `gate:`, else the default. Raises UserError."""
-    if path is not None:
-        return load_policy(path)
-    return default_policy(primary) if gate is None else make_policy(gate, f"{where} gate")
+def policy_for(path: Path | None, own: Policy | None, primary: str) -> Policy:
+    """The policy of a file, else the task's own, else the default. Raises UserError."""
+    return load_policy(path) if path is not None else own or default_policy(primary)
 
 
 def baseline_reading(
@@ -63,7 +60,7 @@ def judge_against(
     """
     if load is not None:
         _same_system(load, candidate)
-    margins = {c.metric: c.margin for c in policy.parsed("gate") if c.margin is not None}
+    margins = {c.metric: c.margin for c in policy.conditions if c.margin is not None}
     comparison = None
     if baseline is not None:
         comparison = compare(baseline, candidate, alpha=policy.alpha, margins=margins, allowed=allowed)

@@ -15,13 +15,16 @@ from tunegate.core.manifest import is_finished
 from tunegate.core.methods import RAG_LORA, WEIGHTLESS
 from tunegate.core.model_source import ModelSource
 from tunegate.core.rows import read_jsonl
-from tunegate.evalkit.bakeoff.plan import BASE, RETRIEVING, TUNED, Member, Plan, refuse_leaking_passages, subset
+from tunegate.evalkit.bakeoff.plan import BASE, DATA, RETRIEVING, TUNED, Member, Plan, refuse_leaking_passages, subset
 from tunegate.evalkit.evaluate import evaluate
 from tunegate.evalkit.folders import write_report
 from tunegate.evalkit.runner import RunOptions
 from tunegate.evalkit.system import Target, classify
 from tunegate.evalkit.verdict import finish
+from tunegate.serve.prompting.index import PASSAGES
+from tunegate.train.arguments import total_steps
 from tunegate.train.config import TrainConfig, resolve
+from tunegate.train.work import METRICS
 
 PROBE_STEPS = 3  # of a training run whose speed is not known yet
 LEAST_STEPS = 5  # fewer say nothing about a method
@@ -83,7 +86,7 @@ def make_run(plan: Plan, member: Member, max_steps: int | None) -> None:
 
         begun = work.working_folder(folder).is_dir()
         sft.train(dataset, plan.source, config, folder, resume=begun, force=False)
-    passages = folder / "passages.jsonl"
+    passages = folder / PASSAGES
     if member.arm in RETRIEVING and passages.is_file():
         refuse_leaking_passages([v["text"] for _, v in read_jsonl(passages)], plan.task, where=str(passages))
     _note(plan, member, {"made_s": round(time.monotonic() - started, 1)})
@@ -139,10 +142,10 @@ def _seconds_per_step(plan: Plan, arm: str) -> float:
     if notes is None:
         from tunegate.train import sft
 
-        folder = plan.out / "data" / f"probe-{arm}"
+        folder = plan.out / DATA / f"probe-{arm}"
         say(f"timing {PROBE_STEPS} steps of {arm}")
         sft.train(plan.dataset, plan.source, config_of(plan, arm, PROBE_STEPS), folder, resume=False, force=True)
-        lines = [value for _, value in read_jsonl(folder / "metrics.jsonl") if value.get("loss") is not None]
+        lines = [value for _, value in read_jsonl(folder / METRICS) if value.get("loss") is not None]
         per_step = _tokens_per_step(plan, Run.open(folder)) / max(1.0, float(lines[-1]["tokens_per_s"]))
         notes = {"seconds_per_step": round(per_step, 3)}
         _note_as(plan, f"probe {arm}", notes)
@@ -158,8 +161,7 @@ def _tokens_per_step(plan: Plan, run: Run) -> float:
 def _steps(plan: Plan, member: Member) -> int:
     config = config_of(plan, member.arm)
     rows = sum(1 for _ in read_jsonl(subset(plan, member.share).train_path))
-    per_epoch = -(-rows // (config.per_device_train_batch_size * config.gradient_accumulation_steps))
-    return config.max_steps if config.max_steps > 0 else max(1, round(per_epoch * config.num_train_epochs))
+    return total_steps(config, rows)
 
 
 def _judge_group(

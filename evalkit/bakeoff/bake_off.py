@@ -10,7 +10,7 @@ from tunegate.core.manifest import Input
 from tunegate.evalkit.bakeoff.arms import finished_reports, run_arms
 from tunegate.evalkit.bakeoff.judge import decide
 from tunegate.evalkit.bakeoff.page import markdown, page
-from tunegate.evalkit.bakeoff.plan import Plan, open_plan
+from tunegate.evalkit.bakeoff.plan import DATA, Plan, open_plan
 from tunegate.evalkit.runner import RunOptions
 
 KIND = "bakeoff"
@@ -33,7 +33,7 @@ def bake_off(plan: Plan, options: RunOptions, *, force: bool) -> dict[str, Any]:
     write_json(plan.out / "bakeoff.json", document)
     write_text(plan.out / "bakeoff.html", page(document))
     write_text(plan.out / "summary.md", markdown(document))
-    for probe in (plan.out / "data").glob("probe-*"):
+    for probe in (plan.out / DATA).glob("probe-*"):
         shutil.rmtree(probe)
     inputs = [Input.of_file(plan.task.path, "task"), Input.of_file(plan.task.file.data, "data")]
     inputs += [plan.dataset.as_input("dataset"), plan.source.as_input()]

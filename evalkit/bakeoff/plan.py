@@ -10,13 +10,13 @@ from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import Dataset
 from tunegate.core.console import say
 from tunegate.core.errors import UsageError, UserError, nearest
-from tunegate.core.files import canonical_json, new_folder, sha256_text, write_json, write_text
+from tunegate.core.files import canonical_json, new_folder, read_json, sha256_text, write_json, write_jsonl, write_text
 from tunegate.core.methods import METHODS, RAG_LORA, TRAINED
 from tunegate.core.model_source import ModelSource
 from tunegate.core.rows import Row, read_rows, read_unique_rows
 from tunegate.evalkit.task import EvalTask
 from tunegate.train.config import from_file, resolve
-from tunegate.train.data.normalize import RULES, user_text
+from tunegate.train.data.normalize import normalized, user_text
 
 BASE = "base"  # the model as it is, asked as the task asks it
 ARMS = (BASE, *METHODS, RAG_LORA)
@@ -128,7 +128,7 @@ def open_plan(plan: Plan, *, force: bool) -> None:
     }
     marker = plan.out / IDENTITY
     if marker.is_file():
-        before = json.loads(marker.read_text(encoding="utf-8"))
+        before = read_json(marker)
         changed = [k for k, v in json.loads(canonical_json(identity)).items() if before.get(k) != v]
         if changed:
             raise UserError(
@@ -155,8 +155,8 @@ def dataset_of(path: Path, task: EvalTask, out: Path) -> Dataset:
         refuse_leaks(list(read_rows(dataset.train_path)), task, where=str(dataset.train_path))
         return dataset
     rows = read_unique_rows(path)
-    asked = {RULES["normalized"](user_text(row)) for row in task.rows}
-    kept = [row for row in rows if RULES["normalized"](user_text(row)) not in asked]
+    asked = {normalized(user_text(row)) for row in task.rows}
+    kept = [row for row in rows if normalized(user_text(row)) not in asked]
     if not kept:
         raise UserError("every row is also an evaluation row", where=str(path))
     if len(kept) < len(rows):
@@ -169,8 +169,8 @@ def dataset_of(path: Path, task: EvalTask, out: Path) -> Dataset:
 
 def refuse_leaks(rows: Sequence[Row], task: EvalTask, *, where: str) -> None:
     """Raise UserError naming the first evaluation question that stands among the training rows (normalised text)."""
-    seen = {RULES["normalized"](user_text(row)): row.id for row in rows}
-    hits = [(row.id, seen[text]) for row in task.rows if (text := RULES["normalized"](user_text(row))) in seen]
+    seen = {normalized(user_text(row)): row.id for row in rows}
+    hits = [(row.id, seen[text]) for row in task.rows if (text := normalized(user_text(row))) in seen]
     if hits:
         raise UserError(
             f"{len(hits)} evaluation rows are among the training rows; the first: {hits[0][0]} is {hits[0][1]}",
@@ -181,9 +181,9 @@ def refuse_leaks(rows: Sequence[Row], task: EvalTask, *, where: str) -> None:
 
 def refuse_leaking_passages(passages: Sequence[str], task: EvalTask, *, where: str) -> None:
     """Raise UserError when a passage holds an evaluation question together with its expected answer."""
-    texts = [RULES["normalized"](text) for text in passages]
+    texts = [normalized(text) for text in passages]
     for row in task.rows:
-        question, answer = RULES["normalized"](user_text(row)), RULES["normalized"](row.expected)
+        question, answer = normalized(user_text(row)), normalized(row.expected)
         if len(question) < 20 or not answer:
             continue
         if any(question in text and answer in text for text in texts):
@@ -207,7 +207,7 @@ def subset(plan: Plan, share: float) -> Dataset:
 def write_rows(rows: Sequence[Row], folder: Path, inputs: list[manifests.Input]) -> Dataset:
     """A Dataset folder of training rows alone."""
     with new_folder(folder) as temporary:
-        write_text(temporary / "train.jsonl", "".join(json.dumps(r.to_json(), ensure_ascii=False) + "\n" for r in rows))
+        write_jsonl(temporary / "train.jsonl", (row.to_json() for row in rows))
         for name in ("eval.jsonl", "rejected.jsonl"):
             write_text(temporary / name, "")
         manifests.write(temporary, Dataset.kind, inputs=inputs, config={}, facts={"train": len(rows)})

@@ -1,6 +1,5 @@
 """`ft init`: a project folder that runs: data held out, task, gate, training settings, a Makefile and a CI workflow."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from importlib.resources import files
@@ -9,7 +8,7 @@ from typing import Any
 
 from tunegate.core.artifacts import Dataset
 from tunegate.core.errors import UserError
-from tunegate.core.files import new_folder, write_text
+from tunegate.core.files import new_folder, write_jsonl, write_text
 from tunegate.evalkit.init import init_task
 from tunegate.evalkit.project.sample import sample_rows
 from tunegate.train.config import commented_yaml
@@ -47,7 +46,7 @@ def init_project(folder: Path, data: Path | None, *, model: str, method: str, fo
     with new_folder(folder, force=force) as temporary:
         source = temporary / ("data.jsonl" if data is None else data.name)
         if data is None:
-            write_text(source, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in sample_rows()))
+            write_jsonl(source, sample_rows())
         else:
             shutil.copyfile(data, source)
         dataset, _ = prepare([str(data or source)], temporary / "dataset", PrepareConfig())

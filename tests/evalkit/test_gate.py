@@ -163,7 +163,7 @@ def test_the_contrary_of_a_slice_is_the_inverted_interval(condition, binary, gro
             groups = [str(i // 2) for i in range(n)] if grouped else None
             late = [1000.0 * generator.random() for _ in range(n)]
             old, new = (reading(v, groups=groups, latency=late) for v in values)
-            chosen = make_policy({"conditions": [condition]}, "g").parsed("g")[0]
+            chosen = make_policy({"conditions": [condition]}, "g").conditions[0]
             found, contrary = _one(chosen, 0.05, new, by_id(old.rows), new.rows, "half=0")
             expected = slow_contrary(new.rows, old.rows, condition, 0.05)
             seen.add(found.decision)

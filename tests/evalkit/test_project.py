@@ -31,7 +31,7 @@ def test_the_sample_project_is_read_by_every_stage_and_its_first_steps_run(tmp_p
     assert made["outputs"] == "json"
     task = load_task(tmp_path / "p/task.yaml")
     assert len(task.rows) == made["eval"]
-    assert load_policy(tmp_path / "p/gate.yaml").conditions[0]["metric"] == task.primary == "exact"
+    assert load_policy(tmp_path / "p/gate.yaml").conditions[0].metric == task.primary == "exact"
     config, settings, notes = resolve([("train.yaml", from_file(tmp_path / "p/train.yaml"))])
     assert config.method == "lora"
     assert notes == []
