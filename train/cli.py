@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import json
 import sys
 import typing
 from contextlib import redirect_stdout
@@ -23,6 +22,7 @@ from tunegate.core.model_source import resolve as resolve_model
 from tunegate.train import adapters, dry_run_view
 from tunegate.train.advice import rate_note, warnings
 from tunegate.train.config import TrainConfig, field_types, from_file, keys_of, resolve
+from tunegate.train.config import as_json as config_json
 from tunegate.train.launch_options import launch_fields, launch_of
 from tunegate.train.stop import Interrupted
 
@@ -163,7 +163,7 @@ def _finished(out_folder: Path, dataset: Dataset, config: TrainConfig) -> Run | 
         return None
     run = Run.open(out_folder)
     made_from = next((i.digest for i in run.manifest.inputs if i.role == "dataset"), None)
-    same = run.manifest.config == json.loads(json.dumps(dataclasses.asdict(config)))
+    same = run.manifest.config == config_json(config)
     return run if same and made_from == dataset.digest else None
 
 
@@ -192,7 +192,7 @@ def _without_weights(
     if dry_run:
         shown = preview(dataset, source, config)
         if as_json:
-            emit_json({"dry_run": True, "config": json.loads(json.dumps(dataclasses.asdict(config))), **shown})
+            emit_json({"dry_run": True, "config": config_json(config), **shown})
             return
         for turn in shown["messages"]:
             out().print(f"[bold]{turn['role']}[/bold]")

@@ -201,12 +201,16 @@ def from_file(path: Path) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in document.items()}
 
 
+def as_json(config: TrainConfig) -> dict[str, Any]:
+    """The resolved config as it is read back from JSON or YAML: lists in place of tuples."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
+
+
 def to_yaml(config: TrainConfig) -> str:
     """The resolved config as YAML."""
     import yaml
 
-    values = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(config).items()}
-    return str(yaml.safe_dump(values, sort_keys=False))
+    return str(yaml.safe_dump(as_json(config), sort_keys=False))
 
 
 def commented_yaml(method: str = "lora", values: dict[str, Any] | None = None) -> str:

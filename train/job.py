@@ -8,7 +8,7 @@ from typing import Any
 from tunegate.core.artifacts import Dataset
 from tunegate.core.files import read_json, write_json
 from tunegate.core.model_source import ModelSource
-from tunegate.train.config import TrainConfig
+from tunegate.train.config import TrainConfig, as_json
 from tunegate.train.preflight import Forecast
 
 
@@ -29,7 +29,7 @@ class Job:
         told: dict[str, Any] = {
             "dataset": str(self.dataset.path.absolute()),
             "source": dataclasses.asdict(self.source),
-            "config": dataclasses.asdict(self.config),
+            "config": as_json(self.config),
             "folder": str(self.folder.absolute()),
             "name": self.name,
             "resume": self.resume,

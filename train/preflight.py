@@ -31,7 +31,6 @@ class Load:
     longest: int
     mean: float
     label_share: float
-    answers_only: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,9 +139,8 @@ def _estimate(model: KnownModel, gpu: Gpu, config: TrainConfig, load: Load) -> J
         )
     )
     value = float(found["memory_gb"]["value"])
-    changed = value
-    if load.answers_only:  # only label positions reach the output matrix
-        changed -= float(found["terms_gb"]["logits"]) * (1.0 - load.label_share)
+    # only label positions reach the output matrix
+    changed = value - float(found["terms_gb"]["logits"]) * (1.0 - load.label_share)
     if gpu.is_cpu and config.fast_cpu and load.longest <= LONGEST_DENSE:
         changed += _scores_gb(model.architecture, config, load, recompute=recomputes(config, device))
     found["memory_gb"] |= {key: float(found["memory_gb"][key]) * changed / value for key in ("value", "low", "high")}

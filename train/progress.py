@@ -46,16 +46,14 @@ class Progress:
         self.window_loss, self.window_steps = 0.0, 0
         return mean
 
-    def evaluated(self, step: int, loss: float, patience: int) -> bool:
-        """Count an evaluation; True when it is the best so far. `stopped_early` is set after `patience` without gain."""
+    def evaluated(self, step: int, loss: float, patience: int) -> None:
+        """Count an evaluation. `stopped_early` is set after `patience` without a better one."""
         self.eval_loss, self.eval_step = loss, step
-        better = self.best_loss is None or loss < self.best_loss
-        if better:
+        if self.best_loss is None or loss < self.best_loss:
             self.best_loss, self.best_step, self.stale = loss, step, 0
         else:
             self.stale += 1
         self.stopped_early = patience > 0 and self.stale >= patience
-        return better
 
     def write(self, folder: Path, metrics: Path) -> None:
         """Store the counters in a checkpoint, with the length of the metrics file as it is now."""

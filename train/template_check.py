@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunegate.core.chat_template import render_ids, template_digest
 from tunegate.core.errors import UserError
-from tunegate.core.model_source import ModelSource
+from tunegate.core.model_source import ModelSource, of_folder
 from tunegate.train.model_loading import load_tokenizer, stop_ids
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def check(ready: "Prepared", source: ModelSource) -> TemplateCheck:
     learnt = set()
     with tempfile.TemporaryDirectory() as folder:
         ready.tokenizer.save_pretrained(folder)
-        server = load_tokenizer(ModelSource(folder, "folder", folder, Path(folder).name))
+        server = load_tokenizer(of_folder(Path(folder)))
         if template_digest(server) != template_digest(ready.tokenizer):
             raise UserError("the chat template is another one after the tokenizer is saved", where=source.spec)
         for row in rows:

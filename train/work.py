@@ -1,12 +1,10 @@
 """The working folder of a run that is not finished: hidden beside it, locked while in use, with what it began with."""
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from tunegate.core.files import read_json, write_json
 from tunegate.core.machine import versions
 from tunegate.core.manifest import Input
 from tunegate.train import checkpoints
-from tunegate.train.config import TrainConfig
+from tunegate.train.config import TrainConfig, as_json
 
 MARKER = "training.json"
 METRICS = "metrics.jsonl"
@@ -38,7 +36,7 @@ def identity(
     files: documents that the rows were trained with. processes: their number and how they share the model.
     """
     return {
-        "config": json.loads(json.dumps(asdict(config))),
+        "config": as_json(config),
         "dataset": dataset.digest,
         "base": base.digest,
         "files": [file.digest for file in files],

@@ -15,8 +15,10 @@ from tunegate.core.console import progress, say, warn
 from tunegate.core.errors import InfrastructureError, TunegateError, UserError, nearest
 from tunegate.core.files import new_folder, read_json, sha256_text
 from tunegate.core.machine import cores, memory_gb
-from tunegate.core.model_source import ModelSource
+from tunegate.core.model_source import of_folder
 from tunegate.core.rows import Message, read_rows
+from tunegate.serve.served_model import has_adapter
+from tunegate.serve.template_check import probe_prompts
 from tunegate.train.model_loading import load_tokenizer, stop_ids
 from tunegate.train.release import card, llama_cpp, ollama, worker
 
@@ -58,7 +60,7 @@ def check(release: Release, config: ExportConfig) -> None:
             where=str(release.path),
             hint=f"ft export gguf {merged} --type {config.type} --out DIR",
         )
-    if (release.path / "adapter_config.json").is_file():
+    if has_adapter(release):
         raise UserError(
             "the release is a base with an adapter beside it",
             where=str(release.path),
@@ -78,7 +80,7 @@ def export(release: Release, config: ExportConfig, out: Path, *, force: bool) ->
     Raises UserError for what llama.cpp cannot convert (named), TunegateError when the file tokenizes or answers otherwise.
     """
     check(release, config)
-    source = ModelSource(str(release.path), "folder", str(release.path), release.path.name)
+    source = of_folder(release.path)
     tokenizer = load_tokenizer(source)
     if template_digest(tokenizer) != release.manifest.facts["template_digest"]:
         raise UserError(
@@ -226,8 +228,7 @@ def _questions(release: Release, count: int) -> list[tuple[list[Message], list[A
         path = Path(row["path"]) / "eval.jsonl"
         if row["kind"] == "dataset" and path.is_file() and manifests.read(path.parent).digest == row["digest"]:
             return [(list(r.prompt), r.tools) for r, _ in zip(read_rows(path), range(count), strict=False)]
-    file = release.path / "probe.json"
-    prompts = read_json(file)["prompts"][:count] if file.is_file() else []
+    prompts = probe_prompts(release.path)[:count]
     say(f"the data it was trained on is not where it was: {len(prompts)} probe prompts are compared")
     return [(p["messages"], p.get("tools")) for p in prompts if "messages" in p]
 
@@ -263,19 +264,15 @@ def _probe(tools: llama_cpp.LlamaCpp, file: Path, job: dict[str, Any]) -> dict[s
 
 def _worker(tools: llama_cpp.LlamaCpp, job: dict[str, Any], what: str, steps: int) -> dict[str, Any]:
     """Run one job in llama.cpp's environment, showing its steps."""
-    with tempfile.TemporaryDirectory(prefix="tunegate-gguf-job-") as temporary:
-        result, path = Path(temporary) / "result.json", Path(temporary) / "job.json"
-        path.write_text(json.dumps({**job, "result": str(result)}), encoding="utf-8")
-        with progress(what, steps) as tick:
+    with progress(what, steps) as tick:
 
-            def heard(line: str) -> None:
-                if line.startswith("step "):
-                    tick(1, line.removeprefix("step ").strip())
+        def heard(line: str) -> None:
+            if line.startswith("step "):
+                tick(1, line.removeprefix("step ").strip())
 
-            code, lines = worker.run(tools.python, "gguf_export.py", path, heard)
-        if code or not result.is_file():
-            raise _failure(code, [line for line in lines if line and not line.startswith("step ")])
-        answer: dict[str, Any] = read_json(result)
+        code, lines, answer = worker.answer(tools.python, "gguf_export.py", job, heard)
+    if answer is None:
+        raise _failure(code, [line for line in lines if line and not line.startswith("step ")])
     return answer
 
 

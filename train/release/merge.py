@@ -1,7 +1,6 @@
 """`merge(Run) -> Release`: the adapter folded into its base, in fp32, rounded once, tensor by tensor, and compared with what
 it was. Memory holds a few tensors; the proof holds the model where there is room, else a module at a time."""
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +15,12 @@ from tunegate.core.console import progress, say
 from tunegate.core.errors import UsageError, UserError
 from tunegate.core.files import new_folder, read_json, write_json
 from tunegate.core.methods import WEIGHTLESS
-from tunegate.core.model_source import ModelSource, quiet_transformers
+from tunegate.core.model_source import ModelSource, of_folder, quiet_transformers
 from tunegate.serve import served_model
 from tunegate.serve.prompting.prompting import copy_prompting
+from tunegate.serve.template_check import FILE as PROBE_FILE
+from tunegate.serve.template_check import probe_prompts
+from tunegate.train import adapters
 from tunegate.train.model_loading import load_tokenizer, stop_ids
 from tunegate.train.release import card, merge_adapter, merge_base, merge_proof, prove, prove_model, tensor_files
 from tunegate.train.release.merge_adapter import EMBEDDING, HEAD, Adapter
@@ -84,7 +86,7 @@ def merge(
         raise UsageError(f"--onto {config.onto} is for runs of the method qlora, this one is {run.method}")
     _same_base(run, base)
     quiet_transformers()
-    tokenizer = load_tokenizer(ModelSource(str(run.path), "folder", str(run.path), run.path.name))
+    tokenizer = load_tokenizer(of_folder(run.path))
     if template_digest(tokenizer) != run.manifest.facts["template_digest"]:
         raise UserError(
             "the run's chat template is not the one it was trained with", where=str(run.path), hint="ft verify"
@@ -119,7 +121,7 @@ def _release(
             "tokenizer_config.json",
             "chat_template.jinja",
             "special_tokens_map.json",
-            "probe.json",
+            PROBE_FILE,
         ):
             if (run.path / name).is_file():
                 shutil.copy(run.path / name, folder / name)
@@ -147,7 +149,7 @@ def _keep(run: Run, folder: Path) -> dict[str, Any]:
     if run.method == "full":
         raise UsageError("a run of the method full has no adapter to keep")
     served_model.rank_of(served_model.Adapter(name=run.path.name, artifact=run))
-    for name in (merge_adapter.CONFIG, merge_adapter.WEIGHTS):
+    for name in (served_model.ADAPTER, adapters.WEIGHTS):
         shutil.copy(run.path / name, folder / name)
     if run.method == "qlora":
         say("the adapter was trained on NF4 weights; it is served on the original ones")
@@ -190,7 +192,7 @@ def _merged(
     )
     stops = stop_ids(ModelSource(base.spec, base.kind, str(place), base.name), tokenizer)
     rows = config.rows if config.rows is not None else ROWS_TO_CHOOSE if qlora else ROWS
-    prompts = json.loads((run.path / "probe.json").read_text(encoding="utf-8"))["prompts"]
+    prompts = probe_prompts(run.path)
     parameters = sum(spec.bytes for spec in specs.values()) // 2
     bench = merge_proof.Bench(
         config=place, folder=run.path, adapter=adapter, trained=bases["dequantized" if qlora else "original"],

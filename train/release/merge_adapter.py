@@ -13,9 +13,10 @@ from typing import Any
 
 from tunegate.core.errors import UserError
 from tunegate.core.files import read_json
+from tunegate.serve.served_model import ADAPTER
+from tunegate.train.adapters import WEIGHTS
 from tunegate.train.release.tensor_files import Spec, TensorFiles
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 # What changes the arithmetic in ways that are not merged here.
 UNMERGED = (
@@ -81,8 +82,8 @@ def read(folder: Path, base: dict[str, Spec]) -> Adapter:
     Raises UserError for kinds that are not merged (named), for a tensor the base does not have, and for shapes that do
     not fit.
     """
-    config = read_json(folder / CONFIG)
-    _check_kind(config, folder / CONFIG)
+    config = read_json(folder / ADAPTER)
+    _check_kind(config, folder / ADAPTER)
     if not (folder / WEIGHTS).is_file():
         raise UserError(
             f"no {WEIGHTS}: an adapter in another format (a pickle) is not read",

@@ -1,8 +1,6 @@
 """The two registries: a folder (with a lock), and MLflow's model registry (in an environment of its own)."""
 
-import json
 import os
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,6 @@ from tunegate.core import manifest as manifests
 from tunegate.core import registry as folders
 from tunegate.core.artifacts import EvalReport, Release, Run
 from tunegate.core.errors import InfrastructureError, UserError
-from tunegate.core.files import read_json
 from tunegate.train.release import environments, worker
 from tunegate.train.release.promote import Evidence, Promotion, Registry, rollback_target, standing
 
@@ -123,16 +120,11 @@ class MlflowRegistry:
     def _worker(self, job: dict[str, Any]) -> dict[str, Any]:
         """Run one job in MLflow's environment. Raises InfrastructureError with MLflow's last line."""
         python = environments.ensure("mlflow")
-        with tempfile.TemporaryDirectory(prefix="tunegate-mlflow-") as temporary:
-            work = Path(temporary)
-            result = work / "result.json"
-            document = {**job, "uri": self.uri, "name": self.name, "result": str(result)}
-            (work / "job.json").write_text(json.dumps(document), encoding="utf-8")
-            code, said = worker.run(python, "mlflow_registry.py", work / "job.json", lambda _: None)
-            if code or not result.is_file():
-                lines = [line for line in said if line.strip()] or ["no message"]
-                raise InfrastructureError(f"MLflow: {lines[-1].strip()}", where=self.where())
-            answer: dict[str, Any] = read_json(result)
+        whole = {**job, "uri": self.uri, "name": self.name}
+        _, said, answer = worker.answer(python, "mlflow_registry.py", whole, lambda _: None)
+        if answer is None:
+            lines = [line for line in said if line.strip()] or ["no message"]
+            raise InfrastructureError(f"MLflow: {lines[-1].strip()}", where=self.where())
         return answer
 
 

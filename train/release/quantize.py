@@ -18,9 +18,10 @@ from tunegate.core.chat_template import probe_digest, template_digest
 from tunegate.core.console import say
 from tunegate.core.errors import TunegateError
 from tunegate.core.files import new_folder, read_json, sha256_text, write_json
-from tunegate.core.model_source import ModelSource
+from tunegate.core.model_source import of_folder
 from tunegate.core.rows import Row, read_rows
 from tunegate.serve.prompting.prompting import copy_prompting
+from tunegate.serve.template_check import FILE as PROBE_FILE
 from tunegate.train.examples import Example
 from tunegate.train.model_loading import load_tokenizer, stop_ids
 from tunegate.train.release import (
@@ -73,7 +74,7 @@ def quantize(
     """
     quantize_plan.check_config(config)
     shape, group = quantize_plan.check_release(release, config)
-    source = ModelSource(str(release.path), "folder", str(release.path), release.path.name)
+    source = of_folder(release.path)
     tokenizer = load_tokenizer(source)
     stops = stop_ids(source, tokenizer)
     rows = calibration_rows(calibration, config)
@@ -148,7 +149,7 @@ def _files(release: Release, made: Path, folder: Path) -> None:
     quantization = read_json(made / "config.json")["quantization_config"]
     config = read_json(release.path / "config.json")
     write_json(folder / "config.json", {**config, "quantization_config": quantization})
-    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "probe.json")
+    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", PROBE_FILE)
     for name in (*names, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"):
         (folder / name).unlink(missing_ok=True)
         if (release.path / name).is_file():
@@ -158,7 +159,7 @@ def _files(release: Release, made: Path, folder: Path) -> None:
 
 
 def _same_tokens(release: Release, folder: Path) -> None:
-    tokenizer = load_tokenizer(ModelSource(str(folder), "folder", str(folder), folder.name))
+    tokenizer = load_tokenizer(of_folder(folder))
     facts = release.manifest.facts
     if (template_digest(tokenizer), probe_digest(tokenizer)) != (facts["template_digest"], facts["probe_digest"]):
         raise TunegateError("the quantized release tokenizes or renders differently from the merged one")

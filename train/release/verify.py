@@ -222,10 +222,10 @@ def _computed(folder: Path, manifest: Manifest) -> dict[str, Any]:
     if manifest.facts.get("method") in WEIGHTLESS:
         return {"template_digest": None, "probe_digest": None}
     from tunegate.core.chat_template import probe_digest, template_digest
-    from tunegate.core.model_source import ModelSource
+    from tunegate.core.model_source import of_folder
     from tunegate.train.model_loading import load_tokenizer
 
-    tokenizer = load_tokenizer(ModelSource(str(folder), "folder", str(folder), folder.name))
+    tokenizer = load_tokenizer(of_folder(folder))
     return {"template_digest": template_digest(tokenizer), "probe_digest": probe_digest(tokenizer)}
 
 

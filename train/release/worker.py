@@ -3,11 +3,13 @@
 import os
 import signal
 import subprocess
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
+from tunegate.core.files import read_json, write_json
 from tunegate.train.release import environments
 
 LAUNCHER = Path(__file__).parent / "workers" / "with_parent.py"
@@ -34,6 +36,18 @@ def stop(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
     if process.stdin is not None:
         process.stdin.close()
+
+
+def answer(
+    python: Path, script: str, job: dict[str, Any], heard: Callable[[str], None]
+) -> tuple[int, list[str], dict[str, Any] | None]:
+    """Run a script on a job: (exit code, its last lines on standard error, what it wrote to the file the job calls `result`;
+    None where it failed or wrote nothing)."""
+    with tempfile.TemporaryDirectory(prefix="tunegate-job-") as temporary:
+        path, result = Path(temporary) / "job.json", Path(temporary) / "result.json"
+        write_json(path, {**job, "result": str(result)})
+        code, lines = run(python, script, path, heard)
+        return code, lines, None if code or not result.is_file() else read_json(result)
 
 
 def run(python: Path, script: str, job: Path, heard: Callable[[str], None]) -> tuple[int, list[str]]:

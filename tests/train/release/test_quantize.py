@@ -2,6 +2,7 @@
 
 import ast
 import json
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +75,11 @@ def test_an_environment_that_cannot_be_made_is_infrastructure_and_not_complete(t
     with pytest.raises(InfrastructureError, match="uv could not make the environment"):
         environments.ensure("llmcompressor")
     assert not environments.is_made("llmcompressor")
+
+
+def test_what_is_left_out_beside_torch_is_left_out_of_our_own_environment_too():
+    ours = Path(__file__).parents[3] / "requirements" / "overrides.txt"
+    assert set(environments.OVERRIDES.splitlines()) <= set(ours.read_text().splitlines())
 
 
 def test_each_pinned_list_pins_exactly():
