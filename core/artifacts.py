@@ -119,7 +119,7 @@ class EvalReport(Artifact):
 
     def report(self) -> dict[str, Any]:
         """The parsed `report.json`."""
-        document: dict[str, Any] = read_json(self.path / "report.json")
+        document: dict[str, Any] = read_json(self.path / "report.json", strict=True)
         return document
 
     @property
@@ -141,7 +141,7 @@ class LoadReport(Artifact):
 
     def report(self) -> dict[str, Any]:
         """The parsed `report.json`."""
-        document: dict[str, Any] = read_json(self.path / "report.json")
+        document: dict[str, Any] = read_json(self.path / "report.json", strict=True)
         return document
 
 

@@ -3,15 +3,16 @@
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from tunegate.core.errors import UserError
+from tunegate.core.errors import UserError, first_line
 
 
 def canonical_json(value: Any) -> str:
@@ -31,8 +32,8 @@ def sha256_file(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in UTF-8, whole or not at all."""
-    write_bytes(path, text.encode("utf-8"))
+    """Write a file in UTF-8, whole or not at all; half a character (a file name's bytes that are no text) is escaped."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -59,10 +60,11 @@ def write_jsonl(path: Path, values: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n" for value in values))
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a fault is a UserError with file and line."""
+def read_json(path: Path, *, strict: bool = False) -> Any:
+    """Read a JSON file; a fault is a UserError with file and line. strict: NaN and infinity, which others write, are faults."""
+    numbers: dict[str, Any] = {"parse_constant": no_constant, "parse_float": finite} if strict else {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), **numbers)
     except FileNotFoundError:
         raise UserError("no such file", where=str(path)) from None
     except IsADirectoryError:
@@ -71,6 +73,23 @@ def read_json(path: Path) -> Any:
         raise UserError(f"not UTF-8 at byte {error.start}", where=str(path)) from None
     except json.JSONDecodeError as error:
         raise UserError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
+    except RecursionError:
+        raise UserError("JSON nested too deeply", where=str(path)) from None
+    except ValueError as error:  # a constant, or more digits than Python reads
+        raise UserError(f"not valid JSON: {first_line(error)}", where=str(path)) from None
+
+
+def no_constant(name: str) -> NoReturn:
+    """Raises ValueError: NaN, Infinity and -Infinity are not JSON (a `parse_constant`)."""
+    raise ValueError(f"{name} is not JSON")
+
+
+def finite(text: str) -> float:
+    """A number's text as a float (a `parse_float`). Raises ValueError beyond the range of a double."""
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text} is beyond the range of a number")
+    return number
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:

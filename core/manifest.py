@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tunegate.core.errors import UserError
+import msgspec
+
+from tunegate.core.errors import UserError, first_line
 from tunegate.core.files import canonical_json, read_json, relative_files, sha256_file, sha256_text, write_json
 from tunegate.core.machine import hardware, versions
 
@@ -34,12 +36,6 @@ class Input:
     def of_file(path: Path, role: str) -> "Input":
         """A plain file, identified by the SHA-256 of its bytes."""
         return Input(role=role, kind="file", path=str(path), digest=sha256_file(path))
-
-    @staticmethod
-    def from_json(value: dict[str, Any]) -> "Input":
-        """Rebuild from the manifest's JSON."""
-        nested = tuple(Input.from_json(item) for item in value.get("inputs", []))
-        return Input(**{**value, "inputs": nested})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +65,12 @@ class Manifest:
         return Input(
             role=role, kind=self.kind, path=str(path), digest=self.digest, created=self.created, inputs=self.inputs
         )
+
+
+class _Output(msgspec.Struct):
+    path: str
+    sha256: str
+    bytes: int
 
 
 def now() -> str:
@@ -143,7 +145,7 @@ def read(folder: Path) -> Manifest:
             where=str(folder),
             hint="run the stage that makes it again",
         )
-    document = read_json(path)
+    document = read_json(path, strict=True)
     if not isinstance(document, dict) or "schema_version" not in document or "kind" not in document:
         raise UserError("not a Tunegate manifest", where=str(path))
     if not isinstance(document["schema_version"], int) or document["schema_version"] > SCHEMA_VERSION:
@@ -154,19 +156,18 @@ def read(folder: Path) -> Manifest:
         )
     document.pop("self_sha256", None)
     try:
-        if any(
-            not isinstance(item[key], str | int) for item in document["outputs"] for key in ("path", "sha256", "bytes")
-        ):
-            raise TypeError("an output without path, sha256 or bytes")
-        return Manifest(**{**document, "inputs": tuple(Input.from_json(i) for i in document["inputs"])})
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"damaged manifest: {error}", where=str(path), hint="ft verify says more") from None
+        msgspec.convert(document.get("outputs"), list[_Output])
+        return msgspec.convert(document, Manifest)
+    except (msgspec.ValidationError, RecursionError) as error:
+        raise UserError(
+            f"damaged manifest: {first_line(error)}", where=str(path), hint="run the stage that makes it again"
+        ) from None
 
 
 def verify(folder: Path) -> list[dict[str, str]]:
     """Re-hash a folder against its manifest: a list of {path, problem}, empty when every byte is as it was."""
     manifest = read(folder)
-    document = read_json(folder / NAME)
+    document = read_json(folder / NAME, strict=True)
     claimed = document.pop("self_sha256", None)
     problems = []
     if claimed != sha256_text(canonical_json(document)):

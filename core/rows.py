@@ -1,15 +1,14 @@
 """One row of data, and the JSONL reader that every stage uses. Lines are parsed as JSON and nothing else is inferred."""
 
 import json
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
 from tunegate.core.errors import UserError, nearest
-from tunegate.core.files import canonical_json, sha256_text
+from tunegate.core.files import canonical_json, finite, no_constant, sha256_text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 # Keys whose values are objects or lists: JSON text where a file has only cells (CSV, Parquet).
@@ -137,7 +136,7 @@ def _parse_exactly(raw: bytes, where: str) -> Any:
             f"not UTF-8 (byte {error.start + 1} of the line)", where=where, hint="save the file as UTF-8"
         ) from None
     try:
-        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant, parse_float=_finite)
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=no_constant, parse_float=finite)
         if pointer := lone_surrogate(value):
             raise UserError("a lone surrogate: half of a character", where=f"{where} {pointer}")
     except json.JSONDecodeError as error:
@@ -251,17 +250,6 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"key {twice!r} stands twice in one object")
     return value
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if math.isinf(number):
-        raise ValueError(f"{text} is beyond the range of a number")
-    return number
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
 
 
 def json_kind(value: Any) -> str:

@@ -1,5 +1,6 @@
 """YAML as JSON: safe types only, no key twice, no dates, and every fault with file and line."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,26 @@ def _loader() -> Any:
     import yaml
 
     class Strict(yaml.SafeLoader):
-        """SafeLoader without aliases (they can blow a file up), without dates, without repeated keys."""
+        """SafeLoader without aliases (they can blow a file up), tags, dates and repeated keys."""
 
         def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.events.AliasEvent):
-                event = self.peek_event()  # type: ignore[no-untyped-call]
-                raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", event.start_mark)
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            mark = event.start_mark
+            if isinstance(event, yaml.events.AliasEvent):
+                raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read", mark)
+            if getattr(event, "tag", None) is not None:
+                raise yaml.composer.ComposerError(
+                    None, None, f"tags ({event.tag}) are not read: write the value itself", mark
+                )
             return super().compose_node(parent, index)
+
+        def construct_yaml_float(self, node: Any) -> float:
+            number = super().construct_yaml_float(node)
+            if math.isinf(number):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{node.value} is beyond the range of a number", node.start_mark
+                )
+            return number
 
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             seen: set[Any] = set()
@@ -83,5 +97,6 @@ def _loader() -> Any:
         ]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+    Strict.add_constructor("tag:yaml.org,2002:float", Strict.construct_yaml_float)
     Strict.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
     return Strict

@@ -19,6 +19,7 @@ from tunegate.evalkit.compare import Reading
 from tunegate.evalkit.leakage import leakage_of
 from tunegate.evalkit.outcomes import Answer
 from tunegate.evalkit.recorded import read_recorded
+from tunegate.evalkit.report_shape import check_report, checked_result
 from tunegate.evalkit.result_log import ResultLog
 from tunegate.evalkit.runner import Asked, RunOptions, ask
 from tunegate.evalkit.scoring import SLOW, check_gold, result_row, score, verdicts
@@ -256,9 +257,9 @@ def _say_faults(report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
 
 def open_reading(report: EvalReport, *, name: str) -> Reading:
     """The content of a finished report. Raises UserError when a newer version wrote it, or it is damaged."""
-    document = report.report()
-    version = document.get("schema_version")
+    document: Any = report.report()
     where = str(report.path / "report.json")
+    version = document.get("schema_version") if isinstance(document, dict) else None
     if not isinstance(version, int):
         raise UserError("not a report of ours", where=where)
     if version > SCHEMA_VERSION:
@@ -267,5 +268,6 @@ def open_reading(report: EvalReport, *, name: str) -> Reading:
             where=where,
             hint="upgrade tunegate",
         )
-    rows = [value for _, value in read_jsonl(report.results_path)]
+    check_report(document, where)
+    rows = [checked_result(row, f"{report.results_path}:{number}") for number, row in read_jsonl(report.results_path)]
     return Reading(name=name, report=document, rows=rows, digest=report.digest, path=str(report.path.absolute()))

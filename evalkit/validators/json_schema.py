@@ -15,7 +15,7 @@ from tunegate.evalkit.validators.base import NotJsonError, Validator, place, str
 
 @functools.lru_cache(maxsize=64)
 def _schema_file(path: Path) -> Any:
-    return read_json(path)
+    return read_json(path, strict=True)
 
 
 @dataclass(frozen=True, kw_only=True)
