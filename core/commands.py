@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import io
 import os
 import sys
 import tempfile
@@ -86,6 +87,8 @@ def run(app: Any, *, prog: str, argv: list[str] | None = None) -> int:
     ours = argv[: argv.index("--")] if "--" in argv else argv
     debug = "--debug" in ours
     argv = [a for a in ours if a != "--debug"] + argv[len(ours) :]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold bytes that are no text
     command = app if isinstance(app, TyperCommand | TyperGroup) else typer.main.get_command(app)
     try:
         code = command.main(args=argv, prog_name=prog, standalone_mode=False)
@@ -105,12 +108,26 @@ def run(app: Any, *, prog: str, argv: list[str] | None = None) -> int:
         return _fail(_as_ours(error, prog, debug), as_json="--json" in ours)
 
 
+# Faults of a path that the user named, and what to do about them.
+OF_THE_PATH = {
+    errno.EACCES: "check the owner and mode of that path",
+    errno.EPERM: "check the owner and mode of that path",
+    errno.EROFS: "nothing can be written there: choose another place",
+    errno.ENOTDIR: "a part of that path is a file, not a folder",
+    errno.EISDIR: "is a folder, a file is needed",
+    errno.EEXIST: "choose another name",
+    errno.ENOENT: "check the path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "its symlinks lead back to themselves",
+}
+
+
 def _as_ours(error: Exception, prog: str, debug: bool) -> TunegateError:
     from typer._click.exceptions import ClickException, NoArgsIsHelpError
 
+    if debug:
+        traceback.print_exc()
     if isinstance(error, TunegateError):
-        if debug:
-            traceback.print_exc()
         return error
     if isinstance(error, NoArgsIsHelpError):
         if text := error.format_message():
@@ -125,10 +142,10 @@ def _as_ours(error: Exception, prog: str, debug: bool) -> TunegateError:
             where=error.filename,
             hint="free disk space, then run the command again; nothing half-written was kept",
         )
-    if isinstance(error, PermissionError):
-        return UsageError("permission denied", where=str(error.filename), hint="check the owner and mode of that path")
+    if isinstance(error, OSError) and error.errno in OF_THE_PATH:
+        where = None if error.filename is None else str(error.filename)
+        return UsageError(os.strerror(error.errno).lower(), where=where, hint=OF_THE_PATH[error.errno])
     if debug:
-        traceback.print_exc()
         return TunegateError(f"internal error: {error!r}", hint="this is a bug of ours")
     with tempfile.NamedTemporaryFile("w", prefix="tunegate-", suffix=".log", delete=False) as log:
         traceback.print_exc(file=log)

@@ -43,7 +43,8 @@ def warn(message: str) -> None:
 
 def emit_json(payload: dict[str, Any]) -> None:
     """Print the one JSON object of `--json`. NaN and infinity are refused: they are not JSON."""
-    sys.stdout.write(json.dumps(payload, ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+    ascii_only = not (sys.stdout.encoding or "utf-8").lower().startswith(("utf-8", "utf8"))
+    sys.stdout.write(json.dumps(payload, ensure_ascii=ascii_only, allow_nan=False, indent=2) + "\n")
     sys.stdout.flush()
 
 

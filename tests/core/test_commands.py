@@ -22,6 +22,9 @@ RAISED = {
     "full": OSError(errno.ENOSPC, "No space left on device", "/some/file"),
     "quota": OSError(errno.EDQUOT, "Disk quota exceeded", "/some/file"),
     "denied": PermissionError(errno.EACCES, "Permission denied", "/some/file"),
+    "under a file": NotADirectoryError(errno.ENOTDIR, "Not a directory", "/some/file/x"),
+    "read-only": OSError(errno.EROFS, "Read-only file system", "/some/file"),
+    "long name": OSError(errno.ENAMETOOLONG, "File name too long", "/some/" + "x" * 300),
     "exit_1": typer.Exit(ExitCode.GATE_FAIL),
     "exit_3": typer.Exit(ExitCode.INCONCLUSIVE),
 }
@@ -64,7 +67,8 @@ def test_exit_codes_and_the_one_line(call, what, code, line):
 @pytest.mark.parametrize(
     ("what", "kind", "code"),
     [("user", "bad_input", 2), ("usage", "usage", 2), ("infrastructure", "infrastructure", 4), ("bug", "internal", 70),
-     ("full", "infrastructure", 4), ("quota", "infrastructure", 4), ("denied", "usage", 2)],
+     ("full", "infrastructure", 4), ("quota", "infrastructure", 4), ("denied", "usage", 2), ("under a file", "usage", 2),
+     ("read-only", "usage", 2), ("long name", "usage", 2)],
 )  # fmt: skip
 def test_with_json_an_error_is_the_object_of_the_contract(call, what, kind, code):
     found, out, err = call(what, "--json")
