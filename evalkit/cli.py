@@ -247,6 +247,7 @@ def gate(
     load: LoadOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="The decision's folder; REPORT/gate if not given.")] = None,
     allow_different: AllowOption = "",
+    allow_python: PythonOption = False,
     force: ForceOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -261,6 +262,7 @@ def gate(
         allowed=_names(allow_different),
         force=force,
         load_path=load,
+        allow_python=allow_python,
     )
     outcome.annotate()
     if as_json:

@@ -18,10 +18,10 @@ from tunegate.evalkit.folders import write_decision, write_report
 from tunegate.evalkit.gate import EXIT, check_metrics
 from tunegate.evalkit.policy import make_policy
 from tunegate.evalkit.runner import RunOptions
-from tunegate.evalkit.system import classify
+from tunegate.evalkit.system import System, classify
 from tunegate.evalkit.task import load_task
 from tunegate.evalkit.validators.judge import share_key_with
-from tunegate.evalkit.verdict import baseline_reading, finish, judge_against, policy_for
+from tunegate.evalkit.verdict import baseline_reading, finish, judge_against, judged_before, policy_for, task_of
 from tunegate.serve.client import api_key
 
 GATE_FOLDER = "gate"
@@ -163,8 +163,12 @@ def run_gate(
     allowed: Sequence[str],
     force: bool,
     load_path: Path | None = None,
+    allow_python: bool = False,
 ) -> Shown:
-    """Decide on a finished report; without `against`, by the baseline that it was compared with when it was made."""
+    """Decide on a finished report; without `against`, by the baseline that it was compared with when it was made.
+
+    A baseline that is no report is judged now, by the report's own task, into the folder that `ft eval` would take.
+    """
     folder = out or report_path / GATE_FOLDER
     report = EvalReport.open(report_path)
     if out is not None or against is None:
@@ -175,13 +179,13 @@ def run_gate(
         against = earlier["path"]
         _same_baseline(against, earlier)
         allowed = [*allowed, *candidate.report["comparison"]["allowed_differences"]]
-    baseline = None
-    if against is not None:
-        system = classify(against, baseline=True)
-        baseline = baseline_reading(system, None, out=folder, options=RunOptions(), key=None, force=False)
     gate = report.manifest.config.get("task", {}).get("gate")
     own = None if gate is None else make_policy(gate, f"{report_path} gate")
     policy = policy_for(policy_path, own, candidate.report["task"]["primary"])
+    baseline = None
+    if against is not None:
+        system = classify(against, baseline=True)
+        baseline = _baseline_of(report, system, allow_python=allow_python, force=force)
     load = None if load_path is None else LoadReport.open(load_path)
     judged = judge_against(candidate, baseline, policy, allowed=allowed, load=load)
     _say_lock(judged.report)
@@ -189,6 +193,20 @@ def run_gate(
         folder, judged.report["decision"], report=report, baseline=baseline, load=load, force=force or out is None
     )
     return Shown(reading=judged, paths={"report": report_path, "gate": written.path})
+
+
+def _baseline_of(report: EvalReport, system: System, *, allow_python: bool, force: bool) -> Reading:
+    """The baseline's reading: a report opened; anything else judged by the task of `report`, unless it was before."""
+    if system.kind == "report":
+        return baseline_reading(system, None, out=report.path, options=RunOptions(), key=None, force=False)
+    if system.kind == "endpoint":
+        share_key_with(system.spec)
+    task = task_of(report, allow_python=allow_python)
+    beside = report.path.with_name(f"{report.path.name}-baseline")
+    if not force and (before := judged_before(beside, system, task)) is not None:
+        return open_reading(before, name=system.spec)
+    refuse_existing(beside, force=force)
+    return baseline_reading(system, task, out=beside, options=RunOptions(), key=api_key(None), force=force)
 
 
 def _same_baseline(path: str | None, earlier: dict[str, Any]) -> None:

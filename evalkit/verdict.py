@@ -7,6 +7,8 @@ from pathlib import Path
 from tunegate.core.artifacts import EvalReport, LoadReport
 from tunegate.core.console import warn
 from tunegate.core.errors import UserError
+from tunegate.core.files import sha256_file
+from tunegate.core.manifest import is_finished
 from tunegate.evalkit.compare import Reading, compare
 from tunegate.evalkit.evaluate import Evaluation, evaluate, open_reading
 from tunegate.evalkit.folders import write_report
@@ -14,7 +16,7 @@ from tunegate.evalkit.gate import decide
 from tunegate.evalkit.policy import Policy, default_policy, load_policy
 from tunegate.evalkit.runner import RunOptions
 from tunegate.evalkit.system import System
-from tunegate.evalkit.task import EvalTask
+from tunegate.evalkit.task import EvalTask, load_task
 
 
 def policy_for(path: Path | None, own: Policy | None, primary: str) -> Policy:
@@ -28,16 +30,39 @@ def baseline_reading(
     """The baseline as a reading: a report is opened; anything else is judged now, by the same task, into a folder `out`."""
     if isinstance(system.source, EvalReport):
         return open_reading(system.source, name=system.spec)
-    if task is None:
-        raise UserError(
-            "ft gate compares reports; this baseline has to be judged first",
-            where=system.spec,
-            hint="ft eval TARGET --task task.yaml --out DIR, then --against DIR",
-        )
+    assert task is not None, "what is no report is judged by a task"
     evaluation = evaluate(system, task, out=out, options=options, key=key)
     report = write_report(out, evaluation, force=force)
     finish(evaluation)
     return open_reading(report, name=system.spec)
+
+
+def task_of(report: EvalReport, *, allow_python: bool) -> EvalTask:
+    """The task that a report was judged by, with as many rows. Raises UserError where its file is gone or was changed."""
+    named = next((i for i in report.manifest.inputs if i.role == "task"), None)
+    path = Path("task.yaml" if named is None else named.path)
+    if named is None or not path.is_file() or sha256_file(path) != named.digest:
+        raise UserError(
+            f"the task that {report.path} was judged by {'was changed' if path.is_file() else 'is not there'}",
+            where=str(path),
+            hint="judge the baseline by it first: ft eval TARGET --task task.yaml --out DIR, then --against DIR",
+        )
+    return load_task(path, limit=int(report.report()["data"]["n"]), allow_python=allow_python)
+
+
+def judged_before(folder: Path, system: System, task: EvalTask) -> EvalReport | None:
+    """The report in `folder` where it is of this system by this task; None for anything else."""
+    if system.kind == "endpoint" or not is_finished(folder):
+        return None
+    report = EvalReport.open(folder)
+    document = report.report()
+    found = (
+        document["target"]["digest"],
+        document["task"]["digest"],
+        document["data"]["sha256"],
+        document["data"]["n"],
+    )
+    return report if found == (system.digest, task.digest, task.data_sha256, len(task.rows)) else None
 
 
 def finish(evaluation: Evaluation) -> None:

@@ -159,3 +159,25 @@ def test_a_tiny_p_is_not_nothing(echo, ft):
     (echo / "gate.yaml").write_text("conditions: [{metric: exact, rule: superior}]\n")
     run = ft("eval", "all.jsonl", "--task", "task.yaml", "--out", "r", "--against", "few", "--policy", "gate.yaml", "--json")  # fmt: skip
     assert run.json["conditions"][0]["reason"].endswith("p < 0.0001")
+
+
+def test_a_gates_baseline_may_be_any_target(echo, ft):
+    """It is judged by the report's own task, once, where `ft eval` would put it."""
+    outputs(echo / "new.jsonl", 60)
+    outputs(echo / "old.jsonl", 20)
+    assert ft("eval", "new.jsonl", "--task", "task.yaml", "--out", "r").code == 0
+    (echo / "gate.yaml").write_text("conditions: [{metric: exact, rule: superior}]\n")
+    run = ft("gate", "r", "--against", "old.jsonl", "--policy", "gate.yaml", "--json")
+    assert (run.code, run.json["decision"], run.json["comparison"]["exact"]["fixed"]) == (0, "PASS", 40), run.err
+    judged = EvalReport.open(echo / "r-baseline").digest
+    assert ft("gate", "r", "--against", "old.jsonl", "--policy", "gate.yaml").code == 0
+    assert EvalReport.open(echo / "r-baseline").digest == judged
+    outputs(echo / "older.jsonl", 10)
+    run = ft("gate", "r", "--against", "older.jsonl", "--policy", "gate.yaml")
+    assert run.code == 2
+    assert "r-baseline: the output exists already" in run.err
+    assert ft("gate", "r", "--against", "older.jsonl", "--policy", "gate.yaml", "--force").code == 0
+    (echo / "task.yaml").write_text((echo / "task.yaml").read_text() + "# changed\n")
+    run = ft("gate", "r", "--against", "old.jsonl", "--policy", "gate.yaml")
+    assert run.code == 2
+    assert "error: task.yaml: the task that r was judged by was changed (judge the baseline by it first" in run.err
