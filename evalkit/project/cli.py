@@ -1,17 +1,23 @@
 """`ft init`: options and printing."""
 
+import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tunegate.core.console import JsonOption, emit_json, out
+from tunegate.train.data import options as o
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
 @app.command(epilog="Example: ft init my-model --data my.jsonl   then   cd my-model && make advice")
+@o.takes(o.READING)
 def init(
+    ctx: typer.Context,
     folder: Annotated[Path, typer.Argument(help="Folder to write; it must not exist.")] = Path("tunegate-project"),
     data: Annotated[
         Path | None, typer.Option(help="Your rows, in any format ft data prepare reads; a sample without.")
@@ -24,11 +30,11 @@ def init(
     """Write a project that runs: held-out data, task, gate, training settings, Makefile, CI workflow. Asks nothing."""
     from tunegate.core.errors import UsageError, nearest
     from tunegate.core.methods import METHODS
-    from tunegate.evalkit.project.init import init_project
+    from tunegate.evalkit.project.init import MARGIN, init_project
 
     if method not in METHODS:
         raise UsageError(f"unknown method {method!r}", where="--method", hint=nearest(method, list(METHODS)))
-    made = init_project(folder, data, model=model, method=method, force=force)
+    made = init_project(folder, data, reading=o.reading(ctx.params), model=model, method=method, force=force)
     facts = made.dataset.manifest.facts
     if as_json:
         emit_json(
@@ -39,14 +45,18 @@ def init(
                 "eval": facts["eval"],
                 "outputs": made.outputs,
                 "primary": made.primary,
+                "margin": made.margin,
             }
         )
         return
     out().print(f"project: {made.path}", markup=False)
     for name in made.written:
         out().print(f"  {name}", markup=False)
+    ours = "" if shutil.which("ft") else f" FT={Path(sys.argv[0]).absolute()}"
     out().print(
         f"answers are {made.outputs}; {made.primary} decides; {facts['train']} rows to train on, {facts['eval']} held out\n"
-        f"next: cd {made.path} && make advice",
+        f"margin of the gate: {made.margin:g}, the least that {facts['eval']} held-out rows can show; for a margin of "
+        f"{MARGIN:g} hold out about {made.need_n:,} (ft eval power)\n"
+        f"next: cd {shlex.quote(str(made.path))} && make advice{ours}",
         markup=False,
     )

@@ -1,5 +1,8 @@
 """`ft init`: a project folder that runs: data held out, task, gate, training settings, a Makefile and a CI workflow."""
 
+import math
+import re
+import shlex
 import shutil
 from dataclasses import dataclass
 from importlib.resources import files
@@ -9,11 +12,17 @@ from typing import Any
 from tunegate.core.artifacts import Dataset
 from tunegate.core.errors import UserError
 from tunegate.core.files import new_folder, write_jsonl, write_text
+from tunegate.core.power import detectable_difference, pairs_for_difference
+from tunegate.core.statistics import clopper_pearson
 from tunegate.evalkit.init import init_task
 from tunegate.evalkit.project.sample import sample_rows
 from tunegate.train.config import commented_yaml
 from tunegate.train.data.prepare import PrepareConfig, prepare
+from tunegate.train.data.read import Reading
 
+ALPHA = 0.05
+MARGIN = 0.02  # of the default gate, where there are items enough
+DISCORDANCE = 0.1  # share of items on which two models differ: what `ft eval power` takes too
 TEMPLATES = {
     "Makefile": "Makefile",
     "README.md": "README.md",
@@ -24,18 +33,21 @@ TEMPLATES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Project:
-    """What was written. outputs: what the expected answers are (label, json, tool_call, number, text)."""
+    """What was written. outputs: what the expected answers are (label, json, tool_call, number, text). margin: of the
+    gate, the least that the held-out rows can show. need_n: rows that MARGIN would take."""
 
     path: Path
     dataset: Dataset
     outputs: str
     primary: str
     written: list[str]
+    margin: float
+    need_n: int
 
 
-def init_project(folder: Path, data: Path | None, *, model: str, method: str, force: bool) -> Project:
+def init_project(folder: Path, data: Path | None, *, reading: Reading, model: str, method: str, force: bool) -> Project:
     """Write a project folder whole, or nothing. data: the user's rows in any format that `ft data prepare` reads; a
-    sample set without it.
+    sample set without it. reading: how they are read.
 
     Raises UserError for a folder that exists, and for data that cannot be read.
     """
@@ -44,36 +56,71 @@ def init_project(folder: Path, data: Path | None, *, model: str, method: str, fo
             "no such file" if not data.exists() else "is a folder, a file of rows is needed", where=str(data)
         )
     with new_folder(folder, force=force) as temporary:
-        source = temporary / ("data.jsonl" if data is None else data.name)
+        source = temporary / ("data.jsonl" if data is None else _plain_name(data))
         if data is None:
             write_jsonl(source, sample_rows())
         else:
             shutil.copyfile(data, source)
-        dataset, _ = prepare([str(data or source)], temporary / "dataset", PrepareConfig())
+        config = PrepareConfig(reading=reading)
+        dataset, report = prepare([str(data or source)], temporary / "dataset", config)
         task = init_task(dataset.eval_path, temporary / "task.yaml", force=False)
-        write_text(temporary / "gate.yaml", _gate(task))
+        margin = _margin(report.eval)
+        write_text(temporary / "gate.yaml", _gate(task, report.eval, margin))
         write_text(temporary / "train.yaml", commented_yaml(method, {"model": model}))
-        words = {"SOURCE": source.name, "MODEL": model, "PRIMARY": task["primary"], "METHOD": method}
+        words = {"SOURCE": source.name, "MODEL": model, "PRIMARY": task["primary"], "METHOD": method, "OPTIONS": ""}
         for name, target in TEMPLATES.items():
             text = (files("tunegate.evalkit.project") / "templates" / name).read_text(encoding="utf-8")
+            words["OPTIONS"] = _options(reading, in_make=name == "Makefile")
             for word, value in words.items():
                 text = text.replace(f"@{word}@", value)
             (temporary / target).parent.mkdir(parents=True, exist_ok=True)
             write_text(temporary / target, text)
         shutil.rmtree(temporary / "dataset")  # made again by `make data`, with paths of the final folder
-    prepared, _ = prepare([str(folder / source.name)], folder / "dataset", PrepareConfig())
+    prepared, _ = prepare([str(folder / source.name)], folder / "dataset", config)
     written = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "dataset" not in p.parts)
-    return Project(path=folder, dataset=prepared, outputs=task["outputs"], primary=task["primary"], written=written)
+    return Project(
+        path=folder, dataset=prepared, outputs=task["outputs"], primary=task["primary"], written=written, margin=margin,
+        need_n=pairs_for_difference(DISCORDANCE, MARGIN, alpha=ALPHA),
+    )  # fmt: skip
 
 
-def _gate(task: dict[str, Any]) -> str:
+def _plain_name(data: Path) -> str:
+    """The file's name where make can take it as a target, else `data` with its suffixes."""
+    if re.fullmatch(r"[\w.+-]+", data.name):
+        return data.name
+    packed = data.suffix in (".gz", ".zst")
+    return "data" + "".join(data.suffixes[-2 if packed else -1 :])
+
+
+def _options(reading: Reading, *, in_make: bool) -> str:
+    """The options of `ft data prepare` that read the rows in the same way, as text of a shell or a Makefile."""
+    columns = reading.columns
+    given = [("--format", reading.format), *(("--tag", key) for key in reading.tag_keys)]
+    if columns is not None:
+        given += [("--prompt-key", columns.prompt), ("--completion-key", columns.completion)]
+        given += [("--system-key", columns.system)]
+    text = "".join(f" {option} {shlex.quote(value)}" for option, value in given if value is not None)
+    return text.replace("$", "$$") if in_make else text
+
+
+def _margin(n: int) -> float:
+    """The margin that n items show for equal models, in whole points, at least MARGIN."""
+    return max(MARGIN, math.ceil(100 * detectable_difference(n, DISCORDANCE, alpha=ALPHA)) / 100)
+
+
+def _gate(task: dict[str, Any], n: int, margin: float) -> str:
+    """The text of gate.yaml. What n items cannot show is not asked of them: one slip among them must still pass."""
+    slip = math.ceil(100 * (clopper_pearson(1, n, level=1 - 2 * ALPHA).high or 1.0)) / 100
     lines = [
-        "alpha: 0.05",
+        f"# For {n} held-out items: less than these numbers they cannot show. With more of them, ask for more (ft eval power).",
+        f"alpha: {ALPHA}",
         "conditions:",
-        f"  - {{metric: {task['primary']}, rule: non_inferior, margin: 0.02}}  # paired with the baseline, item by item",
+        f"  - {{metric: {task['primary']}, rule: non_inferior, margin: {margin:g}}}  # paired with the baseline, item by item",
         "  - {metric: infra_error_rate, rule: at_most, value: 0.01}",
-        "  - {metric: truncated_rate, rule: at_most, value: 0.02}",
+        f"  - {{metric: truncated_rate, rule: at_most, value: {max(0.02, slip):g}}}  # the interval's upper end, not the point",
     ]
     if task["outputs"] in ("json", "tool_call"):
-        lines.append("  - {metric: json_valid, rule: at_least, value: 0.95}  # the interval's lower end, not the point")
+        lines.append(
+            f"  - {{metric: json_valid, rule: at_least, value: {min(0.95, round(1 - slip, 2)):g}}}  # its lower end"
+        )
     return "\n".join([*lines, ""])

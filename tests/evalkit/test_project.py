@@ -65,6 +65,43 @@ def test_ones_own_rows_in_another_format_decide_the_task(tmp_path, capsys):
     assert "json_valid" not in (tmp_path / "p/gate.yaml").read_text()
 
 
+def test_two_columns_of_any_name_are_read_again_by_make(tmp_path, capsys):
+    """The options that read the rows stand in the Makefile; the gate asks no more than the held-out rows can show."""
+    lines = [f"Is {i} even?,{'yes' if i % 2 == 0 else 'no'}" for i in range(90)]
+    (tmp_path / "my rows.csv").write_text("\n".join(["The question,it's $answer", *lines]) + "\n")
+    assert init(capsys, tmp_path / "p", "--data", tmp_path / "my rows.csv")[0] == 2
+    keys = ["--prompt-key", "The question", "--completion-key", "it's $answer"]
+    code, out, err = init(capsys, tmp_path / "p", "--data", tmp_path / "my rows.csv", *keys)
+    assert code == 0, err
+    assert "60 rows to train on, 30 held out" in out
+    plan = subprocess.run(
+        ["make", "-n", "-B", "data", f"FT={BIN / 'ft'}"], cwd=tmp_path / "p", capture_output=True, text=True, check=True
+    )
+    command = plan.stdout.strip()
+    assert command.startswith(f"{BIN / 'ft'} data prepare data.csv --prompt-key ")
+    again = subprocess.run(["bash", "-c", command], cwd=tmp_path / "p", capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    steps = yaml.safe_load((tmp_path / "p/.github/workflows/model-gate.yml").read_text())["jobs"]["gate"]["steps"]
+    assert command.split("prepare ")[1].replace("--force", "").strip() in next(
+        s["run"] for s in steps if "prepare" in s.get("run", "")
+    )
+
+
+@pytest.mark.parametrize("n", [10, 30, 53, 100, 400, 2000])
+def test_the_gate_of_a_project_can_be_passed_by_an_equal_model(n):
+    """Answers that are the baseline's, one of them cut off and no JSON, must get through: else nothing ever would."""
+    from tunegate.core.statistics import clopper_pearson, non_inferior_p
+    from tunegate.evalkit.policy import make_policy
+    from tunegate.evalkit.project.init import _gate, _margin
+
+    text = _gate({"primary": "exact", "outputs": "json"}, n, _margin(n))
+    conditions = {c.metric: c for c in make_policy(yaml.safe_load(text), "gate.yaml").conditions}
+    assert non_inferior_p(0, 0, n, conditions["exact"].margin) < 0.05
+    assert clopper_pearson(1, n, level=0.9).high <= conditions["truncated_rate"].value
+    assert clopper_pearson(n - 1, n, level=0.9).low >= conditions["json_valid"].value
+    assert n < 2000 or [c.margin or c.value for c in conditions.values()] == [0.02, 0.01, 0.02, 0.95]
+
+
 @pytest.mark.parametrize(("text", "words"), [("{broken\n", "not valid JSON"), ("", "the file holds no rows")])
 def test_bad_rows_leave_nothing(tmp_path, capsys, text, words):
     (tmp_path / "bad.jsonl").write_text(text)
