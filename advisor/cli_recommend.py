@@ -20,7 +20,7 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 )
 def recommend(
     data: Annotated[
-        Path | None, typer.Argument(help="JSONL of examples: lengths, count and format are measured.")
+        Path | None, typer.Argument(help="JSONL of rows, or a Dataset folder: lengths, count and format are measured.")
     ] = None,
     constraints: Annotated[Path | None, typer.Option(help="YAML of the options below; options win.")] = None,
     calls_per_day: Annotated[float | None, typer.Option(help="Mean calls a day (assumed 1000).")] = None,

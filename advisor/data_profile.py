@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from tunegate.core.errors import UserError
 from tunegate.core.model_source import file_at_hand
 from tunegate.core.rows import Row, read_rows
 
@@ -58,9 +59,30 @@ class DataProfile:
 
 
 def profile(path: Path, model: str | None = None) -> DataProfile:
-    """Read a JSONL file of rows once. Raises UserError with file and line for a bad row, and for an empty file."""
+    """Read a JSONL file of rows, or a Dataset folder's train rows, once. Raises UserError with file and line for a bad row,
+    and for an empty file."""
     counter, counted_with = tokenizer_for(model)
-    return summarise(read_rows(path), counter, counted_with)
+    return summarise(read_rows(_rows_of(path)), counter, counted_with)
+
+
+def _rows_of(path: Path) -> Path:
+    """The file of rows. Raises UserError for what `ft data prepare` reads and this does not: CSV, Parquet, packed, arrays."""
+    if path.is_dir():
+        from tunegate.core.artifacts import Dataset
+
+        return Dataset.open(path).train_path
+    if path.is_file() and (path.suffix not in (".jsonl", ".ndjson", ".json") or _is_array(path)):
+        raise UserError(
+            "rows as JSON Lines are read here, other files by ft data prepare",
+            where=str(path),
+            hint=f"ft data prepare {path} --out data/   and then   ftadvise recommend data/",
+        )
+    return path
+
+
+def _is_array(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
 
 
 def summarise(rows: Iterable[Row], counter: Callable[[list[str]], int] | None, counted_with: str) -> DataProfile:

@@ -257,6 +257,19 @@ def test_bad_input_is_one_line_and_exit_2(advise, arguments):
     assert keys(document["error"], "kind", "message", "where", "hint")
 
 
+def test_rows_may_be_a_dataset_and_other_files_say_what_reads_them(advise, tmp_path, tiny_dataset):
+    code, d, _ = advise("recommend", tiny_dataset.path, "--json")
+    assert (code, d["data"]["rows"]) == (0, 24)
+    rows = json.dumps([json.loads(line) for line in tiny_dataset.train_path.read_text().splitlines()])
+    for name, text in (("a.csv", "prompt,completion\nq,a\n"), ("a.json", f"\ufeff {rows}"), ("a.jsonl.gz", "x")):
+        (tmp_path / name).write_text(text)
+        code, d, _ = advise("recommend", tmp_path / name, "--json")
+        assert (code, d["error"]["kind"]) == (2, "bad_input")
+        assert d["error"]["hint"].startswith(f"ft data prepare {tmp_path / name} --out data/")
+    code, d, _ = advise("recommend", tmp_path, "--json")
+    assert (code, d["error"]["where"]) == (2, str(tmp_path))
+
+
 def test_calibration_is_drawn_to_the_prior_and_used(advise, tmp_path):
     log = tmp_path / "metrics.jsonl"
     log.write_text("".join(json.dumps({"step": i, "loss": 1.0, "tokens_per_s": 400.0}) + "\n" for i in range(5)))
