@@ -317,7 +317,7 @@ def _error(message: str) -> Any:
 
 def _pattern(validator: Any, pattern: Any, instance: Any, schema: Any) -> Iterator[Any]:
     if validator.is_type(instance, "string") and not _search(pattern, instance):
-        yield _error(f"{_short(repr(instance))} does not match {_short(repr(pattern))}")
+        yield _error(f"{_short(repr(instance), 80)} does not match {_short(repr(pattern), 80)}")
 
 
 def _pattern_properties(validator: Any, patterns: Any, instance: Any, schema: Any) -> Iterator[Any]:

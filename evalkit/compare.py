@@ -41,7 +41,7 @@ class Reading:
 class Paired:
     """One metric over the pairs that both sides answered.
 
-    differences: candidate minus baseline, in the order of the items. binary: all scores are 0 or 1; then `fixed` and
+    differences: candidate minus baseline, in the order of the items. binary: all scores are 0 or 1; then (also without a pair) `fixed` and
     `broken` count the pairs that differ, and the tests are Tango's and McNemar's; else the studentised bootstrap.
     effect, df: design effect and degrees of freedom where rows share a group.
     """
@@ -69,16 +69,12 @@ class Paired:
 
     def interval(self, *, level: float) -> Interval:
         """Interval of the mean difference."""
-        if self.n == 0:
-            return Interval(value=0.0, low=-1.0, high=1.0, n=0)
         if not self.binary:
             return self._mean(level).interval
         return tango_interval(self.fixed, self.broken, self.n, level=level, design_effect=self.effect, df=self.df)
 
     def above_p(self, bound: float) -> float:
         """One-sided p of H0: the difference is at most `bound` (<= 0)."""
-        if self.n == 0:
-            return 1.0
         if not self.binary:
             return self._mean(0.9).p_above(bound)
         return non_inferior_p(self.fixed, self.broken, self.n, -bound, design_effect=self.effect, df=self.df)
@@ -101,8 +97,6 @@ class Paired:
 
     def worse_p(self) -> float:
         """One-sided p of H0: the candidate is not worse."""
-        if not self.n:
-            return 1.0
         if not self.binary:
             return self._mean(0.9).p_below(0.0)
         if self.clustered:
@@ -266,8 +260,8 @@ def describe(paired: Paired, *, alpha: float, margin: float) -> dict[str, Any]:
         "low": interval.low,
         "high": interval.high,
         "n": paired.n,
-        "fixed": paired.fixed if paired.binary else sum(d > 0 for d in paired.differences),
-        "broken": paired.broken if paired.binary else sum(d < 0 for d in paired.differences),
+        "fixed": sum(d > 0 for d in paired.differences),
+        "broken": sum(d < 0 for d in paired.differences),
         "both_pass": paired.both_pass,
         "both_fail": paired.both_fail,
         "mcnemar_p": paired.two_sided_p(),

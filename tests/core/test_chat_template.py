@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from tunegate.core.chat_template import MaskError, mask, probe_digest, render, render_ids, template_digest
+from tunegate.core.chat_template import PROBE, MaskError, mask, probe_digest, render, render_ids, template_digest
 from tunegate.core.errors import UserError
 
 CHATML = (
@@ -173,3 +173,123 @@ def test_digests_tell_templates_and_tokenizers_apart(makers):
     assert probe_digest(chatml) == probe_digest(again)
     other = makers.tokenizer(CHATML, ("<|im_end|>", "<|im_start|>"), "<|im_end|>")
     assert probe_digest(chatml) != probe_digest(other), "the same text, other ids"
+
+
+def test_an_answer_that_an_earlier_turn_foretells_is_labelled_at_its_own_place(makers):
+    tokenizer = makers.tokenizer()
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "Paris."},
+        {"role": "user", "content": "Paris."},
+        {"role": "assistant", "content": "Paris."},
+    ]
+    found = mask(tokenizer, messages, [tokenizer.eos_token_id])
+    runs = [
+        (learnt, "".join(tokenizer.decode([i]) for i, _ in group))
+        for learnt, group in itertools.groupby(
+            zip(found.input_ids, found.labels, strict=True), key=lambda pair: pair[1] != -100
+        )
+    ]
+    assert [text for learnt, text in runs if learnt] == ["Paris.<|im_end|>"] * 2
+    assert runs[0] == (False, "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n")
+    assert runs[2][1] == "\n<|im_start|>user\nParis.<|im_end|>\n<|im_start|>assistant\n"
+    assert runs[-1] == (False, "\n"), "what the template writes after the stop token is not learnt"
+
+
+def test_one_answer_without_a_stop_token_among_others_is_told_and_still_learnt_whole(makers):
+    """The first turn ends without one, the second with one: `stopped` is about every turn."""
+    template = (
+        "{% for m in messages %}<{{ m.role }}>\n{{ m.content }}{{ '' if loop.index == 2 else '<|im_end|>' }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>\n{% endif %}"
+    )
+    tokenizer = makers.tokenizer(template)
+    found = mask(tokenizer, conversation(2), [tokenizer.eos_token_id])
+    assert not found.stopped
+    text = tokenizer.decode([i for i in found.labels if i != -100])
+    assert text == f"{TURNS[1]}\n{TURNS[3]}<|im_end|>"
+
+
+def test_the_earlier_of_two_stop_tokens_is_learnt_too(makers):
+    """Llama 3.1 ends a call with <|eom_id|> and a turn with <|eot_id|>: the span goes to the last of them."""
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|eom|><|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = makers.tokenizer(template, ("<|im_start|>", "<|im_end|>", "<|eom|>"))
+    eom, end = tokenizer.convert_tokens_to_ids(["<|eom|>", "<|im_end|>"])
+    for stops, tail in (([eom, end], [eom, end]), ([eom], [eom])):
+        learnt = [i for i in mask(tokenizer, conversation(1), stops).labels if i != -100]
+        assert learnt[-len(tail) :] == tail
+        assert learnt.count(eom) == 1
+
+
+def test_of_an_empty_answer_the_stop_token_is_learnt(makers):
+    tokenizer = makers.tokenizer()
+    found = mask(tokenizer, [*conversation(1)[:1], {"role": "assistant", "content": ""}], [tokenizer.eos_token_id])
+    assert [i for i in found.labels if i != -100] == [tokenizer.eos_token_id]
+    assert found.stopped
+
+
+def test_a_generation_prompt_that_no_answer_begins_with_is_refused(makers):
+    """A template that opens a thought for the model, as Qwen3's and DeepSeek's may, and writes none into the history."""
+    opens = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+    tokenizer = makers.tokenizer(opens)
+    assert render(tokenizer, conversation(1)[:1], generate=True).endswith("<think>\n")
+    with pytest.raises(MaskError, match="turn 1: the template renders the prompt differently"):
+        mask(tokenizer, conversation(1), [tokenizer.eos_token_id])
+
+
+def test_tools_and_the_generation_prompt_reach_the_template(makers):
+    tokenizer = makers.tokenizer(QWEN)
+    tools = [{"name": "add"}]
+    assert 'Tools:{"name": "add"}' in render(tokenizer, conversation(1), tools=tools)
+    assert "Tools" not in render(tokenizer, conversation(1))
+    ask = conversation(1)[:1]
+    assert render(tokenizer, ask, generate=True) == render(tokenizer, ask) + "<|im_start|>assistant\n"
+    assert render_ids(tokenizer, ask) == tokenizer(render(tokenizer, ask)).input_ids
+    assert (
+        render_ids(tokenizer, ask, tools=tools, generate=True)
+        == tokenizer(render(tokenizer, ask, tools=tools, generate=True), add_special_tokens=False).input_ids
+    )
+
+
+def test_a_tokenizer_that_writes_its_own_start_token_adds_none_to_a_template(makers):
+    """Llama's tokenizer puts <|begin_of_text|> before any text; the template has already written it."""
+    from tokenizers.processors import TemplateProcessing
+
+    plain, adding = makers.tokenizer(), makers.tokenizer()
+    start = ("<|im_start|>", plain.convert_tokens_to_ids("<|im_start|>"))
+    adding.backend_tokenizer.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[start])
+    assert adding("x").input_ids == [start[1], *plain("x").input_ids]
+    messages = conversation(2)
+    assert render_ids(adding, messages) == render_ids(plain, messages)
+    assert mask(adding, messages, [plain.eos_token_id]) == mask(plain, messages, [plain.eos_token_id])
+
+
+@pytest.mark.parametrize("missing", [None, "", ["a list"], 3])
+def test_what_is_no_template_is_said_with_what_to_do(makers, missing):
+    import types
+
+    bare = types.SimpleNamespace(chat_template=missing)
+    for ask in (template_digest, probe_digest, lambda t: render(t, conversation(1))):
+        with pytest.raises(UserError) as caught:
+            ask(bare)
+        assert caught.value.line() == (
+            "the model has no chat template (use an instruct model, or add chat_template.jinja to its folder)"
+        )
+    with pytest.raises(UserError, match="no chat template"):
+        template_digest(object())
+
+
+def test_digests_are_of_the_text_and_of_the_probes_ids(makers):
+    import hashlib
+    import json
+
+    tokenizer = makers.tokenizer(CHATML)
+    assert template_digest(tokenizer) == hashlib.sha256(CHATML.encode()).hexdigest()
+    ids = json.dumps(render_ids(tokenizer, PROBE), separators=(",", ":"))
+    assert probe_digest(tokenizer) == hashlib.sha256(ids.encode()).hexdigest()
+    text = render(tokenizer, PROBE)
+    for part in ("0123456789", "東京", "🙂", "two  spaces\n", "\t", "<|im_end|>", "ï"):
+        assert part in text
+    assert [m["role"] for m in PROBE] == ["system", "user", "assistant"]

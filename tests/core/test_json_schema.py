@@ -159,3 +159,145 @@ def test_a_schema_that_names_its_draft_again_inside_stays_bounded(schema, instan
     """jsonschema takes a plain, unbounded class wherever a subschema carries `$schema`; 2^40 steps in Python's own engine."""
     with pytest.raises(SchemaFaultError, match="too long"):
         checker(schema).violations({instance: "a" * 40 + "b"})
+
+
+def only(schema, instance):
+    (violation,) = checker(schema).violations(instance)
+    return violation
+
+
+def test_what_our_own_keywords_say():
+    assert only({"pattern": "^a$"}, "ab").message == "'ab' does not match '^a$'"
+    assert only({"uniqueItems": True}, [1, 2, 1, 1.0]).message == "2 of 4 items stand there twice"
+    assert only({"multipleOf": 3}, 7).message == "7 is not a multiple of 3"
+    extra = only({"additionalProperties": False, "properties": {"a": {}}}, dict.fromkeys("abcdefgh", 1))
+    assert (extra.message, extra.rule) == ("additional properties: 'b', 'c', 'd', 'e', 'f'", "additionalProperties")
+    assert only({"additionalProperties": {"type": "string"}, "patternProperties": {"^x": {}}}, {"x": 1, "b": 1}).pointer == "/b"  # fmt: skip
+    deeper = only({"patternProperties": {"^x": {"type": "string"}}}, {"x1": 1, "y": 1})
+    assert (deeper.pointer, deeper.rule) == ("/x1", "type")
+    assert only({"type": "string"}, 1).pointer == ""
+    long = only({"pattern": "^a$"}, "b" * 500).message
+    assert long == "'" + "b" * 78 + "… does not match '^a$'", "the pattern is told however long the text is"
+
+
+@pytest.mark.parametrize(
+    ("schema", "instance"),
+    [
+        ({"pattern": "^a"}, 5),
+        ({"patternProperties": {"^a": False}}, ["a"]),
+        ({"additionalProperties": False}, ["a"]),
+        ({"additionalProperties": True}, {"a": 1}),
+        ({"uniqueItems": True}, "aa"),
+        ({"uniqueItems": False}, [1, 1]),
+        ({"multipleOf": 2}, "3"),
+        ({"format": "regex"}, 5),
+        ({"format": "regex"}, "^a"),
+        ({"format": "email"}, 5),
+        ({"format": "of our own"}, "x" * 9000),
+    ],
+)
+def test_a_keyword_judges_only_its_own_type(schema, instance):
+    assert checker(schema).violations(instance) == []
+
+
+def test_at_most_twenty_places_are_told():
+    found = checker({"items": {"type": "string"}}).violations(list(range(30)))
+    assert [v.pointer for v in found] == [f"/{i}" for i in range(20)]
+
+
+def test_a_long_string_is_of_no_format():
+    mail = "@b.example"
+    assert only({"format": "email"}, "a" * 9000 + mail).message == "a string of 9010 characters is not a 'email'"
+    assert checker({"format": "email"}).violations("a" * (8192 - len(mail)) + mail) == []
+    assert checker({"format": "email"}).violations("a" * (8193 - len(mail)) + mail) != []
+
+
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        ({"pattern": "("}, "/pattern"),
+        ({"patternProperties": {"(": {}}}, "/patternProperties/("),
+        ({"allOf": [{}, {"items": {"pattern": "("}}]}, "/allOf/1/items/pattern"),
+        ({"$defs": {"enum": {}}, "properties": {"pattern": {"pattern": "("}}}, "/properties/pattern/pattern"),
+        ({"properties": {"patternProperties": {"patternProperties": {"(": {}}}}}, "/properties/patternProperties/patternProperties/("),
+    ],
+)  # fmt: skip
+def test_a_bad_pattern_is_named_by_its_place(schema, place):
+    with pytest.raises(SchemaFaultError, match="not a regular expression") as caught:
+        checker(schema, "s.json")
+    assert caught.value.where == f"s.json {place}"
+
+
+def test_data_in_a_schema_is_no_pattern():
+    for keyword, value in (("enum", [{"pattern": "("}]), ("const", {"pattern": "("}), ("default", {"pattern": "("}), ("examples", [{"pattern": "("}])):  # fmt: skip
+        assert checker({keyword: value}).violations({"pattern": "("}) == []
+    assert checker({"properties": {"patternProperties": {"(": 1}, "pattern": {"type": "string"}}}).violations({}) == []
+
+
+def test_patterns_beside_unevaluated_properties_must_be_plain():
+    """jsonschema matches those in Python's own engine, which has no time limit: no groups, at most 200 characters."""
+    beside = {"unevaluatedProperties": False}
+    for bad in ("^(a|b)$", "a" * 201):
+        for schema in ({**beside, "patternProperties": {bad: {}}}, {"allOf": [beside, {"pattern": bad}]}):
+            with pytest.raises(SchemaFaultError, match="unevaluatedProperties beside a pattern") as caught:
+                checker(schema, "s")
+            assert caught.value.where.startswith("s /")
+    for good in ("^(?:a|b)$", "a" * 200):
+        checker({**beside, "patternProperties": {good: {}}})
+    checker({"patternProperties": {"^(a|b)$": {}}})
+
+
+def test_the_budget_of_steps_and_seconds(monkeypatch):
+    monkeypatch.setattr(json_schema, "MAX_STEPS", 100)
+    items = checker({"items": {"type": "integer"}}, "a small budget")
+    for _ in range(3):  # each check has its own
+        assert items.violations([1] * 99) == []
+    with pytest.raises(SchemaBoundsError, match="checking takes too long: more than 100 steps") as caught:
+        items.violations([1] * 100)
+    assert caught.value.where == "a small budget"
+    monkeypatch.setattr(json_schema, "MAX_STEPS", 200_000)
+    clock = iter(range(1000))
+    monkeypatch.setattr(json_schema.time, "monotonic", lambda: float(next(clock)))
+    assert items.violations([1] * 300) == []  # looked at 4 times: at 1, 2, 3 and 4 s of 5
+    with pytest.raises(SchemaBoundsError, match="more than 5 s"):
+        items.violations([1] * 400)
+
+
+def test_a_schema_that_nests_without_end_is_refused():
+    deep = {}
+    for _ in range(5000):
+        deep = {"items": deep}
+    with pytest.raises(SchemaFaultError, match="nests too deeply") as caught:
+        checker(deep, "s.json")
+    assert caught.value.where == "s.json"
+
+
+def test_what_a_draft_is_called():
+    assert checker({"$schema": "http://json-schema.org/draft-04/schema", "maximum": 3, "exclusiveMaximum": True}).violations(3)  # fmt: skip
+    for named, hint in (("http://json-schema.org/draft-8/schema", "draft-07"), (5, "known: ")):
+        with pytest.raises(UserError, match=r"unknown \$schema") as caught:
+            checker({"$schema": named}, "s")
+        assert hint in caught.value.hint
+    with pytest.raises(UserError, match="found list"):
+        checker([], "s")
+
+
+@pytest.mark.parametrize("name", ["draft-04", "draft-06", "draft-07"])
+def test_before_2019_09_a_reference_hides_what_stands_beside_it(name):
+    schema = {"$schema": f"http://json-schema.org/{name}/schema#", "$ref": "#/definitions/a", "type": "integer"}
+    assert checker({**schema, "definitions": {"a": {"type": "string"}}}).violations("x") == []
+
+
+def test_equal_schemas_share_one_checker_of_a_place():
+    assert checker({"type": "string", "minLength": 1}) is checker({"minLength": 1, "type": "string"})
+    assert checker({"type": "string"}, "here") is not checker({"type": "string"}, "there")
+
+
+def test_equality_is_that_of_json():
+    different = [None, False, True, 0, 1, 1.5, "1", "", [], [1], [1, 2], [2, 1], {}, {"a": 1}, {"a": 2}, {"b": 1}, [["a", 1]]]  # fmt: skip
+    assert len({canonical(value) for value in different}) == len(different)
+    assert canonical(1) == canonical(1.0)
+    assert canonical([{"a": [1, None]}]) == canonical([{"a": [1.0, None]}])
+    assert not is_multiple(5, 0)
+    assert is_multiple(0, 7)
+    assert is_multiple(1e300, 0.5)

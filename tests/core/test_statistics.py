@@ -2,9 +2,11 @@
 
 import math
 import random
+import statistics as statistics_of_python
 
 import pytest
 
+from tunegate.core import statistics
 from tunegate.core.distributions import beta_cdf, binomial_cdf, binomial_sf, student_quantile, student_sf
 from tunegate.core.power import detectable_difference, items_for_rate, miller_n, pairs_for_difference, power_of_margin
 from tunegate.core.statistics import (
@@ -18,6 +20,7 @@ from tunegate.core.statistics import (
     newcombe,
     non_inferior_p,
     percentile,
+    quantile,
     tango_interval,
     tango_statistic,
     wilson,
@@ -195,3 +198,190 @@ def test_studentised_p_is_the_share_of_the_draws_beyond():
         t = (test.interval.value - bound) / test.se
         assert test.p_above(bound) == (1 + sum(draw >= t for draw in test.draws)) / (1 + len(test.draws))
         assert test.p_below(bound) == (1 + sum(-draw >= -t for draw in test.draws)) / (1 + len(test.draws))
+
+
+def interval_of(interval):
+    return interval.value, interval.low, interval.high, interval.n
+
+
+def test_of_nothing_nothing_is_known():
+    assert interval_of(wilson(0, 0)) == interval_of(clopper_pearson(0, 0, level=0.9)) == (0.0, 0.0, 1.0, 0)
+    assert interval_of(tango_interval(0, 0, 0, level=0.9)) == (0.0, -1.0, 1.0, 0)
+    assert non_inferior_p(0, 0, 0, 0.02) == 1.0
+    empty = percentile([], 0.5, level=0.9)
+    assert math.isnan(empty.value)
+    assert (empty.low, empty.high, empty.n) == (None, None, 0)
+    empty = bootstrap_mean([], level=0.9)
+    assert (interval_of(empty.interval), empty.draws, empty.se, empty.df) == ((0.0, None, None, 0), (), math.inf, 1.0)
+
+
+@pytest.mark.parametrize("level", [0.8, 0.9, 0.99])
+def test_rates_at_other_levels(level):
+    for k, n in [(0, 1), (1, 1), (0, 4), (1, 4), (3, 10), (4, 4)]:
+        for ours, method in ((wilson(k, n, level=level), "wilson"), (clopper_pearson(k, n, level=level), "exact")):
+            theirs = stats.binomtest(k, n).proportion_ci(level, method=method)
+            assert interval_of(ours) == pytest.approx((k / n, theirs.low, theirs.high, n), abs=1e-8)
+    # effective counts of clustered rows are no whole numbers; the tails are those of the beta distribution
+    real = clopper_pearson(7.5, 12.4, level=level)
+    tail = (1 - level) / 2
+    assert stats.beta.cdf(real.low, 7.5, 12.4 - 7.5 + 1) == pytest.approx(tail, abs=1e-9)
+    assert stats.beta.sf(real.high, 7.5 + 1, 12.4 - 7.5) == pytest.approx(tail, abs=1e-9)
+    assert (real.value, real.n) == (7.5 / 12.4, 12)
+
+
+def test_newcombe_is_made_of_two_wilson_intervals():
+    one, two = wilson(9, 10, level=0.9), wilson(3, 12, level=0.9)
+    found = newcombe(9, 10, 3, 12, level=0.9)
+    assert (found.value, found.n) == (0.9 - 0.25, 22)
+    assert found.low == pytest.approx(0.65 - math.sqrt((0.9 - one.low) ** 2 + (two.high - 0.25) ** 2))
+    assert found.high == pytest.approx(0.65 + math.sqrt((one.high - 0.9) ** 2 + (0.25 - two.low) ** 2))
+
+
+def test_mcnemar_on_both_sides():
+    found = mcnemar(8, 1)
+    assert (found.better, found.worse) == pytest.approx((10 / 512, 511 / 512))
+    assert found.two_sided == pytest.approx(20 / 512)
+    assert found.mid_p == pytest.approx(20 / 512 - 9 / 512)  # the point's probability, 9 / 2^9, once
+    assert mcnemar(2, 2).two_sided == 1.0
+    assert mcnemar(2, 2).mid_p == pytest.approx(1 - 6 / 16)
+    assert mcnemar(0, 0).mid_p == 0.0
+
+
+def likelihood_statistic(b, c, n, d):
+    """Tango's statistic with the share of broken pairs found by maximising the likelihood over a grid of 1e-6."""
+    import numpy as np
+
+    q = np.linspace(max(0.0, -d), (1.0 - d) / 2.0, 1_000_001)[1:-1]
+    rest = np.maximum(1.0 - 2.0 * q - d, 1e-300)
+    best = q[np.argmax(b * np.log(q + d) + c * np.log(q) + (n - b - c) * np.log(rest))]
+    return (b - c - n * d) / math.sqrt(n * (2.0 * best + d * (1.0 - d)))
+
+
+@pytest.mark.parametrize(("b", "c", "n"), [(1, 9, 44), (7, 3, 30), (5, 5, 12), (2, 1, 100)])
+def test_tangos_statistic_takes_the_likeliest_discordance(b, c, n):
+    for d in (-0.3, -0.02, 0.05, 0.4):
+        assert tango_statistic(b, c, n, d) == pytest.approx(likelihood_statistic(b, c, n, d), rel=1e-4)
+
+
+def test_tangos_statistic_at_the_ends():
+    assert tango_statistic(0, 0, 10, 0.0) == 0.0
+    assert tango_statistic(3, 0, 10, 1.0) == -math.inf
+    assert tango_statistic(0, 3, 10, -1.0) == math.inf
+    assert tango_statistic(10, 0, 10, 1.0) == tango_statistic(0, 10, 10, -1.0) == 0.0
+
+
+def test_tangos_interval_in_clusters_is_wider_by_design_effect_and_student():
+    found = tango_interval(6, 22, 88, level=0.9, design_effect=2.0, df=7)
+    bound = stats.t.ppf(0.95, 7) * math.sqrt(2.0)
+    assert (found.value, found.n) == (-16 / 88, 88)
+    assert tango_statistic(6, 22, 88, found.low) == pytest.approx(bound, abs=1e-6)
+    assert tango_statistic(6, 22, 88, found.high) == pytest.approx(-bound, abs=1e-6)
+    p = non_inferior_p(6, 22, 88, 0.1, design_effect=2.0, df=7)
+    assert p == pytest.approx(stats.t.sf(tango_statistic(6, 22, 88, -0.1) / math.sqrt(2.0), 7), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("b", "c", "n", "margin"), [(0, 0, 30, 0.05), (1, 0, 20, 0.1), (2, 3, 25, 0.1), (6, 1, 18, 0.02), (9, 2, 12, 0.3)]
+)
+def test_exact_p_against_every_outcome(b, c, n, margin):
+    """P(T >= T observed), summed over all tables, at its largest over a fine grid of the Clopper-Pearson interval of c / n."""
+    observed = tango_statistic(b, c, n, -margin)
+    beyond = [
+        (x, y) for x in range(n + 1) for y in range(n + 1 - x) if tango_statistic(x, y, n, -margin) >= observed - 1e-10
+    ]
+    box = clopper_pearson(c, n, level=0.999)
+    low, high = max(margin, box.low), min((1 + margin) / 2, max(margin, box.high))
+    largest = 0.0
+    for i in range(401):
+        q = low + (high - low) * i / 400
+        tables = stats.multinomial(n, [q - margin, q, max(0.0, 1 - 2 * q + margin)])
+        largest = max(largest, float(tables.pmf([(x, y, n - x - y) for x, y in beyond]).sum()))
+    found = exact_non_inferior_p(b, c, n, margin)
+    assert found == pytest.approx(min(1.0, largest + 0.001), rel=2e-3)
+    assert exact_non_inferior_p(b, c, n, margin, gamma=1e-6) != found
+
+
+def test_design_effect_of_whole_clusters():
+    assert design_effect([1.0, 0.0, 1.0], "abc") == (1.0, math.inf)
+    assert design_effect([1.0, 0.0, 1.0], "aaa") == (3.0, 1.0), "one cluster: the correlation cannot be seen"
+    assert design_effect([0.0] * 6, "aaaabb") == ((16 + 4) / 6, 1.0)
+    assert design_effect([1.0, 0.0, 0.0, 1.0], "aabb") == (1.0, 1.0), "less than independent counts as independent"
+    values, groups = [1.0, 1.0, 0.0, 1.0, 0.0, 0.0], "aabbcc"
+    assert design_effect(values, groups) == (clustered_se(values, groups) ** 2 / (0.25 / 6), 2.0)
+    assert clustered_se(values, groups) == pytest.approx(math.sqrt(3 / 2 * (1.0 + 0.0 + 1.0)) / 6)
+    assert clustered_se([1.0, 0.0], "aa") == math.inf
+
+
+def test_studentised_draws_by_hand():
+    """Each draw's mean and standard error from the rows of the clusters it takes, one after the other."""
+    import numpy as np
+
+    values, groups = [0.1, 0.9, 0.4, 0.3, 0.8, 0.5, 0.0, 0.7], "aabbbcde"
+    test = bootstrap_mean(values, list(groups), level=0.8, draws=200, seed=3)
+    names, mean = sorted(set(groups)), sum(values) / 8
+    expected = []
+    for taken in np.random.default_rng(3).integers(0, 5, size=(200, 5)):
+        rows = [(v, k) for k, j in enumerate(taken) for v, g in zip(values, groups, strict=True) if g == names[j]]
+        drawn, se = sum(v for v, _ in rows) / len(rows), clustered_se([v for v, _ in rows], [k for _, k in rows])
+        expected.append((drawn - mean) / max(se, 1e-9))
+    assert list(test.draws) == pytest.approx(sorted(max(-1e6, min(1e6, t)) for t in expected), rel=1e-6, abs=1e-9)
+    assert (test.interval.value, test.interval.n, test.df) == (pytest.approx(mean), 8, 4.0)
+    assert test.se == clustered_se(values, groups)
+    assert test.interval.low == pytest.approx(mean - sorted(expected)[179] * test.se)  # 0.9 * 200
+    assert test.interval.high == pytest.approx(mean - sorted(expected)[19] * test.se)
+    assert bootstrap_mean(values, list(groups), level=0.8, draws=200, seed=4).draws != test.draws
+    assert len(bootstrap_mean(values, level=0.8).draws) == 4000
+    assert bootstrap_mean(values, level=0.8) == bootstrap_mean(values, range(8), level=0.8, draws=4000, seed=0)
+
+
+def test_draws_are_the_same_in_blocks(monkeypatch):
+    values = [((7 * i) % 11) / 11 for i in range(30)]
+    at_once = bootstrap_mean(values, level=0.9, draws=501, seed=9).draws
+    statistics._studentised_draws.cache_clear()
+    monkeypatch.setattr(statistics, "KEPT_DRAWS", 1000)  # 33 draws a block, the last of 6
+    assert bootstrap_mean(values, level=0.9, draws=501, seed=9).draws == at_once
+    assert len(at_once) == 501
+
+
+def test_many_scores_need_no_resampling():
+    values = [(i % 7) / 7 for i in range(5001)]
+    test = bootstrap_mean(values, level=0.9)
+    se = statistics_of_python.stdev(values) / math.sqrt(5001)
+    assert (test.draws, test.df, test.interval.n) == ((), 5000.0, 5001)
+    assert test.se == pytest.approx(se)
+    half = stats.t.ppf(0.95, 5000) * se
+    mean = sum(values) / 5001
+    assert (test.interval.low, test.interval.high) == pytest.approx((mean - half, mean + half))
+    assert test.p_above(mean - se) == pytest.approx(stats.t.sf(1.0, 5000))
+    assert test.p_below(mean - se) == pytest.approx(stats.t.sf(-1.0, 5000))
+    assert len(bootstrap_mean(values[:5000], level=0.9, draws=2).draws) == 2, "up to 5000 clusters are resampled"
+
+
+def test_scores_without_spread_or_of_one_cluster():
+    flat = bootstrap_mean([0.5] * 3, level=0.9)
+    assert (interval_of(flat.interval), flat.draws, flat.se, flat.df) == ((0.5, 0.5, 0.5, 3), (), 0.0, 2.0)
+    assert (flat.p_above(0.4), flat.p_above(0.5), flat.p_above(0.6)) == (0.0, 1.0, 1.0)
+    assert (flat.p_below(0.6), flat.p_below(0.5), flat.p_below(0.4)) == (0.0, 1.0, 1.0)
+    alone = bootstrap_mean([0.2, 0.8], "aa", level=0.9)
+    assert (interval_of(alone.interval), alone.se, alone.df) == ((0.5, None, None, 2), math.inf, 1.0)
+    assert (alone.p_above(0.0), alone.p_below(1.0)) == (1.0, 1.0)
+
+
+def test_quantiles_are_observations():
+    assert [quantile([1, 2, 3, 4], p) for p in (0.0, 0.25, 0.26, 0.5, 0.51, 0.75, 1.0)] == [1, 1, 2, 2, 3, 3, 4]
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.95, 0.99])
+def test_percentile_bounds_are_the_narrowest_ranks_that_hold(probability):
+    """P(X_(low) <= quantile) = P(Bin(n, p) >= low); P(X_(high) >= quantile) = P(Bin(n, p) < high); each at least 95 %."""
+    for n in (1, 4, 5, 28, 29, 58, 59, 200):
+        lows = [r for r in range(1, n + 1) if stats.binom.sf(r - 1, n, probability) >= 0.95]
+        highs = [r for r in range(1, n + 1) if stats.binom.cdf(r - 1, n, probability) >= 0.95]
+        found = percentile(range(n, 0, -1), probability, level=0.9)
+        assert (found.low, found.high) == (max(lows, default=None), min(highs, default=None))
+        assert (found.value, found.n) == (math.ceil(round(probability * n, 9)), n)
+
+
+def test_holm_never_exceeds_one_and_keeps_the_order():
+    assert holm([0.5, 0.9, 0.01]) == pytest.approx([1.0, 1.0, 0.03])
+    assert holm([0.02, 0.02]) == pytest.approx([0.04, 0.04])

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tunegate.core.errors import UserError
@@ -156,3 +157,54 @@ def test_extraction_is_named_and_keeps_null():
 def test_outcomes(answer, outcome):
     verdict = make({"name": "v", "kind": "exact_match"}, where="t", base=Path()).judge(answer, row())
     assert outcome_of(answer, verdict) is outcome
+
+
+def test_json_schema_says_where_and_how_often(tmp_path):
+    schema = {"properties": {"n": {"type": "integer"}, "m": {"type": "integer"}}, "required": ["n"]}
+    wrong = judge("json_schema", '{"n": "5"}', schema=schema)
+    assert (wrong.passed, wrong.score, wrong.cause, wrong.parsable) == (False, 0.0, "schema_invalid", True)
+    assert wrong.reason == "/n: '5' is not of type 'integer'"
+    assert judge("json_schema", '{"n": "5", "m": "6"}', schema=schema).reason.endswith(" (and 1 more)")
+    assert judge("json_schema", "{}", schema=schema).reason == "the whole: 'n' is a required property"
+    assert judge("json_schema", '{"n": 5}', schema=schema).reason == ""
+    prose = judge("json_schema", "n is 5", schema=schema)
+    assert (prose.passed, prose.cause, prose.parsable) == (False, "unparsable", False)
+    assert prose.reason
+    (tmp_path / "s.json").write_text(json.dumps(schema))
+    of_file = make({"name": "v", "kind": "json_schema", "schema": "s.json"}, where="t", base=tmp_path)
+    assert of_file.judge(Answer(text='{"n": 5}'), row()).passed
+    assert not of_file.judge(Answer(text="{}"), row(schema=True)).passed, "the task's schema stands above the row's"
+
+
+def test_json_schema_without_an_end_is_the_answers_fault_while_judging():
+    """Before anything is asked it is the schema's; an answer made to be hard to check must not end a run."""
+    verdict = judge("json_schema", "1", schema={"$ref": "#"})
+    assert (verdict.passed, verdict.cause, verdict.parsable) == (False, "schema_invalid", True)
+    assert "nests too deeply to check" in verdict.reason
+    validator = make({"name": "v", "kind": "json_schema"}, where="t", base=Path())
+    with pytest.raises(UserError, match="nests too deeply"):
+        validator.check_row(row("1", schema={"$ref": "#"}))
+    with pytest.raises(UserError, match="nests too deeply"):
+        validator.check_row(row("no JSON", schema={"$ref": "#"}))
+    validator.check_row(row("no JSON", schema={"type": "integer"}))
+
+
+def test_json_schema_names_the_place_of_a_fault(tmp_path):
+    validator = make({"name": "v", "kind": "json_schema"}, where="t", base=Path())
+    with pytest.raises(UserError) as caught:
+        validator.check_row(row())
+    assert caught.value.line() == 'd.jsonl:1: no "schema" in the row, and none in the task (give v a schema: file.json)'
+    with pytest.raises(UserError, match="not a JSON Schema") as caught:
+        validator.check_row(row(schema={"type": "strin"}))
+    assert caught.value.where == "d.jsonl:1 /schema /type"
+    unread = msgspec.structs.replace(row(schema={"type": "strin"}), file="", line=0)
+    with pytest.raises(UserError, match="not a JSON Schema") as caught:
+        validator.check_row(unread)
+    assert caught.value.where == "schema /type"
+    with pytest.raises(UserError, match="not a JSON Schema") as caught:
+        make({"name": "v", "kind": "json_schema", "schema": {"type": "strin"}}, where="t", base=Path())
+    assert caught.value.where == "v schema /type"
+    (tmp_path / "s.json").write_text('{"type": "strin"}')
+    with pytest.raises(UserError, match="not a JSON Schema") as caught:
+        make({"name": "v", "kind": "json_schema", "schema": "s.json"}, where="t", base=tmp_path)
+    assert caught.value.where == f"{tmp_path / 's.json'} /type"

@@ -224,16 +224,19 @@ def test_the_command_serves_until_ctrl_c(folder):
         "0",
     ]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        port = int(process.stdout.readline().rsplit(":", 1)[1].rstrip("/\n"))
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        connection.request("GET", "/")
-        assert connection.getresponse().status == 200
-        process.send_signal(signal.SIGINT)  # with the connection still open
-        assert process.wait(timeout=30) == 130
-        assert process.stderr is not None
-        assert "Traceback" not in process.stderr.read()
-        connection.close()
+        try:
+            assert process.stdout is not None
+            port = int(process.stdout.readline().rsplit(":", 1)[1].rstrip("/\n"))
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.request("GET", "/")
+            assert connection.getresponse().status == 200
+            process.send_signal(signal.SIGINT)  # with the connection still open
+            assert process.wait(timeout=30) == 130
+            assert process.stderr is not None
+            assert "Traceback" not in process.stderr.read()
+            connection.close()
+        finally:
+            process.kill()  # `with` would wait for one that does not end
 
 
 @pytest.mark.slow
