@@ -144,7 +144,18 @@ def winner(measured: Mapping[str, Measured]) -> str:
     return next(method for method in METHODS if method in measured and measured[method].high >= best)
 
 
-def rule(measured: Mapping[str, Measured]) -> Rule:
+def against(measured: Mapping[str, Measured], priors: Mapping[str, float]) -> str:
+    """Where the priors (points by method) were wrong: a method that they put above another whose interval lies wholly
+    above its own. Says also that they were right, or that the intervals tell nothing apart."""
+    apart = [(low, high) for low in measured for high in measured if measured[low].high < measured[high].low]
+    wrong = [(low, high) for low, high in apart if priors.get(low, 0.0) > priors.get(high, 0.0)]
+    if wrong:
+        pairs = "; ".join(f"{a} ({priors.get(a, 0.0):+g} points) above {b} ({priors.get(b, 0.0):+g})" for a, b in wrong)
+        return f"The priors were wrong: they put {pairs}."
+    return "Where the intervals tell methods apart, the priors had them in this order." if apart else ""
+
+
+def rule(measured: Mapping[str, Measured], priors: Mapping[str, float]) -> Rule:
     """What the reports say, as a rule that outvotes the priors where two methods or more were measured."""
     shown = ", ".join(f"{name} {m.value:.3f} [{m.low:.3f}, {m.high:.3f}]" for name, m in measured.items())
     metric = next(iter(measured.values())).metric
@@ -156,7 +167,7 @@ def rule(measured: Mapping[str, Measured]) -> Rule:
     )
     return Rule(
         id="measured-here",
-        says=f"Measured on your own task, {metric}: {shown}. {how}",
+        says=f"Measured on your own task, {metric}: {shown}. {how} {against(measured, priors)}".rstrip(),
         when=lambda _: True,
         source=", ".join(f"EvalReport {m.digest[:12]}" for m in measured.values()),
         grade="A",

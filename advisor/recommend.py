@@ -67,7 +67,7 @@ def recommend(
     rules = fired(situation)
     if measured:
         space = dataclasses.replace(space, options=[_with_evidence(o, measured) for o in space.options])
-        rules.append(evidence.rule(measured))
+        rules.append(evidence.rule(measured, totals))
         for method, points in rules[-1].votes.items():
             totals[method] += points
     chosen = choose(situation, space, totals)

@@ -60,6 +60,23 @@ def test_measured_reports_outvote_the_priors(tmp_path):
     assert recommend(QUESTION, measured=read([f"few_shot={few}", f"qlora={clear}"])).chosen.method == "qlora"
 
 
+def said(answer):
+    return next(r["says"] for r in explain.rules_json(answer) if r["id"] == "measured-here")
+
+
+def test_it_is_said_where_the_priors_were_wrong(tmp_path):
+    high, low = write_report(tmp_path / "high", 0.9, 0.85, 0.95), write_report(tmp_path / "low", 0.5, 0.4, 0.6)
+    points = recommend(QUESTION).score
+    assert points["qlora"] > points["prompt"]
+    wrong = said(recommend(QUESTION, measured=read([f"prompt={high}", f"qlora={low}"])))
+    told = f"they put qlora ({points['qlora']:+g} points) above prompt ({points['prompt']:+g})"
+    assert f"The priors were wrong: {told}." in wrong
+    right = said(recommend(QUESTION, measured=read([f"prompt={low}", f"qlora={high}"])))
+    assert right.endswith("the priors had them in this order.")
+    near = write_report(tmp_path / "near", 0.88, 0.8, 0.96)
+    assert "priors" not in said(recommend(QUESTION, measured=read([f"prompt={high}", f"qlora={near}"])))
+
+
 def test_what_was_measured_stands_in_what_would_flip_it(tmp_path):
     """No number of examples outweighs a measurement, and the tornado keeps it."""
     few = write_report(tmp_path / "few", 0.95, 0.92, 0.97)
