@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,14 @@ def _loader() -> Any:
                 )
             return number
 
+        def construct_yaml_int(self, node: Any) -> int:
+            number = super().construct_yaml_int(node)
+            if abs(number) > sys.float_info.max:
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a whole number beyond the range of a number", node.start_mark
+                )
+            return number
+
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             seen: set[Any] = set()
             for key_node, _ in node.value:
@@ -98,5 +107,6 @@ def _loader() -> Any:
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     Strict.add_constructor("tag:yaml.org,2002:float", Strict.construct_yaml_float)
+    Strict.add_constructor("tag:yaml.org,2002:int", Strict.construct_yaml_int)
     Strict.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
     return Strict

@@ -1,6 +1,7 @@
 """Frozen dataclasses from mappings a user wrote: every fault is one line with file and key, a misspelt key its nearest."""
 
 import operator
+import sys
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -87,6 +88,8 @@ def converted(value: Any, hint: Any, where: str, base: Path) -> Any:
         return build(hint, value, where=where, base=base)
     plain = origin or hint
     if plain is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > sys.float_info.max:
+            raise UserError("beyond the range of a number", where=where)
         return float(value)
     if plain is int and isinstance(value, float) and value.is_integer():
         return int(value)  # 1.0 is a whole number, as JSON Schema has it

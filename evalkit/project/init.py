@@ -12,6 +12,7 @@ from typing import Any
 from tunegate.core.artifacts import Dataset
 from tunegate.core.errors import UserError
 from tunegate.core.files import new_folder, write_jsonl, write_text
+from tunegate.core.methods import WEIGHTLESS
 from tunegate.core.power import detectable_difference, pairs_for_difference
 from tunegate.core.statistics import clopper_pearson
 from tunegate.evalkit.init import init_task
@@ -45,6 +46,10 @@ class Project:
     need_n: int
 
 
+# The stage between a run with weights and its release; a run without weights is served as it is.
+MERGE = "release/manifest.json: run/manifest.json\n\t$(FT) merge run --out release --force\n\n"
+
+
 def init_project(folder: Path, data: Path | None, *, reading: Reading, model: str, method: str, force: bool) -> Project:
     """Write a project folder whole, or nothing. data: the user's rows in any format that `ft data prepare` reads; a
     sample set without it. reading: how they are read.
@@ -68,6 +73,7 @@ def init_project(folder: Path, data: Path | None, *, reading: Reading, model: st
         write_text(temporary / "gate.yaml", _gate(task, report.eval, margin))
         write_text(temporary / "train.yaml", commented_yaml(method, {"model": model}))
         words = {"SOURCE": source.name, "MODEL": model, "PRIMARY": task["primary"], "METHOD": method, "OPTIONS": ""}
+        words |= {"SHIPPED": "run", "MERGE": ""} if method in WEIGHTLESS else {"SHIPPED": "release", "MERGE": MERGE}
         for name, target in TEMPLATES.items():
             text = (files("tunegate.evalkit.project") / "templates" / name).read_text(encoding="utf-8")
             words["OPTIONS"] = _options(reading, in_make=name == "Makefile")

@@ -63,6 +63,8 @@ def test_ones_own_rows_in_another_format_decide_the_task(tmp_path, capsys):
     assert "answers are label; exact decides" in out
     assert "rank" not in (tmp_path / "p/train.yaml").read_text()
     assert "json_valid" not in (tmp_path / "p/gate.yaml").read_text()
+    plan = subprocess.run(["make", "-n", "gate"], cwd=tmp_path / "p", capture_output=True, text=True, check=True).stdout
+    assert [word for word in ("ft train", "ft eval run ", "ft merge") if word in plan] == ["ft train", "ft eval run "]
 
 
 def test_two_columns_of_any_name_are_read_again_by_make(tmp_path, capsys):

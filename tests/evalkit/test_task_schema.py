@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 
 from tunegate.core.errors import UserError
 from tunegate.core.rows import read_unique_rows
-from tunegate.evalkit.policy import load_policy
+from tunegate.evalkit.policy import load_policy, make_policy
 from tunegate.evalkit.task import load_task
 from tunegate.evalkit.task_schema import schemas
 from tunegate.evalkit.validators.kinds import KINDS
@@ -133,6 +133,12 @@ def test_task_schema_and_reader_agree(folder, part):
         return
     small = {"name": "t", "data": "eval.jsonl", "validators": [{"name": "exact", "kind": "exact_match"}]}
     agree("task", read, folder / "task.yaml", {**small, part: copy.deepcopy(TASK[part])})
+
+
+def test_a_number_that_no_double_holds_is_wrong_use():
+    condition = {"metric": "exact", "rule": "at_least", "value": 10**400}
+    with pytest.raises(UserError, match="beyond the range"):
+        make_policy({"conditions": [condition]}, "gate")
 
 
 def test_the_command_writes_it(tmp_path, ft):
