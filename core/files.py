@@ -61,10 +61,15 @@ def write_jsonl(path: Path, values: Iterable[Any]) -> None:
 
 
 def read_json(path: Path, *, strict: bool = False) -> Any:
-    """Read a JSON file; a fault is a UserError with file and line. strict: NaN and infinity, which others write, are faults."""
+    """Read a JSON file; a fault is a UserError with file and line. strict: what others write and cannot be
+    written again, NaN, infinity and half of a surrogate pair, is a fault."""
     numbers: dict[str, Any] = {"parse_constant": no_constant, "parse_float": finite} if strict else {}
     try:
-        return json.loads(path.read_text(encoding="utf-8"), **numbers)
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text, **numbers)
+        if strict and "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
     except FileNotFoundError:
         raise UserError("no such file", where=str(path)) from None
     except IsADirectoryError:
@@ -75,6 +80,8 @@ def read_json(path: Path, *, strict: bool = False) -> Any:
         raise UserError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
     except RecursionError:
         raise UserError("JSON nested too deeply", where=str(path)) from None
+    except UnicodeEncodeError:
+        raise UserError("not valid JSON: half of a surrogate pair", where=str(path)) from None
     except ValueError as error:  # a constant, or more digits than Python reads
         raise UserError(f"not valid JSON: {first_line(error)}", where=str(path)) from None
 

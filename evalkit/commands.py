@@ -179,7 +179,10 @@ def run_gate(
         against = earlier["path"]
         _same_baseline(against, earlier)
         allowed = [*allowed, *candidate.report["comparison"]["allowed_differences"]]
-    gate = report.manifest.config.get("task", {}).get("gate")
+    task = report.manifest.config.get("task", {})
+    if not isinstance(task, dict):
+        raise UserError("damaged manifest: config.task is no object", where=str(report_path))
+    gate = task.get("gate")
     own = None if gate is None else make_policy(gate, f"{report_path} gate")
     policy = policy_for(policy_path, own, candidate.report["task"]["primary"])
     baseline = None

@@ -13,6 +13,15 @@ _REFUSAL = re.compile(
 )
 
 
+NUMBERS = ("latency_ms", "ttft_ms", "prompt_tokens", "completion_tokens", "cost_usd")  # of an answer, where known
+LARGEST = 1e15  # beyond any latency, count or price: sums of them stay numbers
+
+
+def is_amount(value: Any) -> bool:
+    """Whether a value from somebody's file is a number that can be one of NUMBERS."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST
+
+
 class Outcome(StrEnum):
     """What came of one item. Only `infra_error` says nothing about the model; it is left out of every score."""
 

@@ -7,9 +7,8 @@ from typing import Any
 from tunegate.core.errors import UserError
 from tunegate.core.rows import Row, read_jsonl, read_unique_rows
 from tunegate.evalkit.interchange.foreign import format_of, read_foreign
-from tunegate.evalkit.outcomes import Answer
+from tunegate.evalkit.outcomes import LARGEST, NUMBERS, Answer, is_amount
 
-NUMBERS = ("latency_ms", "ttft_ms", "prompt_tokens", "completion_tokens", "cost_usd")
 KEYS = {"id", "output", "finish_reason", "refusal", "tool_calls", "error", *NUMBERS}
 
 
@@ -89,8 +88,8 @@ def _parse(record: Any, where: str) -> tuple[str, Answer]:
         raise UserError('"output" must be text, as the model wrote it', where=f"{where} /output")
     for key in NUMBERS:
         value = record.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or value < 0):
-            raise UserError(f'"{key}" must be a number of at least 0', where=f"{where} /{key}")
+        if value is not None and not is_amount(value):
+            raise UserError(f'"{key}" must be a number from 0 to {LARGEST:.0e}', where=f"{where} /{key}")
     if not isinstance(record.get("tool_calls") or [], list):
         raise UserError('"tool_calls" must be a list', where=f"{where} /tool_calls")
     answer = Answer(

@@ -19,6 +19,10 @@ class _Figure(msgspec.Struct):
     high: float | None
 
 
+class _Message(msgspec.Struct):
+    role: str
+
+
 class _Target(msgspec.Struct):
     spec: str
     kind: str
@@ -124,7 +128,7 @@ class _Result(msgspec.Struct):
     cause: str
     expected: str
     tags: dict[str, Any]
-    messages: list[dict[str, Any]]
+    messages: list[_Message]
     tool_calls: list[Any]
     reasons: dict[str, str] = {}
     group: str | None = None

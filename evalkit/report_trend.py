@@ -12,6 +12,7 @@ from tunegate.core.errors import UserError
 from tunegate.core.files import canonical_json, read_json
 from tunegate.evalkit.compare import Reading
 from tunegate.evalkit.evaluate import open_reading
+from tunegate.evalkit.report_shape import check_report
 
 # What must be the same for two points of a line to be comparable. The system (its prompt included) may be another.
 FIXED: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -79,15 +80,15 @@ def _artifacts(root: Path) -> Iterator[Path]:
 def _entry(folder: Path) -> Entry:
     opened = EvalReport.open(folder)
     report: Any = opened.report()
-    if not isinstance(report, dict) or not isinstance(report.get("metrics"), dict):
-        raise UserError("report.json holds no metrics", where=str(folder))
-    own = report.get("decision")
-    decision = own.get("decision") if isinstance(own, dict) else None
+    check_report(report, str(folder))
+    decision = (report["decision"] or {}).get("decision")
     return Entry(key=opened.digest[:16], folder=folder, report=report, digest=opened.digest, decision=decision)
 
 
-def _note(verdicts: dict[str, tuple[str, str]], decision: dict[str, Any]) -> None:
+def _note(verdicts: dict[str, tuple[str, str]], decision: Any) -> None:
     """Keep the newest decision on each candidate."""
+    if not isinstance(decision, dict) or not isinstance(decision.get("candidate") or {}, dict):
+        raise UserError("damaged decision.json")
     digest = str((decision.get("candidate") or {}).get("digest"))
     dated = (str(decision.get("created")), str(decision.get("decision")))
     verdicts[digest] = max(dated, verdicts.get(digest, dated))

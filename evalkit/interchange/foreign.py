@@ -1,14 +1,16 @@
 """Result files of other evaluators as recorded outputs: found out by content, mapped to the task's items by id or question."""
 
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunegate.core.console import say
-from tunegate.core.errors import UserError, nearest
+from tunegate.core.errors import UserError, first_line, nearest
 from tunegate.core.rows import Row
-from tunegate.evalkit.outcomes import Answer
+from tunegate.evalkit.outcomes import LARGEST, NUMBERS, Answer, is_amount
 
 SHOWN = 3  # items named in an error
 SNIFFED = 4096  # bytes
@@ -67,7 +69,7 @@ def read_foreign(
     system: which of the file's models. Raises UserError for records that fit no item, or several, and says what the file
     does not hold.
     """
-    records = _of_one_system(found.read(path), system, path)
+    records = _of_one_system(_read(found, path), system, path)
     if not records:
         raise UserError(f"the {found.name} file holds no answers", where=str(path))
     known = {row.id: row for row in data}
@@ -93,6 +95,32 @@ def read_foreign(
         )
     say(f"{found.name}: {len(records)} answers mapped; not in such a file: {found.lacks}")
     return [(f"{path} {record.place}", str(identity), record.answer) for record, identity in mapped]
+
+
+def _read(found: Format, path: Path) -> list[Record]:
+    """The records of another program's file, whose form is not ours to define: whatever cannot be taken from it as it is
+    known to be is one error, and so is a figure that is no amount."""
+    try:
+        records = found.read(path)
+    except (
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise UserError(
+            f"not a {found.name} file as this version knows it: {type(error).__name__}, {first_line(error)}",
+            where=str(path),
+        ) from None
+    for record in records:
+        for name in NUMBERS:
+            value = getattr(record.answer, name)
+            if value is not None and not is_amount(value):
+                raise UserError(f"{name} must be a number from 0 to {LARGEST:.0e}", where=f"{path} {record.place}")
+    return records
 
 
 def _of_one_system(records: list[Record], system: str | None, path: Path) -> list[Record]:

@@ -47,10 +47,10 @@ def _header(report: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any
             "created": when,
             "task": task["name"],
             "task_id": digest,
-            "task_version": report["scorer_version"],
+            "task_version": report.get("scorer_version"),
             "dataset": {
                 "name": task["name"],
-                "location": report["data"]["path"],
+                "location": report["data"].get("path"),
                 "samples": len(ids),
                 "sample_ids": ids,
             },
@@ -59,7 +59,11 @@ def _header(report: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any
             "packages": {"tunegate": version("tunegate")},
             "metadata": {"comparison": (report["comparison"] or {}).get("metrics"), "decision": report["decision"]},
         },
-        "plan": {"name": "plan", "steps": [{"solver": "generate", "params": {}}], "config": report["generation"] or {}},
+        "plan": {
+            "name": "plan",
+            "steps": [{"solver": "generate", "params": {}}],
+            "config": report.get("generation") or {},
+        },
         "results": {
             "total_samples": len(ids) * epochs,
             "completed_samples": len(ids) * epochs - epochs * report["outcomes"]["infra_error"],
@@ -92,7 +96,7 @@ def _sample(row: dict[str, Any], report: dict[str, Any], epoch: int, output: str
     if calls:
         answer["tool_calls"] = calls
     stop = STATES.get(row.get("finish_reason") or "", "unknown")
-    prompt, completion = row["prompt_tokens"] or 0, row["completion_tokens"] or 0
+    prompt, completion = row.get("prompt_tokens") or 0, row.get("completion_tokens") or 0
     usage = {"input_tokens": prompt, "output_tokens": completion, "total_tokens": prompt + completion}
     sample: dict[str, Any] = {
         "id": row["id"],
@@ -101,13 +105,13 @@ def _sample(row: dict[str, Any], report: dict[str, Any], epoch: int, output: str
         "target": row["expected"],
         "messages": [*asked, answer],
         "output": {
-            "model": report["target"]["model"] or report["target"]["spec"],
+            "model": report["target"].get("model") or report["target"]["spec"],
             "choices": [{"message": answer, "stop_reason": stop}],
-            **({"usage": usage} if row["prompt_tokens"] is not None and epoch == 1 else {}),
-            **({"time": row["latency_ms"] / 1000.0} if row["latency_ms"] is not None and epoch == 1 else {}),
+            **({"usage": usage} if row.get("prompt_tokens") is not None and epoch == 1 else {}),
+            **({"time": row["latency_ms"] / 1000.0} if row.get("latency_ms") is not None and epoch == 1 else {}),
         },
         "scores": {name: _sample_score(row, name, value, output) for name, value in row["scores"].items()},
-        "metadata": {**row["tags"], "outcome": outcome, "cause": row["cause"], "group": row["group"]},
+        "metadata": {**row["tags"], "outcome": outcome, "cause": row["cause"], "group": row.get("group")},
         "store": {},
         "events": [],
         "attachments": {},
@@ -119,7 +123,7 @@ def _sample(row: dict[str, Any], report: dict[str, Any], epoch: int, output: str
 
 
 def _sample_score(row: dict[str, Any], name: str, value: float, output: str) -> dict[str, Any]:
-    reason = row["reasons"].get(name) or (row["reason"] if value < 1.0 else "")
+    reason = row.get("reasons", {}).get(name) or (row["reason"] if value < 1.0 else "")
     return {"value": value, "answer": output, "explanation": reason}
 
 

@@ -9,6 +9,7 @@ from tunegate.core import manifest
 from tunegate.core.artifacts import EvalReport
 from tunegate.core.errors import UserError
 from tunegate.evalkit.evaluate import open_reading
+from tunegate.evalkit.report_trend import collect
 
 # (path in report.json, value or None to take it out)
 OF_REPORT = [
@@ -18,10 +19,11 @@ OF_REPORT = [
     (("comparison", "metrics", "exact", "difference"), None), (("comparison", "flips"), [{"id": 3}]),
     (("decision", "decision"), "MAYBE"), (("decision", "conditions"), [{}]), (("operations",), {"latency_p95_ms": 3}),
     (("leakage",), {"metrics": "none"}), (("created",), 3), (("schema_version",), "1"),
+    (("target",), ["a"]), (("name",), "\ud800"),
 ]  # fmt: skip
 OF_ROWS = [
     ("outcome", "passed"), ("scores", [1]), ("scores", {"exact": "1"}), ("id", None), ("id", 7), ("tags", None),
-    ("latency_ms", "fast"), ("outcomes", "pass"), ("output", None), ("group", ["a"]), ("messages", "hello"),
+    ("latency_ms", "fast"), ("outcomes", "pass"), ("output", None), ("group", ["a"]), ("messages", "hello"), ("messages", [{"content": "q"}]),
 ]  # fmt: skip
 COMMANDS = [
     ("report", "r"), ("report", "r", "--html", "h.html", "--junit", "j.xml", "--markdown", "m.md"), ("gate", "r"),
@@ -77,6 +79,14 @@ def test_every_changed_part_is_one_error_that_names_it(made):
         with pytest.raises(UserError) as caught:
             open_reading(EvalReport.open(made), name="r")
         assert caught.value.where.startswith(f"{made / 'results.jsonl'}:5"), key
+
+
+def test_a_trend_leaves_it_out_and_says_why(made):
+    document = json.loads((made / "report.json").read_text())
+    remade(made, "report.json", json.dumps(changed(document, ("target",), ["a"])))
+    found = collect(made.parent)
+    assert [(path, "damaged report" in reason) for path, reason in found.skipped] == [(made, True)]
+    assert made not in {entry.folder for entry in found.entries}
 
 
 def test_every_command_that_reads_it_says_so_and_ends_with_2(made, ft):

@@ -140,6 +140,24 @@ def test_damaged_foreign_files_are_one_line(echo, ft):
         assert (done.code, done.err.count("\n"), done.err[:6]) == (2, 1, "error:"), (name, done.err)
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("samples_t.jsonl", '{"doc_id": 0, "doc": "q0", "arguments": "q0", "resps": {"a": 1}}\n'),
+        ("samples_t.jsonl", '{"doc_id": 0, "doc": {"question": "q0"}, "arguments": {"gen_args_0": 2.5}, "resps": [["a"]]}\n'),
+        ("pf.json", json.dumps(promptfoo_document()).replace('"prompt": 4', '"prompt": 1e400')),
+        ("in.json", json.dumps(inspect_document()).replace('"input_tokens": 3', '"input_tokens": "3"')),
+        ("z.eval", "PK\x05\x06" + "\0" * 18),
+    ],
+)  # fmt: skip
+def test_foreign_files_of_another_form_are_one_line(echo, ft, name, text):
+    (echo / name).write_text(text)
+    done = ft("eval", name, "--task", "task.yaml", "--out", "r")
+    assert done.code == 2, done.err
+    assert done.err.splitlines()[-1].startswith("error: ")
+    assert not (echo / "r").exists()
+
+
 def written_log(echo, ft, suffix):
     lines = [{"id": f"i{i}", "output": f"q{i}" if i else "wrong \u202e", "latency_ms": 4.0} for i in range(N - 1)]
     write_lines(echo / "out.jsonl", [*lines, {"id": f"i{N - 1}", "error": "503"}])
