@@ -31,7 +31,7 @@ class Policy:
     """alpha: the promised error rate of each condition, on each side. max_infra_error_rate: above it nothing is judged."""
 
     conditions: tuple[Condition, ...] = field(metadata={"minItems": 1})
-    alpha: float = field(default=0.05, metadata={"exclusiveMinimum": 0, "exclusiveMaximum": 0.5})
+    alpha: float = field(default=0.05, metadata={"minimum": 1e-9, "exclusiveMaximum": 0.5})
     max_infra_error_rate: float = field(default=0.05, metadata={"minimum": 0, "maximum": 1})
 
     def check(self, where: str) -> None:
