@@ -80,11 +80,14 @@ def find_offer(name: str, extra: Path | None = None, *, where: str = "--against"
 
 
 def live(model: str, provider: str | None) -> ApiPrice | None:
-    """A price from the bundled data of genai-prices (offline); None when it does not know the model."""
+    """A price from the bundled data of genai-prices (offline); None when it does not know the model. It is that of today's
+    noon, UTC: some sell cheaper in the evening, and an answer must not depend on the hour."""
     from genai_prices import Usage, calc_price
 
+    noon = datetime.datetime.now(datetime.UTC).replace(hour=12, minute=0)
+    usage = Usage(input_tokens=10_000, output_tokens=10_000)
     try:
-        done = calc_price(Usage(input_tokens=10_000, output_tokens=10_000), model, provider_id=provider)
+        done = calc_price(usage, model, provider_id=provider, genai_request_timestamp=noon)
     except LookupError:
         return None
     cached = getattr(done.model_price, "cache_read_mtok", None)

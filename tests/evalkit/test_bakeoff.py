@@ -41,7 +41,7 @@ def kitchen(tmp_path, monkeypatch, standin, tiny_model, capsys, makers):
         yield SimpleNamespace(base_url=standin.url, model="m", key=None, facts={"engine": "stand-in"})
 
     monkeypatch.setattr("tunegate.serve.vllm_process.serving", serving)
-    monkeypatch.setattr("tunegate.evalkit.runner._model_name", lambda client: _name(client))
+    monkeypatch.setattr("tunegate.serve.client.ChatClient.choose_model", _name)
 
     def answer(question, times):
         number = int(question.split()[2])

@@ -39,7 +39,7 @@ def test_the_sample_project_is_read_by_every_stage_and_its_first_steps_run(tmp_p
     assert yaml.safe_load((tmp_path / "p/.github/workflows/model-gate.yml").read_text())["jobs"]["gate"]["steps"]
     assert not any("@" in (tmp_path / "p" / name).read_text() for name in ("Makefile", "README.md"))
     plan = subprocess.run(
-        ["make", "-n", "gate"],
+        ["make", "--no-print-directory", "-n", "gate"],
         cwd=tmp_path / "p",
         capture_output=True,
         text=True,
@@ -63,7 +63,9 @@ def test_ones_own_rows_in_another_format_decide_the_task(tmp_path, capsys):
     assert "answers are label; exact decides" in out
     assert "rank" not in (tmp_path / "p/train.yaml").read_text()
     assert "json_valid" not in (tmp_path / "p/gate.yaml").read_text()
-    plan = subprocess.run(["make", "-n", "gate"], cwd=tmp_path / "p", capture_output=True, text=True, check=True).stdout
+    plan = subprocess.run(
+        ["make", "--no-print-directory", "-n", "gate"], cwd=tmp_path / "p", capture_output=True, text=True, check=True
+    ).stdout
     assert [word for word in ("ft train", "ft eval run ", "ft merge") if word in plan] == ["ft train", "ft eval run "]
 
 
@@ -77,7 +79,11 @@ def test_two_columns_of_any_name_are_read_again_by_make(tmp_path, capsys):
     assert code == 0, err
     assert "60 rows to train on, 30 held out" in out
     plan = subprocess.run(
-        ["make", "-n", "-B", "data", f"FT={BIN / 'ft'}"], cwd=tmp_path / "p", capture_output=True, text=True, check=True
+        ["make", "--no-print-directory", "-n", "-B", "data", f"FT={BIN / 'ft'}"],
+        cwd=tmp_path / "p",
+        capture_output=True,
+        text=True,
+        check=True,
     )
     command = plan.stdout.strip()
     assert command.startswith(f"{BIN / 'ft'} data prepare data.csv --prompt-key ")
