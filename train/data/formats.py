@@ -3,6 +3,7 @@
 Nothing is inferred but the format: values are kept as they were parsed. Keys that a format does not know stay in the row.
 """
 
+import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -58,14 +59,18 @@ def detect(record: Any, where: str) -> str:
         return found[0]
     if not found:
         keys = ", ".join(map(repr, list(record)[:6])) or "no keys"
-        raise UserError(
-            f"no known format (found {keys})",
-            where=where,
-            hint=f"{nearest_key(list(record))}, or name the columns: --prompt-key KEY --completion-key KEY",
-        )
+        raise UserError(f"no known format (found {keys})", where=where, hint=_columns_hint(record))
     raise UserError(
         f"ambiguous: this can be read as {' or as '.join(found)}", where=where, hint=f"say which: --format {found[0]}"
     )
+
+
+def _columns_hint(record: dict[str, Any]) -> str:
+    """What to do about a record of no known format: with two columns the very options."""
+    if len(record) == 2 and all(isinstance(key, str) for key in record):
+        prompt, completion = (shlex.quote(key) for key in record)
+        return f"name the columns; if the first is the question: --prompt-key {prompt} --completion-key {completion}"
+    return f"{nearest_key(list(record))}, or name the columns: --prompt-key KEY --completion-key KEY"
 
 
 def to_row(record: Any, form: str, where: str, columns: Columns | None = None) -> Record:

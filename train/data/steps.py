@@ -68,11 +68,16 @@ def check(names: Sequence[str], reading: Reading, *, model: str | None, max_leng
     counts: Counter[str] = Counter()
     items: list[Finding] = []
     rows = errors = cut = 0
+    hinted: set[str | None] = set()
     seen: dict[int, tuple[str, int]] = {}
     for item, size in _sized(chain(sample, stream), tokens if max_length is not None else None):
         if isinstance(item, Fault):
             errors += 1
-            found = [Finding(code="error", file=item.file, line=item.line, pointer="", message=item.error.line())]
+            error, hint = item.error, item.error.hint
+            if hint in hinted:  # what to do is said once
+                error = UserError(error.message, where=error.where)
+            hinted.add(hint)
+            found = [Finding(code="error", file=item.file, line=item.line, pointer="", message=error.line())]
         else:
             rows += 1
             found = list(check_row(item, claims_json=claims))

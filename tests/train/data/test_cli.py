@@ -110,6 +110,18 @@ def test_leakage_of_a_dataset_folder_is_none(capsys: pytest.CaptureFixture[str],
     assert asked(capsys, "leakage", "--train", folder, "--eval", folder)["normalized"] == 0
 
 
+def test_columns_of_other_names_are_told_with_their_options_and_once(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "odd.csv").write_text("my question,reply\n" + "".join(f"{i} + {i}?,{2 * i}\n" for i in range(3)))
+    assert run(app, prog="ft data", argv=["check", str(tmp_path / "odd.csv")]) == 2
+    first, *others = capsys.readouterr().out.splitlines()[:3]
+    assert first.endswith("--prompt-key 'my question' --completion-key reply)")
+    assert all("no known format" in line and "--prompt-key" not in line for line in others)
+    argv = ["check", str(tmp_path / "odd.csv"), "--prompt-key", "my question", "--completion-key", "reply"]
+    assert run(app, prog="ft data", argv=argv) == 0
+
+
 def test_check_exits_2_for_errors_and_0_for_doubts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(record("q", "As an AI model I will not") + record("", "b"))
