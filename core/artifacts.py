@@ -26,7 +26,9 @@ class Artifact:
         """
         manifest = manifests.read(path)
         if manifest.kind != cls.kind:
-            raise UserError(f"is a {manifest.kind} folder, a {cls.kind} folder is needed here", where=str(path))
+            raise UserError(
+                f"is a folder of kind {manifest.kind}, one of kind {cls.kind} is needed here", where=str(path)
+            )
         for item in manifest.outputs:
             file = path / str(item["path"])
             if not file.is_file():

@@ -138,7 +138,9 @@ def read(folder: Path) -> Manifest:
     """
     path = folder / NAME
     if not folder.is_dir():
-        raise UserError("no such folder", where=str(folder))
+        raise UserError(
+            "is a file, a folder is needed here" if folder.is_file() else "no such folder", where=str(folder)
+        )
     if not path.is_file():
         raise UserError(
             "no manifest.json: not a Tunegate folder, or one that was never finished",

@@ -118,7 +118,7 @@ def eval_run(
 
 @eval_app.command("init", epilog="Example: ft eval init eval.jsonl --out task.yaml")
 def eval_init(
-    data: Annotated[Path, typer.Argument(help="Rows (JSONL).")],
+    data: Annotated[Path, typer.Argument(help="Rows (JSONL), or a Dataset folder: its held-out rows.")],
     out: Annotated[Path, typer.Option("--out", help="The task file to write.")] = Path("task.yaml"),
     force: ForceOption = False,
     as_json: JsonOption = False,

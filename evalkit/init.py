@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tunegate.core.artifacts import Dataset
 from tunegate.core.errors import UserError
 from tunegate.core.files import write_json, write_text
 from tunegate.core.rows import Row, read_unique_rows
@@ -19,12 +20,15 @@ MAX_SLICES = 30  # values of a tag that make a slice
 
 
 def init_task(data: Path, out: Path, *, force: bool) -> dict[str, Any]:
-    """Write a task file for `data`; where outputs are JSON objects also the schema inferred from them.
+    """Write a task file for `data`, rows or a Dataset folder (its held-out rows); where outputs are JSON objects also the schema inferred from them.
 
     Returns what was found: `outputs`, `primary`, `text`, `schema`. Raises UserError when `out` exists already.
     """
     if out.exists() and not force:
         raise UserError("exists already", where=str(out), hint="pass --force to replace it")
+    name = data.stem
+    if data.is_dir():
+        data = Dataset.open(data).eval_path
     rows = read_unique_rows(data)[:LOOKED_AT]
     kind = _kind(rows)
     schema = None
@@ -36,7 +40,7 @@ def init_task(data: Path, out: Path, *, force: bool) -> dict[str, Any]:
     lines, primary = _validators(kind, rows, None if schema is None else schema.name)
     text = "\n".join(
         [
-            f"name: {json.dumps(data.stem)}",
+            f"name: {json.dumps(name)}",
             f"data: {json.dumps(_relative(data, out.parent))}",
             "validators:",
             *(f"  - {line}" for line in lines),

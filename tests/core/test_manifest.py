@@ -181,7 +181,7 @@ def test_damaged_lists_in_a_manifest_are_no_bug_of_ours(folder, value, capsys):
 
 
 def test_opening_another_kind_or_an_unfinished_or_truncated_folder(folder, tmp_path):
-    with pytest.raises(UserError, match="is a dataset folder, a run folder is needed here"):
+    with pytest.raises(UserError, match="is a folder of kind dataset, one of kind run is needed here"):
         artifacts.Run.open(folder)
     with pytest.raises(UserError, match="no such folder"):
         artifacts.Run.open(tmp_path / "none")

@@ -55,6 +55,11 @@ def test_init_writes_a_task_that_its_own_answers_pass(tmp_path, ft, kind, monkey
     )
     assert "do not pass themselves" not in run.err
     assert ft("eval", "init", "d.jsonl").code == 2  # never over a file that is there
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "data" / "eval.jsonl", rows)
+    manifest.write(tmp_path / "data", "dataset", inputs=[], config={})
+    assert ft("eval", "init", "data", "--out", "t.yaml").code == 0
+    assert [row.id for row in load_task(tmp_path / "t.yaml").rows] == [row.id for row in task.rows]
     assert (found["schema"] is not None) == (kind == "json")
 
 
