@@ -17,6 +17,7 @@ class Artifact:
     path: Path
     manifest: Manifest
     kind: ClassVar[str] = ""
+    made_by: ClassVar[str | None] = None
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -24,6 +25,8 @@ class Artifact:
 
         Raises UserError when it is another kind, unfinished, or a file it lists is missing or has another size.
         """
+        if path.is_file():
+            raise UserError(f"is a file, a {cls.kind} folder is needed here", where=str(path), hint=cls.made_by)
         manifest = manifests.read(path)
         if manifest.kind != cls.kind:
             raise UserError(
@@ -55,6 +58,7 @@ class Dataset(Artifact):
     """`train.jsonl`, `eval.jsonl`, `rejected.jsonl`, `profile.json`."""
 
     kind = "dataset"
+    made_by = "ft data prepare FILE --out DIR makes one"
 
     @property
     def train_path(self) -> Path:

@@ -185,6 +185,9 @@ def test_opening_another_kind_or_an_unfinished_or_truncated_folder(folder, tmp_p
         artifacts.Run.open(folder)
     with pytest.raises(UserError, match="no such folder"):
         artifacts.Run.open(tmp_path / "none")
+    with pytest.raises(UserError, match="is a file, a dataset folder is needed here") as caught:
+        artifacts.Dataset.open(folder / "train.jsonl")
+    assert "ft data prepare" in caught.value.hint
     raw = (folder / "train.jsonl").read_bytes()
     (folder / "train.jsonl").write_bytes(raw[:-1])
     with pytest.raises(UserError, match=f"train.jsonl has {len(raw) - 1} bytes, its manifest says {len(raw)}"):
