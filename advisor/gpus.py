@@ -14,7 +14,8 @@ NEEDED = ("name", "memory_GB", "bandwidth_GBps", "bf16_dense_TFLOPS")
 class Gpu:
     """One accelerator (or `cpu`).
 
-    memory_gb: 1e9 bytes. bandwidth_gbps: 1e9 bytes/s. tflops: dense bf16 (fp16 where there is no bf16), 1e12/s.
+    memory_gb: 1e9 bytes; the printed figure, though most vendors print GiB (of 80 the driver shows 85.5e9 bytes): it errs on
+    the safe side. bandwidth_gbps: 1e9 bytes/s. tflops: dense bf16 (fp16 where there is no bf16), 1e12/s.
     fp8_tflops: None where the chip has no FP8 units. price_low, price_high: $/hour, None where unknown.
     """
 
@@ -28,12 +29,6 @@ class Gpu:
     prices: str = ""
     source: str = ""
     notes: str = ""
-
-    @property
-    def usable_gb(self) -> float:
-        """Memory a program gets, 1e9 bytes: vendors print GiB for all but the newest chips (80 GB is 85.9e9 bytes, of
-        which the driver shows 79.6 GiB = 85.5e9); we count the printed figure, which errs on the safe side."""
-        return self.memory_gb
 
     @property
     def price(self) -> float | None:

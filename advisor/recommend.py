@@ -38,11 +38,6 @@ class Recommendation:
     offers: tuple[ApiPrice, ...]
     measured: Mapping[str, Measured]
 
-    @property
-    def base_spec(self) -> str:
-        """The model as `ft train --model` takes it."""
-        return self.chosen.spec
-
 
 def recommend(
     c: Constraints,

@@ -17,8 +17,6 @@ from tunegate.core.errors import UserError, nearest
 from tunegate.core.files import read_json
 from tunegate.core.manifest import Input
 
-ALIASES = ("champion", "candidate", "baseline")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Promotion:
