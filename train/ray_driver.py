@@ -16,6 +16,7 @@ def _train(told: dict[str, Any]) -> None:
     from pathlib import Path
 
     os.environ.update(told["environment"])
+    os.chdir(told["folder"])  # paths of the job may be relative to where `ft train` was called
     from tunegate.train.worker import main as work
 
     code = work(Path(told["job"]))
@@ -43,10 +44,11 @@ def main() -> int:
         _train,
         train_loop_config={
             "job": str(told.job),
+            "folder": str(Path.cwd()),
             "environment": {k: v for k, v in os.environ.items() if k.startswith(passed)},
         },
         scaling_config=ScalingConfig(num_workers=told.processes, use_gpu=on_gpus),
-        run_config=RunConfig(storage_path=str(told.job.parent / "ray")),
+        run_config=RunConfig(storage_path=str(told.job.resolve().parent / "ray")),
     )
     try:
         trainer.fit()

@@ -100,7 +100,7 @@ def test_a_stopped_run_of_two_goes_on_and_ends_as_an_unbroken_one(tiny_model, ti
     import torch
     from safetensors.torch import load_file
 
-    unbroken = train(tiny_model, tiny_dataset, tmp_path / "unbroken", processes=2, save_steps=2, max_steps=6)
+    unbroken = train(tiny_model, tiny_dataset, tmp_path / "unbroken", processes=2, save_steps=2, max_steps=16)
     out = tmp_path / "run"
     folder = working_folder(out)
     process = elsewhere(tiny_model, tiny_dataset, out)
@@ -113,15 +113,15 @@ def test_a_stopped_run_of_two_goes_on_and_ends_as_an_unbroken_one(tiny_model, ti
     assert len(kept) >= 1
     assert not out.exists()
     with pytest.raises(UserError, match=r"began with 2 ddp processes, not 1"):
-        train(tiny_model, tiny_dataset, out, resume=True, save_steps=2, max_steps=6, per_device_train_batch_size=2)
-    found = train(tiny_model, tiny_dataset, out, processes=2, resume=True, save_steps=2, max_steps=6)
+        train(tiny_model, tiny_dataset, out, resume=True, save_steps=2, max_steps=16, per_device_train_batch_size=2)
+    found = train(tiny_model, tiny_dataset, out, processes=2, resume=True, save_steps=2, max_steps=16)
     assert metrics_of_weights(found) == metrics_of_weights(unbroken)
     one, two = (load_file(run.path / "adapter_model.safetensors") for run in (found, unbroken))
     assert all(torch.equal(one[name], two[name]) for name in two)
 
 
 def elsewhere(model, dataset, out) -> subprocess.Popen:
-    """A run of six steps by two processes, started in a process of its own."""
+    """A run of sixteen steps by two processes, started in a process of its own."""
     script = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -131,7 +131,7 @@ from tunegate.core.artifacts import Dataset
 from tunegate.train.stop import Interrupted
 try:
     t.train(Path({str(model)!r}), Dataset.open(Path({str(dataset.path)!r})), Path({str(out)!r}), processes=2, save_steps=2,
-            max_steps=6)
+            max_steps=16)
 except Interrupted as stopped:
     print(stopped, file=sys.stderr)
     sys.exit(130)
