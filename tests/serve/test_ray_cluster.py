@@ -144,6 +144,7 @@ def test_one_of_two_copies_is_killed_under_load_and_no_request_is_lost(cluster):
             async def kill():
                 while len(done) < 16:
                     await asyncio.sleep(0.02)
+                await asyncio.sleep(0.5)  # two batches have ended: into the third, so that the copy has requests
                 os.kill(victim, signal.SIGKILL)
 
             await asyncio.gather(kill(), *(one(n) for n in range(64)))
@@ -153,7 +154,6 @@ def test_one_of_two_copies_is_killed_under_load_and_no_request_is_lost(cluster):
     assert {(a.finish_reason, a.completion_tokens) for a in done} == {("length", 24)}
     again = [a for a in done if a.attempts > 1]
     print(f"{len(again)} of 64 requests were asked again")
-    # Ray ends the requests of the copy with an error; the client's own retry brings them to the other one. A copy that is
-    # between two batches at that moment has none.
-    assert len(again) <= 8
+    # Ray ends the requests of the copy with an error; the client's own retry brings them to the other one.
+    assert 1 <= len(again) <= 8
     until(lambda: len(set(copies(pid)) - {victim}) == 2, 60, "the copy was not started again", log)
