@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo demo-bakeoff test test-fast test-slow lint format bench docs dist sbom audit clean help
+.PHONY: setup demo demo-bakeoff test test-fast test-slow lint format bench docs dist sbom audit coverage clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -60,6 +60,13 @@ sbom: setup      ## SBOM (CycloneDX) and licences of all that is installed, in b
 audit: setup     ## known vulnerabilities of what is installed
 	@$(BIN)/uv pip freeze --exclude-editable > build/frozen.txt
 	@$(BIN)/uv tool run pip-audit==2.* --no-deps --disable-pip -r build/frozen.txt
+
+# Only what is installed beside the tests is measured in the processes that they start: there for the run, then gone.
+coverage: setup  ## branches that the fast tests reach (ARGS="tests/core" for a part)
+	@trap '$(BIN)/uv pip uninstall --quiet coverage' EXIT; rm -rf build/coverage && mkdir -p build/coverage; \
+	$(BIN)/uv pip install --quiet coverage==7.*; \
+	$(BIN)/coverage run -m pytest -m "not slow and not e2e" $(ARGS); failed=$$?; \
+	$(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$failed
 
 clean:           ## remove what was built (the environment stays)
 	rm -rf build
