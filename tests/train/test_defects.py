@@ -163,6 +163,16 @@ def test_t6_the_validation_loss_in_the_log_does_not_depend_on_the_batch(tiny_mod
     assert found == pytest.approx([found[0]] * 3, rel=1e-5)
 
 
+def test_what_fills_a_row_is_neither_learnt_nor_counted(examples):
+    batch = collate([*examples, Example(id="e8", input_ids=[*range(8)], labels=[*range(8)])], pad=1, side_by_side=True)
+    assert batch["input_ids"].shape == (1, 32)
+    assert batch["input_ids"][0, 5:8].tolist() == [1, 1, 1]
+    learnt = [i for i, label in enumerate(batch["labels"][0].tolist()) if label != -100]
+    assert learnt == [2, 3, 4, 10, 11, 12, 18, 19, 20, *range(25, 32)]
+    assert token_counts(batch) == (23, 16)
+    assert batch["cu_seq_lens_q"].tolist() == [0, 8, 16, 24, 32]
+
+
 def test_t9_rows_side_by_side_carry_no_mask_and_no_cache(tiny_model, examples, monkeypatch):
     """Both traps: an all-ones mask or `use_cache=True` makes transformers let rows see their neighbours."""
     import contextlib
@@ -174,12 +184,13 @@ def test_t9_rows_side_by_side_carry_no_mask_and_no_cache(tiny_model, examples, m
 
     def model(**inputs):
         given.update(inputs)
-        return SimpleNamespace(logits=head(torch.zeros(1, 15, 16)))
+        return SimpleNamespace(logits=head(torch.zeros(1, 32, 16)))
 
     model.get_output_embeddings = lambda: head
     batch = collate(examples, pad=1, side_by_side=True)
     assert "attention_mask" not in batch
-    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4] * 3]
+    assert batch["position_ids"].tolist() == [[*range(8)] * 4]
+    assert batch["cu_seq_lens_q"].tolist() == [0, 8, 16, 24, 32]
     loss.answer_loss(model, batch, contextlib.nullcontext())
     assert given["use_cache"] is False
     assert "attention_mask" not in given
@@ -195,10 +206,10 @@ def test_t9_the_plain_library_does_leak_with_a_mask_of_ones(tiny_model, examples
     ids, positions = batch["input_ids"], batch["position_ids"]
     with torch.no_grad():
         alone = model(ids[:, :5]).logits
-        clean = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 5:10]
+        clean = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 8:13]
         masked = model(
             input_ids=ids, position_ids=positions, attention_mask=torch.ones_like(ids), use_cache=False
-        ).logits[:, 5:10]
+        ).logits[:, 8:13]
     assert torch.allclose(clean, alone, atol=1e-5)
     assert not torch.allclose(masked, alone, atol=1e-3)
 

@@ -7,7 +7,7 @@ import pytest
 from tunegate.train import cpu_attention, fast_decoder
 from tunegate.train.examples import Example
 from tunegate.train.loss import answer_loss
-from tunegate.train.packing import collate
+from tunegate.train.packing import NOT_FOR_THE_MODEL, collate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -206,16 +206,14 @@ def test_rows_do_not_see_each_other():
     assert fast_decoder.speed_up(made, None)
     together = batch()
     alone = collate(
-        [Example(id="1", input_ids=together["input_ids"][0, 17:22].tolist(), labels=[-100] * 5)],
+        [Example(id="1", input_ids=together["input_ids"][0, 24:29].tolist(), labels=[-100] * 5)],
         pad=0,
         side_by_side=True,
     )
     base = made.get_base_model()
     with torch.no_grad():
-        both = base.model(
-            **{k: v for k, v in together.items() if k not in ("labels", "rows")}, use_cache=False
-        ).last_hidden_state
-        one = base.model(
-            **{k: v for k, v in alone.items() if k not in ("labels", "rows")}, use_cache=False
-        ).last_hidden_state
-    torch.testing.assert_close(both[:, 17:22], one, rtol=1e-4, atol=1e-5)
+        both, one = (
+            base.model(**{k: v for k, v in b.items() if k not in NOT_FOR_THE_MODEL}, use_cache=False).last_hidden_state
+            for b in (together, alone)
+        )
+    torch.testing.assert_close(both[:, 24:29], one[:, :5], rtol=1e-4, atol=1e-5)

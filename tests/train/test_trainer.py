@@ -9,7 +9,7 @@ import pytest
 from tunegate.train import cpu_attention
 from tunegate.train.examples import Example
 from tunegate.train.loss import answer_loss, validation_loss
-from tunegate.train.packing import collate
+from tunegate.train.packing import NOT_FOR_THE_MODEL, collate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -137,14 +137,12 @@ def test_rows_side_by_side_have_the_logits_they_have_alone(model, rows, monkeypa
 
     monkeypatch.setattr(cpu_attention, "LONGEST_DENSE", longest_dense)
     batch = collate(rows[:4], pad=1, side_by_side=True)
-    inputs = {k: v for k, v in batch.items() if k not in ("labels", "rows")}
+    inputs = {k: v for k, v in batch.items() if k not in NOT_FOR_THE_MODEL}
     with torch.no_grad():
         packed = model.ours(**inputs, use_cache=False).logits[0]
-        start = 0
-        for row in rows[:4]:
+        for row, start in zip(rows[:4], batch["cu_seq_lens_q"].tolist(), strict=False):
             alone = model.eager(torch.tensor([row.input_ids])).logits[0]
             assert torch.allclose(packed[start : start + len(row.input_ids)], alone, atol=1e-4)
-            start += len(row.input_ids)
 
 
 def test_a_row_does_not_see_its_neighbours(model, rows):
@@ -154,11 +152,12 @@ def test_a_row_does_not_see_its_neighbours(model, rows):
     with torch.no_grad():
         found = []
         for group in (rows[:3], changed):
-            inputs = {k: v for k, v in collate(group, pad=1, side_by_side=True).items() if k not in ("labels", "rows")}
+            inputs = {k: v for k, v in collate(group, pad=1, side_by_side=True).items() if k not in NOT_FOR_THE_MODEL}
             found.append(model.ours(**inputs, use_cache=False).logits[0])
     own = len(rows[0].input_ids)
     assert not torch.allclose(found[0][:own], found[1][:own])
-    assert torch.equal(found[0][own:], found[1][own:])
+    second = inputs["cu_seq_lens_q"][1]
+    assert torch.equal(found[0][second:], found[1][second:])
 
 
 @pytest.mark.parametrize(
