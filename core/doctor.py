@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from tunegate.core.files import packaged
-from tunegate.core.machine import cores, cpu_flags, cpu_name, gpus, memory_gb
+from tunegate.core.machine import bf16_flags, cores, cpu_name, gpus, memory_gb
 from tunegate.core.model_source import BUILTINS, cache_folder
 
 
@@ -45,9 +45,9 @@ def _python() -> Check:
 
 
 def _machine() -> Check:
-    bf16 = {"amx_bf16", "avx512_bf16", "bf16"} & cpu_flags()
+    bf16 = bf16_flags()
     words = f"{cpu_name()}, {cores()} cores, {memory_gb():.0f} GB, " + (
-        f"bf16 in hardware ({', '.join(sorted(bf16))})" if bf16 else "no bf16 in hardware: slow"
+        f"bf16 in hardware ({', '.join(sorted(bf16))})" if bf16 else "no bf16 in hardware: slow, trains in float32"
     )
     return Check("machine", memory_gb() >= 6, words, "6 GB of memory are needed for the smallest model")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunegate.core.errors import UserError, first_line
 from tunegate.core.files import packaged, sha256_file, sha256_text
+from tunegate.core.machine import bf16_flags
 from tunegate.core.model_source import quiet_transformers
 
 if TYPE_CHECKING:
@@ -84,17 +85,11 @@ def load(spec: str = BUILTIN, *, quick: bool = False) -> Embedder:
             where=spec,
             hint=f"use {BUILTIN}, which needs no network",
         ) from None
-    if quick and _has_bf16():
+    if quick and bf16_flags():
         model = model.bfloat16()
     weights = sorted(Path(location).glob("*.safetensors")) if folder.is_dir() else []
     digest = sha256_text("".join(map(sha256_file, weights))) if weights else sha256_text(spec)
     return Embedder(spec=spec, digest=digest, tokenizer=tokenizer, model=model)
-
-
-def _has_bf16() -> bool:
-    import torch
-
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16", False))
 
 
 def _builtin() -> Path:

@@ -103,6 +103,12 @@ def cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
+def bf16_flags() -> frozenset[str]:
+    """Of the processor's flags those that say that it multiplies in bfloat16 (x86 AVX-512 or AMX, Arm); empty: it does
+    not, and what is computed in bfloat16 is slower than in float32."""
+    return cpu_flags() & {"amx_bf16", "avx512_bf16", "bf16"}
+
+
 def hardware() -> dict[str, Any]:
     """The hardware record that manifests hold."""
     return {

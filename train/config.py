@@ -27,12 +27,12 @@ FORMER_NAMES = {
 
 SELECTIONS = ("auto", "nearest", "fixed")
 TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")
-DTYPES = {"auto": "bfloat16", "bf16": "bfloat16", "fp32": "float32"}  # other words for them
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}  # other words for them
 CHOICES = {
     "method": METHODS,
     "selection": SELECTIONS,
     "device": ("auto", "cpu", "cuda"),
-    "dtype": ("bfloat16", "float32"),
+    "dtype": ("auto", "bfloat16", "float32"),
     "lr_scheduler_type": (
         "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt",
     ),
@@ -126,7 +126,11 @@ class TrainConfig:
         None, "Trade time for memory. Default: on for CUDA, off on the CPU (qlora with --no-fast-cpu: on)."
     )
     fast_cpu: bool = _key(True, "On the CPU: rows side by side without padding, attention as plain matrix products.")
-    dtype: str = _key("bfloat16", "Arithmetic and frozen weights: bfloat16 or float32. Trained weights are float32.")
+    dtype: str = _key(
+        "auto",
+        "Arithmetic and frozen weights: bfloat16 or float32; auto: float32 on a processor that has no bfloat16, where it "
+        "would be many times slower. Trained weights are float32.",
+    )
     device: str = _key("auto", "auto, cpu or cuda.")
     system_file: str = _key(
         "", "prompt, few_shot, rag: text file of instructions; else they are written from the data."

@@ -2,11 +2,13 @@
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tunegate.core.console import say
 from tunegate.core.errors import InfrastructureError, UserError, first_line, nearest
+from tunegate.core.machine import bf16_flags
 from tunegate.core.model_source import ModelSource, quiet_transformers
 from tunegate.train import adapters
 from tunegate.train.config import TrainConfig
@@ -71,11 +73,19 @@ def stop_ids(source: ModelSource, tokenizer: Any) -> list[int]:
     return sorted(ids)
 
 
+def settled(config: TrainConfig) -> TrainConfig:
+    """The same with the `dtype` that `auto` means on this machine: float32 on a processor without bfloat16."""
+    if config.dtype != "auto":
+        return config
+    slow = pick_device(config) == "cpu" and not bf16_flags()
+    return replace(config, dtype="float32" if slow else "bfloat16")
+
+
 def arithmetic(config: TrainConfig) -> Any:
     """torch's dtype of the products, and of weights that are not trained."""
     import torch
 
-    return torch.float32 if config.dtype == "float32" else torch.bfloat16
+    return torch.float32 if settled(config).dtype == "float32" else torch.bfloat16
 
 
 def load_base(source: ModelSource, config: TrainConfig, device: str, attention: str) -> Any:

@@ -113,6 +113,7 @@ def train(
     when `save_steps` is set.
     """
     trackers.prepare(config, out)
+    config = _settled(config)
     base = source.as_input()
     inputs = [dataset.as_input("dataset"), base]
     inputs += [adapters.as_input(Path(config.adapter), base)] if config.adapter else []
@@ -142,10 +143,17 @@ def join(
     dataset: Dataset, source: ModelSource, config: TrainConfig, out: Path, *, resume: bool, launch: Launch
 ) -> None:
     """Train on a machine other than the first, which `train`s and writes the run under the same path."""
-    folder = work.working_folder(out)
+    folder, config = work.working_folder(out), _settled(config)
     launching.join(
         launch, Job(dataset=dataset, source=source, config=config, folder=folder, name=out.name, resume=resume)
     )
+
+
+def _settled(config: TrainConfig) -> TrainConfig:
+    found = model_loading.settled(config)
+    if found != config and found.dtype == "float32":
+        say("arithmetic in float32: this processor has no bfloat16")
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ import math
 
 import pytest
 
+from tunegate.core import machine
 from tunegate.core.chat_template import render_ids
 from tunegate.core.errors import UserError
 from tunegate.core.model_source import ModelSource, resolve
@@ -226,10 +227,20 @@ def test_t11_qlora_adapters_are_fp32_and_small_steps_move_them(tiny_model, tiny_
 
 
 def test_t12_the_frozen_weights_are_bf16_and_recorded(tiny_model, tiny_dataset, tmp_path):
-    lora = train(tiny_model, tiny_dataset, tmp_path / "lora", max_steps=1).manifest.facts
+    lora = train(tiny_model, tiny_dataset, tmp_path / "lora", max_steps=1, dtype="bfloat16").manifest.facts
     full = train(tiny_model, tiny_dataset, tmp_path / "full", max_steps=1, method="full").manifest.facts
     assert (lora["frozen_dtype"], lora["trained_dtype"]) == (["bfloat16"], ["float32"])
     assert (full["frozen_dtype"], full["trained_dtype"]) == ([], ["float32"])
+
+
+@pytest.mark.parametrize(("flags", "dtype"), [({"avx2"}, "float32"), ({"avx512_bf16"}, "bfloat16")])
+def test_auto_is_float32_where_the_processor_has_no_bfloat16(
+    tiny_model, tiny_dataset, tmp_path, monkeypatch, flags, dtype
+):
+    monkeypatch.setattr(machine, "cpu_flags", lambda: frozenset(flags))
+    made = train(tiny_model, tiny_dataset, tmp_path / "lora", max_steps=1, device="cpu")
+    assert made.manifest.facts["frozen_dtype"] == [dtype]
+    assert made.manifest.config["dtype"] == dtype
 
 
 def test_t14_padding_with_the_end_token_does_not_hide_the_end_token(tiny_model, makers):

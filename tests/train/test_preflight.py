@@ -197,7 +197,7 @@ def test_a_wrong_key_or_value_is_named_with_its_line(tmp_path):
 
 @pytest.mark.parametrize(
     ("given", "dtype"),
-    [("torch.bfloat16", "bfloat16"), ("auto", "bfloat16"), ("fp32", "float32"), ("torch.float32", "float32")],
+    [("torch.bfloat16", "bfloat16"), ("auto", "auto"), ("fp32", "float32"), ("torch.float32", "float32")],
 )
 def test_the_articles_torch_dtype_is_mapped_with_a_word(given, dtype):
     config, _, notes = resolve([("a.yaml", {"torch_dtype": given})])
