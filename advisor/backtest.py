@@ -13,6 +13,7 @@ from tunegate.advisor.measured import NEEDED, Case, NotPredictedError, parse
 from tunegate.advisor.predict import predict
 
 MIN_ROWS_TO_FAIL = 5  # a class of fewer rows is shown, never failed
+ABSURD = 1e9  # a measurement this many times its prediction, or as small a part of it, is a slip of the pen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,11 @@ def backtest(rows: Sequence[Record]) -> Backtest:
             skipped.append((row["id"] or f"row {number}", str(reason), row["kind"]))
             continue
         low, high = interval(value, case.kind)
-        pairs.append(Pair(case=case, measured=case.value, predicted=value, low=low, high=high))
+        pair = Pair(case=case, measured=case.value, predicted=value, low=low, high=high)
+        if 1 / ABSURD < pair.predicted / pair.measured < ABSURD:
+            pairs.append(pair)
+        else:
+            skipped.append((row["id"] or f"row {number}", f"measured {case.value:g}: no such thing", row["kind"]))
     return Backtest(pairs=tuple(pairs), skipped=tuple(skipped))
 
 

@@ -162,6 +162,6 @@ def _positive(line: dict[str, Any], name: str, where: str) -> list[float]:
     value = line.get(name)
     if value is None:
         return []
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
         raise UserError(f"{name} must be a positive number, found {json.dumps(value)}", where=where)
     return [float(value)]

@@ -1,5 +1,6 @@
 """GPUs by name, from the shipped table or a user's file of the same columns."""
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -93,7 +94,7 @@ def _names(gpus: dict[str, Gpu]) -> list[str]:
 def parse_hardware(text: str, extra: Path | None = None) -> tuple[Gpu, int]:
     """`L4`, `H100:2` or `cpu` as (GPU, count). Raises UserError for an unknown GPU or a count that is not 1..1024."""
     name, _, count = text.partition(":")
-    if count and not (count.isdigit() and 1 <= int(count) <= 1024):
+    if count and not (re.fullmatch("[0-9]{1,4}", count) and 1 <= int(count) <= 1024):
         raise UserError(f"not a number of GPUs: {count!r}", where="--hardware", hint="for example L4:1")
     return find_gpu(name, extra), int(count or 1)
 

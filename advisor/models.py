@@ -4,11 +4,11 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from tunegate.advisor.facts import Record, doubt, key, table
 from tunegate.core.architecture import Architecture, from_folder
 from tunegate.core.errors import UserError, nearest
+from tunegate.core.files import home_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ def find(name: str, *, params_b: float | None = None) -> KnownModel:
     params_b: size in 1e9 parameters, used when the name alone says only the family (`Llama 2`).
     Raises UserError with the nearest names.
     """
-    folder = Path(name).expanduser()
+    folder = home_path(name)
     if folder.is_dir():
         return KnownModel(
             name=folder.name,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunegate.core.errors import UserError, first_line
-from tunegate.core.files import packaged, sha256_file, sha256_text
+from tunegate.core.files import home_path, packaged, sha256_file, sha256_text
 from tunegate.core.machine import bf16_flags
 from tunegate.core.model_source import quiet_transformers
 
@@ -71,7 +71,7 @@ def load(spec: str = BUILTIN, *, quick: bool = False) -> Embedder:
 
     quick: in bfloat16 where the processor computes in it, which changes a cosine by some thousandths at most.
     """
-    folder = _builtin() if spec == BUILTIN else Path(spec).expanduser()
+    folder = _builtin() if spec == BUILTIN else home_path(spec)
     quiet_transformers()
     from transformers import AutoModel, AutoTokenizer
 

@@ -15,6 +15,14 @@ from typing import Any, NoReturn
 from tunegate.core.errors import UserError, first_line
 
 
+def home_path(text: str | Path) -> Path:
+    """The path that a user wrote, with `~` as the home folder; one whose `~name` is nobody here stays as it is."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
+
+
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text, so it can be hashed."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, sort_keys=True, separators=(",", ":"))

@@ -158,7 +158,9 @@ def read(folder: Path) -> Manifest:
         )
     document.pop("self_sha256", None)
     try:
-        msgspec.convert(document.get("outputs"), list[_Output])
+        for output in msgspec.convert(document.get("outputs"), list[_Output]):
+            if Path(output.path).is_absolute() or ".." in Path(output.path).parts:
+                raise msgspec.ValidationError(f"{output.path!r} leads out of the folder")
         return msgspec.convert(document, Manifest)
     except (msgspec.ValidationError, RecursionError) as error:
         raise UserError(

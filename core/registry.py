@@ -5,7 +5,6 @@ What is named is copied in, by digest: overwriting or deleting the original does
 """
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from typing import Any
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import Artifact, EvalReport
 from tunegate.core.errors import InfrastructureError, UserError, nearest
-from tunegate.core.files import folder_bytes, new_folder, write_json
+from tunegate.core.files import folder_bytes, new_folder, read_json, write_json
 
 Entries = dict[str, list[dict[str, Any]]]
 # Linux's ioctl that lets a new file share the blocks of another, copy on write (linux/fs.h: FICLONE).
@@ -123,10 +122,13 @@ def read(place: Path | None = None) -> Entries:
     if not path.is_file():
         return {}
     try:
-        entries: Entries = json.loads(path.read_text(encoding="utf-8"))["entries"]
+        entries: Entries = read_json(path, strict=True)["entries"]
         for history in entries.values():
-            history[-1]["path"], history[-1]["digest"]
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, IndexError):
+            for entry in history:
+                if Path(entry["path"]).name != entry["path"] or not isinstance(entry["digest"], str):
+                    raise TypeError
+            history[-1]
+    except (UserError, KeyError, TypeError, AttributeError, IndexError):
         raise UserError(
             "the registry file is damaged", where=str(path), hint="restore it, or remove it to start anew"
         ) from None

@@ -35,7 +35,7 @@ def read_header(path: Path, *, hint: str = "fetch or make it again") -> Header:
             tensors = json.loads(stream.read(length))
         tensors.pop("__metadata__", None)
         end = max((int(tensor["data_offsets"][1]) for tensor in tensors.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError) as error:
         raise UserError(f"the weight file is damaged: {error}", where=str(path), hint=hint) from None
     if size != 8 + length + end:
         raise UserError(
@@ -52,6 +52,9 @@ def indexed(folder: Path) -> list[str]:
     if not index.is_file():
         return []
     try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if any(Path(name).name != name for name in names):
+            raise ValueError("a name that leads out of the folder")
+        return names
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError("is not an index of weight files", where=str(index), hint="fetch the model again") from None

@@ -12,7 +12,7 @@ from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import EvalReport
 from tunegate.core.console import progress, say, warn
 from tunegate.core.errors import UserError
-from tunegate.core.files import canonical_json, sha256_text
+from tunegate.core.files import canonical_json, home_path, sha256_text
 from tunegate.core.manifest import Input
 from tunegate.core.rows import Row, read_jsonl
 from tunegate.evalkit.compare import Reading
@@ -111,7 +111,7 @@ def _answers(
     """The answers, what the server said of itself, and whether an endpoint was asked."""
     if system.kind == "recorded":
         found = read_recorded(
-            Path(system.spec).expanduser(),
+            home_path(system.spec),
             task.rows,
             known=task.ids,
             repeats=task.file.repeats,

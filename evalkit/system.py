@@ -10,7 +10,7 @@ from tunegate.core import manifest as manifests
 from tunegate.core import model_source, registry
 from tunegate.core.artifacts import EvalReport, Release, Run, open_any
 from tunegate.core.errors import UserError
-from tunegate.core.files import folder_bytes, sha256_file, sha256_text
+from tunegate.core.files import folder_bytes, home_path, sha256_file, sha256_text
 from tunegate.core.manifest import Input
 from tunegate.core.model_source import ModelSource
 from tunegate.evalkit.interchange.lm_eval import lm_eval_samples
@@ -59,7 +59,7 @@ def classify(spec: str, *, model: str | None = None, baseline: bool = False) -> 
         return System(
             spec=spec.rstrip("/"), kind="endpoint", digest=sha256_text(f"{spec.rstrip('/')} {model or ''}"), model=model
         )
-    path = Path(spec).expanduser()
+    path = home_path(spec)
     if manifests.is_finished(path):
         return _folder(spec, path)
     if path.is_file() and path.suffix != ".gguf":

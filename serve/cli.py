@@ -16,6 +16,7 @@ from tunegate.core.artifacts import Release, Run, open_any
 from tunegate.core.commands import DefaultCommandGroup
 from tunegate.core.console import JsonOption, emit_json, out, say
 from tunegate.core.errors import InfrastructureError, UsageError, UserError
+from tunegate.core.files import home_path
 from tunegate.core.machine import gpus
 from tunegate.core.manifest import is_finished
 from tunegate.core.model_source import ModelSource, resolve
@@ -47,7 +48,7 @@ DEFAULTS = GuardSettings()
 
 def open_target(spec: str) -> Target:
     """A Run or Release folder, else a model source (hub id, folder, GGUF, builtin). Raises UserError."""
-    path = Path(spec).expanduser()
+    path = home_path(spec)
     if not is_finished(path):
         return resolve(spec)
     artifact = open_any(path)

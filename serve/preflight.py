@@ -193,6 +193,10 @@ def _check_template(path: Path, text: str | None) -> None:
     environment = ImmutableSandboxedEnvironment(extensions=["jinja2.ext.loopcontrols"])
     try:
         environment.parse(text)
+    except RecursionError:
+        raise UserError(
+            "the chat template is nested too deeply", where=str(path), hint="restore it; ft verify says what changed"
+        ) from None
     except TemplateSyntaxError as error:
         if "generation" in str(error):  # transformers' own tag for the assistant's turns
             return

@@ -104,7 +104,12 @@ def rank_of(adapter: Adapter) -> int:
     for key, name in UNSERVED:
         if config.get(key):
             raise UserError(f"vLLM does not serve adapters with {name}", where=str(path), hint="merge it: ft merge")
-    rank = max([int(config["r"]), *(int(r) for r in (config.get("rank_pattern") or {}).values())])
+    try:
+        rank = max([int(config["r"]), *(int(r) for r in (config.get("rank_pattern") or {}).values())])
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        raise UserError(
+            "its rank is not a whole number", where=str(path), hint="train or fetch the adapter again"
+        ) from None
     fitting = [r for r in LORA_RANKS if r >= rank]
     if not fitting:
         raise UserError(

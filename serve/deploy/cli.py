@@ -52,21 +52,18 @@ def deploy(
     as_json: JsonOption = False,
 ) -> None:
     """Write the files that serve TARGET on a platform; flags after -- go to vLLM. Nothing is contacted or started."""
-    from tunegate.advisor.gpus import find_gpu
+    from tunegate.advisor.gpus import parse_hardware
     from tunegate.serve.cli import open_target
     from tunegate.serve.deploy import write
     from tunegate.serve.deploy.plan import DeployOptions, make_plan
 
     refuse_existing(folder, force=force)
-    name, _, count = gpu.partition(":")
-    if count and (not count.isdigit() or int(count) < 1):
-        raise UsageError(f"{gpu!r} is not GPU[:COUNT]", where="--gpu", hint="--gpu L4 or --gpu H100:2")
-    card = find_gpu(name)
+    card, count = parse_hardware(gpu)
     if card.is_cpu:
         raise UsageError("these platforms are set up for GPUs", where="--gpu", hint="on a CPU: ft serve TARGET")
     opened = open_target(target)
     options = DeployOptions(
-        gpu=card, gpus=int(count) if count else None, replicas=replicas, max_replicas=max_replicas, queue=queue,
+        gpu=card, gpus=count if ":" in gpu else None, replicas=replicas, max_replicas=max_replicas, queue=queue,
         max_model_len=max_model_len, max_num_seqs=max_num_seqs, image=image, volume=volume, secret=secret,
         autoscale=autoscale.value, extra=tuple(context.args),
         **({"prometheus": prometheus} if prometheus else {}),

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import msgspec
 
 from tunegate.core import embedding
-from tunegate.core.errors import UserError
+from tunegate.core.errors import UserError, first_line
 from tunegate.core.files import read_json, write_json, write_jsonl
 from tunegate.core.rows import read_jsonl
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+T = TypeVar("T")
 # The vectors are no .safetensors file: an engine takes every such file of a release for weights.
 PASSAGES, VECTORS, ABOUT = "passages.jsonl", "vectors.npy", "index.json"
 # Candidates of each ranking, and the constant of reciprocal rank fusion (Cormack, Clarke & Buettcher, SIGIR 2009, eq. 1).
@@ -28,6 +31,27 @@ class Passage:
     id: str
     text: str
     source: str = ""
+
+
+class _About(msgspec.Struct):
+    embedder: str
+    embedder_digest: str
+
+
+class _Line(msgspec.Struct):
+    id: str
+    text: str
+    source: str
+    key: str
+
+
+def as_kind(value: Any, kind: type[T], path: Path, line: int | None = None) -> T:
+    """A part of a saved index or prompting in its form. Raises UserError with file, line and key."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        place = f"{path}:{line}" if line else str(path)
+        raise UserError(f"damaged: {first_line(error)}", where=place, hint="make the run again") from None
 
 
 @dataclass(frozen=True)
@@ -85,20 +109,26 @@ class Index:
         """Read an index. Raises UserError when it was made with another embedding model than the one that is here."""
         import numpy as np
 
-        about = read_json(folder / ABOUT)
-        model = embedding.load(about["embedder"])
-        if model.digest != about["embedder_digest"]:
+        about = as_kind(read_json(folder / ABOUT, strict=True), _About, folder / ABOUT)
+        model = embedding.load(about.embedder)
+        if model.digest != about.embedder_digest:
             raise UserError(
-                f"this index was made with other weights of {about['embedder']} than those installed here",
+                f"this index was made with other weights of {about.embedder} than those installed here",
                 where=str(folder / ABOUT),
                 hint="make it again: ft train --method rag (or few_shot)",
             )
-        lines = [value for _, value in read_jsonl(folder / PASSAGES)]
-        passages = [Passage(id=v["id"], text=v["text"], source=v["source"]) for v in lines]
-        keys = [v["key"] for v in lines]
-        vectors = np.load(folder / VECTORS, allow_pickle=False)
-        if len(vectors) != len(passages):
-            raise UserError(f"{len(passages)} passages, {len(vectors)} vectors", where=str(folder / VECTORS))
+        lines = [as_kind(value, _Line, folder / PASSAGES, line) for line, value in read_jsonl(folder / PASSAGES)]
+        passages = [Passage(id=v.id, text=v.text, source=v.source) for v in lines]
+        keys = [v.key for v in lines]
+        try:
+            vectors = np.load(folder / VECTORS, allow_pickle=False)
+        except (OSError, ValueError, EOFError, SyntaxError, RecursionError, MemoryError) as error:
+            raise UserError(f"no vectors: {first_line(error)}", where=str(folder / VECTORS)) from None
+        shape = (len(passages), model.model.config.hidden_size)
+        if vectors.shape != shape or vectors.dtype != np.float32:
+            raise UserError(
+                f"{vectors.dtype} {list(vectors.shape)}, float32 {list(shape)} is needed", where=str(folder / VECTORS)
+            )
         return cls(passages, keys, vectors, model.spec, model.digest, _bm25(keys))
 
 

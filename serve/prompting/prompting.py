@@ -8,10 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from tunegate.core.errors import UserError, nearest
+import msgspec
+
+from tunegate.core.errors import UserError, first_line, nearest
 from tunegate.core.files import read_json, write_json, write_jsonl
+from tunegate.core.methods import WEIGHTLESS
 from tunegate.core.rows import Message, read_jsonl
-from tunegate.serve.prompting.index import ABOUT, PASSAGES, VECTORS, Index
+from tunegate.serve.prompting.index import ABOUT, PASSAGES, VECTORS, Index, as_kind
 
 NAME = "prompting.json"
 EXAMPLES = "examples.jsonl"
@@ -36,6 +39,11 @@ class Settings:
     system_role: bool = True
     k: int = 0
     selection: Selection = "nearest"
+
+
+class _Example(msgspec.Struct):
+    id: str
+    messages: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -64,8 +72,8 @@ class Prompting:
         """Read a run's (or release's) prompting. Raises UserError for a missing or newer one."""
         from tokenizers import Tokenizer
 
-        document = read_json(folder / NAME)
-        if document.pop("schema_version", None) != SCHEMA_VERSION:
+        document = read_json(folder / NAME, strict=True)
+        if not isinstance(document, dict) or document.pop("schema_version", None) != SCHEMA_VERSION:
             raise UserError("written by another version of Tunegate", where=str(folder / NAME))
         unknown = [key for key in document if key not in Settings.__dataclass_fields__]
         if unknown:
@@ -74,13 +82,27 @@ class Prompting:
                 where=str(folder / NAME),
                 hint=nearest(unknown[0], list(Settings.__dataclass_fields__)),
             )
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        settings = as_kind(document, Settings, folder / NAME)
+        if settings.method not in WEIGHTLESS:
+            raise UserError(f"no such method: {settings.method!r}", where=str(folder / NAME))
+        try:
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises no narrower class
+            raise UserError(f"no tokenizer: {first_line(error)}", where=str(folder / "tokenizer.json")) from None
         tokenizer.no_truncation()
         examples = {}
         if (folder / EXAMPLES).is_file():
-            examples = {value["id"]: value["messages"] for _, value in read_jsonl(folder / EXAMPLES)}
+            found = [as_kind(v, _Example, folder / EXAMPLES, line) for line, v in read_jsonl(folder / EXAMPLES)]
+            examples = {example.id: example.messages for example in found}
         index = Index.load(folder) if (folder / ABOUT).is_file() else None
-        return cls(Settings(**document), counter(tokenizer), examples, index)
+        looked_up = settings.k != 0 and (settings.method == "rag" or settings.selection == "nearest")
+        if settings.method != "prompt" and looked_up and index is None:
+            raise UserError(f"{ABOUT} is missing: nothing to look up in", where=str(folder), hint="make the run again")
+        if index is not None and settings.method == "few_shot":
+            unknown = [p.id for p in index.passages if p.id not in examples]
+            if unknown:
+                raise UserError(f"no example is called {unknown[0]!r}", where=str(folder / EXAMPLES))
+        return cls(settings, counter(tokenizer), examples, index)
 
     def save(self, folder: Path) -> None:
         """Write everything but the tokenizer, which the run saves itself."""

@@ -97,7 +97,7 @@ def row(**changes):
         {"value": "OOM"}, {"value": "-3"}, {"value": "1e12"}, {"value": "nan"}, {"value": "inf"}, {"gpu": "Abacus"}, {"kind": "taste"},
         {"model": "Unheard", "params_B": ""}, {"quant": "int3-secret"}, {"batch_or_concurrency": "many"}, {"grad_ckpt": ""}, {"method": "magic"},
         {"seq_len_or_in_len": "-5"}, {"n_gpus": "0"}, {"n_gpus": "x"}, {"n_gpus": "1.5"}, {"params_B": "1e30"}, {"params_B": "-3"},
-        {"kind": "train_wall", "notes": "5 tokens/0 steps"}, {"seq_len_or_in_len": "inf"}, {"batch_or_concurrency": "0"},
+        {"kind": "train_wall", "notes": "5 tokens/0 steps"}, {"seq_len_or_in_len": "inf"}, {"batch_or_concurrency": "0"}, {"value": "1e-320"},
     ],
 )  # fmt: skip
 def test_what_cannot_be_predicted_is_skipped_with_a_reason(changes):

@@ -168,6 +168,13 @@ def test_a_damaged_manifest_is_a_user_error(folder):
             manifest.read(folder)
 
 
+@pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "a/../../b"])
+def test_a_manifest_that_lists_files_outside_its_folder_is_refused(folder, path):
+    edit(folder, outputs=[{"path": path, "sha256": "0" * 64, "bytes": 1}])
+    with pytest.raises(UserError, match="leads out of the folder"):
+        manifest.read(folder)
+
+
 @pytest.mark.parametrize("value", [None, 7, [1], ["x"], [{"path": "train.jsonl"}], [{"path": "a", "sha256": 1}]])
 def test_damaged_lists_in_a_manifest_are_no_bug_of_ours(folder, value, capsys):
     for key in ("outputs", "inputs"):

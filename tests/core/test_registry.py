@@ -80,7 +80,14 @@ def test_a_tampered_store_of_the_same_size_is_refused(tmp_path):
         registry.find_report("base")
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"entries": 4}', '{"entries": {"eval_report/base": 4}}', "{}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", '{"entries": 4}', '{"entries": {"eval_report/base": 4}}', "{}", "[" * 100_000, '{"entries": NaN}', "\x00",
+        '{"entries": {"eval_report/base": [{"path": "../../etc", "digest": "a"}]}}',
+        '{"entries": {"eval_report/base": [{"path": "a", "digest": 7}]}}',
+    ],
+)  # fmt: skip
 def test_a_damaged_registry_is_a_user_error(tmp_path, home, text):
     home.mkdir()
     (home / "registry.json").write_text(text)

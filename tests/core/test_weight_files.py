@@ -30,6 +30,8 @@ def test_a_whole_file(tmp_path):
         ({"header": b"[1]"}, "is damaged"),
         ({"header": b'{"a": {"data_offsets": []}}'}, "is damaged"),
         ({"header": b""}, "no header"),
+        ({"header": b'{"a":' * 100_000}, "is damaged"),
+        ({"header": b'{"a": {"data_offsets": [0, 1e999]}}'}, "is damaged"),
     ],
 )
 def test_what_is_not_whole_is_named_with_the_callers_hint(tmp_path, content, message):
@@ -50,6 +52,7 @@ def test_the_files_of_an_index(tmp_path):
     assert indexed(tmp_path) == []
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"x": "2", "y": "1", "z": "2"}}))
     assert indexed(tmp_path) == ["1", "2"]
-    (tmp_path / INDEX).write_text("[]")
-    with pytest.raises(UserError, match="not an index of weight files"):
-        indexed(tmp_path)
+    for damaged in ("[]", '{"weight_map": {"x": "../../etc/passwd"}}', '{"weight_map": {"x": 7}}', "[" * 100_000):
+        (tmp_path / INDEX).write_text(damaged)
+        with pytest.raises(UserError, match="not an index of weight files"):
+            indexed(tmp_path)

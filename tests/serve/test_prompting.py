@@ -8,9 +8,9 @@ import pytest
 
 from tunegate.core.errors import UserError
 from tunegate.core.model_source import resolve as resolve_model
-from tunegate.serve.prompting.index import ABOUT, Index, Passage
+from tunegate.serve.prompting.index import ABOUT, PASSAGES, VECTORS, Index, Passage
 from tunegate.serve.prompting.middleware import CONTEXT, FOLDERS, LARGEST_HEADER, PATH, PromptApp, _header
-from tunegate.serve.prompting.prompting import NAME, Prompting, Settings
+from tunegate.serve.prompting.prompting import EXAMPLES, NAME, Prompting, Settings
 from tunegate.serve.vllm_flags import ServeOptions, build
 from tunegate.train.arms.build import build as build_run
 from tunegate.train.config import resolve
@@ -252,10 +252,37 @@ def test_flags_put_the_guard_outside_the_prompting(few_shot_run, monkeypatch):
     [
         ({"schema_version": 2, "method": "prompt"}, "another version"),
         ({"schema_version": 1, "method": "prompt", "sytem": "x"}, "unknown key 'sytem'"),
+        ({"schema_version": 1}, "missing required field `method`"),
+        ({"schema_version": 1, "method": "lora"}, "no such method: 'lora'"),
+        ({"schema_version": 1, "method": "few_shot", "k": "3"}, r"Expected `int`, got `str` - at `\$\.k`"),
+        ([], "another version"),
     ],
 )
 def test_a_prompting_of_another_kind_is_refused(few_shot_run, tmp_path, document, words):
     folder = shutil.copytree(few_shot_run.path, tmp_path / "copy")
     (folder / NAME).write_text(json.dumps(document))
+    with pytest.raises(UserError, match=words):
+        Prompting.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        (EXAMPLES, b'{"id": 3, "messages": []}\n', "damaged: Expected `str`"),
+        (EXAMPLES, b'{"id": "other", "messages": []}\n', "no example is called"),
+        (PASSAGES, b'{"id": "a"}\n', "damaged: Object missing"),
+        (VECTORS, b"\x93NUMPY\x01\x00v\x00{", "no vectors"),
+        (VECTORS, b"", "no vectors"),
+        (ABOUT, b'{"embedder": 4}', "damaged"),
+        (ABOUT, None, "nothing to look up in"),
+        ("tokenizer.json", b"{}", "no tokenizer"),
+    ],
+)
+def test_a_damaged_part_is_named(few_shot_run, tmp_path, file, content, words):
+    folder = shutil.copytree(few_shot_run.path, tmp_path / "copy")
+    if content is None:
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(content)
     with pytest.raises(UserError, match=words):
         Prompting.load(folder)

@@ -13,7 +13,7 @@ from tunegate.core.artifacts import Dataset, Run
 from tunegate.core.chat_template import probe_digest, render, template_digest
 from tunegate.core.console import progress, say
 from tunegate.core.errors import UserError
-from tunegate.core.files import new_folder, write_jsonl, write_text
+from tunegate.core.files import home_path, new_folder, write_jsonl, write_text
 from tunegate.core.manifest import Input
 from tunegate.core.model_source import ModelSource
 from tunegate.core.rows import Row, read_rows
@@ -188,7 +188,7 @@ def _metric(step: int, tried: choose.Tried) -> dict[str, Any]:
 def _system(rows: Sequence[Row], config: TrainConfig) -> tuple[str, str]:
     """(instructions, where they are from): the user's file, else written from the form of the expected answers."""
     if config.system_file:
-        path = Path(config.system_file).expanduser()
+        path = home_path(config.system_file)
         if not path.is_file():
             raise UserError("no such file", where=str(path), hint="--system-file takes a text file")
         try:
@@ -207,7 +207,7 @@ def _passages(rows: Sequence[Row], config: TrainConfig, count: Any) -> list[Pass
     if not config.docs:
         say(f"no --docs: the {len(rows)} training rows are what is retrieved from")
         return documents.solved_examples(rows)
-    found = documents.read_documents(Path(config.docs).expanduser())
+    found = documents.read_documents(home_path(config.docs))
     return documents.split_documents(found, tokens=config.passage_tokens, count=lambda text: count([text]))
 
 
@@ -253,6 +253,6 @@ def file_inputs(config: TrainConfig) -> list[Input]:
     """The system file and the documents, for the lineage; those that the method does not read are left out."""
     read = keys_of(config.method)
     named = [(role, getattr(config, key) if key in read else "") for role, key in FILE_KEYS]
-    found = [(role, Path(spec).expanduser()) for role, spec in named if spec]
+    found = [(role, home_path(spec)) for role, spec in named if spec]
     files = [(role, file) for role, path in found for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
     return [Input.of_file(file, role) for role, file in files if file.is_file()]

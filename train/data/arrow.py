@@ -34,12 +34,22 @@ def records(path: Path) -> Iterator[tuple[int, Any]]:
             number = 0
             for batch in batches:
                 for start in range(0, batch.num_rows, 1000):
-                    for record in batch.slice(start, 1000).to_pylist():
+                    for record in _values(batch.slice(start, 1000)):
                         number += 1
-                        yield number, plain(record, schema, f"{path}:{number}")
+                        where = f"{path}:{number}"
+                        yield number, plain(record, schema, where) if record else UserError("not UTF-8", where=where)
     except (pyarrow.ArrowException, OSError) as error:
         kind = "Arrow" if path.suffix == ".arrow" else "Parquet"
         raise UserError(f"not a readable {kind} file: {first_line(error)}", where=str(path)) from None
+
+
+def _values(batch: Any) -> list[dict[str, Any] | None]:
+    """The rows of a batch; None for one whose text is not UTF-8."""
+    try:
+        found: list[dict[str, Any] | None] = batch.to_pylist()
+    except UnicodeDecodeError:
+        return [None] if len(batch) == 1 else [row for at in range(len(batch)) for row in _values(batch.slice(at, 1))]
+    return found
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from tunegate.core import manifest
-from tunegate.core.errors import UserError, nearest
+from tunegate.core.errors import UserError, first_line, nearest
 from tunegate.core.rows import JSON_KEYS, Row, parse_json, parse_row
 from tunegate.train.data import bfcl, hub
 from tunegate.train.data.formats import Columns, candidates, detect, to_row
@@ -271,7 +271,7 @@ def _json(path: Path, stream: IO[bytes]) -> Iterator[tuple[int, Any]]:
         try:
             record = json.loads(first)
             alone = not more and isinstance(record, dict) and not candidates(record)
-        except ValueError:
+        except (ValueError, RecursionError):
             alone = True
         if alone:
             _refuse_document(raw, path)
@@ -320,6 +320,8 @@ def _array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
             raise UserError(f"not valid JSON: {error.msg}", where=f"{path}:{error.lineno}") from None
         except RecursionError:
             raise UserError("JSON nested too deeply", where=where) from None
+        except ValueError as error:  # more digits than Python reads
+            raise UserError(f"not valid JSON: {first_line(error)}", where=where) from None
         part = text[at:end].encode("utf-8")
         try:
             yield line, parse_json(part, where)

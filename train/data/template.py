@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunegate.core.errors import UserError
+from tunegate.core.errors import UserError, first_line
 from tunegate.core.files import read_json
 from tunegate.core.rows import Row
 
@@ -63,8 +63,10 @@ def chat_template(find: Callable[[str], Path | None]) -> ChatTemplate | None:
     tokens = {name: str(v["content"] if isinstance(v, dict) else v) for name, v in found.items() if v is not None}
     try:
         return ChatTemplate(compiled=_environment().from_string(text), tokens=tokens)
-    except TemplateError as error:
-        raise UserError(f"not a valid chat template: {error}", where=str(template_file or settings_file)) from None
+    except (TemplateError, RecursionError, TypeError, ValueError, OverflowError) as error:
+        raise UserError(
+            f"not a valid chat template: {first_line(error)}", where=str(template_file or settings_file)
+        ) from None
 
 
 def _environment() -> Any:

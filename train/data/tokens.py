@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
 from tunegate.core.errors import UserError
+from tunegate.core.files import home_path
 from tunegate.core.model_source import file_at_hand
 from tunegate.core.profile import row_texts
 from tunegate.core.rows import Row
@@ -83,7 +83,7 @@ def counter(model: str | None) -> Counter:
     """
     if model is None:
         return estimate()
-    place = Path(model).expanduser()
+    place = home_path(model)
     named = place.is_file() and place.name == TOKENIZER  # the file itself is named, and so its folder
     find = partial(file_at_hand, str(place.parent) if named else model)
     file = find(TOKENIZER)

@@ -13,7 +13,7 @@ from typing import Any
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import EvalReport, GateDecision, GgufExport, Release
 from tunegate.core.errors import UserError
-from tunegate.core.files import canonical_json, read_json, sha256_text
+from tunegate.core.files import canonical_json, home_path, read_json, sha256_text
 from tunegate.core.manifest import Input
 from tunegate.core.model_source import cache_folder
 from tunegate.train.release import licences, model_card
@@ -55,7 +55,7 @@ def destination(text: str) -> Destination:
             raise UserError(f"not a repository: {rest!r}", where="DEST", hint="owner/name")
         return Destination(kind="hub", place=place, name=place.partition("/")[2], revision=revision or None)
     if not separator:
-        folder = Path(text).expanduser().resolve()
+        folder = home_path(text).resolve()
         return Destination(kind="store", place=folder.as_uri(), name=folder.name)
     if not rest.strip("/"):
         raise UserError(f"no place in {text!r}", where="DEST", hint="s3://bucket/models/name")

@@ -327,7 +327,12 @@ def test_a_template_in_the_settings_and_one_that_is_not_valid(tmp_path: Path) ->
         template = counter(str(folder)).template
         assert template is not None
         assert template.render(answered("a"), answer=True).endswith("<|assistant|>a<|end|>")
-    (folder / "chat_template.jinja").write_text("{% for %}")
+    for broken in ("{% for %}", "{{" + "(" * 50_000 + "}}", "{{ 1" + "0" * 5000 + " }}"):
+        (folder / "chat_template.jinja").write_text(broken)
+        with pytest.raises(UserError, match="not a valid chat template"):
+            counter(str(folder))
+    (folder / "chat_template.jinja").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": 7}))
     with pytest.raises(UserError, match="not a valid chat template"):
         counter(str(folder))
 

@@ -51,6 +51,22 @@ def parquet(**columns: object) -> Callable[[Path], None]:
     return write
 
 
+def parquet_of_bytes(**columns: list[bytes]) -> Callable[[Path], None]:
+    """Columns that are called text and hold bytes: what a careless writer leaves."""
+
+    def write(path: Path) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        as_text = {
+            name: pyarrow.Array.from_buffers(pyarrow.string(), len(cells), pyarrow.array(cells).buffers())
+            for name, cells in columns.items()
+        }
+        pyarrow.parquet.write_table(pyarrow.table(as_text), path)
+
+    return write
+
+
 # name: (file name, content, what the line must say). `:2` and the like is the line of the fault.
 CASES: dict[str, tuple[str, bytes | Callable[[Path], None], str]] = {
     "empty": ("a.jsonl", b"", "holds no rows"),
@@ -169,6 +185,17 @@ CASES: dict[str, tuple[str, bytes | Callable[[Path], None], str]] = {
     "parquet_garbage": ("a.parquet", b"PAR1garbage", "not a readable Parquet"),
     "parquet_empty_file": ("a.parquet", b"", "not a readable Parquet"),
     "parquet_bytes": ("a.parquet", parquet(prompt=[b"x"], completion=["y"]), "column 'prompt' has type binary"),
+    "parquet_not_utf8": (
+        "a.parquet",
+        parquet_of_bytes(prompt=[b"x", b"\xff"], completion=[b"y", b"z"]),
+        r"a\.parquet:2: not UTF-8",
+    ),
+    "array_huge_integer": (
+        "a.json",
+        b"[" + GOOD[:-2] + b', "score": ' + b"9" * 5000 + b"}]",
+        r"a\.json:1: not valid JSON",
+    ),
+    "deep_document": ("a.json", b'{"messages": ' + b"[" * 100_000, r"a\.json.*nested too deeply"),
     "parquet_null": ("a.parquet", parquet(prompt=["x", None], completion=["y", "z"]), r"a\.parquet:2"),
     "unknown_suffix": ("a.xlsx", b"PK", "unknown kind of file '.xlsx'"),
     "no_suffix": ("rows", GOOD, "unknown kind of file"),
