@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tunegate.core import machine
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import Dataset, Release
 from tunegate.core.chat_template import probe_digest, template_digest
@@ -107,6 +108,7 @@ def _job(work: Work, scratch: Path) -> dict[str, Any]:
         "calibration": str(scratch / "calibration.jsonl"), "scheme": config.scheme, "group_size": work.group,
         "symmetric": config.symmetric, "batch_size": 8, "ignore": ["lm_head"], "grid": config.grid,
         "search": config.search, "rounding": config.rounding, "seed": config.seed,
+        "software_bf16": not (machine.bf16_flags() or machine.gpus()),
     }  # fmt: skip
 
 

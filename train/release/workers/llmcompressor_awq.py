@@ -2,7 +2,7 @@
 
 Usage: python llmcompressor_awq.py JOB.json
 The job: {"model", "out": folders, "calibration": JSONL of {"input_ids", "loss_mask"}, "scheme", "group_size", "symmetric",
-"batch_size", "ignore", "grid", "search", "rounding", "seed"}. Writes the quantized folder, and result.json beside the job. Progress goes to
+"batch_size", "ignore", "grid", "search", "rounding", "seed", "software_bf16"}. Writes the quantized folder, and result.json beside the job. Progress goes to
 standard error, one line a layer and pass: `layer I`.
 """
 
@@ -48,6 +48,18 @@ def without_pinning() -> None:
 
     if not torch.accelerator.is_available():
         IntermediatesCache.pin_memory = lambda self, *args, **kwargs: None
+
+
+def products_in_float32() -> None:
+    """Multiply bf16 in fp32, the result in bf16, as a processor with bf16 does it: in software it takes five times as long.
+    The weights stay in bf16."""
+    import torch
+
+    def linear(inputs, weight, bias=None):
+        wide = None if bias is None else bias.float()
+        return plain(inputs.float(), weight.float(), wide).to(inputs.dtype)
+
+    plain, torch.nn.functional.linear = torch.nn.functional.linear, linear
 
 
 DONE = {"scaled": 0, "rounded": 0}
@@ -298,6 +310,8 @@ def main(job_path: str) -> None:
     torch.manual_seed(job["seed"])
     without_pinning()
     faster_rounding()
+    if job["software_bf16"]:
+        products_in_float32()
     tokenizer = AutoTokenizer.from_pretrained(job["model"])
     model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.bfloat16)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
