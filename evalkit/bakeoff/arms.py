@@ -87,7 +87,7 @@ def make_run(plan: Plan, member: Member, max_steps: int | None) -> None:
         begun = work.working_folder(folder).is_dir()
         sft.train(dataset, plan.source, config, folder, resume=begun, force=False)
     passages = folder / PASSAGES
-    if member.arm in RETRIEVING and passages.is_file():
+    if config.docs and passages.is_file():  # what is made of training rows was compared row by row, for all arms alike
         refuse_leaking_passages([v["text"] for _, v in read_jsonl(passages)], plan.task, where=str(passages))
     _note(plan, member, {"made_s": round(time.monotonic() - started, 1)})
 

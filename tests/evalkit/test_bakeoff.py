@@ -155,6 +155,17 @@ def test_an_arm_that_would_see_an_evaluation_row_is_refused(kitchen, makers):
     assert "answers the evaluation row r104 word by word" in json.loads(out)["failed"]["rag"]
 
 
+def test_a_longer_training_row_is_no_leak_of_the_index_alone(kitchen, makers):
+    """What LoRA may learn from, RAG may look up: a row that asks more than the evaluation does is there for every arm."""
+    rows = makers.rows(24)
+    rows[3]["messages"] = [
+        {"role": "user", "content": "Now what is 103 plus 103?"}, {"role": "assistant", "content": '{"sum": 206}'}
+    ]  # fmt: skip
+    makers.dataset(kitchen.path / "twin", rows, makers.rows(12, 100))
+    code, out, _ = kitchen.bake("--arms", "rag", "--train", "twin", "--json")
+    assert (code, json.loads(out)["failed"]) == (0, {})
+
+
 def test_plain_rows_lose_what_the_evaluation_asks(kitchen, makers):
     makers.jsonl(kitchen.path / "all.jsonl", [*makers.rows(20), *makers.rows(3, 100)])
     code, _, err = kitchen.bake("--arms", "few_shot", "--train", "all.jsonl", "--json")
