@@ -15,6 +15,7 @@ from tunegate.core.console import say, warn
 from tunegate.core.errors import UserError
 from tunegate.core.methods import ALL_LINEAR
 from tunegate.core.model_source import ModelSource
+from tunegate.train import model_loading
 from tunegate.train.arguments import recomputes, total_steps
 from tunegate.train.config import TrainConfig
 from tunegate.train.cpu_attention import LONGEST_DENSE
@@ -143,6 +144,8 @@ def _estimate(model: KnownModel, gpu: Gpu, config: TrainConfig, load: Load) -> J
     changed = value - float(found["terms_gb"]["logits"]) * (1.0 - load.label_share)
     if gpu.is_cpu and config.fast_cpu and load.longest <= LONGEST_DENSE:
         changed += _scores_gb(model.architecture, config, load, recompute=recomputes(config, device))
+    if gpu.is_cpu and config.method == "lora" and model_loading.settled(config).dtype == "float32":
+        changed += 2.0 * model.architecture.params / 1e9  # 4 bytes a parameter where the estimate has 2
     found["memory_gb"] |= {key: float(found["memory_gb"][key]) * changed / value for key in ("value", "low", "high")}
     return found
 
@@ -166,6 +169,7 @@ def _proposals(model: KnownModel, gpu: Gpu, config: TrainConfig, load: Load) -> 
         ("--method lora", {"method": "lora"}, load),
         ("--method qlora", {"method": "qlora"}, load),
         (f"--max-length {shorter}", {}, dataclasses.replace(load, longest=shorter)),
+        ("--dtype bfloat16", {"dtype": "bfloat16"}, load),
     ]  # fmt: skip
     alone = [_tried(model, gpu, config, *step) for step in steps if not _is_so(config, step[1])]
     smallest = {"method": "qlora", "gradient_checkpointing": True, **steps[1][1]}

@@ -78,12 +78,28 @@ def test_every_proposal_is_predicted_to_fit(tmp_path, tiny_model, machine_of):
     machine_of(40.0)
     load = dataclasses.replace(LOAD, longest=4096)
     source = big(tmp_path, tiny_model)
-    found = preflight.forecast(source, TrainConfig(gradient_checkpointing=False), load, "cpu")
+    found = preflight.forecast(source, TrainConfig(dtype="bfloat16", gradient_checkpointing=False), load, "cpu")
     assert not found.fits
     assert found.proposals
     assert any(text.startswith("--gradient-checkpointing (") for text in found.proposals)
-    helped = preflight.forecast(source, TrainConfig(gradient_checkpointing=True), load, "cpu")
+    helped = preflight.forecast(source, TrainConfig(dtype="bfloat16", gradient_checkpointing=True), load, "cpu")
     assert helped.fits
+
+
+def test_a_base_in_float32_takes_twice_the_memory_and_bfloat16_is_proposed(
+    tmp_path, tiny_model, machine_of, monkeypatch
+):
+    machine_of(40.0)
+    source = big(tmp_path, tiny_model)
+    peaks = []
+    for flags in ({"avx512_bf16"}, {"avx2"}):
+        monkeypatch.setattr(preflight.machine, "cpu_flags", lambda flags=flags: frozenset(flags))
+        found = preflight.forecast(source, TrainConfig(gradient_checkpointing=True, device="cpu"), LOAD, "cpu")
+        peaks.append(found.memory_gb["value"])
+    assert peaks[1] - peaks[0] == pytest.approx(2 * 7.5, rel=0.01)  # the embeddings are tied
+    machine_of(peaks[1])
+    found = preflight.forecast(source, TrainConfig(gradient_checkpointing=True, device="cpu"), LOAD, "cpu")
+    assert f"--dtype bfloat16 ({peaks[0]:.1f} GB)" in found.proposals
 
 
 def test_what_recomputes_is_the_forecasts_as_well():
