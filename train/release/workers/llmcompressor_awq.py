@@ -57,9 +57,13 @@ def products_in_float32() -> None:
 
     def linear(inputs, weight, bias=None):
         wide = None if bias is None else bias.float()
-        return plain(inputs.float(), weight.float(), wide).to(inputs.dtype)
+        return plain_linear(inputs.float(), weight.float(), wide).to(inputs.dtype)
 
-    plain, torch.nn.functional.linear = torch.nn.functional.linear, linear
+    def matmul(a, b):
+        return plain_matmul(a.float(), b.float()).to(a.dtype)
+
+    plain_linear, torch.nn.functional.linear = torch.nn.functional.linear, linear
+    plain_matmul, torch.matmul = torch.matmul, matmul
 
 
 DONE = {"scaled": 0, "rounded": 0}
