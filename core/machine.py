@@ -109,6 +109,11 @@ def bf16_flags() -> frozenset[str]:
     return cpu_flags() & {"amx_bf16", "avx512_bf16", "bf16"}
 
 
+def lacks_avx512() -> bool:
+    """Whether this is an x86 processor without AVX-512: vLLM's build for those (0.32) has no 4-bit product."""
+    return "sse2" in cpu_flags() and "avx512f" not in cpu_flags()
+
+
 def hardware() -> dict[str, Any]:
     """The hardware record that manifests hold."""
     return {

@@ -14,16 +14,23 @@ GIB = 1024**3
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What one copy of the model needs. weights_gb: 1e9 bytes. tokens: longest request; sequences: computed together."""
+    """What one copy of the model needs. weights_gb: 1e9 bytes. tokens: longest request; sequences: computed together.
+    value_bytes: of a key or value in the cache."""
 
     architecture: Architecture
     weights_gb: float
     tokens: int
     sequences: int
+    value_bytes: float = 2.0
 
     def cache_gb(self, sequences: int) -> float:
-        """Keys and values of so many full-length sequences, 16-bit, 1e9 bytes."""
-        return self.architecture.kv_bytes_per_token() * self.architecture.kv_tokens(self.tokens) * sequences / 1e9
+        """Keys and values of so many full-length sequences, 1e9 bytes."""
+        return (
+            self.architecture.kv_bytes_per_token(self.value_bytes)
+            * self.architecture.kv_tokens(self.tokens)
+            * sequences
+            / 1e9
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from tunegate.core import weight_files
+from tunegate.core import machine, weight_files
 from tunegate.core.console import warn
 from tunegate.core.errors import UsageError, UserError, nearest
 from tunegate.core.machine import memory_gb
@@ -23,7 +23,6 @@ OWN = {
 }  # fmt: skip
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
 DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
-CPU_FACTS = Path("/proc/cpuinfo")
 CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 
 
@@ -89,29 +88,35 @@ def check_files(target: Target, extra: tuple[str, ...]) -> None:
 
 
 def check_on_cpu(target: Target, extra: tuple[str, ...]) -> None:
-    """The weights are of a kind that this CPU computes with. Raises UserError for fp8 where it has no instructions for it.
+    """The weights are of a kind that this CPU computes with. Raises UserError for fp8 and 4 bits where it does not.
 
-    vLLM 0.32 then falls back to PyTorch's general product, which took 17 (256 rows) to 43 times (one row) the time of bf16
-    (576 x 1536, `torch._scaled_mm`, Xeon with AMX); `--quantization fp8` ends in its loading: its build lacks the operator.
+    Of fp8 vLLM 0.32 takes PyTorch's general product where the CPU has no instructions for it, which took 17 (256 rows) to 43
+    times (one row) the time of bf16 (576 x 1536, `torch._scaled_mm`, Xeon with AMX); `--quantization fp8` ends in its loading:
+    its build lacks the operator. Its build for processors without AVX-512 lacks the 4-bit one, and fails at the first request.
     """
-    if CPU_FACTS.is_file() and "amx_fp8" in CPU_FACTS.read_text():
-        return
     config = config_of(target).get("quantization_config") or {}
     groups = config.get("config_groups") or {}
     weights = [group.get("weights") or {} for group in groups.values() if isinstance(group, dict)]
     asked = flag(extra, "--quantization") or flag(extra, "-q")
-    if asked == "fp8" or any(w.get("type") == "float" and w.get("num_bits") == 8 for w in weights):
+    fp8 = asked == "fp8" or any(w.get("type") == "float" and w.get("num_bits") == 8 for w in weights)
+    if fp8 and "amx_fp8" not in machine.cpu_flags():
         raise UserError(
             "fp8 weights are for GPUs (compute capability 8.9 and later): this CPU takes some 20 times as long as for bf16",
             where=str(folder_of(target)),
             hint="serve the merged release here, or quantize it for CPUs: ft quantize --scheme w8a8",
+        )
+    if machine.lacks_avx512() and (any(w.get("num_bits") == 4 for w in weights) or config.get("bits") == 4):
+        raise UserError(
+            "vLLM serves 4-bit weights on processors with AVX-512 only, and this one has none",
+            where=str(folder_of(target)),
+            hint="serve the merged release here, quantize it with ft quantize --scheme w8a8, or ft export gguf for llama.cpp",
         )
 
 
 def check_cache(need: Need, space_gib: float) -> None:
     """One request of full length fits the KV cache of `space_gib`. Raises UserError."""
     if need.cache_gb(1) * 1e9 > space_gib * GIB:
-        fits = int(space_gib * GIB / need.architecture.kv_bytes_per_token())
+        fits = int(space_gib * GIB / need.architecture.kv_bytes_per_token(need.value_bytes))
         raise UserError(
             f"the KV cache of {space_gib:g} GiB is too small for one request of {need.tokens} tokens "
             f"({need.cache_gb(1) * 1e9 / GIB:.1f} GiB)",
@@ -140,9 +145,24 @@ def check_rank(rank: int, extra: tuple[str, ...]) -> None:
         )
 
 
-def check_memory(target: Target, space_gib: float, available_bytes: float, limit_bytes: float) -> None:
-    """Weights and cache fit the memory of this machine (CPU). Raises UserError; warns when others hold it just now."""
-    weights = weights_bytes(target)
+def in_float32(target: Target, extra: tuple[str, ...]) -> bool:
+    """Whether a CPU is to compute in float32: it has no bfloat16, the weights are not quantized and take at most half of
+    the memory then. On such a processor (2 cores, AVX2, SmolLM2-135M) a prompt of 600 tokens took 17.4 s in bfloat16 and
+    3.1 s in float32, 100 tokens one after the other 9.7 s and 11.7 s."""
+    given = (
+        flag(extra, "--dtype") is not None or flag(extra, "--quantization") is not None or flag(extra, "-q") is not None
+    )
+    if given or machine.bf16_flags() or read_quantization(target) != "bf16":
+        return False
+    return 2 * weights_bytes(target) <= memory_limits()[1] / 2
+
+
+def check_memory(
+    target: Target, space_gib: float, available_bytes: float, limit_bytes: float, *, widened: int = 1
+) -> None:
+    """Weights and cache fit the memory of this machine (CPU). Raises UserError; warns when others hold it just now.
+    widened: how many times its file's bytes a weight takes."""
+    weights = widened * weights_bytes(target)
     needed = weights + space_gib * GIB
     if needed > limit_bytes:
         raise UserError(

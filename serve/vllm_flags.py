@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tunegate.advisor.training_memory import weights_gb
@@ -100,11 +100,16 @@ def build(target: Target, options: ServeOptions) -> Launch:
         arguments += _gpu_flags(need, options.extra)
     else:
         preflight.check_on_cpu(target, options.extra)
+        wide = preflight.in_float32(target, options.extra)
+        if wide:
+            say("this processor has no bfloat16: computing in float32 (-- --dtype bfloat16 takes half the memory)")
+            arguments += ["--dtype", "float32"]
+            need = need and replace(need, value_bytes=4.0)
         if adapters and preflight.flag(options.extra, "--max-num-batched-tokens") is None:
             arguments += ["--max-num-batched-tokens", str(max(ADAPTER_STEP_TOKENS, options.max_num_seqs))]
         flags, how = cpu_processes(compiled=not options.eager, cores=cores())
         arguments += flags
-        environment |= _cpu_environment(target, need, options.extra) | {
+        environment |= _cpu_environment(target, need, options.extra, wide=wide) | {
             k: v for k, v in how.items() if k not in KEPT or k not in os.environ
         }
     names = (model, *(a.name for a in adapters if a.name != model))
@@ -145,12 +150,12 @@ def _gpu_flags(need: Need | None, extra: tuple[str, ...]) -> list[str]:
     return flags[:-2] if preflight.flag(extra, "--gpu-memory-utilization") is not None else flags
 
 
-def _cpu_environment(target: Target, need: Need | None, extra: tuple[str, ...]) -> dict[str, str]:
+def _cpu_environment(target: Target, need: Need | None, extra: tuple[str, ...], *, wide: bool) -> dict[str, str]:
     """KV cache in whole GiB, checked against one request and the memory; vLLM's variable would outdo its flag."""
     space = preflight.cache_space(cache_gib(need, memory_gb()) if need else 1, extra)
     if need is not None:
         preflight.check_cache(need, space)
-    preflight.check_memory(target, space, *preflight.memory_limits())
+    preflight.check_memory(target, space, *preflight.memory_limits(), widened=2 if wide else 1)
     flagged = preflight.flag(extra, "--kv-cache-memory-bytes") is not None
     cache = {} if flagged else {preflight.CACHE_VARIABLE: f"{space:.0f}"}
     return {**cache, "VLLM_TARGET_DEVICE": "cpu"}

@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunegate.core.machine import lacks_avx512
+
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path("examples/demo")
 BUILD = Path("build/demo")
@@ -35,8 +37,10 @@ class Stage:
 
 
 DATA, ADVICE, RUN = BUILD / "data", BUILD / "recommendation.yaml", BUILD / "run"
-RELEASE, AWQ = BUILD / "release", BUILD / "release-awq"
-BASE_REPORT, REPORT = BUILD / "eval-base", BUILD / "eval-awq"
+# vLLM's 4-bit product needs AVX-512; a processor without it gets the 8-bit kind.
+SCHEME, BITS = ("w8a8", "8") if lacks_avx512() else ("awq", "4")
+RELEASE, QUANTIZED = BUILD / "release", BUILD / f"release-{SCHEME}"
+BASE_REPORT, REPORT = BUILD / "eval-base", BUILD / f"eval-{SCHEME}"
 TASK, GATE = HERE / "task.yaml", HERE / "gate.yaml"
 
 STAGES = (
@@ -66,16 +70,16 @@ STAGES = (
     ),
     Stage("Merge the adapter, and prove that nothing was lost", f"ft merge {RUN} --out {RELEASE}", RELEASE, (RUN,)),
     Stage(
-        "Quantize to 4 bits (AWQ), calibrated on training rows",
-        f"ft quantize {RELEASE} --out {AWQ} --rows 64",
-        AWQ,
+        f"Quantize to {BITS} bits ({SCHEME}), calibrated on training rows",
+        f"ft quantize {RELEASE} --out {QUANTIZED} --rows 64 --scheme {SCHEME}",
+        QUANTIZED,
         (RELEASE, DATA),
     ),
     Stage(
-        "The candidate: the 4-bit release served by vLLM, on the same questions, against the baseline",
-        f"ft eval {AWQ} --task {TASK} --out {REPORT} --against baseline --policy {GATE}",
+        f"The candidate: the {BITS}-bit release served by vLLM, on the same questions, against the baseline",
+        f"ft eval {QUANTIZED} --task {TASK} --out {REPORT} --against baseline --policy {GATE}",
         REPORT,
-        (AWQ, DATA, TASK, GATE, BASE_REPORT),
+        (QUANTIZED, DATA, TASK, GATE, BASE_REPORT),
         verdict=True,
     ),
 )
@@ -123,7 +127,7 @@ def summary() -> None:
     from tunegate.core.console import table
 
     base, candidate = (EvalReport.open(p).report() for p in (BASE_REPORT, REPORT))
-    release = Release.open(AWQ).manifest.facts
+    release = Release.open(QUANTIZED).manifest.facts
 
     def rate(report: dict, name: str) -> str:
         metric = report["metrics"][name]
@@ -143,7 +147,7 @@ def summary() -> None:
     print()
     table(
         f"SmolLM2-135M-Instruct on {candidate['n']} held-out function-calling questions",
-        ["", "base (bf16)", "LoRA + AWQ 4-bit"],
+        ["", "base (bf16)", f"LoRA + {SCHEME.upper()} {BITS}-bit"],
         rows,
     )
     print(f"report: {REPORT}/report.html")

@@ -64,12 +64,15 @@ def test_the_merged_release_answers_as_the_adapter_did(release):
 
 def test_the_quantized_release_is_smaller_and_keeps_template_and_tokenizer(release, quantized):
     before, after = Release.open(release).manifest.facts, Release.open(quantized).manifest.facts
-    assert after["bytes"] < 0.5 * before["bytes"]
+    bits, least, most = {"awq": (4, 0.3, 0.5), "w8a8": (8, 0.5, 0.7)}[after["quantization"]]
+    assert least * before["bytes"] < after["bytes"] < most * before["bytes"]
     assert (after["template_digest"], after["probe_digest"]) == (before["template_digest"], before["probe_digest"])
     assert after["calibration_rows"] == 16
     config = json.loads((quantized / "config.json").read_text())["quantization_config"]
     weights = config["config_groups"]["group_0"]["weights"]
-    assert (weights["num_bits"], weights["group_size"], weights["symmetric"]) == (4, 32, False)
+    assert (weights["num_bits"], weights["group_size"], weights["symmetric"]) == (
+        (4, 32, False) if bits == 4 else (8, None, True)
+    )
 
 
 def test_verify_finds_one_changed_byte(job, quantized, copy):
@@ -92,7 +95,7 @@ def test_the_server_tokenizes_what_training_rendered(server, trained, key):
     prompts.append({"messages": [{"role": "user", "content": "say <|im_end|> 東京 12345 🙂"}]})
 
     async def served():
-        async with ChatClient(server, "release-awq", key=key) as client:
+        async with ChatClient(server, "release-quantized", key=key) as client:
             return [await client.tokenize(prompt["messages"]) for prompt in prompts]
 
     for prompt, ids in zip(prompts, asyncio.run(served()), strict=True):
@@ -124,7 +127,7 @@ def test_a_taken_port_is_refused_at_once(job):
 
 def test_eval_against_a_saved_baseline_and_the_gate(job, server, key):
     """The candidate against itself: nothing flips, equal scores, and eight items cannot show non-inferiority by 0.02."""
-    options = ("--task", "task.yaml", "--limit", "8", "--model", "release-awq")
+    options = ("--task", "task.yaml", "--limit", "8", "--model", "release-quantized")
     first = (
         job.run(
             "ft", "eval", server, *options, "--out", "report-a", "--save-as", "baseline", "--json", TUNEGATE_API_KEY=key
@@ -152,7 +155,7 @@ def test_eval_against_a_saved_baseline_and_the_gate(job, server, key):
 def test_a_comparison_on_other_data_or_prompts_is_refused(job, server, key):
     task = (job.folder / "task.yaml").read_text()
     (job.folder / "other.yaml").write_text(task + "system: Answer in French.\n")
-    options = ("--limit", "8", "--model", "release-awq", "--out", "report-c", "--against", "baseline")
+    options = ("--limit", "8", "--model", "release-quantized", "--out", "report-c", "--against", "baseline")
     done = job.run("ft", "eval", server, "--task", "other.yaml", *options, TUNEGATE_API_KEY=key)
     assert done.code == 2
     assert "prompts" in done.err
@@ -174,7 +177,7 @@ def test_a_wrong_key_is_an_infrastructure_error_and_writes_no_report(job, server
         "--limit",
         "2",
         "--model",
-        "release-awq",
+        "release-quantized",
         "--out",
         "never",
         TUNEGATE_API_KEY="wrong",
@@ -186,4 +189,4 @@ def test_a_wrong_key_is_an_infrastructure_error_and_writes_no_report(job, server
 
 def test_status_lists_the_server(job, server):
     servers = job.run("ft", "serve", "status", "--json").ok().json()["servers"]
-    assert [s["model"] for s in servers if s["healthy"]] == ["release-awq"]
+    assert [s["model"] for s in servers if s["healthy"]] == ["release-quantized"]

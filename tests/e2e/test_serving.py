@@ -14,7 +14,7 @@ from tunegate.serve.plain_http import call
 
 pytestmark = pytest.mark.e2e
 DASHBOARDS = Path(__file__).parents[2] / "serve" / "dashboards"
-MODEL = "release-awq"
+MODEL = "release-quantized"
 
 
 @pytest.fixture

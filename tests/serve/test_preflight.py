@@ -11,6 +11,7 @@ from tunegate.core.errors import UsageError, UserError
 from tunegate.core.model_source import resolve
 from tunegate.serve import preflight, vllm_flags
 from tunegate.serve.preflight import check_flags, check_memory, flag, memory_limits
+from tunegate.serve.served_model import weights_bytes
 from tunegate.serve.vllm_flags import ServeOptions, build
 
 
@@ -76,10 +77,44 @@ def test_a_shard_that_is_something_else(model):
     assert "damaged" in refused(model).message
 
 
-def test_fp8_weights_are_refused_where_neither_gpu_nor_cpu_computes_with_them(model, monkeypatch, tmp_path):
-    cpu = tmp_path / "cpuinfo"
-    cpu.write_text("flags : amx_tile amx_bf16")
-    monkeypatch.setattr(preflight, "CPU_FACTS", cpu)
+def flags_of(monkeypatch, text):
+    monkeypatch.setattr("tunegate.core.machine.cpu_flags", lambda: frozenset(text.split()))
+
+
+def test_4_bit_weights_are_refused_where_the_engine_has_no_product_for_them(model, monkeypatch):
+    flags_of(monkeypatch, "sse2 avx2")
+    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32, "symmetric": True}
+    groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+    set_config(model, quantization_config={"quant_method": "compressed-tensors", "config_groups": groups})
+    error = refused(model)
+    assert error.message == "vLLM serves 4-bit weights on processors with AVX-512 only, and this one has none"
+    assert "--scheme w8a8" in error.hint
+    for able in ("sse2 avx512f avx512_bf16", "asimd bf16"):
+        flags_of(monkeypatch, able)
+        build(resolve(str(model)), ServeOptions())
+
+
+def test_without_bfloat16_in_the_processor_it_computes_in_float32_where_that_fits(model, monkeypatch, capsys):
+    def dtype(*extra):
+        arguments = build(resolve(str(model)), ServeOptions(extra=extra)).arguments
+        return arguments[arguments.index("--dtype") + 1] if "--dtype" in arguments else None
+
+    flags_of(monkeypatch, "sse2 avx2")
+    assert dtype() == "float32"
+    assert "no bfloat16" in capsys.readouterr().err
+    assert dtype("--dtype", "bfloat16") == "bfloat16"
+    size = weights_bytes(resolve(str(model)))
+    monkeypatch.setattr(preflight, "memory_limits", lambda: (8e9, 3.9 * size + 0.0))
+    monkeypatch.setattr(preflight, "check_memory", lambda *_, **__: None)
+    assert dtype() is None
+    flags_of(monkeypatch, "sse2 avx512f avx512_bf16")
+    monkeypatch.undo()
+    flags_of(monkeypatch, "sse2 avx512f avx512_bf16")
+    assert dtype() is None
+
+
+def test_fp8_weights_are_refused_where_neither_gpu_nor_cpu_computes_with_them(model, monkeypatch):
+    flags_of(monkeypatch, "avx512f amx_tile amx_bf16")
     assert refused(model, "--quantization", "fp8").message.startswith("fp8 weights are for GPUs")
     weights = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
     groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
@@ -94,9 +129,9 @@ def test_fp8_weights_are_refused_where_neither_gpu_nor_cpu_computes_with_them(mo
     error = refused(model)
     assert error.message.startswith("fp8 weights are for GPUs")
     assert "--scheme w8a8" in error.hint
-    cpu.write_text("flags : amx_tile amx_bf16 amx_fp8")
+    flags_of(monkeypatch, "avx512f amx_tile amx_bf16 amx_fp8")
     assert build(resolve(str(model)), ServeOptions()).model == "model"
-    cpu.unlink()
+    flags_of(monkeypatch, "")
     weights["type"] = "int"
     set_config(
         model,
