@@ -183,6 +183,7 @@ def test_a_template_file_that_is_passed_on(model, tmp_path):
 
 
 def test_a_cache_below_one_sequence(model, monkeypatch):
+    flags_of(monkeypatch, "sse2 avx512f avx512_bf16")
     """2 x 64 layers x 64 heads x 128 x 2 bytes = 2 MiB a token: 512 tokens fill 1 GiB."""
     set_config(model, num_hidden_layers=64, num_key_value_heads=64, num_attention_heads=64, head_dim=128,
                max_position_embeddings=4096)  # fmt: skip
