@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from tunegate.core.files import packaged
-from tunegate.core.machine import bf16_flags, cores, cpu_name, gpus, memory_gb
+from tunegate.core.machine import bf16_flags, cores, cpu_name, gpus, lacks_avx512, memory_gb
 from tunegate.core.model_source import BUILTINS, cache_folder
 
 
@@ -47,8 +47,10 @@ def _python() -> Check:
 def _machine() -> Check:
     bf16 = bf16_flags()
     words = f"{cpu_name()}, {cores()} cores, {memory_gb():.0f} GB, " + (
-        f"bf16 in hardware ({', '.join(sorted(bf16))})" if bf16 else "no bf16 in hardware: slow, trains in float32"
+        f"bf16 in hardware ({', '.join(sorted(bf16))})" if bf16 else "no bf16 in hardware: slow, computes in float32"
     )
+    if lacks_avx512():
+        words += ", no AVX-512: 4-bit releases are not served here"
     return Check("machine", memory_gb() >= 6, words, "6 GB of memory are needed for the smallest model")
 
 
