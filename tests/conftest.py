@@ -12,6 +12,7 @@ import pytest
 
 from tunegate.core import manifest
 from tunegate.core.artifacts import Dataset
+from tunegate.core.machine import lacks_avx512
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Tiny models: one thread is faster, and two test runs side by side do not fight over the cores.
@@ -26,6 +27,12 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CORPUS = ["What is the capital of France? Paris.", '{"name": "f", "arguments": {"x": 1}}', "system user assistant"]
+
+
+def pytest_runtest_setup(item):
+    """What would not end within a CI job's time on this processor is skipped, with that reason."""
+    if item.get_closest_marker("avx512") and lacks_avx512() and os.environ.get("TUNEGATE_TESTS") != "all":
+        pytest.skip("ten minutes on a processor without AVX-512; TUNEGATE_TESTS=all runs it")
 
 
 def make_tokenizer(template=TEMPLATE, specials=("<|im_start|>", "<|im_end|>"), eos="<|im_end|>"):

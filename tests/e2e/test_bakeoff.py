@@ -12,7 +12,7 @@ import pytest
 
 from tunegate.core.artifacts import EvalReport
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.avx512]
 
 
 def test_a_bake_off_that_was_killed_goes_on_and_every_arm_is_a_run_like_any_other(job, data):

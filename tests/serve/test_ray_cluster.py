@@ -26,7 +26,11 @@ from tunegate.serve.deploy.ray import serve_config
 from tunegate.serve.plain_http import call
 from tunegate.serve.vllm_process import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="process groups")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.avx512,
+    pytest.mark.skipif(sys.platform != "linux", reason="process groups"),
+]
 REPLICA = "ray::ServeReplica:"
 READY_S = 1200  # two copies on 2 cores: some ten imports of torch and vLLM; 5 minutes, or 10 without AVX-512
 

@@ -300,7 +300,7 @@ def test_two_machines_train_one_run(tiny_model, tiny_dataset, alone, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_ray_trains_one_run_on_a_local_cluster_of_two_workers(tiny_model, tiny_dataset, alone, tmp_path, with_ray):
     settings = {**SHORT, "model": str(tiny_model), "per_device_train_batch_size": 2}
     (tmp_path / "train.yaml").write_text(json.dumps(settings))

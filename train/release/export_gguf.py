@@ -14,7 +14,7 @@ from tunegate.core.chat_template import PROBE, render, render_ids, template_dige
 from tunegate.core.console import progress, say, warn
 from tunegate.core.errors import InfrastructureError, TunegateError, UserError, nearest
 from tunegate.core.files import new_folder, read_json, sha256_text
-from tunegate.core.machine import cores, memory_gb
+from tunegate.core.machine import bf16_flags, cores, memory_gb
 from tunegate.core.model_source import of_folder
 from tunegate.core.rows import Message, read_rows
 from tunegate.serve.served_model import has_adapter
@@ -240,7 +240,10 @@ def _reference(release: Release, prompts: list[list[int]], stops: list[int], lim
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(release.path, dtype=torch.bfloat16).eval()
+    size = sum(p.stat().st_size for p in release.path.glob("*.safetensors")) / 1e9
+    wide = not bf16_flags() and 3 * size < memory_gb()  # bf16 in software takes several times as long
+    kind = torch.float32 if wide else torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(release.path, dtype=kind).eval()
     answers = []
     with torch.inference_mode(), progress("answers of the release", len(prompts)) as tick:
         for ids in prompts:

@@ -143,6 +143,7 @@ def post(url, body):
 
 
 @pytest.mark.slow
+@pytest.mark.avx512
 @pytest.mark.timeout(1800)
 def test_the_real_model_through_llama_cpp(tmp_path, ft):
     """Builds llama.cpp where it is not yet (about 5 minutes); then about a minute."""
