@@ -187,9 +187,10 @@ def _merged(
     _model_files(place, folder, changes)
     qlora = run.method == "qlora"
     original = merge_base.original(files)
-    bases = (
-        {"dequantized": merge_base.dequantized(files, place), "original": original} if qlora else {"original": original}
-    )
+    bases = {"original": original}
+    if qlora:
+        dtype = str(run.manifest.config.get("dtype", "bfloat16"))
+        bases = {"dequantized": merge_base.dequantized(files, place, dtype), "original": original}
     stops = stop_ids(ModelSource(base.spec, base.kind, str(place), base.name), tokenizer)
     rows = config.rows if config.rows is not None else ROWS_TO_CHOOSE if qlora else ROWS
     prompts = probe_prompts(run.path)

@@ -40,9 +40,12 @@ def original(files: TensorFiles) -> Source:
     return read
 
 
-def dequantized(files: TensorFiles, config: Path) -> Source:
+def dequantized(files: TensorFiles, config: Path, dtype: str) -> Source:
     """The base as QLoRA trained on it: each linear layer's weights through NF4 with double quantization and back
-    (Dettmers et al. 2023, arXiv 2305.14314, section 3), block 64, the output matrix left out, as transformers does it."""
+    (Dettmers et al. 2023, arXiv 2305.14314, section 3), block 64, the output matrix left out, as transformers does it.
+
+    dtype: the run's, in which the weights were when they were quantized and come back.
+    """
     import torch
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
@@ -50,12 +53,10 @@ def dequantized(files: TensorFiles, config: Path) -> Source:
     read = original(files)
 
     def given(name: str) -> Any:
-        tensor = read(name)
         if name not in through:
-            return tensor
-        packed, state = quantize_4bit(
-            tensor.to(torch.bfloat16).contiguous(), blocksize=64, compress_statistics=True, quant_type="nf4"
-        )
+            return read(name)
+        tensor = files.read(name).to(getattr(torch, dtype)).contiguous()
+        packed, state = quantize_4bit(tensor, blocksize=64, compress_statistics=True, quant_type="nf4")
         return dequantize_4bit(packed, quant_state=state).reshape(tensor.shape)
 
     return given

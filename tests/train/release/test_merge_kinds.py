@@ -124,7 +124,8 @@ def test_r1_a_qlora_run_is_merged_both_ways_and_both_losses_told(adapter_run, ti
         merged(adapter_run("lora"), tmp_path / "no", onto="original")
 
 
-def test_the_dequantised_base_is_what_training_had(tiny_model):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_dequantised_base_is_what_training_had(tiny_model, dtype):
     """Our NF4 round trip, tensor by tensor, against bitsandbytes' model as `ft train` loads it."""
     import torch
     from bitsandbytes.functional import dequantize_4bit
@@ -132,11 +133,14 @@ def test_the_dequantised_base_is_what_training_had(tiny_model):
     from tunegate.train.config import TrainConfig
     from tunegate.train.model_loading import load_base
 
-    model = load_base(resolve(str(tiny_model)), TrainConfig(method="qlora", model=str(tiny_model)), "cpu", "sdpa")
-    read = merge_base.dequantized(TensorFiles(tiny_model), tiny_model)
+    model = load_base(
+        resolve(str(tiny_model)), TrainConfig(method="qlora", model=str(tiny_model), dtype=dtype), "cpu", "sdpa"
+    )
+    read = merge_base.dequantized(TensorFiles(tiny_model), tiny_model, dtype)
     weight = model.model.layers[1].mlp.down_proj.weight
     theirs = dequantize_4bit(weight.data, quant_state=weight.quant_state)
     ours = read("model.layers.1.mlp.down_proj.weight")
+    assert ours.dtype == getattr(torch, dtype)
     assert torch.equal(theirs.reshape(ours.shape).to(ours.dtype), ours)
     embedding = read("model.embed_tokens.weight")
     assert torch.equal(embedding, model.model.embed_tokens.weight.to(embedding.dtype)), "no linear layer"
