@@ -32,7 +32,7 @@ CORPUS = ["What is the capital of France? Paris.", '{"name": "f", "arguments": {
 def pytest_runtest_setup(item):
     """What would not end within a CI job's time on this processor is skipped, with that reason."""
     if item.get_closest_marker("avx512") and lacks_avx512() and os.environ.get("TUNEGATE_TESTS") != "all":
-        pytest.skip("ten minutes on a processor without AVX-512; TUNEGATE_TESTS=all runs it")
+        pytest.skip("takes minutes on a processor without AVX-512; TUNEGATE_TESTS=all runs it")
 
 
 def make_tokenizer(template=TEMPLATE, specials=("<|im_start|>", "<|im_end|>"), eos="<|im_end|>"):

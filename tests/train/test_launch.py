@@ -95,6 +95,7 @@ def test_two_processes_train_as_one_does(tiny_model, tiny_dataset, alone, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.avx512
 def test_a_stopped_run_of_two_goes_on_and_ends_as_an_unbroken_one(tiny_model, tiny_dataset, tmp_path, capsys):
     """SIGTERM to the one process that the user sees; both others save, and all are gone."""
     import torch
@@ -300,6 +301,7 @@ def test_two_machines_train_one_run(tiny_model, tiny_dataset, alone, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.avx512
 @pytest.mark.timeout(600)
 def test_ray_trains_one_run_on_a_local_cluster_of_two_workers(tiny_model, tiny_dataset, alone, tmp_path, with_ray):
     settings = {**SHORT, "model": str(tiny_model), "per_device_train_batch_size": 2}

@@ -140,7 +140,8 @@ def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
+@pytest.mark.avx512
+@pytest.mark.timeout(480)
 def test_a_cluster_of_two_workers_writes_the_same_bytes(tmp_path: Path, source: Path, with_ray: dict[str, str]) -> None:
     options = [str(source), "--on-error", "reject", "--yes"]
     done = subprocess.run(
