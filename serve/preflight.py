@@ -105,7 +105,7 @@ def check_on_cpu(target: Target, extra: tuple[str, ...]) -> None:
             where=str(folder_of(target)),
             hint="serve the merged release here, or quantize it for CPUs: ft quantize --scheme w8a8",
         )
-    if machine.lacks_avx512() and (any(w.get("num_bits") == 4 for w in weights) or config.get("bits") == 4):
+    if machine.lacks_avx512() and read_quantization(target) == "awq":
         raise UserError(
             "vLLM serves 4-bit weights on processors with AVX-512 only, and this one has none",
             where=str(folder_of(target)),
@@ -149,9 +149,7 @@ def in_float32(target: Target, extra: tuple[str, ...]) -> bool:
     """Whether a CPU is to compute in float32: it has no bfloat16, the weights are not quantized and take at most half of
     the memory then. On such a processor (2 cores, AVX2, SmolLM2-135M) a prompt of 600 tokens took 17.4 s in bfloat16 and
     3.1 s in float32, 100 tokens one after the other 9.7 s and 11.7 s."""
-    given = (
-        flag(extra, "--dtype") is not None or flag(extra, "--quantization") is not None or flag(extra, "-q") is not None
-    )
+    given = any(flag(extra, name) is not None for name in ("--dtype", "--quantization", "-q"))
     if given or machine.bf16_flags() or read_quantization(target) != "bf16":
         return False
     return 2 * weights_bytes(target) <= memory_limits()[1] / 2

@@ -96,7 +96,8 @@ def _trainer_class(validation: Sequence[Example], batching: Batching, watching: 
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            rows, _ = inputs.pop("rows", []), inputs.pop("tokens", None)
+            rows = inputs.pop("rows", [])
+            inputs.pop("tokens", None)
             if batching.answers_only:
                 # One process calls the model itself; wrapped, it must be called through its wrapper.
                 called = model if self.accelerator.num_processes > 1 else self.model

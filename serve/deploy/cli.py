@@ -58,12 +58,12 @@ def deploy(
     from tunegate.serve.deploy.plan import DeployOptions, make_plan
 
     refuse_existing(folder, force=force)
-    card, count = parse_hardware(gpu)
+    card, count = parse_hardware(gpu, where="--gpu")
     if card.is_cpu:
         raise UsageError("these platforms are set up for GPUs", where="--gpu", hint="on a CPU: ft serve TARGET")
     opened = open_target(target)
     options = DeployOptions(
-        gpu=card, gpus=count if ":" in gpu else None, replicas=replicas, max_replicas=max_replicas, queue=queue,
+        gpu=card, gpus=count if gpu.partition(":")[2] else None, replicas=replicas, max_replicas=max_replicas, queue=queue,
         max_model_len=max_model_len, max_num_seqs=max_num_seqs, image=image, volume=volume, secret=secret,
         autoscale=autoscale.value, extra=tuple(context.args),
         **({"prometheus": prometheus} if prometheus else {}),

@@ -107,7 +107,6 @@ def test_without_bfloat16_in_the_processor_it_computes_in_float32_where_that_fit
     monkeypatch.setattr(preflight, "memory_limits", lambda: (8e9, 3.9 * size + 0.0))
     monkeypatch.setattr(preflight, "check_memory", lambda *_, **__: None)
     assert dtype() is None
-    flags_of(monkeypatch, "sse2 avx512f avx512_bf16")
     monkeypatch.undo()
     flags_of(monkeypatch, "sse2 avx512f avx512_bf16")
     assert dtype() is None

@@ -17,7 +17,7 @@ from tunegate.core.files import new_folder, read_json, sha256_text
 from tunegate.core.machine import bf16_flags, cores, memory_gb
 from tunegate.core.model_source import of_folder
 from tunegate.core.rows import Message, read_rows
-from tunegate.serve.served_model import has_adapter
+from tunegate.serve.served_model import has_adapter, weights_bytes
 from tunegate.serve.template_check import probe_prompts
 from tunegate.train.model_loading import load_tokenizer, stop_ids
 from tunegate.train.release import card, llama_cpp, ollama, worker
@@ -66,7 +66,7 @@ def check(release: Release, config: ExportConfig) -> None:
             where=str(release.path),
             hint="ft merge without --keep-adapter",
         )
-    size = sum(p.stat().st_size for p in release.path.glob("*.safetensors")) / 1e9
+    size = weights_bytes(release) / 1e9
     if config.prompts and 1.5 * size > memory_gb():
         raise InfrastructureError(
             f"comparing answers loads the bf16 model: about {1.5 * size:.0f} GB of memory, the machine has {memory_gb():.0f}",
@@ -240,8 +240,9 @@ def _reference(release: Release, prompts: list[list[int]], stops: list[int], lim
     import torch
     from transformers import AutoModelForCausalLM
 
-    size = sum(p.stat().st_size for p in release.path.glob("*.safetensors")) / 1e9
-    wide = not bf16_flags() and 3 * size < memory_gb()  # bf16 in software takes several times as long
+    wide = (
+        not bf16_flags() and 3 * weights_bytes(release) / 1e9 < memory_gb()
+    )  # bf16 in software takes several times as long
     kind = torch.float32 if wide else torch.bfloat16
     model = AutoModelForCausalLM.from_pretrained(release.path, dtype=kind).eval()
     answers = []
