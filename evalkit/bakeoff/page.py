@@ -9,11 +9,11 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 640, 360, 56, 48, 64, 72
 STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--dim:#5b6470;--line:#d5dae0;--paper:#fff;--mark:#0b62c4;--good:#157f3b}
 @media(prefers-color-scheme:dark){:root{--ink:#e6e9ed;--dim:#9aa4b0;--line:#3a424c;--paper:#14181d;--mark:#6cb2ff;--good:#5fd38a}}
-body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);margin:0 auto;max-width:72rem;padding:1.5rem 1rem}
+body{font:16px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);margin:0 auto;max-width:80rem;padding:1.5rem 1rem}
 h1{font-size:1.5rem;margin:0 0 .25rem}h2{font-size:1.15rem;margin:2rem 0 .5rem}p{max-width:46rem}
 .verdict{border-left:4px solid var(--good);padding:.5rem 1rem;margin:1rem 0}.dim{color:var(--dim)}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;white-space:nowrap}
-th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);text-align:right}th:first-child,td:first-child{text-align:left}
+.wide{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;white-space:nowrap;font-size:.9rem}
+th,td{padding:.35rem .55rem;border-bottom:1px solid var(--line);text-align:right}th:first-child,td:first-child{text-align:left}
 tr.winner td{font-weight:600}svg{max-width:min(100%,44rem);width:100%;height:auto}svg text{fill:var(--ink);font:12px system-ui,sans-serif}
 @media(max-width:38rem){svg text{font-size:18px}}svg .axis{stroke:var(--line)}svg .mark{stroke:var(--mark);fill:var(--mark)}svg .bar{stroke:var(--mark);stroke-width:1.5}
 svg .front{stroke:var(--good);fill:none;stroke-dasharray:4 4}
