@@ -4,7 +4,8 @@
 
 plain: SFTTrainer with SFTConfig's defaults. best: what TRL itself can set: gradient checkpointing off. malloc: plain, and
 glibc told to keep freed memory (what `ft train` tells it), by its environment variables. answers: `ft train --no-fast-cpu`,
-which projects label rows only, and no more. ft: `ft train` as users call it. Runs are interleaved; the table has medians.
+which projects label rows only, and no more. spin: `ft train` with OpenMP's own time of spinning (300,000 turns). ft: `ft train`
+as users call it. --busy: beside a process of another session that takes all the CPU it gets. Runs are interleaved; the table has medians.
 Padding is not counted as tokens. Wall time from the first step's start to the last step's end. Loss: answers of 48
 held-out rows after the last step, by one evaluator for all, in fp32. Peak memory is taken before that evaluation. GEMM: share of the machine's bf16 rate (2048^3, all threads)
 that the operations which cannot be left out take: 4 a frozen weight and token (forward, and backward to the input), 6 a
@@ -12,6 +13,7 @@ trained one, the output matrix at label positions only, attention's own products
 """
 
 import argparse
+import atexit
 import json
 import os
 import statistics
@@ -23,12 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from tunegate.core.machine import peak_resident_gb
+from tunegate.train import thread_waits
 
 MODEL = "builtin:smollm2-135m"
 LENGTH = 512
 BATCH = 4
 RATE = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
 SIDES = ("plain", "best", "malloc", "answers", "ft")
+SPIN = {"GOMP_SPINCOUNT": "300000"}
 KEEP = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "-1"}
 
 
@@ -188,10 +192,12 @@ def needed(method: str, data: Path, steps: int) -> float:
 def worker(side: str, method: str, data: Path, steps: int) -> None:
     """One run in a process of its own; the figures go to standard output as JSON."""
     os.environ["TQDM_DISABLE"] = "1"
+    if side not in ("plain", "best", "malloc"):
+        thread_waits.keep_short()  # as `ft train` does at its start
     with tempfile.TemporaryDirectory() as scratch:
         found = (
-            ours(method, data, Path(scratch), steps, fast=side == "ft")
-            if side in ("ft", "answers")
+            ours(method, data, Path(scratch), steps, fast=side != "answers")
+            if side in ("ft", "answers", "spin")
             else plain(method, data, Path(scratch), steps, best=side == "best")
         )
     found["gflop_per_token"] = needed(method, data, steps)
@@ -205,6 +211,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--methods", default="lora,qlora,full")
     parser.add_argument("--sides", default=",".join(SIDES))
+    parser.add_argument("--busy", action="store_true", help="with one busy process beside")
     parser.add_argument("--short", action="store_true", help="one round of four steps, LoRA only")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -216,8 +223,11 @@ def main() -> None:
     if options.short:
         options.rounds, options.steps, options.methods = 1, 4, "lora"
     rate = gemm_gflops()
+    if options.busy:
+        beside = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
+        atexit.register(beside.kill)
     print(f"bf16 GEMM {rate:.0f} GFLOP/s; {options.steps} steps of {BATCH} rows, {options.rounds} interleaved rounds")
-    print("\n| method | side | tokens/s | of plain | of GEMM | held-out loss | peak GB | each round |", flush=True)
+    print("\n| method | side | tokens/s | of first | of GEMM | held-out loss | peak GB | each round |", flush=True)
     print("|---|---|---:|---:|---:|---:|---:|---|")
     headlines = []
     for method in options.methods.split(","):
@@ -227,14 +237,14 @@ def main() -> None:
                 command = [sys.executable, __file__, "--worker", side, method, "--data", str(options.data)]
                 done = subprocess.run(
                     [*command, "--steps", str(options.steps)], capture_output=True, text=True, check=False,
-                    env={**os.environ, **(KEEP if side == "malloc" else {})},
+                    env={**os.environ, **{"malloc": KEEP, "spin": SPIN}.get(side, {})},
                 )  # fmt: skip
                 line = next((x for x in done.stdout.splitlines() if x.startswith("RESULT ")), None)
                 if line is None:
                     raise SystemExit(f"{side} {method} failed:\n{done.stderr[-2000:]}")
                 runs.append(json.loads(line.removeprefix("RESULT ")))
                 print(f"  {method} {side}: {line}", file=sys.stderr, flush=True)
-        base = statistics.median(r["tokens_per_s"] for r in found["plain"])
+        base = statistics.median(r["tokens_per_s"] for r in found[next(iter(found))])
         for side, runs in found.items():
             speed = statistics.median(r["tokens_per_s"] for r in runs)
             peak, loss = (statistics.median(r[k] for r in runs) for k in ("peak_gb", "loss"))
@@ -242,7 +252,7 @@ def main() -> None:
             share = speed * runs[0]["gflop_per_token"] / rate
             line = f"| {method} | {side} | {speed:.0f} | {speed / base:.2f} | {share:.0%} | {loss:.4f} | {peak:.1f} | {each} |"
             print(line, flush=True)
-            if side == "ft":
+            if side == "ft" and "plain" in found:
                 what = f"{method} on this CPU, tokens a second"
                 headlines.append(
                     f"headline | {what} | {speed:.0f}, {speed / base:.1f} times as many | {base:.0f}: a plain TRL script"

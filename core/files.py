@@ -1,5 +1,6 @@
 """Writing files and folders so that a reader never sees half of one, and hashing them."""
 
+import errno
 import hashlib
 import importlib.util
 import json
@@ -53,9 +54,20 @@ def write_bytes(path: Path, content: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        _say_where(error, path)
         raise
+
+
+def _say_where(error: BaseException, path: Path) -> None:
+    """A full disk, which a write reports without a place or by a temporary name, is named by what was being made."""
+    if (
+        isinstance(error, OSError)
+        and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        and (error.filename is None or ".partial" in str(error.filename))
+    ):
+        error.filename = str(path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -144,8 +156,9 @@ def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
             raise
         if retired is not None:
             retired.unlink() if retired.is_symlink() or retired.is_file() else shutil.rmtree(retired)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        _say_where(error, path)
         raise
 
 

@@ -19,7 +19,7 @@ from tunegate.core.files import refuse_existing
 from tunegate.core.methods import WEIGHTLESS
 from tunegate.core.model_source import ModelSource
 from tunegate.core.model_source import resolve as resolve_model
-from tunegate.train import adapters, dry_run_view
+from tunegate.train import adapters, dry_run_view, thread_waits
 from tunegate.train.advice import rate_note, warnings
 from tunegate.train.config import TrainConfig, field_types, from_file, keys_of, resolve
 from tunegate.train.config import as_json as config_json
@@ -57,6 +57,7 @@ def train(
 
     Settings come from the preset, then --config or --from, then options; each is printed with its origin.
     """
+    thread_waits.keep_short()
     given = {k: v for k, v in flags.items() if v is not None}
     spread = launch_of({spec.name: given.pop(spec.name) for spec, _ in launch_fields() if spec.name in given})
     config, settings, notes = _resolved(config_file, recommendation, given)

@@ -39,7 +39,18 @@ def main() -> int:
     told = parser.parse_args()
     ray.init(address=told.address or "local", log_to_driver=False)
     on_gpus = bool(ray.cluster_resources().get("GPU"))
-    passed = ("ACCELERATE_", "FSDP_", "OMP_", "TUNEGATE_", "HF_", "TENSORBOARD_", "MLFLOW_", "WANDB_", "TRACKIO_")
+    passed = (
+        "ACCELERATE_",
+        "FSDP_",
+        "OMP_",
+        "GOMP_",
+        "TUNEGATE_",
+        "HF_",
+        "TENSORBOARD_",
+        "MLFLOW_",
+        "WANDB_",
+        "TRACKIO_",
+    )
     trainer = TorchTrainer(
         _train,
         train_loop_config={

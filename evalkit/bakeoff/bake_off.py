@@ -12,6 +12,7 @@ from tunegate.evalkit.bakeoff.judge import decide
 from tunegate.evalkit.bakeoff.page import markdown, page
 from tunegate.evalkit.bakeoff.plan import DATA, Plan, open_plan
 from tunegate.evalkit.runner import RunOptions
+from tunegate.train import thread_waits
 
 KIND = "bakeoff"
 
@@ -21,6 +22,7 @@ def bake_off(plan: Plan, options: RunOptions, *, force: bool) -> dict[str, Any]:
 
     Raises UserError for a folder that holds another bake-off; InfrastructureError when no arm came to a report.
     """
+    thread_waits.keep_short()
     open_plan(plan, force=force)
     failed = run_arms(plan, options)
     reports = finished_reports(plan)

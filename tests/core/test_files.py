@@ -1,5 +1,6 @@
 """A reader never sees half a file or half a folder, whoever dies when."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -32,8 +33,9 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         write_text(path, "new")
+    assert caught.value.filename == str(path), "a write does not say where: we do"
     assert path.read_bytes() == "old\r\nline ü".encode()
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
@@ -89,6 +91,13 @@ def test_an_error_leaves_nothing_and_what_was_there_as_it_was(tmp_path, error):
         write()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert relative_files(out) == ["old"]
+
+
+def test_a_disk_that_fills_up_is_named_by_what_was_being_made(tmp_path):
+    for said in (None, str(tmp_path / ".out.1.partial" / "a")):
+        with pytest.raises(OSError, match="No space left") as caught, new_folder(tmp_path / "out"):
+            raise OSError(errno.ENOSPC, "No space left on device", said)
+        assert caught.value.filename == str(tmp_path / "out")
 
 
 def test_an_existing_folder_is_replaced_only_with_force(tmp_path):

@@ -110,8 +110,8 @@ def write(
 
 
 def need_disk(folder: Path, wanted: int) -> None:
-    """Raises InfrastructureError when the disk of `folder` has not `wanted` bytes and a little more."""
-    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    """Raises InfrastructureError when the disk that `folder` is made on has not `wanted` bytes and a little more."""
+    place = next(p for p in folder.absolute().parents if p.exists())
     free = shutil.disk_usage(place).free
     if free < wanted * 1.01 + 20e6:
         raise InfrastructureError(
