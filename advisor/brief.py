@@ -89,7 +89,7 @@ def served(chosen: Option) -> str:
     return f"{chosen.spec} in {plan.quantization} on {machines}"
 
 
-def _usd(amount: float) -> str:
+def usd(amount: float) -> str:
     """Dollars, with cents where they are most of it: an API that takes 7 cents does not take nothing."""
     return "under $0.01" if 0 < amount < 0.005 else f"${amount:,.2f}" if 0 < amount < 10 else f"${amount:,.0f}"
 
@@ -99,14 +99,14 @@ def cost_sentence(answer: Recommendation) -> str:
     chosen, c = answer.chosen, answer.constraints
     own = self_hosted(chosen, c, None)
     if own is None or chosen.serving is None:
-        return f"{_usd(chosen.monthly_usd)} a month at {c.calls_per_day:,.0f} calls a day"
+        return f"{usd(chosen.monthly_usd)} a month at {c.calls_per_day:,.0f} calls a day"
     upkeep = own.upkeep_usd + own.once_usd / own.paid_off_months
     rent = f"rent ${chosen.monthly_usd:,.0f}"
     if chosen.monthly_usd == 0:
         rent = "no rent, your machine: its purchase and power are not counted"
     total = f"${chosen.monthly_usd + upkeep:,.0f} a month ({rent}; engineering ${upkeep:,.0f})"
     api = break_even.api_monthly_usd(answer.competitor, c.calls_per_day, c.input_tokens, c.output_tokens)
-    against = f"{answer.competitor.name} takes {_usd(api)} for the same {c.calls_per_day:,.0f} calls a day"
+    against = f"{answer.competitor.name} takes {usd(api)} for the same {c.calls_per_day:,.0f} calls a day"
     if c.privacy == "no-egress":
         against += ", but your data may not leave"
     if answer.break_even is None:

@@ -102,7 +102,7 @@ def _variations(s: Situation) -> Iterator[tuple[str, Situation]]:
         yield "servers of your own (ops: medium)", _with(s, ops="medium")
     else:
         yield "no wish to run servers (ops: low)", _with(s, ops="low")
-    yield "a far domain with 100,001 examples", _with(s, domain="far", examples=100_001)
+    yield "a far domain and 100,001 examples", _with(s, domain="far", examples=100_001)
     yield "quality: max and a large budget", dataclasses.replace(_with(s, quality="max"), large_budget=True)
 
 

@@ -188,10 +188,10 @@ def _print_why(answer: Recommendation) -> None:
     rows = [[a["name"], _shown(a["value"]), a["matters"]] for a in explain.assumptions(answer)]
     table("assumed, not stated", ["name", "value", "what hangs on it"], rows, left=3)
     rows = [
-        [t["name"], f"{t['low_usd']:,.0f}", f"{t['high_usd']:,.0f}", ", ".join(t["flips_to"]) or "no"]
+        [t["name"], brief.usd(t["low_usd"]), brief.usd(t["high_usd"]), ", ".join(t["flips_to"]) or "no"]
         for t in explain.tornado(answer)
     ]
-    table("each quantity a tenth and ten times", ["assumption", "$/month low", "high", "flips the answer to"], rows)
+    table("each quantity a tenth and ten times", ["assumption", "a month, low", "high", "flips the answer to"], rows)
     for probe in explain.probes(answer):
         brief.line(f"probe: {probe}")
 
