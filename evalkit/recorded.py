@@ -9,8 +9,6 @@ from tunegate.core.rows import Row, read_jsonl, read_unique_rows
 from tunegate.evalkit.interchange.foreign import format_of, read_foreign
 from tunegate.evalkit.outcomes import LARGEST, NUMBERS, Answer, is_amount
 
-KEYS = {"id", "output", "finish_reason", "refusal", "tool_calls", "error", *NUMBERS}
-
 
 def read_recorded(
     path: Path,
