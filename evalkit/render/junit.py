@@ -5,7 +5,9 @@ from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 _ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-MAX_BODY = 2000  # characters of a failure's body
+_PART = re.compile(r"&[^;]*$")  # of a character reference
+MAX_BODY = 2000  # bytes of a failure's body
+MAX_MESSAGE = 400  # bytes of its message, which has 300 characters at most
 MAX_BYTES = 25_000_000  # GitLab reads files under 30 MB
 GATE = {"FAIL": "failure", "INCONCLUSIVE": "skipped"}
 
@@ -36,7 +38,7 @@ def _item(suite: str, row: dict[str, Any], body: int) -> tuple[str, str, float]:
     detail = ""
     if kind:
         text = f"{row['reason']}\nexpected: {row['expected']}\ngot: {row['output']}"
-        detail = _detail(kind, f"{outcome}: {row['reason']}", row.get("cause") or outcome, text[:body])
+        detail = _detail(kind, f"{outcome}: {row['reason']}", row.get("cause") or outcome, text, body)
     return _case(suite, row["id"], detail, seconds), kind, seconds
 
 
@@ -52,11 +54,19 @@ def _case(suite: str, name: str, detail: str, seconds: float) -> str:
     return f"{head}>{detail}</testcase>\n" if detail else f"{head}/>\n"
 
 
-def _detail(kind: str, message: str, cause: str, text: str) -> str:
-    shown = _attribute(message[:300])
+def _detail(kind: str, message: str, cause: str, text: str, body: int = MAX_BODY) -> str:
+    message = message[:300]
+    while len((shown := _attribute(message)).encode()) > MAX_MESSAGE:
+        message = message[: len(message) * 3 // 4]
     if kind == "skipped":
         return f"<skipped message={shown}/>"
-    return f"<{kind} message={shown} type={_attribute(cause)}>{escape(_clean(text))}</{kind}>"
+    return f"<{kind} message={shown} type={_attribute(cause)}>{_body(text[:body], body)}</{kind}>"
+
+
+def _body(text: str, limit: int) -> str:
+    """Escaped, and cut to so many bytes after that: an `&` becomes five."""
+    cut = escape(_clean(text)).encode()[:limit].decode("utf-8", "ignore")
+    return _PART.sub("", cut)
 
 
 def _attribute(text: str) -> str:

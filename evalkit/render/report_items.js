@@ -63,7 +63,7 @@ function itemPanel(item, redraw) {
   }
   const against = view.against === 'answers' && item.baseline ? item.baseline.text : other;
   columns.push(answerPanel('Candidate', item.candidate.text, item.candidate, against));
-  return element('div', { className: 'panel-body', role: 'region', 'aria-label': `Item ${item.id.slice(0, 80)}` },
+  return element('div', { className: 'panel-body', role: 'region', 'aria-label': `Item ${named(item.id).slice(0, 80)}` },
     panelHead(item, redraw),
     element('div', { className: `answers of-${columns.length}` }, ...columns),
     scoreTable(item),

@@ -1,4 +1,4 @@
-"""`sql`: run the answer and the expected query on a SQLite file and compare the rows. Read-only, bounded in time and rows."""
+"""`sql`: run the answer and the expected query on a SQLite file and compare the rows. Read-only, bounded in time, rows and size."""
 
 import functools
 import sqlite3
@@ -13,7 +13,13 @@ from tunegate.evalkit.outcomes import Answer, Verdict
 from tunegate.evalkit.validators.base import Validator, admissible, place, shown
 
 MAX_ROWS = 10_000
+MAX_SIZE = 50_000_000  # characters and bytes of all rows
 SECONDS = 5.0
+# SQLite looks at the clock between its steps only, and one call on long texts is one step: `instr` on texts of 1,000,000
+# characters takes 3.5 s, LIKE with a pattern of 40,000 29 s. So texts and patterns are short, and the clock is asked often.
+MAX_LENGTH = 200_000  # of one text or blob
+MAX_PATTERN = 1000  # of LIKE and GLOB
+STEPS = 100  # between two looks at the clock
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 
 
@@ -63,20 +69,27 @@ def _expected(query: str, database: Path) -> list[Any]:
 
 
 def run(query: str, database: Path) -> list[Any]:
-    """Rows of one SELECT. Raises QueryError for anything else, after 5 s, over 10,000 rows, or when SQLite refuses."""
+    """Rows of one SELECT. Raises QueryError for anything else, after 5 s, over 10,000 rows or 50 MB, or when SQLite refuses."""
     connection = sqlite3.connect(f"file:{database}?mode=ro&immutable=1", uri=True)
     deadline = time.monotonic() + SECONDS
+    rows: list[Any] = []
+    size = 0
     try:
-        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, 1_000_000)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_LENGTH)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, MAX_PATTERN)
         connection.set_authorizer(lambda action, *_: sqlite3.SQLITE_OK if action in _ALLOWED else sqlite3.SQLITE_DENY)
-        connection.set_progress_handler(lambda: int(time.monotonic() > deadline), 10_000)
-        rows = [_plain(row) for row in connection.execute(query).fetchmany(MAX_ROWS + 1)]
+        connection.set_progress_handler(lambda: int(time.monotonic() > deadline), STEPS)
+        for row in connection.execute(query):
+            size += sum(len(v) for v in row if isinstance(v, str | bytes))
+            if len(rows) == MAX_ROWS or size > MAX_SIZE:
+                raise QueryError(
+                    f"more than {MAX_ROWS} rows" if size <= MAX_SIZE else f"rows of more than {MAX_SIZE} bytes"
+                )
+            rows.append(_plain(row))
     except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError, UnicodeError) as error:
         raise QueryError(f"more than {SECONDS:g} s" if "interrupted" in str(error) else str(error)) from None
     finally:
         connection.close()
-    if len(rows) > MAX_ROWS:
-        raise QueryError(f"more than {MAX_ROWS} rows")
     return rows
 
 

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
+from tunegate.evalkit.render import junit, markdown
 from tunegate.evalkit.render.annotations import command
 
 NASTY = "a\x00b\x1b[31mred ]]> 100 %\r\n::error::x, <script>" + "y" * 5000
@@ -42,10 +43,35 @@ def test_five_thousand_failing_items_stay_within_the_limits(five_thousand, ft, m
     assert jenkins_faults(tree) == []
     names = [case.get("name") for case in tree.iter("testcase")]
     assert len(set(names)) == len(names) == 5001
+    assert max(len(failure.text) for failure in tree.iter("failure")) <= 2000
 
 
 def test_escaping_of_a_workflow_command():
     assert command("error", "50 %\r\n::x", title="a,b:c") == "::error title=a%2Cb%3Ac::50 %25%0D%0A::x"
+
+
+def test_a_long_text_is_cut_in_a_workflow_command():
+    assert command("error", "x" * 9000, title="y" * 9000) == f"::error title={'y' * 499}…::{'x' * 499}…"
+
+
+@pytest.mark.parametrize("items", [40, 100])
+@pytest.mark.parametrize("text", ["x", "&", '"', "\n", "\x00", "\U0001f600", "<&amp;"])
+def test_junit_is_cut_by_the_bytes_it_takes_when_escaped(monkeypatch, items, text):
+    monkeypatch.setattr(junit, "MAX_BYTES", 100_000)
+    answer = {"outcome": "fail", "reason": text * 3000, "cause": "c", "expected": "e", "output": text * 3000}
+    report = {"task": {"name": "t"}, "created": "2026-01-01T00:00:00Z", "decision": None}
+    made = junit.render(report, [{**answer, "id": f"i{i}"} for i in range(items)]).encode()
+    assert len(made) < 120_000  # GitLab's 30 MB to our 25
+    assert len(list(ElementTree.fromstring(made).iter("failure"))) == items
+
+
+def test_a_summary_is_cut_to_a_comment_and_says_so():
+    condition = {"metric": "m", "rule": "at_least", "decision": "FAIL", "reason": "&" * 900, "need_n": None}
+    report = {"target": {"spec": "s"}, "task": {"name": "t"}, "n": 1, "metrics": {}, "outcomes": {},
+              "decision": {"decision": "FAIL", "conditions": [condition] * 500}}  # fmt: skip
+    text = markdown.render(report)
+    assert len(text) < 65_536
+    assert "the whole is in report.html" in text
 
 
 def test_without_any_answer_and_without_a_gate_it_is_infrastructure(echo, ft):

@@ -1,6 +1,8 @@
 """Verdicts of each validator; the defects measured in other tools (B1 to B6) are cases here."""
 
+import contextlib
 import json
+import sqlite3
 from pathlib import Path
 
 import msgspec
@@ -10,6 +12,7 @@ from tunegate.core.errors import UserError
 from tunegate.core.rows import parse_row
 from tunegate.evalkit.extract import extract
 from tunegate.evalkit.outcomes import Answer, Outcome, outcome_of
+from tunegate.evalkit.validators import sql
 from tunegate.evalkit.validators.kinds import make
 
 
@@ -121,8 +124,6 @@ def test_any_of():
 
 
 def test_sql_is_read_only_and_bounded(tmp_path):
-    import sqlite3
-
     database = tmp_path / "d.sqlite"
     with sqlite3.connect(database) as connection:
         connection.executescript("CREATE TABLE t(a); INSERT INTO t VALUES (1), (2);")
@@ -134,6 +135,40 @@ def test_sql_is_read_only_and_bounded(tmp_path):
     for hostile in ("DROP TABLE t", "DELETE FROM t", "ATTACH 'x.db' AS x", "PRAGMA writable_schema=1", ""):
         assert not judge("sql", hostile, "SELECT a FROM t", options).passed, hostile
     assert database.read_bytes() == before
+
+
+COUNT = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT {}) SELECT {} FROM n"
+
+
+@pytest.mark.parametrize(
+    ("loosened", "query", "words"),
+    [
+        ({}, "ATTACH ':memory:' AS x", "not authorized"),
+        ({}, "PRAGMA table_info(t)", "not authorized"),
+        ({"_ALLOWED": range(256)}, "DROP TABLE t", "readonly"),
+        ({"SECONDS": 0}, COUNT.format(10_000, "count(*)"), "more than 0 s"),
+        ({}, COUNT.format(10_001, "i"), "more than 10000 rows"),
+        ({}, COUNT.format(300, "zeroblob(200000)"), "rows of more than 50000000 bytes"),
+        ({}, "SELECT length(zeroblob(200001))", "too big"),
+        ({}, "SELECT 'a' LIKE replace(hex(zeroblob(501)), '0', '%')", "pattern too complex"),
+    ],
+)
+def test_each_bound_of_sql_holds_by_itself(tmp_path, monkeypatch, loosened, query, words):
+    database = tmp_path / "d.sqlite"
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE TABLE t(a)")
+    for name, value in loosened.items():
+        monkeypatch.setattr(sql, name, value)
+    with pytest.raises(sql.QueryError, match=words):
+        sql.run(query, database)
+
+
+def test_the_clock_of_sql_is_asked_between_calls_that_take_long(tmp_path, monkeypatch):
+    """Thirty calls are a few hundred of SQLite's steps; each may take a tenth of a second."""
+    (tmp_path / "d.sqlite").touch()
+    monkeypatch.setattr(sql, "SECONDS", 0)
+    with pytest.raises(sql.QueryError, match="more than 0 s"):
+        sql.run(COUNT.format(30, "instr(zeroblob(9), 'x')"), tmp_path / "d.sqlite")
 
 
 def test_extraction_is_named_and_keeps_null():

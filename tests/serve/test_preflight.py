@@ -234,7 +234,8 @@ def test_a_type_that_is_none(model, word):
 @pytest.mark.parametrize(
     "extra",
     [("--host", "0.0.0.0"), ("--host=0.0.0.0",), ("--hos", "::"), ("--port=1",), ("--api-key", "x"), ("--api_key=x",),
-     ("--uds", "/s"), ("--config", "f.yaml"), ("--ssl-keyfile=k",), ("--served-model-name", "x"), ("--model=x",)],
+     ("--uds", "/s"), ("--config", "f.yaml"), ("--ssl-keyfile=k",), ("--served-model-name", "x"), ("--model=x",),
+     ("--ssl-certfile", "c"), ("--lora-modules", "a=b"), ("--root-path", "/x")],
 )  # fmt: skip
 def test_flags_that_would_go_round_the_key_are_refused_in_any_spelling(extra):
     with pytest.raises(UsageError, match="is not passed on to vLLM"):

@@ -161,7 +161,7 @@ def _unwanted(folder: Path, manifest: Manifest) -> list[dict[str, str]]:
     found = []
     for name in (str(item["path"]) for item in manifest.outputs):
         path = folder / name
-        if path.suffix in PICKLES and not name.startswith("checkpoint"):
+        if path.suffix.lower() in PICKLES:
             found.append({"path": name, "problem": "a pickle: it runs code when it is loaded"})
         if not path.is_file() or path.is_symlink():
             continue

@@ -6,6 +6,7 @@ from urllib.parse import quote
 import pytest
 
 from tunegate.evalkit.render.html import render
+from tunegate.evalkit.render.html_text import HIDDEN_RANGES
 
 pytestmark = pytest.mark.slow
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
@@ -257,6 +258,11 @@ def test_hostile_answers_are_shown_as_text_and_run_nothing(visit, site, hostile)
                 assert sign not in candidate
         if text.isprintable():
             assert candidate == text
+    shown = page.evaluate(
+        """() => [...document.querySelectorAll('body *:not(script)')].flatMap((node) => [node.title, node.ariaLabel ?? '',
+          ...[...node.childNodes].filter((child) => child.nodeType === Node.TEXT_NODE).map((child) => child.data)]).join('')"""
+    )
+    assert [f"U+{ord(c):04X}" for c in shown if any(low <= ord(c) <= high for low, high in HIDDEN_RANGES)] == []
     assert page.evaluate("window.hacked") is None
     assert page.locator("img, iframe, #table-place script, #table-place style, #table-place a").count() == 0
     assert page.evaluate("document.documentElement.scrollWidth") <= DESKTOP["width"]

@@ -65,6 +65,7 @@ def test_the_policy_names_exactly_the_style_and_the_script_of_the_page(plain):
         digest = base64.b64encode(hashlib.sha256(page.raw[raw].encode()).digest()).decode()
         assert f"{kind} 'sha256-{digest}';" in policy
     assert policy.startswith("default-src 'none';")
+    assert "; base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; trusted-types 'none'" in policy
     assert "unsafe" not in policy
     assert "*" not in policy
 

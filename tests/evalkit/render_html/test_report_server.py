@@ -136,6 +136,9 @@ def test_pages_over_http(server, folder):
     assert status == 200
     assert "script-src 'sha256-" in headers["content-security-policy"]
     assert "unsafe" not in headers["content-security-policy"]
+    assert "; frame-ancestors 'none'" in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["cross-origin-resource-policy"] == "same-origin"
     assert '<a href="/">All reports</a>' in page
     data = json.loads(page.split('<script type="application/json" id="data">')[1].split("</script>")[0])
     assert data["answers"]  # the baseline's answers are found in the folder

@@ -148,8 +148,9 @@ def test_inspect_and_its_page(capsys: pytest.CaptureFixture[str], source: str, t
 
 
 def test_the_page_escapes_what_it_shows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    path, page = tmp_path / "a.jsonl", tmp_path / "p.html"
-    path.write_text("".join(record(f"q{i}", "<script>alert(1)</script>" if i % 2 else "b") for i in range(100)))
+    path, page = tmp_path / "<script>a.jsonl", tmp_path / "p.html"
+    rows = [json.loads(record(f"q{i}", "<script>alert(1)</script>" if i % 2 else "b")) for i in range(100)]
+    path.write_text("".join(json.dumps({**row, "tags": {"<script>tag": "<script>"}}) + "\n" for row in rows))
     ft(capsys, "inspect", str(path), "--html", str(page))
     assert "<script>" not in page.read_text()
     assert "&lt;script&gt;" in page.read_text()

@@ -171,6 +171,19 @@ def test_a_report_of_another_system_than_its_lineage_says_is_refused(tmp_path, f
     assert "of another system" in err
 
 
+def test_a_decision_that_names_another_report_than_its_lineage_is_refused(judged, ft, tmp_path):
+    release, report, _ = judged
+    gate = make_gate(report, folder=tmp_path / "g")
+    path = gate.path / "decision.json"
+    path.write_text(path.read_text().replace(report.digest, "0" * 64))
+    (gate.path / "manifest.json").unlink()
+    old = gate.manifest
+    manifest.write(gate.path, old.kind, inputs=list(old.inputs), config=old.config, facts=old.facts)
+    code, _, err = promote(ft, release.path, gate.path)
+    assert code == 2
+    assert "does not say which report" in err
+
+
 def test_a_report_that_is_gone_or_undecided_is_said(judged, ft, tmp_path):
     release, report, _ = judged
     gate = make_gate(report, folder=tmp_path / "apart")

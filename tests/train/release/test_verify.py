@@ -145,6 +145,27 @@ def test_another_template_than_it_was_trained_with_is_found(release, verify):
     assert len(said(document)) == 2
 
 
+def test_every_kind_of_pickle_is_found_wherever_it_lies(release, verify):
+    names = [
+        "a.bin",
+        "b.pt",
+        "c.pth",
+        "d.pkl",
+        "e.pickle",
+        "f.ckpt",
+        "g.BIN",
+        "sub/h.bin",
+        "checkpoint.bin",
+        "checkpoint-1/o.pt",
+    ]
+    for name in names:
+        (release.path / name).parent.mkdir(exist_ok=True)
+        (release.path / name).write_bytes(b"\x80\x04.")
+    rewrite(release.path)
+    code, document = verify(release.path)
+    assert (code, {p["path"] for p in document["problems"]}) == (2, set(names))
+
+
 def test_no_training_tags_no_pickle_no_cut_weights(release, verify):
     template = release.path / "chat_template.jinja"
     keep = template.read_text()
