@@ -177,7 +177,7 @@ class ChatClient:
         stream = ChatStream(self.base_url)
         try:
             url = f"{self.base_url}/chat/completions"
-            async with self._session.post(url, data=body, headers=JSON_BODY) as response:
+            async with self._session.post(url, data=body, headers=JSON_BODY, allow_redirects=False) as response:
                 if response.status != 200:
                     raise await _refusal(response, self.base_url)
                 context = _context(response.headers.get(USED_HEADER))
@@ -222,7 +222,8 @@ class ChatClient:
         assert self._session is not None, "use ChatClient as `async with`"
         raw = None if body is None else encode(body)
         try:
-            async with self._session.request(method, url, data=raw, headers=JSON_BODY if raw else None) as response:
+            headers = JSON_BODY if raw else None
+            async with self._session.request(method, url, data=raw, headers=headers, allow_redirects=False) as response:
                 if response.status != 200:
                     raise await _refusal(response, url)
                 return decode(await _body(response, LARGEST_ANSWER))
@@ -281,11 +282,14 @@ def _no_json(where: str) -> EndpointError:
 
 
 async def _refusal(response: "aiohttp.ClientResponse", where: str) -> EndpointError:
-    """The error that an HTTP status other than 200 means."""
+    """The error that an HTTP status other than 200 means. A redirect is one: prompts and key go to the address given only."""
     raw = await _body(response, LARGEST_REFUSAL)
-    fatal = response.status in (401, 403, 404, 405)
+    elsewhere = response.headers.get("Location", "")[:500] if 300 <= response.status < 400 else ""
+    fatal = response.status in (401, 403, 404, 405) or bool(elsewhere)
     hint = "set TUNEGATE_API_KEY or --api-key-file" if response.status in (401, 403) else None
     text = _said(raw) or response.reason or ""
+    if elsewhere:
+        text, hint = f"it sends on to {elsewhere!r}", "redirects are not followed: give that address if you trust it"
     failure = EndpointError(
         f"HTTP {response.status}: {text}",
         cause=f"http_{response.status}",

@@ -25,7 +25,7 @@ class Reply:
 def call(
     url: str, *, body: Any = None, key: str | None = None, timeout_s: float = 5.0, certificate: Path | None = None
 ) -> Reply:
-    """GET `url`, or POST `body` as JSON; any status is a reply. certificate: the one a TLS server of ours must show.
+    """GET `url`, or POST `body` as JSON; any status is a reply, a redirect too. certificate: the one a TLS server of ours must show.
 
     Raises OSError when there is no answer.
     """
@@ -36,13 +36,24 @@ def call(
         headers["Content-Type"] = "application/json"
     request = urllib.request.Request(url, data, headers)  # noqa: S310
     try:
-        with urllib.request.urlopen(request, timeout=timeout_s, context=_trusting(certificate)) as response:  # noqa: S310
+        with _opener(certificate).open(request, timeout=timeout_s) as response:
             return Reply(status=response.status, headers=_lower(response.headers), body=response.read())
     except urllib.error.HTTPError as error:
         with error:
             return Reply(status=error.code, headers=_lower(error.headers), body=error.read())
     except (ValueError, EOFError) as error:  # http.client's errors that are no OSError
         raise OSError(str(error)) from None
+
+
+class _NotFollowed(urllib.request.HTTPRedirectHandler):
+    """A redirect would take the key along to wherever it leads."""
+
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """None: the 3xx status is the reply."""
+
+
+def _opener(certificate: Path | None) -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_NotFollowed, urllib.request.HTTPSHandler(context=_trusting(certificate)))
 
 
 def _lower(headers: Any) -> dict[str, str]:

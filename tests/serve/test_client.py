@@ -218,6 +218,17 @@ def test_a_web_page_is_no_endpoint(ask, waits):
     assert caught.value.cause == "malformed"
 
 
+def test_a_redirect_takes_neither_prompt_nor_key_elsewhere(ask):
+    with pytest.raises(EndpointError, match="HTTP 307: it sends on to '/elsewhere'") as caught:
+        ask(answer({}, status=307, Location="/elsewhere"), stream(WHOLE), key="sk-secret")
+    assert [path for path, _, _ in ask.seen] == ["/v1/chat/completions"]
+    assert caught.value.fatal
+    assert "give that address if you trust it" in caught.value.hint
+    with pytest.raises(EndpointError, match="it sends on to"):
+        ask(answer({}, status=302, Location="/elsewhere"), answer({"data": []}), call=lambda client: client.models())
+    assert len(ask.seen) == 1
+
+
 def test_an_endpoint_that_does_not_stream_is_taken_whole(ask):
     body = {"choices": [{"message": {"content": "x"}, "finish_reason": "stop"}], "usage": USAGE}
     found = ask(answer(body))
