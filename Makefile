@@ -62,10 +62,10 @@ audit: setup     ## known vulnerabilities of what is installed
 	@$(BIN)/uv tool run pip-audit==2.* --no-deps --disable-pip -r build/frozen.txt
 
 # Only what is installed beside the tests is measured in the processes that they start: there for the run, then gone.
-coverage: setup  ## branches that the fast tests reach (ARGS="tests/core" for a part)
+coverage: setup  ## branches that `make test` reaches (ARGS="tests/core" for a part)
 	@trap '$(BIN)/uv pip uninstall --quiet coverage' EXIT; rm -rf build/coverage && mkdir -p build/coverage; \
 	$(BIN)/uv pip install --quiet coverage==7.*; \
-	$(BIN)/coverage run -m pytest -m "not slow and not e2e" $(ARGS); failed=$$?; \
+	$(BIN)/coverage run -m pytest -m "not slow" $(ARGS); failed=$$?; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$failed
 
 clean:           ## remove what was built (the environment stays)
