@@ -30,7 +30,7 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
     "load-overhead": ("serve_overhead.py", "--rounds", "4", "--requests", "96"),
     "latency": ("serve_latency.py", "--seconds", "40"),
     "prompting": ("prompting_latency.py",),
-    "train-lora": ("train_throughput.py", "--methods", "lora", "--rounds", "2", "--steps", "24"),
+    "train-lora": ("train_throughput.py", "--methods", "lora", "--rounds", "2", "--steps", "16"),
     "train-qlora": (
         "train_throughput.py",
         "--methods",
@@ -42,7 +42,7 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
         "--steps",
         "24",
     ),
-    "train-full": ("train_throughput.py", "--methods", "full", "--sides", "plain,ft", "--rounds", "2", "--steps", "24"),
+    "train-full": ("train_throughput.py", "--methods", "full", "--sides", "plain,ft", "--rounds", "2", "--steps", "16"),
     "train-busy": (
         "train_throughput.py",
         "--methods",
