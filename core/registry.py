@@ -57,7 +57,7 @@ def store(artifact: Artifact, name: str, *, place: Path | None = None) -> Path:
         size, free = folder_bytes(artifact.path), shutil.disk_usage(place).free
         if size > free:
             raise InfrastructureError(
-                f"{name!r} takes {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free",
+                f"{name!r} takes {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
                 where=str(place),
                 hint="free some space, or set TUNEGATE_HOME",
             )

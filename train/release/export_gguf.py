@@ -135,7 +135,7 @@ def _room(release: Release, config: ExportConfig, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if need > free:
         raise InfrastructureError(
-            f"about {need / 1e9:.1f} GB are needed on the way, {free / 1e9:.1f} GB are free",
+            f"about {need / 1e9:.2f} GB are needed on the way, {free / 1e9:.2f} GB are free",
             where=str(folder.parent),
             hint="free some space, or choose another --out",
         )
