@@ -40,17 +40,9 @@ def main() -> int:
     ray.init(address=told.address or "local", log_to_driver=False)
     on_gpus = bool(ray.cluster_resources().get("GPU"))
     passed = (
-        "ACCELERATE_",
-        "FSDP_",
-        "OMP_",
-        "GOMP_",
-        "TUNEGATE_",
-        "HF_",
-        "TENSORBOARD_",
-        "MLFLOW_",
-        "WANDB_",
-        "TRACKIO_",
-    )
+        "ACCELERATE_", "FSDP_", "OMP_", "GOMP_", "TUNEGATE_",
+        "HF_", "TENSORBOARD_", "MLFLOW_", "WANDB_", "TRACKIO_",
+    )  # fmt: skip
     trainer = TorchTrainer(
         _train,
         train_loop_config={

@@ -13,10 +13,6 @@ from tunegate.train import thread_waits
     [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
 )
 def test_what_the_environment_says_wins(monkeypatch, set_by_user, then):
-    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in set_by_user.items():
-        monkeypatch.setenv(name, value)
     environment = dict(set_by_user)
     monkeypatch.setattr(thread_waits.os, "environ", environment)
     thread_waits.keep_short()
