@@ -41,7 +41,7 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
         "2",
         "--steps",
         "24",
-    ),  # fmt: skip
+    ),
     "train-full": ("train_throughput.py", "--methods", "full", "--sides", "plain,ft", "--rounds", "2", "--steps", "16"),
     "train-busy": (
         "train_throughput.py",
@@ -54,7 +54,7 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
         "1",
         "--steps",
         "4",
-    ),  # fmt: skip
+    ),
     "quantize": ("quantize.py", "--layers", "2", "--rows", "128"),
     "read": ("data_read.py",),
     "near-duplicates": ("data_dedup.py",),
