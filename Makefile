@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_DISABLE_TELEMETRY := 1
+# Every command imports torch anew; where compiled modules may not be kept, each pays 4 seconds for compiling it.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo demo-bakeoff test test-fast test-slow lint format bench docs dist sbom audit coverage clean help
 

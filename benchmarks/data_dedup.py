@@ -1,13 +1,12 @@
-"""Near duplicates: ours, and semhash on the same rows where a Python that has it is named.
+"""Near duplicates: ours, and semhash on the same rows.
 
-    python benchmarks/data_dedup.py [--sizes 1000 10000 100000] [--semhash-python PATH] [--short]
+    python benchmarks/data_dedup.py [--sizes 1000 10000 100000 1000000] [--short]
 
 Every size runs in a process of its own. Of the rows one in ten is a planted twin: an earlier text with one letter changed.
 `found` is the share of twins removed; `others` counts removed rows that are no twin. semhash's default model comes from a
 hub, so it gets a model2vec static model of random vectors over the words and their letter pairs, 256 wide: the cost of its
-own kind of model, without a download. No process of this script uses the network.
-
-    python -m venv E && E/bin/pip install semhash    # makes the Python for --semhash-python
+own kind of model, without a download. It runs in an environment of its own (peers.py), made at the first time. MiniLM, whose
+verdict on 200,000 texts takes a quarter of an hour, is measured up to 100,000 rows. `--short`: ours alone.
 """
 
 import argparse
@@ -28,6 +27,7 @@ from typing import Any
 THRESHOLD = 0.9
 # Ours: the default verdict, and the one by letters alone.
 MODELS = {"minilm": "builtin:minilm", "lexical": "lexical"}
+MINILM_MOST = 100_000
 
 
 def made(rows: int) -> tuple[list[str], set[int]]:
@@ -88,13 +88,6 @@ def semhash(texts: list[str]) -> set[int]:
     return set(range(len(texts))) - kept
 
 
-def processor() -> str:
-    """The processor's name where the system tells it."""
-    table = Path("/proc/cpuinfo")
-    lines = table.read_text(encoding="utf-8").splitlines() if table.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
 def peak_mb() -> float:
     """Highest resident memory of this process so far, in MB (Linux; semhash's Python has no package of ours)."""
     line = next(x for x in Path("/proc/self/status").read_text(encoding="ascii").splitlines() if x.startswith("VmHWM"))
@@ -137,49 +130,62 @@ def measured(python: str, name: str, rows: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
-    parser.add_argument("--semhash-python", help="a Python that has semhash")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000, 1_000_000])
     parser.add_argument("--short", action="store_true", help="1,000 and 4,000 rows, some seconds")
     parser.add_argument("--worker", choices=(*MODELS, "semhash"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         worker(arguments.worker, arguments.sizes[0])
         return
-    sizes = [1000, 4000] if arguments.short else arguments.sizes
-    print(f"{date.today()}, {processor()}, {os.cpu_count()} cores, Python {platform.python_version()}; ", end="")
+    from peers import keep_bytecode, python_of
+
+    from tunegate.core.machine import cpu_name
+
+    keep_bytecode()
+    sizes = [1000, 4000] if arguments.short else sorted(arguments.sizes)
+    pythons = dict.fromkeys(MODELS, sys.executable)
+    if not arguments.short:
+        pythons["semhash"] = str(python_of("semhash"))
     print(
-        f"thresholds: minilm 0.95, lexical and semhash {THRESHOLD}\n\n| | rows | CPU s | wall s | peak MB | MB grown | found | others removed |"
+        f"{date.today()}, {cpu_name()}, {os.cpu_count()} cores, Python {platform.python_version()}; "
+        f"thresholds: minilm 0.95, lexical and semhash {THRESHOLD}\n\n"
+        "| | rows | CPU s | wall s | peak MB | MB grown | found | others removed |\n|---|---|---|---|---|---|---|---|"
     )
-    print("|---|---|---|---|---|---|---|---|")
-    pythons = dict.fromkeys(MODELS, sys.executable) | (
-        {"semhash": arguments.semhash_python} if arguments.semhash_python else {}
-    )
-    most: dict[str, str] = {}
-    notes = [] if arguments.semhash_python else ["semhash: not measured (--semhash-python names a Python that has it)"]
+    cpu: dict[int, dict[str, float]] = {rows: {} for rows in sizes}
+    notes = []
     for name, python in pythons.items():
         taken = []
         for rows in sizes:
+            if name == "minilm" and rows > MINILM_MOST:
+                continue
             took = measured(python, name, rows)
             taken.append((rows, took))
+            cpu[rows][name] = took["cpu_s"]
             print(
                 f"| {name} | {rows:,} | {took['cpu_s']:.2f} | {took['wall_s']:.2f} | {took['peak_mb']:.0f} | "
                 f"{took['grown_mb']:.0f} | {took['found']:.1%} | {took['others']} |",
                 flush=True,
             )
-        (few, first), (many, last) = taken[0], taken[-1]
-        most[name] = f"{last['cpu_s']:.0f} ({name})"
-        if many > few:
-            growth = {
-                key: math.log(max(last[key], 1e-9) / max(first[key], 1e-9)) / math.log(many / few)
-                for key in ("cpu_s", "grown_mb")
-            }
-            notes.append(
-                f"{name} ({last['versions']}): CPU grows as rows^{growth['cpu_s']:.2f}, memory as rows^{growth['grown_mb']:.2f}"
-            )
+        if len(taken) > 1:
+            notes.append(f"{name} ({taken[-1][1]['versions']}): {growth(taken[-2], taken[-1])}")
     print("\n" + "\n".join(f"- {note}" for note in notes))
-    beside = most.pop("semhash", "-")
-    print(f"\nheadline | near duplicates of {sizes[-1]:,} rows, CPU-seconds | {', '.join(most.values())} | {beside}")
+    for rows in [x for x in sizes if x >= MINILM_MOST] or sizes[-1:]:
+        beside = cpu[rows].pop("semhash", None)
+        here = ", ".join(f"{took:.0f} ({name})" for name, took in cpu[rows].items())
+        print(
+            f"\nheadline | near duplicates of {rows:,} rows, CPU-seconds | {here} | {'-' if beside is None else f'{beside:.0f} (semhash)'}"
+        )
+
+
+def growth(less: tuple[int, dict[str, Any]], more: tuple[int, dict[str, Any]]) -> str:
+    """How CPU and memory grew between the two largest sizes, where fixed costs weigh least."""
+    (few, first), (many, last) = less, more
+    cpu, memory = (
+        math.log(max(last[key], 1e-9) / max(first[key], 1e-9)) / math.log(many / few) for key in ("cpu_s", "grown_mb")
+    )
+    each = 1e6 * (last["grown_mb"] - first["grown_mb"]) / (many - few)
+    return f"from {few:,} to {many:,} rows CPU grows as rows^{cpu:.2f}, memory as rows^{memory:.2f} ({each:,.0f} bytes a row)"
 
 
 if __name__ == "__main__":

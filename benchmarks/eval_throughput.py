@@ -8,7 +8,7 @@ client: requests over CPU seconds of the whole command with its children (getrus
 off by a smaller run. scoring: time and peak memory of judging 100,000 recorded outputs, no model. vllm: the same items and
 settings to one vLLM server with builtin:smollm2-135m; requests a second from the first request's arrival to the last one's
 end as the server saw them, the median of the rounds in turn, and the client's CPU. lm-eval and Inspect run in environments
-that uv makes once, pinned below, under the cache folder. `--short`: ours alone, fewer requests, no engine.
+of their own (peers.py), pinned. `--short`: ours alone, fewer requests, no engine.
 """
 
 import argparse
@@ -27,14 +27,15 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+from peers import keep_bytecode, python_of
+
 from tunegate.core.machine import cpu_name
-from tunegate.core.model_source import cache_folder, resolve
+from tunegate.core.model_source import resolve
 from tunegate.serve.vllm_flags import ServeOptions
 from tunegate.serve.vllm_process import serving
 
 ROOT = Path(__file__).parents[1]
 STANDIN = ROOT / "tests" / "evalkit" / "fast_standin.py"
-PINS = {"lm-eval": ["lm-eval[api]==0.4.13"], "inspect": ["inspect-ai==0.3.285", "openai==3.54.0"]}
 MODEL = "builtin:smollm2-135m"
 AT_ONCE = {1: (200, 1600), 16: (400, 3000), 256: (512, 4096)}  # requests at once -> of the smaller and the larger run
 SYSTEM = 'Answer with one JSON object {"name": ..., "arguments": {...}} and nothing else.'
@@ -60,19 +61,6 @@ class Job:
     at_once: int
     max_tokens: int
     folder: Path
-
-
-def python_of(name: str) -> Path:
-    """The Python of a peer's environment, made first where it is missing."""
-    place = cache_folder() / "environments" / f"bench-{'-'.join(p.replace('[api]', '') for p in PINS[name])}"
-    if not (place / "complete").is_file():
-        print(f"making the environment of {name}", file=sys.stderr)
-        uv = [sys.executable, "-m", "uv"]
-        subprocess.run([*uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(place)], check=True)
-        python = str(place / "bin" / "python")
-        subprocess.run([*uv, "pip", "install", "--quiet", "--python", python, *PINS[name]], check=True)
-        (place / "complete").touch()
-    return place / "bin" / "python"
 
 
 def write_items(folder: Path, n: int) -> None:
@@ -312,6 +300,7 @@ def part_vllm(tools: list[str], *, requests: int, rounds: int, at_once: int = 32
 
 def main() -> None:
     given = options()
+    keep_bytecode()
     parts = given.part or (["standin", "scoring"] if given.short else ["standin", "scoring", "vllm"])
     tools = ["ft eval"] if given.short else list(TOOLS)
     print(f"{cpu_name()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, {date.today()}")

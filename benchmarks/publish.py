@@ -16,6 +16,8 @@ from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from peers import keep_bytecode
+
 from tunegate.core.machine import cpu_name
 
 ROOT = Path(__file__).parents[1]
@@ -74,14 +76,14 @@ def versions() -> str:
     return ", ".join(found)
 
 
-def run(name: str, more: list[str]) -> int:
-    """Run one benchmark and keep what it printed. more: options of this machine, kept out of the printed command."""
+def run(name: str) -> int:
+    """Run one benchmark and keep what it printed."""
     command = PUBLISHED[name]
     load = os.getloadavg()[0]
     print(f"== {name}: {' '.join(command)}", flush=True)
     lines = []
     with subprocess.Popen(
-        [sys.executable, str(Path(__file__).parent / command[0]), *command[1:], *more], stdout=subprocess.PIPE, text=True
+        [sys.executable, str(Path(__file__).parent / command[0]), *command[1:]], stdout=subprocess.PIPE, text=True
     ) as process:  # fmt: skip
         assert process.stdout is not None
         for line in process.stdout:
@@ -134,15 +136,15 @@ def main() -> int:
     steps = parser.add_subparsers(dest="step", required=True)
     runs = steps.add_parser("run")
     runs.add_argument("names", nargs="+", choices=[*PUBLISHED, "all"])
-    runs.add_argument("--more", default="", help="options of this machine, such as --semhash-python PATH")
     steps.add_parser("fill")
     given = parser.parse_args()
     if given.step == "fill":
         for page in pages():
             page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
         return 0
+    keep_bytecode()
     names = list(PUBLISHED) if "all" in given.names else given.names
-    return max([run(name, given.more.split()) for name in names])
+    return max([run(name) for name in names])
 
 
 if __name__ == "__main__":
