@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tunegate.core.errors import UserError, first_line
+from tunegate.core.errors import InfrastructureError, UserError, first_line
 
 
 def home_path(text: str | Path) -> Path:
@@ -181,3 +181,18 @@ def packaged(package: str, name: str = "") -> Path | None:
 def folder_bytes(folder: Path) -> int:
     """Size in bytes of all regular files below `folder`."""
     return sum((folder / name).stat().st_size for name in relative_files(folder) if not (folder / name).is_symlink())
+
+
+def need_disk(folder: Path, wanted: float, what: str, hint: str) -> None:
+    """Raises InfrastructureError when the disk that `folder` is, or will be, on has not `wanted` bytes and a little more.
+
+    what: that takes the bytes, as the subject of the message; hint: where else it could go.
+    """
+    place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(place).free
+    if free < wanted * 1.01 + 20e6:
+        raise InfrastructureError(
+            f"{what} takes {wanted / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
+            where=str(place),
+            hint=f"free some space, or {hint}",
+        )

@@ -14,8 +14,8 @@ from typing import Any
 
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import Artifact, EvalReport
-from tunegate.core.errors import InfrastructureError, UserError, nearest
-from tunegate.core.files import folder_bytes, new_folder, read_json, write_json
+from tunegate.core.errors import UserError, nearest
+from tunegate.core.files import folder_bytes, need_disk, new_folder, read_json, write_json
 
 Entries = dict[str, list[dict[str, Any]]]
 # Linux's ioctl that lets a new file share the blocks of another, copy on write (linux/fs.h: FICLONE).
@@ -54,13 +54,7 @@ def store(artifact: Artifact, name: str, *, place: Path | None = None) -> Path:
     with _lock(place, "store.lock"):
         if stored.is_dir():
             return stored
-        size, free = folder_bytes(artifact.path), shutil.disk_usage(place).free
-        if size > free:
-            raise InfrastructureError(
-                f"{name!r} takes {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
-                where=str(place),
-                hint="free some space, or set TUNEGATE_HOME",
-            )
+        need_disk(place, folder_bytes(artifact.path), repr(name), "set TUNEGATE_HOME")
         with new_folder(stored) as folder:
             shutil.copytree(artifact.path, folder, dirs_exist_ok=True, copy_function=_copy)
             if manifests.read(folder).digest != artifact.digest or manifests.verify(folder):

@@ -2,7 +2,6 @@
 tokenize as the release does and compared with its answers; an Ollama Modelfile beside it."""
 
 import json
-import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from tunegate.core.artifacts import GgufExport, Release
 from tunegate.core.chat_template import PROBE, render, render_ids, template_digest
 from tunegate.core.console import progress, say, warn
 from tunegate.core.errors import InfrastructureError, TunegateError, UserError, nearest
-from tunegate.core.files import new_folder, read_json, sha256_text
+from tunegate.core.files import need_disk, new_folder, read_json, sha256_text
 from tunegate.core.machine import bf16_flags, cores, memory_gb
 from tunegate.core.model_source import of_folder
 from tunegate.core.rows import Message, read_rows
@@ -132,13 +131,7 @@ def first_answer(artifact: GgufExport) -> str:
 def _room(release: Release, config: ExportConfig, folder: Path) -> None:
     size = float(release.manifest.facts.get("bytes") or 0)
     need = size * (1.0 if config.type in FAITHFUL else 1.7) * (2.0 if config.type == "f32" else 1.0)
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise InfrastructureError(
-            f"about {need / 1e9:.2f} GB are needed on the way, {free / 1e9:.2f} GB are free",
-            where=str(folder.parent),
-            hint="free some space, or choose another --out",
-        )
+    need_disk(folder.parent, need, "the export, on the way,", "choose another --out")
 
 
 def _make(release: Release, config: ExportConfig, tools: llama_cpp.LlamaCpp, file: Path) -> None:

@@ -13,7 +13,7 @@ from tunegate.core.artifacts import Dataset, Release, Run
 from tunegate.core.chat_template import template_digest
 from tunegate.core.console import progress, say
 from tunegate.core.errors import UsageError, UserError
-from tunegate.core.files import new_folder, read_json, write_json
+from tunegate.core.files import need_disk, new_folder, read_json, write_json
 from tunegate.core.methods import WEIGHTLESS
 from tunegate.core.model_source import ModelSource, of_folder, quiet_transformers
 from tunegate.serve import served_model
@@ -288,7 +288,7 @@ def _plan(specs: dict[str, Spec], parameters: int, folder: Path) -> bool:
     prove_model.need_memory(streamed, "the largest tensor")
     need = parameters * 4 if keep else streamed
     disk = sum(spec.bytes for spec in specs.values())
-    tensor_files.need_disk(folder, disk)
+    need_disk(folder, disk, "the merged model", "choose another --out")
     say(
         f"merging {parameters / 1e9:.2f} billion weights, tensor by tensor, {disk / 1e9:.2f} GB to write; the proof takes about {need / 1e9:.1f} GB of memory "
         + ("(the whole model in fp32)" if keep else "(a module at a time: the whole model in fp32 does not fit)")

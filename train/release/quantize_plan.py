@@ -8,10 +8,9 @@ from tunegate.core.architecture import from_config
 from tunegate.core.artifacts import Release
 from tunegate.core.console import say
 from tunegate.core.errors import UsageError, UserError, nearest
-from tunegate.core.files import read_json
+from tunegate.core.files import need_disk, read_json
 from tunegate.core.machine import gpus
 from tunegate.train.release.prove_model import need_memory
-from tunegate.train.release.tensor_files import need_disk
 
 GROUP_SIZES = (128, 64, 32)
 # Layers narrower than this lose visibly more at 4 bits, so they get the smallest group.
@@ -148,7 +147,7 @@ def check_room(shape: dict[str, Any], config: QuantizeConfig, tokens: int, out: 
     say(f"quantizing takes about {memory / 1e9:.1f} GB of memory and {disk / 1e9:.2f} GB of disk")
     need_memory(memory, "quantizing")
     for place in (out.parent, scratch):
-        need_disk(place, disk)
+        need_disk(place, disk, "the quantized model", "choose another place")
     if config.scheme == "fp8" and not gpus():
         say(
             "fp8 is for CUDA (compute capability 8.9 and later): this machine has no GPU to serve it on; w8a8 serves on CPUs"

@@ -5,15 +5,14 @@ data_offsets}, then the bytes (the safetensors format's own description).
 """
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunegate.core.console import Ticker
-from tunegate.core.errors import InfrastructureError, UserError
-from tunegate.core.files import write_json
+from tunegate.core.errors import UserError
+from tunegate.core.files import need_disk, write_json
 from tunegate.core.weight_files import INDEX, indexed, read_header
 
 # Names of the format, and torch's.
@@ -95,7 +94,7 @@ def write(
     anything is written; ValueError when a tensor is not what its spec says.
     """
     total = sum(spec.bytes for spec in specs.values())
-    need_disk(folder, total)
+    need_disk(folder, total, "writing the weights", "choose another place")
     shards = _shards(specs, max_shard_bytes)
     names = [
         "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
@@ -107,18 +106,6 @@ def write(
         places = {name: file for file, tensors in zip(names, shards, strict=True) for name in tensors}
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": places})
     return total
-
-
-def need_disk(folder: Path, wanted: int) -> None:
-    """Raises InfrastructureError when the disk that `folder` is made on has not `wanted` bytes and a little more."""
-    place = next(p for p in folder.absolute().parents if p.exists())
-    free = shutil.disk_usage(place).free
-    if free < wanted * 1.01 + 20e6:
-        raise InfrastructureError(
-            f"{wanted / 1e9:.2f} GB are to be written, the disk has {free / 1e9:.2f} GB free",
-            where=str(place),
-            hint="free disk space, or choose another place",
-        )
 
 
 def _shards(specs: Mapping[str, Spec], limit: int) -> list[list[str]]:

@@ -88,7 +88,7 @@ def test_too_little_memory_and_disk_are_said_before(tiny_model, tmp_path, monkey
         export_gguf.check(release, export_gguf.ExportConfig())
     assert "--prompts 0" in caught.value.hint
     export_gguf.check(release, export_gguf.ExportConfig(prompts=0))
-    monkeypatch.setattr(export_gguf.shutil, "disk_usage", lambda _: type("Free", (), {"free": 10})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(InfrastructureError, match="are free"):
         export_gguf._room(release, export_gguf.ExportConfig(), tmp_path)
 

@@ -144,7 +144,7 @@ def test_memory_and_disk_are_said_and_looked_at_before_any_work(made, tmp_path, 
 
     monkeypatch.setattr(merge_proof, "reference", begun)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(InfrastructureError, match="are to be written, the disk has") as caught:
+    with pytest.raises(InfrastructureError, match=r"the merged model takes 0\.00 GB, 0\.00 GB are free") as caught:
         merge(made.run, resolve(str(made.base)), tmp_path / "out", force=False)
     assert caught.value.where == str(tmp_path), "not the temporary name of what is being made"
     monkeypatch.undo()

@@ -265,6 +265,6 @@ def test_too_little_disk_or_memory_is_said_before(adapter_run, tmp_path, monkeyp
         merged(run, tmp_path)
     monkeypatch.undo()
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(InfrastructureError, match=r"the disk has 0\.00 GB free"):
+    with pytest.raises(InfrastructureError, match=r"0\.00 GB are free"):
         merged(run, tmp_path)
     assert not (tmp_path / "release").exists()

@@ -1,6 +1,7 @@
 """A name moves only on a PASS for exactly these bytes; nothing is lost; going back is one command."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -305,7 +306,7 @@ def test_what_is_missing_is_said(tmp_path, ft, judged):
 
 
 def test_a_full_disk_is_an_infrastructure_error(judged, ft, monkeypatch, home):
-    monkeypatch.setattr(registry.shutil, "disk_usage", lambda _: type("Free", (), {"free": 3})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(4, 1, 3))
     code, _, err = promote(ft, judged[0].path, judged[2].path)
     assert code == 4
     assert "are free" in err
