@@ -22,14 +22,14 @@ from tunegate.core.files import read_json, write_json
 from tunegate.core.model_source import resolve
 from tunegate.train.model_loading import load_tokenizer, stop_ids
 from tunegate.train.release import environments, merge_base, prove, prove_model, quantize_formats, quantize_worker
-from tunegate.train.release.quantize import calibration_rows
-from tunegate.train.release.quantize_plan import QuantizeConfig
+from tunegate.train.release.quantize import calibration_rows, job
+from tunegate.train.release.quantize_plan import QuantizeConfig, passes
 from tunegate.train.release.tensor_files import TensorFiles, write
 
 QUANTIZERS = {
-    "AutoAWQ 0.2.9": {"backend": "autoawq"},
-    "ours, gptq": {"backend": "llmcompressor", "rounding": "gptq"},
-    "ours, nearest": {"backend": "llmcompressor", "rounding": "nearest"},
+    "AutoAWQ 0.2.9": QuantizeConfig(backend="autoawq"),
+    "ours, gptq": QuantizeConfig(rounding="gptq"),
+    "ours, nearest": QuantizeConfig(rounding="nearest"),
 }
 
 
@@ -52,17 +52,15 @@ def first_layers(source: Path, folder: Path, layers: int) -> Path:
     return folder
 
 
-def run(choice: dict[str, str], work: Path, model: Path, calibration: Path, layers: int) -> dict[str, Any]:
+def run(choice: QuantizeConfig, work: Path, model: Path, layers: int) -> dict[str, Any]:
     """What one quantizer says of itself, and the seconds with its start."""
-    environments.ensure(choice["backend"])
-    place = work / "-".join(choice.values())
+    environments.ensure(choice.backend)
+    place = work / f"{choice.backend}-{choice.rounding}"
     place.mkdir()
-    job = {"model": str(model), "out": str(place / "out"), "calibration": str(calibration), "scheme": "awq", "group_size": 32,
-           "symmetric": False, "batch_size": 8, "ignore": ["lm_head"], "grid": 20, "search": "gram", "rounding": "gptq",
-           "seed": 0, **choice}  # fmt: skip
-    write_json(place / "job.json", job)
+    (place / "calibration.jsonl").hardlink_to(work / "calibration.jsonl")
+    write_json(place / "job.json", job(choice, 32, model, place))
     started = time.monotonic()
-    quantize_worker.run(choice["backend"], place / "job.json", layers * (2 if choice.get("rounding") == "gptq" else 1))
+    quantize_worker.run(choice.backend, place / "job.json", layers * passes(choice))
     return {**read_json(place / "result.json"), "with_start": time.monotonic() - started, "out": place / "out"}
 
 
@@ -109,16 +107,16 @@ def main() -> None:
             )
         theirs, took = 0.0, {}
         for name, choice in QUANTIZERS.items():
-            if options.only and (options.only == "autoawq") != (choice["backend"] == "autoawq"):
+            if options.only and (options.only == "autoawq") != (choice.backend == "autoawq"):
                 continue
-            found = run(choice, work, model, work / "calibration.jsonl", layers)
+            found = run(choice, work, model, layers)
             seconds = found["seconds"] - found["loading_seconds"]
             busy = found["cpu_seconds"] - found["loading_cpu_seconds"]
-            theirs = theirs or (busy if choice["backend"] == "autoawq" else 0.0)
+            theirs = theirs or (busy if choice.backend == "autoawq" else 0.0)
             took[name] = f"{seconds / layers:.1f} s ({busy / layers:.1f} CPU-s)"
             line = f"- {name}: {seconds:.1f} s of work, {seconds / layers:.2f} s a layer, {busy / layers:.2f} CPU-s a layer"
             line += f"; {found['loading_seconds']:.1f} s ({found['loading_cpu_seconds']:.1f} CPU-s) of loading"
-            line += f"; {busy / theirs:.1%} of AutoAWQ's CPU-s" if theirs and choice["backend"] != "autoawq" else ""
+            line += f"; {busy / theirs:.1%} of AutoAWQ's CPU-s" if theirs and choice.backend != "autoawq" else ""
             line += (
                 f"; perplexity {perplexity(model, quantize_formats.dequantized(found['out']), held, pad):.4f}"
                 if held

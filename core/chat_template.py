@@ -66,7 +66,7 @@ def render(
             list(messages), tools=tools, add_generation_prompt=generate, tokenize=False
         )
     except Exception as error:  # jinja2's errors, and whatever a template calls
-        raise UserError(f"the chat template refuses these messages: {error}") from None
+        raise MaskError(f"the chat template refuses these messages: {error}") from None
     return text
 
 
@@ -86,7 +86,7 @@ def mask(
 
     The rendered text is tokenized once, as it is at inference. Each turn's span comes from rendering the messages up to
     it and with it: what stands between is the answer, the template's text after the stop token left out.
-    Raises MaskError when a prefix is not a prefix of the whole (the template rewrites earlier turns), or when a token
+    Raises MaskError when a call is not in its turn's text (a template without tool calls drops them silently), when a prefix is not a prefix of the whole (the template rewrites earlier turns), or when a token
     straddles the start of an answer (the model would never see that split at inference).
     """
     text = render(tokenizer, messages, tools=tools)
@@ -98,6 +98,9 @@ def mask(
         if message["role"] != "assistant":
             continue
         start, end = _span(tokenizer, messages, index, tools, text)
+        for name in called(message):
+            if name not in text[start:end]:
+                raise MaskError(f"turn {index}: the template leaves out the call of {name!r}")
         inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
         if any(offsets[i][0] < start for i in inside):
             raise MaskError(f"turn {index}: a token straddles the start of the answer")
@@ -106,6 +109,11 @@ def mask(
         for i in inside if stop is None else inside[: stop + 1]:
             labels[i] = ids[i]
     return Masked(ids, labels, stopped)
+
+
+def called(message: Message) -> list[str]:
+    """Names of the functions that a turn calls."""
+    return [str(call["function"]["name"]) for call in message.get("tool_calls") or []]
 
 
 def _span(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunegate.core.chat_template import IGNORE_INDEX, Masked, MaskError, mask
+from tunegate.core.chat_template import IGNORE_INDEX, Masked, MaskError, called, mask
 from tunegate.core.console import progress
 from tunegate.core.errors import UserError
 from tunegate.core.files import sha256_text
@@ -71,7 +71,13 @@ def build(
                 no_stop.append(f"{row.file}:{row.line}")
             kept.append(Example(id=row.id, input_ids=masked.input_ids, labels=masked.labels))
     if unmaskable:
-        raise UserError(f"{len(unmaskable)} rows cannot be masked with this chat template; the first: {unmaskable[0]}")
+        calls = any(called(message) for row in rows for message in row.messages)
+        raise UserError(
+            f"{len(unmaskable)} rows cannot be masked with this chat template; the first: {unmaskable[0]}",
+            hint="choose a model whose template has tool calls, or write a call as JSON text in content"
+            if calls
+            else None,
+        )
     if no_stop:
         raise UserError(
             f"the answers of {len(no_stop)} rows end without a stop token, so the model would not learn to stop; the first: {no_stop[0]}",

@@ -293,3 +293,11 @@ def test_digests_are_of_the_text_and_of_the_probes_ids(makers):
     for part in ("0123456789", "東京", "🙂", "two  spaces\n", "\t", "<|im_end|>", "ï"):
         assert part in text
     assert [m["role"] for m in PROBE] == ["system", "user", "assistant"]
+
+
+def test_a_template_that_drops_tool_calls_is_refused(makers):
+    tokenizer = makers.tokenizer()
+    call = {"id": "c", "type": "function", "function": {"name": "book_seats", "arguments": "{}"}}
+    messages = [{"role": "user", "content": "two"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    with pytest.raises(MaskError, match="turn 1: the template leaves out the call of 'book_seats'"):
+        mask(tokenizer, messages, [tokenizer.eos_token_id])

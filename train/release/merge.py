@@ -288,7 +288,7 @@ def _plan(specs: dict[str, Spec], parameters: int, folder: Path) -> bool:
     prove_model.need_memory(streamed, "the largest tensor")
     need = parameters * 4 if keep else streamed
     disk = sum(spec.bytes for spec in specs.values())
-    need_disk(folder, disk, "the merged model", "choose another --out")
+    need_disk(folder.parent, disk, "the merged model", "choose another --out")
     say(
         f"merging {parameters / 1e9:.2f} billion weights, tensor by tensor, {disk / 1e9:.2f} GB to write; the proof takes about {need / 1e9:.1f} GB of memory "
         + ("(the whole model in fp32)" if keep else "(a module at a time: the whole model in fp32 does not fit)")

@@ -15,8 +15,11 @@ from tunegate.train.release.merge_adapter import Adapter
 from tunegate.train.release.prove import Said, as_facts, difference, listen, loss_of, words
 from tunegate.train.release.prove_model import Source, given
 
-# Rounding weights to bf16 moves logits by about a hundredth of their spread; far more means that the merge went wrong.
-LARGEST_MEAN_SHARE = 0.05
+# Rounding weights to bf16 moves logits by 1 to 7 hundredths of their spread (SmolLM2-135M; most after few steps, where an
+# update is smaller than a weight's last place); a matrix in the place of its neighbour layer's moves them by 26 to 31.
+LARGEST_MEAN_SHARE = 0.15
+# From here it is said: the release may answer worse than base and adapter.
+MUCH_MEAN_SHARE = 0.05
 # Unrounded, the merge is the same arithmetic in another order: fp32's own error, as a share of the logits' spread.
 LARGEST_UNROUNDED_SHARE = 1e-3
 ANSWER_TOKENS = 24
@@ -134,10 +137,11 @@ def check_files(bench: Bench, known: Reference, effect: float, merged: Path, sou
             "the merged model does not answer as the adapter on its base does; nothing was written",
             where=str(bench.folder),
         )
-    if found.mean_logit_difference > effect / 2:
+    if found.mean_logit_difference > min(effect / 2, MUCH_MEAN_SHARE * found.spread):
         warn(
-            f"rounding the merged weights moves logits by {found.mean_logit_difference:.4f}, the adapter itself moves them by "
-            f"{effect:.4f}: much of what was learnt may be lost; --keep-adapter serves base and adapter instead"
+            f"rounding the merged weights moves logits by {found.mean_logit_difference:.4f}, {found.mean_logit_difference / found.spread:.1%} "
+            f"of their spread; the adapter itself moves them by {effect:.4f}: some of what was learnt may be lost, the gate shows it; "
+            "--keep-adapter serves base and adapter instead"
         )
     return proof
 

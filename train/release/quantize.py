@@ -84,9 +84,11 @@ def quantize(
         scratch = Path(temporary)
         tokens = quantize_worker.write_calibration(rows, tokenizer, stops, scratch / "calibration.jsonl")
         quantize_plan.check_room(shape, config, tokens, out.absolute(), scratch)
-        (scratch / "job.json").write_text(json.dumps(_job(work, scratch)), encoding="utf-8")
-        passes = 2 if config.rounding == "gptq" and config.backend == "llmcompressor" else 1
-        quantize_worker.run(config.backend, scratch / "job.json", passes * int(shape["num_hidden_layers"]))
+        (scratch / "job.json").write_text(
+            json.dumps(job(config, group, release.path.resolve(), scratch)), encoding="utf-8"
+        )
+        passed = quantize_plan.passes(config) * int(shape["num_hidden_layers"])
+        quantize_worker.run(config.backend, scratch / "job.json", passed)
         result = read_json(scratch / "result.json")
         if result["rows_used"] != len(rows):
             raise TunegateError(f"{result['rows_used']} of {len(rows)} calibration rows were used")
@@ -101,11 +103,11 @@ def calibration_rows(dataset: Dataset, config: QuantizeConfig) -> list[Row]:
     return rows[: config.rows]
 
 
-def _job(work: Work, scratch: Path) -> dict[str, Any]:
-    config = work.config
+def job(config: QuantizeConfig, group: int | None, model: Path, scratch: Path) -> dict[str, Any]:
+    """What a quantizer's worker is asked for, on the calibration rows in `scratch`; group: weights that share a scale."""
     return {
-        "model": str(work.release.path.resolve()), "out": str(scratch / "out"),
-        "calibration": str(scratch / "calibration.jsonl"), "scheme": config.scheme, "group_size": work.group,
+        "model": str(model), "out": str(scratch / "out"),
+        "calibration": str(scratch / "calibration.jsonl"), "scheme": config.scheme, "group_size": group,
         "symmetric": config.symmetric, "batch_size": 8, "ignore": ["lm_head"], "grid": config.grid,
         "search": config.search, "rounding": config.rounding, "seed": config.seed,
         "software_bf16": not (machine.bf16_flags() or machine.gpus()),

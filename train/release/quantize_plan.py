@@ -48,6 +48,11 @@ class QuantizeConfig:
     proof_rows: int = 16
 
 
+def passes(config: QuantizeConfig) -> int:
+    """How often the worker goes through the layers."""
+    return 2 if config.rounding == "gptq" and config.backend == "llmcompressor" else 1
+
+
 def check_config(config: QuantizeConfig) -> None:
     """Refuse choices that do not go together. Raises UsageError."""
     choices = {

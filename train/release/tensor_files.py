@@ -94,7 +94,7 @@ def write(
     anything is written; ValueError when a tensor is not what its spec says.
     """
     total = sum(spec.bytes for spec in specs.values())
-    need_disk(folder, total, "writing the weights", "choose another place")
+    need_disk(folder.parent, total, "writing the weights", "choose another place")
     shards = _shards(specs, max_shard_bytes)
     names = [
         "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"

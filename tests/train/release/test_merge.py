@@ -14,7 +14,7 @@ from tunegate.core.model_source import resolve
 from tunegate.train import sft
 from tunegate.train.config import resolve as resolve_config
 from tunegate.train.examples import Example
-from tunegate.train.release import card, merge_proof, prove, quantize, quantize_worker
+from tunegate.train.release import card, merge_proof, prove, quantize, quantize_worker, tensor_files
 from tunegate.train.release.merge import merge
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -200,10 +200,24 @@ def test_a_base_that_changed_is_refused(made, tmp_path):
 
 
 def test_a_merge_that_does_not_answer_as_before_writes_nothing(made, tmp_path, monkeypatch):
-    monkeypatch.setattr(merge_proof, "LARGEST_MEAN_SHARE", 1e-9)
+    real = tensor_files.write
+    swap = {
+        f"model.layers.{a}.self_attn.o_proj.weight": f"model.layers.{1 - a}.self_attn.o_proj.weight" for a in (0, 1)
+    }
+
+    def misplaced(folder, specs, make, **options):
+        return real(folder, specs, lambda name: make(swap.get(name, name)), **options)
+
+    monkeypatch.setattr(tensor_files, "write", misplaced)
     with pytest.raises(TunegateError, match="does not answer as the adapter on its base does; nothing was written"):
         merge(made.run, resolve(str(made.base)), tmp_path / "out", force=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rounding_that_moves_much_is_said(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(merge_proof, "MUCH_MEAN_SHARE", 1e-9)
+    merge(made.run, resolve(str(made.base)), tmp_path / "out", force=False)
+    assert "of their spread; the adapter itself moves them by" in capsys.readouterr().err
 
 
 def test_the_dataset_is_found_through_the_lineage(made, release, tmp_path):
