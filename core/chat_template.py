@@ -112,8 +112,9 @@ def mask(
 
 
 def called(message: Message) -> list[str]:
-    """Names of the functions that a turn calls."""
-    return [str(call["function"]["name"]) for call in message.get("tool_calls") or []]
+    """Names of the functions that a turn calls; a call without one, which `ft data check` reports, is left out."""
+    functions = [call.get("function") for call in message.get("tool_calls") or [] if isinstance(call, dict)]
+    return [str(function["name"]) for function in functions if isinstance(function, dict) and function.get("name")]
 
 
 def _span(

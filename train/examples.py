@@ -71,12 +71,10 @@ def build(
                 no_stop.append(f"{row.file}:{row.line}")
             kept.append(Example(id=row.id, input_ids=masked.input_ids, labels=masked.labels))
     if unmaskable:
-        calls = any(called(message) for row in rows for message in row.messages)
+        calls = "choose a model whose template has tool calls, or write a call as JSON text in content"
         raise UserError(
             f"{len(unmaskable)} rows cannot be masked with this chat template; the first: {unmaskable[0]}",
-            hint="choose a model whose template has tool calls, or write a call as JSON text in content"
-            if calls
-            else None,
+            hint=calls if any(called(message) for row in rows for message in row.messages) else None,
         )
     if no_stop:
         raise UserError(

@@ -301,3 +301,10 @@ def test_a_template_that_drops_tool_calls_is_refused(makers):
     messages = [{"role": "user", "content": "two"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
     with pytest.raises(MaskError, match="turn 1: the template leaves out the call of 'book_seats'"):
         mask(tokenizer, messages, [tokenizer.eos_token_id])
+
+
+@pytest.mark.parametrize("call", ["book", {"id": "c"}, {"function": "book"}, {"function": {"arguments": "{}"}}])
+def test_a_call_without_a_name_is_no_crash(makers, call):
+    tokenizer = makers.tokenizer()
+    messages = [{"role": "user", "content": "two"}, {"role": "assistant", "content": "four", "tool_calls": [call]}]
+    assert mask(tokenizer, messages, [tokenizer.eos_token_id]).stopped
