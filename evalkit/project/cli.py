@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tunegate.core.console import JsonOption, emit_json, out
+from tunegate.core.console import JsonOption, emit_json, out, warn
 from tunegate.train.data import options as o
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -29,12 +29,17 @@ def init(
 ) -> None:
     """Write a project that runs: held-out data, task, gate, training settings, Makefile, CI workflow. Asks nothing."""
     from tunegate.core.errors import UsageError, nearest
-    from tunegate.core.methods import METHODS
+    from tunegate.core.methods import METHODS, WEIGHTLESS
     from tunegate.evalkit.project.init import MARGIN, init_project
 
     if method not in METHODS:
         raise UsageError(f"unknown method {method!r}", where="--method", hint=nearest(method, list(METHODS)))
     made = init_project(folder, data, reading=o.reading(ctx.params), model=model, method=method, force=force)
+    if made.calls_left_out and method not in WEIGHTLESS:
+        warn(
+            f"{made.calls_left_out} training rows call tools and the chat template of {model} leaves the calls out: ft train "
+            "will refuse them; choose a model with tool calls in its template (--model), or write a call as JSON text in content"
+        )
     facts = made.dataset.manifest.facts
     if as_json:
         emit_json(

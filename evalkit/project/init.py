@@ -14,12 +14,14 @@ from tunegate.core.errors import UserError
 from tunegate.core.files import new_folder, write_jsonl, write_text
 from tunegate.core.methods import WEIGHTLESS
 from tunegate.core.power import detectable_difference, pairs_for_difference
+from tunegate.core.rows import read_rows
 from tunegate.core.statistics import clopper_pearson
 from tunegate.evalkit.init import init_task
 from tunegate.evalkit.project.sample import sample_rows
 from tunegate.train.config import commented_yaml
 from tunegate.train.data.prepare import PrepareConfig, prepare
 from tunegate.train.data.read import Reading
+from tunegate.train.data.tokens import counter, sizes
 
 ALPHA = 0.05
 MARGIN = 0.02  # of the default gate, where there are items enough
@@ -35,7 +37,8 @@ TEMPLATES = {
 @dataclass(frozen=True, kw_only=True)
 class Project:
     """What was written. outputs: what the expected answers are (label, json, tool_call, number, text). margin: of the
-    gate, the least that the held-out rows can show. need_n: rows that MARGIN would take."""
+    gate, the least that the held-out rows can show. need_n: rows that MARGIN would take. calls_left_out: rows whose tool
+    calls the model's chat template drops, so that training will refuse them."""
 
     path: Path
     dataset: Dataset
@@ -44,6 +47,7 @@ class Project:
     written: list[str]
     margin: float
     need_n: int
+    calls_left_out: int
 
 
 # The stage between a run with weights and its release; a run without weights is served as it is.
@@ -87,6 +91,7 @@ def init_project(folder: Path, data: Path | None, *, reading: Reading, model: st
     return Project(
         path=folder, dataset=prepared, outputs=task["outputs"], primary=task["primary"], written=written, margin=margin,
         need_n=pairs_for_difference(DISCORDANCE, MARGIN, alpha=ALPHA),
+        calls_left_out=sum(size.calls_left_out for size in sizes(read_rows(prepared.train_path), counter(model))),
     )  # fmt: skip
 
 

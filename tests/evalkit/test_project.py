@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tokenizers import Tokenizer, models
 
 from tunegate.core.commands import run
+from tunegate.core.files import write_jsonl
 from tunegate.evalkit.policy import load_policy
 from tunegate.evalkit.project.cli import app
 from tunegate.evalkit.task import load_task
@@ -126,3 +128,25 @@ def test_an_existing_folder_stays(tmp_path, capsys):
     assert init(capsys, tmp_path / "p")[0] == 2
     assert (tmp_path / "p/mine").read_text() == "x"
     assert init(capsys, tmp_path / "q", "--method", "lorra")[0] == 2
+
+
+def test_calls_that_the_models_template_leaves_out_are_told_at_once(tmp_path, capsys):
+    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+    rows = [
+        {"messages": [{"role": "user", "content": f"q{n}"}, {"role": "assistant", "content": "", "tool_calls": [call]}]}
+        for n in range(40)
+    ]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    model = tmp_path / "model"
+    model.mkdir()
+    whole = "{% for m in messages %}<{{ m.role }}>{{ m.content }}CALLS{% endfor %}"
+    (model / "chat_template.jinja").write_text(whole.replace("CALLS", ""))
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.save(str(model / "tokenizer.json"))
+    options = ["--data", tmp_path / "rows.jsonl", "--model", model]
+    code, _, err = init(capsys, tmp_path / "p", *options)
+    assert code == 0
+    assert "leaves the calls out" in err
+    assert "leaves the calls out" not in init(capsys, tmp_path / "r", *options, "--method", "few_shot")[2]
+    (model / "chat_template.jinja").write_text(whole.replace("CALLS", "{{ m.tool_calls | default('') }}"))
+    assert "leaves the calls out" not in init(capsys, tmp_path / "q", *options)[2]

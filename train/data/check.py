@@ -61,7 +61,7 @@ CODES = {
     "short_output": f"an answer under {MIN_OUTPUT_TOKENS} tokens",
     "too_long": "more tokens than --max-length: `ft train` leaves such a row out",
     "untrainable": "a prompt that alone fills --max-length: nothing of the answer would be learnt",
-    "template": "a conversation that the model's chat template refuses",
+    "template": "a conversation that the model's chat template refuses, or whose tool calls it leaves out",
     "refusal": "an answer that refuses",
     "boilerplate": "an answer that speaks of itself as an AI",
     "secret": "what looks like a key, a token or a password",

@@ -82,7 +82,7 @@ def measure(train: Sequence[Row], held_out: Sequence[Row], config: CleanConfig, 
         over = [sum(size.total > most for size in side) for side in sides]
         findings["too_long"] = sum(over)
         findings["untrainable"] = sum(untrainable(size, most) for size in sides[0])
-        findings["template"] = sum(size.refused for side in sides for size in side)
+        findings["template"] = sum(size.refused or size.calls_left_out for side in sides for size in side)
         notes.append(
             f"{sum(over)} rows over --max-length {most} stay in the files, {over[0]} in train and {over[1]} in eval "
             f"(tokens by {sizer.counter.whole_source})."

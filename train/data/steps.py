@@ -112,7 +112,9 @@ def _sized(stream: Iterable[Row | Fault], tokens: TokenCounter | None) -> Iterat
 
 def _length_findings(row: Row, size: Size, max_length: int, source: str) -> Iterator[Finding]:
     if size.refused:
-        yield _finding(row, "template", "/messages", "its marks are counted as an estimate")
+        yield _finding(row, "template", "/messages", "refused; its marks are counted as an estimate")
+    if size.calls_left_out:
+        yield _finding(row, "template", "/messages", "its tool calls are left out, `ft train` refuses it")
     if size.total > max_length:
         yield _finding(row, "too_long", "", f"{size.total} tokens, {size.total - max_length} over ({source})")
     if untrainable(size, max_length):

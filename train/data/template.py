@@ -11,6 +11,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
 from tunegate.core.errors import UserError, first_line
 from tunegate.core.files import read_json
 from tunegate.core.rows import Row
@@ -43,6 +45,20 @@ class ChatTemplate:
                 f"the chat template refuses these messages: {error}", where=f"{row.file}:{row.line}"
             ) from None
         return text
+
+    def leaves_calls_out(self, row: Row) -> bool:
+        """Whether the conversation reads the same without its tool calls, so that no call in it would be learnt.
+
+        Raises UserError when the template refuses these messages.
+        """
+        if not any(message.get("tool_calls") for message in row.messages):
+            return False
+        without = [{key: value for key, value in turn.items() if key != "tool_calls"} for turn in row.messages]
+        text = self.render(row, answer=True)
+        try:
+            return text == self.render(replace(row, messages=tuple(without)), answer=True)
+        except UserError:  # a turn without content must have calls: the template reads them
+            return False
 
 
 def chat_template(find: Callable[[str], Path | None]) -> ChatTemplate | None:

@@ -42,12 +42,14 @@ class Counter:
 @dataclass(frozen=True, kw_only=True)
 class Size:
     """Tokens of a row. prompt: all that comes before the answer; total: the whole conversation, both with the chat
-    template's marks; answer: its text alone. refused: the template cannot render the row, the marks are estimated."""
+    template's marks; answer: its text alone. refused: the template cannot render the row, the marks are estimated.
+    calls_left_out: the template drops the row's tool calls."""
 
     prompt: int
     total: int
     answer: int
     refused: bool = False
+    calls_left_out: bool = False
 
 
 @dataclass(kw_only=True)
@@ -121,7 +123,8 @@ def _sizes(rows: list[Row], counter: Counter) -> Iterator[Size]:
     for at, (row, found) in enumerate(zip(rows, rendered, strict=True)):
         first, second, answer_tokens = counts[3 * at : 3 * at + 3]
         if found is not None:
-            yield Size(prompt=first, total=second, answer=answer_tokens)
+            left_out = counter.template is not None and counter.template.leaves_calls_out(row)
+            yield Size(prompt=first, total=second, answer=answer_tokens, calls_left_out=left_out)
             continue
         prompt = first + MARKS_PER_TURN * len(row.prompt)
         total = prompt + answer_tokens + MARKS_PER_TURN

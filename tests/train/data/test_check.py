@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 
 from tunegate.core.errors import UserError
+from tunegate.core.files import write_jsonl
 from tunegate.core.profile import row_texts
 from tunegate.core.rows import Row, parse_row, read_rows
 from tunegate.train.data.check import CODES, check_row, claims_json, short_outputs_matter
 from tunegate.train.data.clean import CleanConfig, clean
+from tunegate.train.data.read import Reading
 from tunegate.train.data.secrets import find_secrets, masked
+from tunegate.train.data.steps import check
 from tunegate.train.data.tokens import Counter, Size, Sizer, counter, estimate, sizes
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
@@ -315,6 +318,28 @@ def test_rows_are_counted_as_the_template_renders_them(tmp_path: Path) -> None:
         {"role": "user", "content": "q"}, {"role": "tool", "content": "1"}, {"role": "assistant", "content": "a"}
     )
     assert [size.refused for size in sizes([refused, rows[0]], found)] == [True, False]
+
+
+CALL = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("template", "left_out"),
+    [
+        (TEMPLATE, True),  # content alone, as SmolLM2's own
+        (TEMPLATE.replace("{{ m.content }}", "{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}"), False),
+        (TEMPLATE.replace("{{ m.content }}", "{{ m.content or m.tool_calls[0].function.name }}"), False),  # breaks without
+    ],
+)  # fmt: skip
+def test_calls_that_the_template_leaves_out_are_a_finding(tmp_path: Path, template: str, left_out: bool) -> None:
+    folder = model_folder(tmp_path)
+    (folder / "chat_template.jinja").write_text(template)
+    calling = row({"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [CALL]})
+    plain = row({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
+    assert [size.calls_left_out for size in sizes([calling, plain], counter(str(folder)))] == [left_out, False]
+    write_jsonl(tmp_path / "rows.jsonl", [calling.to_json(), plain.to_json()])
+    told = check([str(tmp_path / "rows.jsonl")], Reading(), model=str(folder), max_length=999)
+    assert told.findings.get("template", 0) == left_out
 
 
 def test_a_template_in_the_settings_and_one_that_is_not_valid(tmp_path: Path) -> None:
