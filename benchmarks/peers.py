@@ -11,7 +11,10 @@ PINS = {
     "lm-eval": ["lm-eval[api]==0.4.13"],
     "inspect": ["inspect-ai==0.3.285", "openai==3.54.0"],
     "semhash": ["semhash==0.5.0", "model2vec==0.10.0"],
+    "llamafactory": ["llamafactory==0.9.5", "torch==2.13.0", "bitsandbytes==0.50.2"],
 }
+# Rows of text need neither, and beside a CPU build of torch their usual wheels (for CUDA) do not load.
+LEFT_OUT = {"llamafactory": ["torchaudio", "torchvision"]}
 
 
 def python_of(name: str) -> Path:
@@ -22,9 +25,14 @@ def python_of(name: str) -> Path:
         uv = [sys.executable, "-m", "uv"]
         subprocess.run([*uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(place)], check=True)
         python = str(place / "bin" / "python")
-        subprocess.run(
-            [*uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", python, *PINS[name]], check=True
-        )
+        links = os.environ.get("UV_FIND_LINKS") or os.environ.get(
+            "PIP_FIND_LINKS", ""
+        )  # a CPU build of torch, as setup.sh
+        command = [*uv, "pip", "install", "--quiet", "--compile-bytecode", "--python", python, *PINS[name]]
+        for package in LEFT_OUT.get(name, []):
+            (place / "left-out.txt").open("a").write(f"{package}; python_version < '3'\n")
+            command += ["--overrides", str(place / "left-out.txt")]
+        subprocess.run(command, check=True, env={**os.environ, "UV_FIND_LINKS": links})
         (place / "complete").touch()
     return place / "bin" / "python"
 

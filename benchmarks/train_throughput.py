@@ -5,7 +5,7 @@
 plain: SFTTrainer with SFTConfig's defaults. best: what TRL itself can set: gradient checkpointing off. malloc: plain, and
 glibc told to keep freed memory (what `ft train` tells it), by its environment variables. answers: `ft train --no-fast-cpu`,
 which projects label rows only, and no more. spin: `ft train` with OpenMP's own time of spinning (300,000 turns). ft: `ft train`
-as users call it. --busy: beside a process of another session that takes all the CPU it gets. Runs are interleaved; the table has medians.
+as users call it. llamafactory: LLaMA-Factory's command with its defaults (in an environment of its own). --busy: beside a process of another session that takes all the CPU it gets. Runs are interleaved; the table has medians.
 Padding is not counted as tokens. Wall time from the first step's start to the last step's end. Loss: answers of 48
 held-out rows after the last step, by one evaluator for all, in fp32. Peak memory is taken before that evaluation. GEMM: share of the machine's bf16 rate (2048^3, all threads)
 that the operations which cannot be left out take: 4 a frozen weight and token (forward, and backward to the input), 6 a
@@ -16,6 +16,7 @@ import argparse
 import atexit
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -23,6 +24,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from peers import python_of
 
 from tunegate.core.machine import peak_resident_gb
 from tunegate.train import thread_waits
@@ -126,6 +129,51 @@ def ours(method: str, data: Path, out: Path, steps: int, fast: bool = True) -> d
     return {"tokens_per_s": sum(len(e.input_ids) for e in kept) / took.pop("seconds"), **took}
 
 
+def llama_factory(method: str, data: Path, out: Path, steps: int) -> dict[str, float]:
+    """LLaMA-Factory's own command in its own environment, on the same rows in the same order; its defaults otherwise. Its loop's
+    time is the one it writes (transformers' train_runtime), its memory that of its process."""
+    import yaml
+    from transformers import AutoModelForCausalLM
+
+    _, kept, source, _ = rows_and_model(data, "train.jsonl", steps * BATCH)
+    chosen = {e.id for e in kept}
+    rows = [json.loads(line) for line in (data / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "rows.json").write_text(json.dumps([{"messages": row["messages"]} for row in rows if row["id"] in chosen]))
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+    entry = {"file_name": "rows.json", "formatting": "sharegpt", "columns": {"messages": "messages"}}
+    (out / "dataset_info.json").write_text(json.dumps({"rows": {**entry, "tags": {**tags, "system_tag": "system"}}}))
+    (out / "torchaudio.py").write_text("")  # imported at its start, used for sound alone
+    kind = {"finetuning_type": "full"} if method == "full" else {
+        "finetuning_type": "lora", "lora_target": "all", "lora_rank": 16, "lora_alpha": 32, "lora_dropout": 0.0,
+    }  # fmt: skip
+    settings = {
+        "stage": "sft", "do_train": True, "model_name_or_path": str(source.location), "template": "smollm2", "dataset": "rows",
+        "dataset_dir": str(out), "cutoff_len": LENGTH, "output_dir": str(out / "run"), "max_steps": steps, "use_cpu": True,
+        "per_device_train_batch_size": BATCH, "gradient_accumulation_steps": 1, "learning_rate": RATE[method], "bf16": True,
+        "lr_scheduler_type": "cosine", "warmup_steps": 0, "logging_steps": 1, "report_to": "none", "save_strategy": "no",
+        "seed": 0, "disable_shuffling": True, **kind, **({"quantization_bit": 4} if method == "qlora" else {}),
+    }  # fmt: skip
+    (out / "settings.yaml").write_text(yaml.safe_dump(settings))
+    command = [str(python_of("llamafactory").parent / "llamafactory-cli"), "train", str(out / "settings.yaml")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(out)}
+    )
+    if done.returncode:
+        raise SystemExit(f"LLaMA-Factory failed:\n{done.stderr[-2000:]}")
+    seconds = json.loads((out / "run" / "train_results.json").read_text())["train_runtime"]
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
+    if method == "full":
+        trained = AutoModelForCausalLM.from_pretrained(out / "run")
+    else:
+        from peft import PeftModel
+
+        base = AutoModelForCausalLM.from_pretrained(source.location)
+        trained = PeftModel.from_pretrained(base, out / "run", is_trainable=True)
+    loss = held_out_loss(trained, method, data)
+    return {"tokens_per_s": sum(len(e.input_ids) for e in kept) / seconds, "peak_gb": peak, "loss": loss}
+
+
 def adapter_config() -> Any:
     from peft import LoraConfig
 
@@ -192,14 +240,15 @@ def needed(method: str, data: Path, steps: int) -> float:
 def worker(side: str, method: str, data: Path, steps: int) -> None:
     """One run in a process of its own; the figures go to standard output as JSON."""
     os.environ["TQDM_DISABLE"] = "1"
-    if side not in ("plain", "best", "malloc"):
+    if side not in ("plain", "best", "malloc", "llamafactory"):
         thread_waits.keep_short()  # as `ft train` does at its start
     with tempfile.TemporaryDirectory() as scratch:
-        found = (
-            ours(method, data, Path(scratch), steps, fast=side != "answers")
-            if side in ("ft", "answers", "spin")
-            else plain(method, data, Path(scratch), steps, best=side == "best")
-        )
+        if side == "llamafactory":
+            found = llama_factory(method, data, Path(scratch), steps)
+        elif side in ("ft", "answers", "spin"):
+            found = ours(method, data, Path(scratch), steps, fast=side != "answers")
+        else:
+            found = plain(method, data, Path(scratch), steps, best=side == "best")
     found["gflop_per_token"] = needed(method, data, steps)
     print("RESULT " + json.dumps(found))
 

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import time
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -233,6 +234,23 @@ def test_the_defaults_are_the_articles():
     assert (config.lr_scheduler_type, config.warmup_ratio, config.max_length) == ("cosine", 0.03, 2048)
 
 
+def log_records(data, *, header=7, block=32768):
+    """The records of a log in LevelDB's format: blocks of 32 KiB, the first short of the file's own header; each piece is
+    checksum (4), length (2), kind (1: whole, 2: first, 3: middle, 4: last). https://github.com/google/leveldb/blob/main/doc/log_format.md"""
+    at, parts = 0, []
+    while at + 7 <= len(data):
+        left = block - (at + header) % block
+        if left < 7:
+            at += left
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        parts.append(data[at + 7 : at + 7 + length])
+        at += 7 + length
+        if kind in (1, 4):
+            yield b"".join(parts)
+            parts = []
+
+
 def logged_losses(name, folder, run):
     """The losses that a tracker stored, read by the tracker's own means."""
     if name == "tensorboard":
@@ -255,15 +273,19 @@ def logged_losses(name, folder, run):
         with sqlite3.connect(file) as store:
             lines = [json.loads(text) for (text,) in store.execute("select metrics from metrics order by step")]
         return [line["train/loss"] for line in lines if "train/loss" in line]
+    import wandb
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
+    wandb.finish()  # as the end of the process does
     (file,) = (folder / "wandb").glob("offline-run-*/*.wandb")
-    store, losses = DataStore(), []
-    store.open_for_scan(str(file))
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    records, losses, last = [], [], time.monotonic() + 60
+    while (
+        not any(record.HasField("exit") for record in records) and time.monotonic() < last
+    ):  # written by its own process
+        data = log_records(file.read_bytes()[7:])  # after the name and version of the format
+        records = [wandb_internal_pb2.Record.FromString(record) for record in data]
+        time.sleep(0.1)
+    for record in records:
         items = {"/".join([i.key, *i.nested_key]).strip("/"): i.value_json for i in record.history.item}
         losses += [json.loads(items["train/loss"])] if "train/loss" in items else []
     return losses
