@@ -77,12 +77,13 @@ def measure(train: Sequence[Row], held_out: Sequence[Row], config: CleanConfig, 
     notes: list[str] = []
     if short_outputs_matter(train)[0]:
         findings["short_output"] = sum(size.answer < MIN_OUTPUT_TOKENS for size in sizer.of(train))
-    if (most := config.max_length) is not None:
-        sides = [sizer.of(train), sizer.of(held_out)]
+    most = config.max_length
+    sides = [sizer.of(train), sizer.of(held_out)] if most is not None or sizer.counter.template else []
+    findings["template"] = sum(size.refused or size.calls_left_out for side in sides for size in side)
+    if most is not None:
         over = [sum(size.total > most for size in side) for side in sides]
         findings["too_long"] = sum(over)
         findings["untrainable"] = sum(untrainable(size, most) for size in sides[0])
-        findings["template"] = sum(size.refused or size.calls_left_out for side in sides for size in side)
         notes.append(
             f"{sum(over)} rows over --max-length {most} stay in the files, {over[0]} in train and {over[1]} in eval "
             f"(tokens by {sizer.counter.whole_source})."

@@ -70,7 +70,12 @@ EngineName = Annotated[
 ]
 Address = Annotated[str | None, typer.Option("--address", help="Of a running Ray cluster; else a local one is made.")]
 
-Model = Annotated[str | None, typer.Option("--model", help="Model whose tokenizer counts tokens; else an estimate.")]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", help="Model whose tokenizer counts tokens and whose chat template renders them; else an estimate."
+    ),
+]
 MaxLength = Annotated[int | None, typer.Option("--max-length", help="Tokens a row may have; longer ones are reported.")]
 DropLong = Annotated[bool, typer.Option("--drop-long", help="Remove rows over --max-length.")]
 MinOutput = Annotated[int | None, typer.Option("--min-output-tokens", help="Remove rows with a shorter answer.")]

@@ -70,7 +70,8 @@ def check(names: Sequence[str], reading: Reading, *, model: str | None, max_leng
     rows = errors = cut = 0
     hinted: set[str | None] = set()
     seen: dict[int, tuple[str, int]] = {}
-    for item, size in _sized(chain(sample, stream), tokens if max_length is not None else None):
+    counted = tokens if max_length is not None or tokens.template else None
+    for item, size in _sized(chain(sample, stream), counted):
         if isinstance(item, Fault):
             errors += 1
             error, hint = item.error, item.error.hint
@@ -84,6 +85,8 @@ def check(names: Sequence[str], reading: Reading, *, model: str | None, max_leng
             file, line = seen.setdefault(hash(item.id), (item.file, item.line))
             if (file, line) != (item.file, item.line):
                 found.append(_finding(item, "duplicate_id", "/id", f"id {item.id!r} also stands on {file}:{line}"))
+            if size is not None:
+                found += _template_findings(item, size)
             if size is not None and max_length is not None:
                 cut += max(0, size.total - max_length)
                 found += _length_findings(item, size, max_length, tokens.whole_source)
@@ -110,11 +113,14 @@ def _sized(stream: Iterable[Row | Fault], tokens: TokenCounter | None) -> Iterat
             yield item, next(found, None) if isinstance(item, Row) else None
 
 
-def _length_findings(row: Row, size: Size, max_length: int, source: str) -> Iterator[Finding]:
+def _template_findings(row: Row, size: Size) -> Iterator[Finding]:
     if size.refused:
         yield _finding(row, "template", "/messages", "refused; its marks are counted as an estimate")
     if size.calls_left_out:
         yield _finding(row, "template", "/messages", "its tool calls are left out, `ft train` refuses it")
+
+
+def _length_findings(row: Row, size: Size, max_length: int, source: str) -> Iterator[Finding]:
     if size.total > max_length:
         yield _finding(row, "too_long", "", f"{size.total} tokens, {size.total - max_length} over ({source})")
     if untrainable(size, max_length):

@@ -338,8 +338,10 @@ def test_calls_that_the_template_leaves_out_are_a_finding(tmp_path: Path, templa
     plain = row({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
     assert [size.calls_left_out for size in sizes([calling, plain], counter(str(folder)))] == [left_out, False]
     write_jsonl(tmp_path / "rows.jsonl", [calling.to_json(), plain.to_json()])
-    told = check([str(tmp_path / "rows.jsonl")], Reading(), model=str(folder), max_length=999)
+    told = check([str(tmp_path / "rows.jsonl")], Reading(), model=str(folder), max_length=None)
     assert told.findings.get("template", 0) == left_out
+    cleaned = clean([calling], [plain], CleanConfig(), Sizer(counter=counter(str(folder))))[1]
+    assert cleaned.findings.get("template", 0) == left_out
 
 
 def test_a_template_in_the_settings_and_one_that_is_not_valid(tmp_path: Path) -> None:
