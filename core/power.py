@@ -3,48 +3,80 @@
 import functools
 import math
 
-from tunegate.core.distributions import binomial_cdf, binomial_sf, normal_quantile, normal_sf
+from tunegate.core.distributions import binomial_sf, normal_quantile, normal_sf
 
 LARGEST = 10_000_000  # items; beyond it the answer is "not with any set one can make"
+
+
+FEW = 1.25  # discordance over distance up to which pairs that differ are so few that the spread under the null hypothesis counts
 
 
 def pairs_for_difference(discordance: float, distance: float, *, alpha: float, power: float = 0.8) -> int:
     """Pairs needed to tell a paired difference from a bound that lies `distance` away.
 
     n = (z_alpha + z_beta)^2 (d - delta^2) / distance^2 with delta taken as 0 (Liu, Hsueh, Hsieh & Chen 2002, section
-    4): at d = 0.05 and a margin of 0.02 it is 773. discordance: share of pairs that differ.
+    4): at d = 0.05 and a margin of 0.02 it is 773. Where few pairs differ that is far too small (equal models of which no
+    pair differs need 149 for a margin of 0.02, not 0): there it is at least their formula with the spread that the null
+    hypothesis has, (z_alpha sqrt(v0) + z_beta sqrt(d))^2 / distance^2, v0 from the restricted estimate of Tango 1998, eq. 16,
+    and at least the n at which no broken pair at all shows it. discordance: share of pairs that differ.
     """
-    z = normal_quantile(1.0 - alpha) + normal_quantile(power)
-    return min(LARGEST, math.ceil(z * z * discordance / (distance * distance)))
+    z_a, z_b = normal_quantile(1.0 - alpha), normal_quantile(power)
+    plain = (z_a + z_b) ** 2 * discordance / distance**2
+    few = min(discordance, FEW * distance)
+    restricted = ((z_a * math.sqrt(_null_variance(few, distance)) + z_b * math.sqrt(few)) / distance) ** 2
+    return min(LARGEST, math.ceil(max(plain, restricted, _without_any(distance, alpha))))
+
+
+def _null_variance(discordance: float, distance: float) -> float:
+    """n times the variance of the difference under a true difference of -distance, when this share of pairs is seen to differ,
+    as many either way (Tango 1998, eq. 16, divided by n)."""
+    if distance >= 1.0:
+        return discordance
+    w = discordance + 2.0 * distance
+    broken = (w + math.sqrt(max(0.0, w * w - 4.0 * discordance * distance * (1.0 + distance)))) / 4.0
+    return max(discordance, 2.0 * broken - distance * (1.0 + distance))
+
+
+def _without_any(distance: float, alpha: float) -> float:
+    """Pairs of which none is broken that exclude a share `distance` of broken ones: (1 - distance)^n < alpha."""
+    return math.log(alpha) / math.log1p(-distance) if distance < 1.0 else 1.0
 
 
 def detectable_difference(n: int, discordance: float, *, alpha: float, power: float = 0.8) -> float:
     """The smallest paired difference (or margin) that n pairs show with this power; the inverse of the above."""
-    z = normal_quantile(1.0 - alpha) + normal_quantile(power)
-    return z * math.sqrt(discordance / n)
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2.0
+        enough = pairs_for_difference(discordance, middle, alpha=alpha, power=power) <= n
+        low, high = (low, middle) if enough else (middle, high)
+    return high
 
 
 @functools.lru_cache(maxsize=4096)
 def items_for_rate(rate: float, bound: float, *, alpha: float, power: float = 0.8) -> int | None:
     """Items needed for the exact interval of a rate to clear `bound` when the true rate is `rate`; None if it is equal.
 
-    Normal approximation (Fleiss, Levin & Paik 2003, eq. 2.6), then raised until the exact interval of the expected count
-    clears the bound.
+    Normal approximation (Fleiss, Levin & Paik 2003, eq. 2.6), then raised until the exact test has the power.
     """
     if rate == bound:
         return None
     z_a, z_b = normal_quantile(1.0 - alpha), normal_quantile(power)
     root = z_a * math.sqrt(bound * (1.0 - bound)) + z_b * math.sqrt(rate * (1.0 - rate))
     n = max(1, math.ceil((root / (rate - bound)) ** 2))
-    while n < LARGEST and not _clears(rate, bound, n, alpha):
+    while n < LARGEST and _exact_power(rate, bound, n, alpha) < power:
         n += max(1, n // 50)
     return min(n, LARGEST)
 
 
-def _clears(rate: float, bound: float, n: int, alpha: float) -> bool:
-    """Whether the exact interval of the expected count lies beyond `bound`: whether the bound's own tail is under alpha."""
-    passed = math.floor(rate * n + 0.5)
-    return (binomial_sf(passed, n, bound) if rate > bound else binomial_cdf(passed, n, bound)) < alpha
+def _exact_power(rate: float, bound: float, n: int, alpha: float) -> float:
+    """Chance that the exact one-sided interval of n items of this rate lies beyond `bound`."""
+    if rate < bound:
+        rate, bound = 1.0 - rate, 1.0 - bound
+    low, high = 0, n + 1  # the fewest right ones whose tail under the bound is below alpha
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if binomial_sf(middle, n, bound) < alpha else (middle + 1, high)
+    return binomial_sf(low, n, rate) if low <= n else 0.0
 
 
 def miller_n(
@@ -68,5 +100,12 @@ def miller_n(
 
 
 def power_of_margin(n: int, discordance: float, margin: float, *, alpha: float) -> float:
-    """Chance that n pairs of equal models show non-inferiority by `margin` (normal approximation)."""
-    return normal_sf(normal_quantile(1.0 - alpha) - margin * math.sqrt(n / discordance))
+    """Chance that n pairs of equal models show non-inferiority by `margin`: the power with which `pairs_for_difference` gives n
+    (normal approximation)."""
+    if n < _without_any(margin, alpha):
+        return 0.0
+    z = normal_quantile(1.0 - alpha)
+    few = min(discordance, FEW * margin)
+    missing = z * math.sqrt(_null_variance(few, margin)) - margin * math.sqrt(n)
+    restricted = normal_sf(missing / math.sqrt(few)) if few > 0 else float(missing < 0)
+    return min(restricted, normal_sf(z - margin * math.sqrt(n / discordance)) if discordance > 0 else 1.0)

@@ -132,7 +132,8 @@ def non_inferior_p(b: int, c: int, n: int, margin: float, *, design_effect: floa
 
 
 def exact_non_inferior_p(b: int, c: int, n: int, margin: float, *, gamma: float = 0.001) -> float:
-    """Exact unconditional p of the same hypothesis, for few discordant pairs, where the score test errs too often.
+    """Exact unconditional p of the same hypothesis, for few discordant pairs, where the score test errs too often. A margin
+    below 0 asks for that much better: with b and c exchanged that is the p of "worse by more than the margin".
 
     The largest P(T >= T observed) over the probability of a broken item, searched within its 1 - gamma exact interval,
     plus gamma (Berger & Boos 1994). Cost grows with b + c: meant for b + c up to about a hundred.
@@ -143,7 +144,8 @@ def exact_non_inferior_p(b: int, c: int, n: int, margin: float, *, gamma: float 
     box = clopper_pearson(c, n, level=1.0 - gamma)
     assert box.low is not None
     assert box.high is not None
-    low, high = max(margin, box.low), min((1.0 + margin) / 2.0, max(margin, box.high))
+    high = min((1.0 + margin) / 2.0, max(margin, box.high))
+    low = min(high, max(margin, box.low))
     grid = [low + (high - low) * (i / 40.0) ** 2 for i in range(41)]
     least = _least_fixed(n, margin, observed, grid[-1])
     return min(1.0, max(_tail_mass(n, q, q - margin, least) for q in grid) + gamma)
@@ -163,7 +165,7 @@ def _tail_mass(n: int, broken_p: float, fixed_p: float, least: list[int]) -> flo
     """P(fixed >= least[broken]) of a trinomial with these two probabilities."""
     total = 0.0
     share = min(1.0, max(0.0, fixed_p / (1.0 - broken_p))) if broken_p < 1.0 else 0.0
-    for broken, fixed in enumerate(least):
+    for broken, fixed in enumerate(least if broken_p > 0.0 else least[:1]):
         log_mass = _log_binomial(n, broken) + (broken * math.log(broken_p) if broken else 0.0)
         log_mass += (n - broken) * math.log1p(-broken_p) if broken_p < 1.0 else -math.inf
         if log_mass > -32.0:
@@ -209,25 +211,33 @@ def clustered_se(values: Sequence[float], clusters: Sequence[Hashable]) -> float
 class MeanTest:
     """A mean with its interval, and the one-sided p-values that it is above and below each asked-for value.
 
-    draws: sorted.
+    draws: sorted. se: 0 where all scores are equal; then the chance of meeting no other score decides. count: clusters. lowest, highest:
+    of the scores' scale.
     """
 
     interval: Interval
     draws: tuple[float, ...]
     se: float
     df: float
+    count: int = 0
+    lowest: float = -1.0
+    highest: float = 1.0
 
     def p_above(self, value: float) -> float:
         """One-sided p of H0: the mean is at most `value`."""
-        return self._p(self.interval.value - value, sign=1.0)
+        return self._p(self.interval.value - value, self.interval.value - self.lowest, sign=1.0)
 
     def p_below(self, value: float) -> float:
         """One-sided p of H0: the mean is at least `value`."""
-        return self._p(value - self.interval.value, sign=-1.0)
+        return self._p(value - self.interval.value, self.highest - self.interval.value, sign=-1.0)
 
-    def _p(self, distance: float, *, sign: float) -> float:
-        if self.se == 0.0 or math.isinf(self.se):
-            return 0.0 if distance > 0 and self.se == 0.0 else 1.0
+    def _p(self, distance: float, room: float, *, sign: float) -> float:
+        if distance <= 0 and (self.se == 0.0 or math.isinf(self.se)):
+            return 1.0
+        if self.se == 0.0:
+            return (1.0 - min(1.0, distance / room)) ** self.count if room > 0 else 0.0
+        if math.isinf(self.se):
+            return 1.0
         t = distance / self.se
         if not self.draws:
             return student_sf(t, self.df)
@@ -244,8 +254,14 @@ def bootstrap_mean(
     level: float,
     draws: int = 4000,
     seed: int = 0,
+    lowest: float = -1.0,
+    highest: float = 1.0,
 ) -> MeanTest:
     """Mean of scores that are not 0/1, or of their paired differences, by the studentised bootstrap over clusters.
+
+    lowest, highest: of the scores' scale. Where all scores are equal there is nothing to resample: with a share q of the
+    clusters elsewhere, at worst at the end of the scale, k of them are all equal with probability (1 - q)^k, so that q is
+    at most 1 - alpha^(1/k) (the exact bound of a rate with no case in k; Clopper & Pearson 1934).
 
     Each draw resamples whole clusters and gives t* = (mean* - mean) / se*; the interval is
     mean - t*[1 - a/2] se .. mean - t*[a/2] se (Efron & Tibshirani 1993, section 12.5). Above `BOOTSTRAP_LIMIT`
@@ -256,9 +272,13 @@ def bootstrap_mean(
     if n == 0:
         return MeanTest(interval=Interval(value=0.0, low=None, high=None, n=0), draws=(), se=math.inf, df=1.0)
     mean, se, df = math.fsum(values) / n, clustered_se(values, groups), max(1.0, count - 1.0)
-    if math.isinf(se) or se == 0.0:
-        bound = None if math.isinf(se) else mean
-        return MeanTest(interval=Interval(value=mean, low=bound, high=bound, n=n), draws=(), se=se, df=df)
+    if math.isinf(se):
+        return MeanTest(interval=Interval(value=mean, low=None, high=None, n=n), draws=(), se=se, df=df)
+    if se < 1e-12:
+        unseen = 1.0 - ((1.0 - level) / 2.0) ** (1.0 / count)
+        low, high = mean - unseen * (mean - lowest), mean + unseen * (highest - mean)
+        interval = Interval(value=mean, low=low, high=high, n=n)
+        return MeanTest(interval=interval, draws=(), se=0.0, df=df, count=count, lowest=lowest, highest=highest)
     if count > BOOTSTRAP_LIMIT:
         half = student_quantile((1.0 + level) / 2.0, df) * se
         return MeanTest(interval=Interval(value=mean, low=mean - half, high=mean + half, n=n), draws=(), se=se, df=df)

@@ -84,10 +84,18 @@ class Paired:
 
         Grouped rows count as n / design effect independent ones.
         """
-        if not self.binary or self.fixed + self.broken > EXACT_LIMIT or not self.n:
+        return self._exact(self.fixed, self.broken, margin, gamma=0.001)
+
+    def exact_worse_p(self, margin: float) -> float | None:
+        """Exact p of H0: the difference is at least -margin; the same test with fixed and broken exchanged, and a gamma that lets
+        one slice of thousands fail."""
+        return self._exact(self.broken, self.fixed, -margin, gamma=1e-6)
+
+    def _exact(self, fixed: int, broken: int, margin: float, *, gamma: float) -> float | None:
+        if not self.binary or fixed + broken > EXACT_LIMIT or not self.n:
             return None
-        fixed, broken, n = (round(count / self.effect) for count in (self.fixed, self.broken, self.n))
-        return exact_non_inferior_p(fixed, broken, max(1, n), margin)
+        one, other, n = (round(count / self.effect) for count in (fixed, broken, self.n))
+        return exact_non_inferior_p(one, other, max(1, n), margin, gamma=gamma)
 
     def better_p(self) -> float:
         """One-sided p of H0: the candidate is not better. Exact McNemar; for grouped rows the score test at 0."""

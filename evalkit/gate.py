@@ -15,8 +15,8 @@ from tunegate.core.measurements import load_interval, load_metrics
 from tunegate.core.power import items_for_rate, pairs_for_difference
 from tunegate.core.statistics import PERCENTILES, Interval, holm
 from tunegate.evalkit.compare import Paired, Reading, by_id, pair, slice_values
-from tunegate.evalkit.policy import PAIRED, Condition, Policy
-from tunegate.evalkit.summary import CENSUS, LEAKAGE, Measured, known_metrics, measure
+from tunegate.evalkit.policy import MAX_INFRA_ERROR_RATE, PAIRED, Condition, Policy
+from tunegate.evalkit.summary import CENSUS, LEAKAGE, Measured, known_metrics, lost_share, measure
 
 Decision = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 EXIT: dict[str, ExitCode] = {
@@ -59,7 +59,8 @@ def decide(
     lost = _lost(candidate, baseline)
     findings = [f for condition in conditions for f in _condition(condition, policy.alpha, candidate, baseline, load)]
     stated = [c.value or 0.0 for c in conditions if c.metric == "infra_error_rate" and c.rule == "at_most"]
-    limit = min(stated, default=policy.max_infra_error_rate)
+    stated += [] if policy.max_infra_error_rate is None else [policy.max_infra_error_rate]
+    limit = min(stated, default=MAX_INFRA_ERROR_RATE)
     if lost > limit:
         reason = f"{lost:.1%} of the items were lost to infrastructure errors, above {limit:.1%}: nothing is judged"
         findings = [_refused(f, reason) for f in findings]
@@ -88,9 +89,7 @@ def check_metrics(
 
 def _lost(candidate: Reading, baseline: Reading | None) -> float:
     sides = [side for side in (candidate, baseline) if side is not None and side.rows]
-    return max(
-        (sum(row["outcome"] == "infra_error" for row in side.rows) / len(side.rows) for side in sides), default=1.0
-    )
+    return max((lost_share(side.rows) for side in sides), default=1.0)
 
 
 def _refused(finding: Finding, reason: str) -> Finding:
@@ -135,6 +134,9 @@ def _condition(
     if condition.slice is None:
         return [_one(condition, alpha, candidate, before, candidate.rows, None)[0]]
     parts = slice_values(candidate.rows, condition.slice)
+    if not parts:
+        reason = f"no row has a value of the slice {condition.slice}: nothing was measured"
+        return [_finding(condition, "INCONCLUSIVE", None, None, reason, alpha, condition.slice)]
     decided = [
         _one(condition, alpha, candidate, before, rows, f"{condition.slice}={value}") for value, rows in parts.items()
     ]
@@ -196,14 +198,15 @@ def _paired(condition: Condition, alpha: float, paired: Paired, part: str | None
         shown, refuted = p < alpha, contrary < alpha
     else:
         p = paired.above_p(bound)
-        exact = paired.exact_p(-bound) if p < alpha else None
-        shown = p < alpha and (exact is None or exact < alpha)
         refuted = interval.high is not None and interval.high < bound
+        exact = paired.exact_p(-bound) if p < alpha else paired.exact_worse_p(-bound) if refuted else None
+        shown = p < alpha and (exact is None or exact < alpha)
+        refuted = refuted and (exact is None or exact < alpha)
         # Tango's interval is the inverted test, so its contrary's p is the test's other tail
         if not refuted or part is None:
             contrary = 1.0
         elif paired.binary:
-            contrary = 1.0 - p
+            contrary = max(1.0 - p, exact or 0.0)
         else:
             contrary = _contrary(lambda a: _breaks(paired.interval(level=1.0 - 2.0 * a), bound, condition), alpha)
     decision: Decision = "PASS" if shown else "FAIL" if refuted else "INCONCLUSIVE"
@@ -240,7 +243,11 @@ def _paired_reason(condition: Condition, decision: Decision, interval: Interval,
             "FAIL": f"worse by more than {condition.margin:g}",
             "INCONCLUSIVE": f"a drop of {condition.margin:g} is neither excluded nor shown",
         }
-    note = f"; the exact p is {p_text(exact)}, so few pairs differ" if exact is not None and decision != "PASS" else ""
+    note = (
+        f"; the exact p is {p_text(exact)}, so few pairs differ"
+        if exact is not None and decision == "INCONCLUSIVE"
+        else ""
+    )
     return f"{words[decision]}: {span}{note}"
 
 

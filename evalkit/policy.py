@@ -11,6 +11,7 @@ from tunegate.evalkit.options import build
 from tunegate.evalkit.summary import LEAKAGE
 
 PAIRED = ("non_inferior", "superior")
+MAX_INFRA_ERROR_RATE = 0.05
 TAKES = {"non_inferior": "margin", "superior": None, "at_least": "value", "at_most": "value"}  # what a rule is given
 
 
@@ -28,11 +29,12 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """alpha: the promised error rate of each condition, on each side. max_infra_error_rate: above it nothing is judged."""
+    """alpha: the promised error rate of each condition, on each side. max_infra_error_rate: above it nothing is judged; None:
+    what a condition on infra_error_rate says, else `MAX_INFRA_ERROR_RATE`."""
 
     conditions: tuple[Condition, ...] = field(metadata={"minItems": 1})
     alpha: float = field(default=0.05, metadata={"minimum": 1e-9, "exclusiveMaximum": 0.5})
-    max_infra_error_rate: float = field(default=0.05, metadata={"minimum": 0, "maximum": 1})
+    max_infra_error_rate: float | None = field(default=None, metadata={"minimum": 0, "maximum": 1})
 
     def check(self, where: str) -> None:
         """Raise UserError, with the key, for a rule without its number or with another's."""

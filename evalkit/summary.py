@@ -75,12 +75,13 @@ def score_interval(values: Sequence[float], groups: Sequence[str], *, level: flo
     if n == 0:
         return Measured(kind="rate", interval=None)
     if any(value not in (0.0, 1.0) for value in values):
-        return Measured(kind="mean", interval=bootstrap_mean(values, groups, level=level).interval, effective_n=n)
+        found = bootstrap_mean(values, groups, level=level, lowest=0.0).interval
+        return Measured(kind="mean", interval=found, effective_n=n)
     passed = sum(values)
     effect, df = design_effect(values, groups)
     effective = _effective_n(n, effect, df, level)
-    found = (clopper_pearson if exact else wilson)(passed * effective / n, effective, level=level)
-    interval = Interval(value=passed / n, low=found.low, high=found.high, n=n)
+    bounds = (clopper_pearson if exact else wilson)(passed * effective / n, effective, level=level)
+    interval = Interval(value=passed / n, low=bounds.low, high=bounds.high, n=n)
     return Measured(kind="rate", interval=interval, passed=passed, effective_n=effective, effect=effect, df=df)
 
 
@@ -137,13 +138,19 @@ def known_metrics(report: dict[str, Any]) -> list[str]:
 
 
 def _share(rows: Rows, outcome: str, *, level: float, exact: bool) -> Measured:
-    """Share of an outcome: of all items for infrastructure errors (a census of this run), else of the judged ones."""
+    """Share of an outcome: of all answers for infrastructure errors (a census of this run), else of the judged items."""
     if outcome == "infra_error":
-        share = sum(row["outcome"] == outcome for row in rows) / max(1, len(rows))
+        share = lost_share(rows)
         return Measured(kind="census", interval=Interval(value=share, low=share, high=share, n=len(rows)))
     counted = judged(rows)
     values = [float(row["outcome"] == outcome) for row in counted]
     return score_interval(values, clusters(counted), level=level, exact=exact)
+
+
+def lost_share(rows: Rows) -> float:
+    """Share of the answers asked for that infrastructure lost, each item's repeats counted as parts of it; 0 to 1."""
+    each = [row.get("outcomes") or [row["outcome"]] for row in rows]
+    return sum(found.count("infra_error") / len(found) for found in each) / max(1, len(each))
 
 
 def score_of(row: dict[str, Any], metric: str) -> float | None:

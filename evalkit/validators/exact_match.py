@@ -17,8 +17,9 @@ STEPS: dict[str, Callable[[str], str]] = {
     "strip": str.strip,
     "case": str.casefold,
     "whitespace": lambda text: " ".join(text.split()),
-    "punctuation": lambda text: text.translate(_PUNCTUATION),
-    "articles": lambda text: re.sub(r"\b(a|an|the)\b", " ", text, flags=re.IGNORECASE),
+    # What is taken out leaves no blank behind: "cat." is "cat", "The cat" is "cat".
+    "punctuation": lambda text: " ".join(text.translate(_PUNCTUATION).split()),
+    "articles": lambda text: " ".join(re.sub(r"\b(a|an|the)\b", " ", text, flags=re.IGNORECASE).split()),
     "nfkc": lambda text: unicodedata.normalize("NFKC", text),
 }
 

@@ -53,10 +53,19 @@ def differences(
         yield Difference(pointer=here, expected=expected, got=got)
 
 
-def leaves(value: Any) -> int:
-    """Number of values that are not themselves objects or lists; an empty one counts as a value."""
-    children = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
-    return sum(leaves(child) for child in children) or 1
+def leaves(value: Any, *, ignore: frozenset[str] = frozenset(), at: str = "") -> int:
+    """Number of values below the pointer `at` that are not themselves objects or lists and not ignored; an object or list
+    in which nothing is left counts as one value."""
+    if at in ignore:
+        return 0
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return sum(leaves(child, ignore=ignore, at=at + pointer((key,))) for key, child in children) or 1
+
+
+def share_right(expected: Any, found: list[Difference], ignore: frozenset[str]) -> float:
+    """The expected fields that are right, less one for each that is too many, over the expected fields; at least 0."""
+    lost = sum(1 if d.expected is MISSING else leaves(d.expected, ignore=ignore, at=d.pointer) for d in found)
+    return max(0.0, 1.0 - lost / max(1, leaves(expected, ignore=ignore)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,20 +92,19 @@ class JsonEqual(Validator):
             got = strict_json(answer.text)
         except NotJsonError as error:
             return Verdict.unparsable(str(error))
+        ignore = frozenset(self.ignore)
         try:
-            expected = self._expected(row)
-            found = [list(differences(value, got, ignore=frozenset(self.ignore))) for value in expected]
+            compared = [(value, list(differences(value, got, ignore=ignore))) for value in self._expected(row)]
+            found = min((found for _, found in compared), key=len, default=None)
+            score = max((share_right(*pair, ignore) for pair in compared), default=0.0) if self.partial else 0.0
         except RecursionError:
             return Verdict.no("nested too deeply to compare", "wrong_field")
-        best = min(range(len(found)), key=lambda index: len(found[index]), default=None)
-        if best is None:
+        if found is None:
             return Verdict.no("the row accepts nothing", "wrong_field")
-        if not found[best]:
+        if not found:
             return Verdict.yes()
-        total = max(leaves(expected[best]), len(found[best]))
-        score = 1.0 - len(found[best]) / total if self.partial else 0.0
-        more = f" (and {len(found[best]) - 2} more)" if len(found[best]) > 2 else ""
-        return Verdict.no("; ".join(map(str, found[best][:2])) + more, found[best][0].cause, score=score)
+        more = f" (and {len(found) - 2} more)" if len(found) > 2 else ""
+        return Verdict.no("; ".join(map(str, found[:2])) + more, found[0].cause, score=score)
 
     def _expected(self, row: Row) -> list[Any]:
         """The admissible values; a text among them is JSON, as the model writes it."""

@@ -10,14 +10,13 @@ from tunegate.core.rows import Row
 from tunegate.evalkit.outcomes import Answer, Verdict
 from tunegate.evalkit.validators.base import Validator, admissible, place, shown
 
-_NUMBER = re.compile(
-    r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d{1,3})?(?![\w])|(?<![\w.])[-+]?\.\d+(?![\w])"
-)
+_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3})?(?![\w])")
+_MINUS = "\N{MINUS SIGN}"  # as typesetters and many models write it
 
 
 def numbers(text: str) -> list[Decimal]:
     """The numbers in a text, in order; commas between groups of three digits are read as thousands."""
-    return [Decimal(match.replace(",", "")) for match in _NUMBER.findall(text[:100_000])]
+    return [Decimal(match.replace(",", "")) for match in _NUMBER.findall(text[:100_000].replace(_MINUS, "-"))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,20 +32,34 @@ class Number(Validator):
     kind: ClassVar[str] = "number"
 
     def check_row(self, row: Row) -> None:
-        """The expected answer must hold a number."""
-        if not any(numbers(str(value)) for value in admissible(row)):
-            raise UserError(f"the expected answer holds no number: {shown(row.expected)}", where=place(row))
+        """The expected answer must hold a number, and only one where the rule is `only`."""
+        values = admissible(row)
+        if any(self._read(str(value)) is not None for value in values):
+            return
+        if any(numbers(str(value)) for value in values):
+            raise UserError(
+                f"the expected answer holds several numbers: {shown(row.expected)}",
+                where=place(row),
+                hint=f"give {self.name} which: first or which: last",
+            )
+        raise UserError(f"the expected answer holds no number: {shown(row.expected)}", where=place(row))
 
     def judge(self, answer: Answer, row: Row) -> Verdict:
-        """Pass when the number is near enough to an admissible one."""
-        found = numbers(answer.text)
-        if not found or (self.which == "only" and len(found) != 1):
-            return Verdict.unparsable(f"{len(found)} numbers in {shown(answer.text)}")
-        got = found[0 if self.which == "first" else -1]
+        """Pass when the number is near enough to an admissible one; both texts are read by the same rule."""
+        got = self._read(answer.text)
+        if got is None:
+            return Verdict.unparsable(f"{len(numbers(answer.text))} numbers in {shown(answer.text)}")
         for value in admissible(row):
-            expected = numbers(str(value))[-1:]
-            if expected and abs(got - expected[0]) <= max(
-                Decimal(str(self.abs_tolerance)), Decimal(str(self.rel_tolerance)) * abs(expected[0])
+            expected = self._read(str(value))
+            if expected is not None and abs(got - expected) <= max(
+                Decimal(str(self.abs_tolerance)), Decimal(str(self.rel_tolerance)) * abs(expected)
             ):
                 return Verdict.yes()
         return Verdict.no(f"expected {shown(row.expected)}, got {got}", "wrong_value")
+
+    def _read(self, text: str) -> Decimal | None:
+        """The number that `which` takes from a text; None where there is none to take."""
+        found = numbers(text)
+        if not found or (self.which == "only" and len(found) != 1):
+            return None
+        return found[0 if self.which == "first" else -1]

@@ -1,7 +1,10 @@
 """`python`: a function of the user's, `module:function`, only with `--allow-python`; it gets the answer and the row."""
 
+import contextlib
 import importlib
 import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +13,15 @@ from tunegate.core.errors import UserError
 from tunegate.core.rows import Row
 from tunegate.evalkit.outcomes import Answer, Verdict
 from tunegate.evalkit.validators.base import Validator
+
+_ALONE = threading.RLock()  # items are judged in threads where a judge is asked too; sys.stdout is everybody's
+
+
+@contextlib.contextmanager
+def _guest() -> Iterator[None]:
+    """While code of the user's runs: what it prints goes to standard error, for standard output is the command's own."""
+    with _ALONE, contextlib.redirect_stdout(sys.stderr):
+        yield
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +39,12 @@ class Python(Validator):
         folder = str(self.folder.resolve())
         sys.path.insert(0, folder)
         try:
-            found = getattr(importlib.import_module(module), name)
+            with _guest():
+                found = getattr(importlib.import_module(module), name)
             if not callable(found):
                 raise TypeError(f"{name} is not a function")
             return found
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(
                 f"cannot import {self.function!r}: {type(error).__name__}: {error}",
                 where=f"validator {self.name}",
@@ -50,12 +63,14 @@ class Python(Validator):
         self.loaded()
 
     def judge(self, answer: Answer, row: Row) -> Verdict:
-        """What the function says. What it raises is a UserError: its fault is not the model's."""
+        """What the function says. What it raises, SystemExit included, is a UserError: its fault is not the model's."""
         try:
-            said = self.loaded()(answer.text, row.to_json())
+            function = self.loaded()
+            with _guest():
+                said = function(answer.text, row.to_json())
         except UserError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"{self.function} raised {type(error).__name__}: {error}", where=f"item {row.id}") from None
         given = said if isinstance(said, dict) else {"score": said}
         score = given.get("score")

@@ -1,13 +1,17 @@
 """`set`: the same members, in any order."""
 
+from collections import Counter
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from tunegate.core.errors import UserError
 from tunegate.core.json_schema import canonical
 from tunegate.core.rows import Row
 from tunegate.evalkit.outcomes import Answer, Verdict
 from tunegate.evalkit.validators.base import NotJsonError, Validator, admissible, shown, strict_json
 from tunegate.evalkit.validators.exact_match import Normalisation, normalised
+
+Member = tuple[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,29 +24,68 @@ class SetMatch(Validator):
     partial: bool = False
     kind: ClassVar[str] = "set"
 
+    def __post_init__(self) -> None:
+        if not self.separator:
+            raise UserError(
+                "an empty text cannot stand between members",
+                where=f"{self.name} separator",
+                hint='leave the key out for ",", or name the text between them',
+            )
+
     def judge(self, answer: Answer, row: Row) -> Verdict:
-        """Pass when the members are the same; a member that stands twice counts once unless `ordered`."""
+        """Pass when the members are the same; a member that stands twice counts once unless `ordered`.
+
+        With `ordered`, F1 counts what both have in the same order: the right members in a wrong order are no full score.
+        """
         if not answer.text.strip():
             return Verdict.unparsable("the answer is empty")
-        got = self._members(answer.text)
-        best: tuple[float, str] = (-1.0, "")
+        try:
+            got = self._counted(self._of_text(answer.text))
+        except RecursionError:
+            return Verdict.no("nested too deeply to compare", "wrong_value")
+        best: tuple[float, str] = (-1.0, "the row accepts nothing")
         for value in admissible(row):
-            expected = [canonical(v) for v in value] if isinstance(value, list) else self._members(str(value))
-            if got == expected if self.ordered else set(got) == set(expected):
+            expected = self._counted(self._of_list(value) if isinstance(value, list) else self._of_text(str(value)))
+            lacking, extra = Counter(expected) - Counter(got), Counter(got) - Counter(expected)
+            if not lacking and not extra and (got == expected or not self.ordered):
                 return Verdict.yes()
-            shared = len(set(got) & set(expected))
-            f1 = 2.0 * shared / max(1, len(set(got)) + len(set(expected)))
-            lacking, extra = set(expected) - set(got), set(got) - set(expected)
-            reason = f"missing {shown([m[1] for m in lacking])}, too many {shown([m[1] for m in extra])}"
-            best = max(best, (f1, "in another order" if not lacking and not extra else reason))
-        return Verdict.no(best[1], "wrong_value", score=best[0] if self.partial else 0.0)
+            reason = f"missing {_shown(lacking)}, too many {_shown(extra)}" if lacking or extra else "in another order"
+            best = max(best, (self._f1(expected, got), reason))
+        return Verdict.no(best[1], "wrong_value", score=max(0.0, best[0]) if self.partial else 0.0)
 
-    def _members(self, text: str) -> list[tuple[str, object]]:
+    def _f1(self, expected: list[Member], got: list[Member]) -> float:
+        shared = common_in_order(expected, got) if self.ordered else len(set(expected) & set(got))
+        return 2.0 * shared / max(1, len(expected) + len(got))
+
+    def _counted(self, members: list[Member]) -> list[Member]:
+        return members if self.ordered else list(dict.fromkeys(members))
+
+    def _of_text(self, text: str) -> list[Member]:
         try:
             value = strict_json(text)
         except NotJsonError:
             value = None
         if isinstance(value, list):
-            return [canonical(normalised(v, self.normalize) if isinstance(v, str) else v) for v in value]
+            return self._of_list(value)
         parts = (normalised(part, self.normalize) for part in text.split(self.separator))
         return [("text", part) for part in parts if part]
+
+    def _of_list(self, values: list[Any]) -> list[Member]:
+        return [canonical(normalised(v, self.normalize) if isinstance(v, str) else v) for v in values]
+
+
+def common_in_order(expected: list[Member], got: list[Member]) -> int:
+    """Length of the longest common subsequence; a bit for each expected member, so that a long answer costs little
+    (Hyyro 2004: a zero in `row` is a member that the subsequence gains)."""
+    places: dict[Member, int] = {}
+    for index, member in enumerate(expected):
+        places[member] = places.get(member, 0) | 1 << index
+    row = full = (1 << len(expected)) - 1
+    for member in got:
+        met = row & places.get(member, 0)
+        row = ((row + met) | (row - met)) & full
+    return len(expected) - row.bit_count()
+
+
+def _shown(members: Counter[Member]) -> str:
+    return shown([member[1] for member in members.elements()])

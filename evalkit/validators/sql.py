@@ -1,6 +1,7 @@
 """`sql`: run the answer and the expected query on a SQLite file and compare the rows. Read-only, bounded in time, rows and size."""
 
 import functools
+import re
 import sqlite3
 import time
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ MAX_LENGTH = 200_000  # of one text or blob
 MAX_PATTERN = 1000  # of LIKE and GLOB
 STEPS = 100  # between two looks at the clock
 _ALLOWED = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+_ORDER_BY = re.compile(r"\border\s+by\b", re.IGNORECASE)
 
 
 class QueryError(Exception):
@@ -56,7 +58,7 @@ class Sql(Validator):
         reason = "the row accepts nothing"
         for query in admissible(row):
             expected = _expected(str(query), self.database)
-            ordered = "order by" in str(query).lower() if self.ordered is None else self.ordered
+            ordered = bool(_ORDER_BY.search(str(query))) if self.ordered is None else self.ordered
             if (got == expected) if ordered else sorted(got, key=repr) == sorted(expected, key=repr):
                 return Verdict.yes()
             reason = f"expected {len(expected)} rows {shown(expected[:2])}, got {len(got)} rows {shown(got[:2])}"
@@ -70,7 +72,7 @@ def _expected(query: str, database: Path) -> list[Any]:
 
 def run(query: str, database: Path) -> list[Any]:
     """Rows of one SELECT. Raises QueryError for anything else, after 5 s, over 10,000 rows or 50 MB, or when SQLite refuses."""
-    connection = sqlite3.connect(f"file:{database}?mode=ro&immutable=1", uri=True)
+    connection = _opened(database)
     deadline = time.monotonic() + SECONDS
     rows: list[Any] = []
     size = 0
@@ -79,7 +81,10 @@ def run(query: str, database: Path) -> list[Any]:
         connection.setlimit(sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH, MAX_PATTERN)
         connection.set_authorizer(lambda action, *_: sqlite3.SQLITE_OK if action in _ALLOWED else sqlite3.SQLITE_DENY)
         connection.set_progress_handler(lambda: int(time.monotonic() > deadline), STEPS)
-        for row in connection.execute(query):
+        cursor = connection.execute(query)
+        if cursor.description is None:  # nothing to run, which is not a query that finds no rows
+            raise QueryError("no query in it")
+        for row in cursor:
             size += sum(len(v) for v in row if isinstance(v, str | bytes))
             if len(rows) == MAX_ROWS or size > MAX_SIZE:
                 raise QueryError(
@@ -91,6 +96,14 @@ def run(query: str, database: Path) -> list[Any]:
     finally:
         connection.close()
     return rows
+
+
+def _opened(database: Path) -> sqlite3.Connection:
+    """The database, read-only. As a URI with its marks escaped: after a bare ? or # another file would be made."""
+    try:
+        return sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+    except sqlite3.Error as error:
+        raise UserError(f"cannot be opened: {error}", where=str(database)) from None
 
 
 def _plain(row: tuple[Any, ...]) -> tuple[Any, ...]:

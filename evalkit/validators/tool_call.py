@@ -1,9 +1,11 @@
 """`tool_call`: the right function with admissible arguments.
 
 The answer is one JSON object `{"name", "arguments"}`, or the endpoint's own tool calls. What is admissible is the row's
-`accept`, in one of two forms: whole calls, or a set of admissible values for each argument with the rules of the
-Berkeley Function Calling Leaderboard (Patil et al. 2025, `ast_checker`): texts are compared without case, spaces and the
-marks , . / - _ * ^; a whole number does for a fraction; "" among the values means that the argument may be left out.
+`accept`, each of it one call, in one of two forms: whole calls, or a set of admissible values for each argument with the
+rules of the Berkeley Function Calling Leaderboard (Patil et al. 2025, `ast_checker`): texts are compared without case,
+spaces and the marks , . / - _ * ^; a whole number does for a fraction; "" among the values means that the argument may be
+left out. Without `accept` it is the expected turn's own calls, all of them: as many as are expected, in any order, each
+expected one met by a given one of its own (the leaderboard's parallel rule).
 """
 
 import re
@@ -19,6 +21,7 @@ from tunegate.evalkit.validators.base import NotJsonError, Validator, place, sho
 from tunegate.evalkit.validators.json_equal import Difference, differences
 
 _LOOSE = re.compile(r"[ ,./\-_*^]")
+Call = dict[str, Any]  # name, arguments
 Problem = tuple[str, str]  # reason, cause
 
 
@@ -33,28 +36,48 @@ class ToolCall(Validator):
     def check_row(self, row: Row) -> None:
         """There must be calls to compare with, each with name and arguments."""
         try:
-            calls = self._admissible(row)
+            admissible = self._admissible(row)
         except NotJsonError as error:
             raise UserError(f"the expected answer is not a tool call: {error}", where=place(row)) from None
-        if not calls:
+        if not admissible:
             raise UserError('"accept" is empty: nothing could be right', where=place(row))
 
     def judge(self, answer: Answer, row: Row) -> Verdict:
-        """Pass when the call is admissible; else the reason of the nearest admissible call."""
+        """Pass when the calls are admissible; else the reason of the nearest admissible ones."""
         try:
-            got = called(answer)
+            got = calls_of(answer.tool_calls, answer.text)
         except NotJsonError as error:
             return Verdict.unparsable(str(error))
-        problems: list[list[Problem]] = []
-        for expected in self._admissible(row):
-            found = self._problems(expected, got, row)
-            if not found:
-                return Verdict.yes()
-            problems.append(found)
-        reason, cause = min(problems, key=lambda found: (found[0][1] == "wrong_function", len(found)))[0]
+        try:
+            problems = [self._all_problems(expected, got, row) for expected in self._admissible(row)]
+        except RecursionError:
+            return Verdict.no("nested too deeply to compare", "wrong_field")
+        if not all(problems):
+            return Verdict.yes()
+        reason, cause = min(problems, key=_distance)[0]
         return Verdict.no(reason, cause)
 
-    def _problems(self, expected: dict[str, Any], got: dict[str, Any], row: Row) -> list[Problem]:
+    def _all_problems(self, expected: list[Call], got: list[Call], row: Row) -> list[Problem]:
+        """What keeps the given calls from being the expected ones; calls that do not match are compared with the nearest."""
+        found = [[self._problems(one, two, row) for two in got] for one in expected]
+        met = matched([[i for i, problems in enumerate(line) if not problems] for line in found])
+        lacking = [i for i in range(len(expected)) if i not in met]
+        free = sorted(set(range(len(got))) - set(met.values()))
+        problems: list[Problem] = []
+        for _, one, two in sorted((_distance(found[one][two]), one, two) for one in lacking for two in free):
+            if one in lacking and two in free:
+                lacking.remove(one)
+                free.remove(two)
+                of = f"{expected[one]['name']}: " if len(expected) > 1 else ""
+                problems += [(f"{of}{reason}", cause) for reason, cause in found[one][two]]
+        counted = f"calls: {len(expected)} expected, got {len(got)}"
+        if lacking:
+            problems.insert(0, (f"{counted}; missing {_named([expected[i] for i in lacking])}", "missing_call"))
+        if free:
+            problems.insert(0, (f"{counted}; too many {_named([got[i] for i in free])}", "extra_call"))
+        return problems
+
+    def _problems(self, expected: Call, got: Call, row: Row) -> list[Problem]:
         if expected["name"] != got["name"]:
             return [(f"expected the function {expected['name']!r}, got {shown(got['name'])}", "wrong_function")]
         if self._as_sets(expected["arguments"], row):
@@ -67,29 +90,46 @@ class ToolCall(Validator):
         if not arguments or not all(isinstance(values, list) for values in arguments.values()):
             return False
         try:
-            own = call_of(strict_json(row.expected))
+            own = calls_of(row.messages[-1].get("tool_calls"), row.expected)
         except NotJsonError:
             return True
-        return bool(canonical(own["arguments"]) != canonical(arguments))
+        return all(canonical(call["arguments"]) != canonical(arguments) for call in own)
 
-    def _admissible(self, row: Row) -> list[dict[str, Any]]:
+    def _admissible(self, row: Row) -> list[list[Call]]:
+        """What may be called, each as all the calls that make up one right answer."""
         if row.accept is not None:
-            return [_accepted(strict_json(value) if isinstance(value, str) else value) for value in row.accept]
-        own = row.messages[-1].get("tool_calls")
-        return [call_of(own[0])] if own else [call_of(strict_json(row.expected))]
+            return [[_accepted(strict_json(value) if isinstance(value, str) else value)] for value in row.accept]
+        return [calls_of(row.messages[-1].get("tool_calls"), row.expected)]
 
 
-def called(answer: Answer) -> dict[str, Any]:
-    """The one call an answer makes. Raises NotJsonError with the reason when it makes none, or several."""
-    if answer.tool_calls:
-        if len(answer.tool_calls) != 1:
-            raise NotJsonError(f"{len(answer.tool_calls)} tool calls, one is expected")
-        return call_of(answer.tool_calls[0])
-    return call_of(strict_json(answer.text))
+def calls_of(tool_calls: list[Any] | None, text: str) -> list[Call]:
+    """The calls that a turn makes: its tool calls, else the one in its text. Raises NotJsonError when it makes none."""
+    return [call_of(call) for call in tool_calls] if tool_calls else [call_of(strict_json(text))]
 
 
-def call_of(value: Any) -> dict[str, Any]:
-    """`{"name", "arguments"}` from that object or from an OpenAI tool call. Raises NotJsonError when it is neither."""
+def matched(fits: list[list[int]]) -> dict[int, int]:
+    """The most pairs of an expected call and a given one of its own, by the expected one. fits: the given calls that meet
+    each expected one. Where admissible sets overlap, the first that fits may be another's only one, so pairs are redone."""
+    owner: dict[int, int] = {}  # expected by given
+
+    def settle(one: int, tried: set[int]) -> bool:
+        for two in sorted(fits[one], key=owner.__contains__):  # free ones first
+            if two in tried:
+                continue
+            tried.add(two)
+            if two not in owner or settle(owner[two], tried):
+                owner[two] = one
+                return True
+        return False
+
+    for one in range(len(fits)):
+        settle(one, set())
+    return {one: two for two, one in owner.items()}
+
+
+def call_of(value: Any) -> Call:
+    """`{"name", "arguments"}` from that object or from an OpenAI tool call; arguments of "" are none, as some servers write
+    it. Raises NotJsonError when it is neither."""
     if isinstance(value, dict) and isinstance(value.get("function"), dict):
         value = value["function"]
     if not isinstance(value, dict) or not isinstance(value.get("name"), str) or "arguments" not in value:
@@ -98,13 +138,22 @@ def call_of(value: Any) -> dict[str, Any]:
         raise NotJsonError(f"keys beside name and arguments: {shown(extra, 80)}")
     arguments = value["arguments"]
     if isinstance(arguments, str):
-        arguments = strict_json(arguments)
+        arguments = strict_json(arguments) if arguments.strip() else {}
     if not isinstance(arguments, dict):
         raise NotJsonError(f"arguments is not an object: {shown(arguments, 80)}")
     return {"name": value["name"], "arguments": arguments}
 
 
-def _accepted(value: Any) -> dict[str, Any]:
+def _distance(found: list[Problem]) -> tuple[bool, int]:
+    return found[0][1] == "wrong_function", len(found)
+
+
+def _named(calls: list[Call]) -> str:
+    more = f" (and {len(calls) - 2} more)" if len(calls) > 2 else ""
+    return ", ".join(f"{call['name']}({shown(call['arguments'], 80)})" for call in calls[:2]) + more
+
+
+def _accepted(value: Any) -> Call:
     """An admissible call; BFCL's own `{function: {argument: [...]}}` is read too."""
     if (
         isinstance(value, dict)

@@ -116,8 +116,35 @@ def test_sample_size_check_values():
     assert miller_n(1 / 9, 1 / 6, 1 / 6, difference=0.03, k_a=1, k_b=1, alpha=0.05, power=0.8) == 3876
     assert detectable_difference(773, 0.05, alpha=0.05) == pytest.approx(0.02, abs=1e-5)
     assert power_of_margin(773, 0.05, 0.02, alpha=0.05) == pytest.approx(0.8, abs=1e-3)
+    assert 149 <= pairs_for_difference(0.0, 0.02, alpha=0.05) < 170  # equal models whose every answer is alike
     assert items_for_rate(1.0, 0.95, alpha=0.05) == 59  # 0.95^59 is the first power under 0.05
     assert items_for_rate(0.95, 0.95, alpha=0.05) is None
+
+
+@pytest.mark.parametrize(("discordance", "margin"), [(0.001, 0.02), (0.009, 0.02), (0.02, 0.1), (0.1, 0.3), (0.1, 0.1)])
+def test_the_promised_power_is_there_where_few_pairs_differ(discordance, margin):
+    """Of equal models: summed over the pairs broken and fixed, by the gate's own test."""
+    n, power = pairs_for_difference(discordance, margin, alpha=0.05), 0.0
+    share = discordance / 2 / (1 - discordance / 2)
+
+    def shown(fixed, broken):
+        return non_inferior_p(fixed, broken, n, margin) < 0.05 and exact_non_inferior_p(fixed, broken, n, margin) < 0.05
+
+    for broken in range(n):
+        mass = stats.binom.pmf(broken, n, discordance / 2)
+        if mass > 1e-5:
+            least = next((fixed for fixed in range(n - broken + 1) if shown(fixed, broken)), n + 1)
+            power += mass * stats.binom.sf(least - 1, n - broken, share)
+    assert power > 0.74
+    assert power_of_margin(n, discordance, margin, alpha=0.05) == pytest.approx(0.8, abs=0.04)
+
+
+def test_a_rate_needs_the_items_that_give_the_power():
+    for rate, bound in ((0.99, 0.95), (0.9, 0.95), (0.7, 0.5)):
+        n = items_for_rate(rate, bound, alpha=0.05)
+        above = rate > bound
+        at = [k for k in range(n + 1) if (stats.binom.sf(k - 1, n, bound) if above else stats.binom.cdf(k, n, bound)) < 0.05]
+        assert sum(stats.binom.pmf(k, n, rate) for k in at) >= 0.8
 
 
 def test_clustered_se():
@@ -162,7 +189,9 @@ def test_bootstrap_spread_is_that_of_the_mean():
 
 
 def test_bootstrap_without_spread_and_with_one_row():
-    assert bootstrap_mean([0.5, 0.5, 0.5], level=0.9).interval.low == 0.5
+    flat = bootstrap_mean([0.5] * 50, level=0.9, lowest=0.0).interval
+    assert flat.low == pytest.approx(0.5 * 0.05 ** (1 / 50))  # the others at 0
+    assert flat.high == pytest.approx(1 - 0.5 * 0.05 ** (1 / 50))
     assert bootstrap_mean([0.5], level=0.9).interval.low is None
     assert bootstrap_mean([], level=0.9).p_above(0.0) == 1.0
 
@@ -359,9 +388,16 @@ def test_many_scores_need_no_resampling():
 
 def test_scores_without_spread_or_of_one_cluster():
     flat = bootstrap_mean([0.5] * 3, level=0.9)
-    assert (interval_of(flat.interval), flat.draws, flat.se, flat.df) == ((0.5, 0.5, 0.5, 3), (), 0.0, 2.0)
-    assert (flat.p_above(0.4), flat.p_above(0.5), flat.p_above(0.6)) == (0.0, 1.0, 1.0)
-    assert (flat.p_below(0.6), flat.p_below(0.5), flat.p_below(0.4)) == (0.0, 1.0, 1.0)
+    assert (flat.draws, flat.se, flat.df, flat.interval.n) == ((), 0.0, 2.0, 3)
+    assert (flat.p_above(0.5), flat.p_above(0.6), flat.p_below(0.5), flat.p_below(0.4)) == (1.0,) * 4
+    assert flat.p_above(0.4) == pytest.approx((1 - 0.1 / 1.5) ** 3)  # a mean of 0.4: one in 15 at -1, the rest at 0.5
+    assert flat.p_below(0.6) == pytest.approx((1 - 0.1 / 0.5) ** 3)
+    assert (flat.p_above(-2.0), flat.p_below(2.0)) == (0.0, 0.0)
+    for tail in (0.05, 0.2):
+        spread = bootstrap_mean([0.5] * 3, level=1 - 2 * tail).interval
+        assert (flat.p_above(spread.low), flat.p_below(spread.high)) == pytest.approx((tail, tail))
+    sums = [0.1 + 0.2 - value for value in (0.1, 0.1 + 1e-17, 0.1)]
+    assert bootstrap_mean(sums, level=0.9).se == 0.0  # digits that rounding leaves are no spread
     alone = bootstrap_mean([0.2, 0.8], "aa", level=0.9)
     assert (interval_of(alone.interval), alone.se, alone.df) == ((0.5, None, None, 2), math.inf, 1.0)
     assert (alone.p_above(0.0), alone.p_below(1.0)) == (1.0, 1.0)

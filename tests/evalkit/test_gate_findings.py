@@ -112,6 +112,7 @@ FLOOR = {"metric": "exact", "rule": "at_least", "value": 0.5}
         (5, [FLOOR], {}, True),  # 5 of 100: at the limit, not above it
         (6, [FLOOR], {}, False),
         (6, [FLOOR], {"max_infra_error_rate": 0.1}, True),
+        (6, [FLOOR, LIMIT], {"max_infra_error_rate": 0.05}, False),  # a condition does not lift the policy's own limit
         (40, [FLOOR, LIMIT], {}, True),  # the limit that a condition states stands above the policy's own
         (40, [FLOOR, LIMIT, {**LIMIT, "value": 0.3}], {}, False),  # the strictest of several
         (40, [FLOOR, {**LIMIT, "rule": "at_least"}], {}, False),  # a floor of errors states no limit
@@ -179,12 +180,11 @@ def test_superior_is_judged_by_mcnemar_on_both_sides():
     [
         # discordance (0 + 0 + 1) / (20 + 2); 703 pairs tell equal models from the margin
         (NON_INFERIOR, (0, 0, 20, 0), 703),
-        # 1 / 135: 115 pairs would do and 133 are there, twice over: more of the same are needed
-        (NON_INFERIOR, (0, 0, 133, 0), 266),
+        (NON_INFERIOR, (0, 0, 133, 0), pairs_for_difference(1 / 135, 0.02, alpha=0.05)),
         # 6 differ of 60
         (NON_INFERIOR, (2, 4, 54, 0), pairs_for_difference(7 / 62, 0.02, alpha=0.05)),
-        # 385 pairs would do if the two were equal, and 400 are there: as many as the observed -0.0125 takes
-        (NON_INFERIOR, (2, 7, 391, 0), pairs_for_difference(10 / 402, 0.0075, alpha=0.05)),
+        # enough are there if the two were equal: as many as the observed -0.014 takes
+        (NON_INFERIOR, (2, 9, 489, 0), pairs_for_difference(12 / 502, 0.006, alpha=0.05)),
         (SUPERIOR, (3, 1, 40, 0), pairs_for_difference(5 / 46, 2 / 44, alpha=0.05)),
         (SUPERIOR, (1, 1, 40, 0), 84),
     ],
@@ -415,3 +415,44 @@ def test_a_condition_on_a_load_test_takes_its_figures(monkeypatch, metric, value
     assert found.level == 0.9
     both = policy(FLOOR, {"metric": metric, "rule": "at_most", "value": value})
     assert decide(both, reading([1.0]), None, load)["conditions"][0]["value"] == 1.0, "of the report, not of the load"
+
+
+def test_a_slice_that_no_row_has_decides_nothing():
+    condition = {"metric": "exact", "rule": "at_least", "value": 0.1, "slice": "half"}
+    found = one(condition, reading([1.0] * 50, tags=[None] * 50))
+    assert (found.decision, found.n) == ("INCONCLUSIVE", 0)
+    assert found.reason == "no row has a value of the slice half: nothing was measured"
+
+
+@pytest.mark.parametrize("rule", [NON_INFERIOR, SUPERIOR, FLOOR])
+def test_two_items_without_spread_show_nothing(rule):
+    """All differences equal is no proof that the next would be."""
+    found = one({**rule, **({"margin": 0.0001} if "margin" in rule else {})}, reading([1.0, 1.0]), reading([0.5, 0.5]))
+    assert found.decision == "INCONCLUSIVE"
+    assert one({**FLOOR, "value": 0.4}, reading([0.5, 0.5])).decision == "INCONCLUSIVE"
+    assert one({**FLOOR, "value": 0.4}, reading([0.5] * 20)).decision == "PASS"  # 0.8^20 is under alpha
+
+
+def test_lost_repeats_are_lost():
+    side = reading([1.0] * 200)
+    for row in side.rows:
+        row["outcomes"] = ["pass", "infra_error", "infra_error"]
+    found = decide(policy(FLOOR), side, None)
+    assert found["infra_error_rate"] == pytest.approx(2 / 3)
+    assert found["decision"] == "INCONCLUSIVE"
+
+
+def test_failing_errs_no_more_often_than_promised():
+    """A true drop of the margin itself: of 10 items, over all that can be seen, FAIL is at most alpha."""
+    for broken_p in (0.02, 0.05, 0.1, 0.2, 0.4):
+        fixed_p, failed = broken_p - 0.02, 0.0
+        for broken in range(11):
+            for fixed in range(11 - broken):
+                old, new = sides(fixed, broken, 10 - fixed - broken, 0)
+                if one(NON_INFERIOR, new, old).decision == "FAIL":
+                    ways = math.factorial(10) / (
+                        math.factorial(broken) * math.factorial(fixed) * math.factorial(10 - broken - fixed)
+                    )
+                    rest = 1 - broken_p - fixed_p
+                    failed += ways * broken_p**broken * fixed_p**fixed * rest ** (10 - broken - fixed)
+        assert failed <= 0.05

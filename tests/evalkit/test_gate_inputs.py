@@ -181,3 +181,28 @@ def test_a_gates_baseline_may_be_any_target(echo, ft):
     run = ft("gate", "r", "--against", "old.jsonl", "--policy", "gate.yaml")
     assert run.code == 2
     assert "error: task.yaml: the task that r was judged by was changed (judge the baseline by it first" in run.err
+
+
+@pytest.mark.parametrize("side", ["base", "cand"])
+def test_nothing_is_decided_by_answers_that_were_changed_since(echo, ft, side):
+    """The change keeps the file's size: only its hash tells."""
+    ft("eval", outputs(echo / "b.jsonl", 40), "--task", "task.yaml", "--out", "base")
+    ft("eval", outputs(echo / "c.jsonl", 20), "--task", "task.yaml", "--out", "cand", "--against", "base")
+    rows = echo / side / "results.jsonl"
+    rows.write_text(rows.read_text().replace('"pass"', '"fail"'))
+    run = ft("gate", "cand", "--against", "base")
+    assert run.code == 2
+    assert f"{side}/results.jsonl: content changed since the report was written" in run.err
+    assert ft("gate", "cand").code == 2
+
+
+def test_other_schemas_in_the_rows_are_other_items(echo, ft):
+    rows = [json.loads(line) for line in (echo / "eval.jsonl").read_text().splitlines()]
+    (echo / "task.yaml").write_text("name: t\ndata: eval.jsonl\nvalidators: [{name: exact, kind: json_schema}]\n")
+    outputs(echo / "o.jsonl", 60)
+    for name, schema in (("base", {"type": "object"}), ("cand", {})):
+        (echo / "eval.jsonl").write_text("".join(json.dumps({**row, "schema": schema}) + "\n" for row in rows))
+        against = ["--against", "base"] if name == "cand" else []
+        run = ft("eval", "o.jsonl", "--task", "task.yaml", "--out", name, *against)
+    assert run.code == 2
+    assert "not comparable with the baseline 'base': data" in run.err
