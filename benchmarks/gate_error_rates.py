@@ -49,7 +49,10 @@ def ours(found: Paired) -> str:
         exact = found.exact_p(MARGIN)
         return "PASS" if exact is None or exact < ALPHA else "INCONCLUSIVE"
     high = found.interval(level=1 - 2 * ALPHA).high
-    return "FAIL" if high is not None and high < -MARGIN else "INCONCLUSIVE"
+    if high is None or high >= -MARGIN:
+        return "INCONCLUSIVE"
+    exact = found.exact_worse_p(MARGIN)
+    return "FAIL" if exact is None or exact < ALPHA else "INCONCLUSIVE"
 
 
 def rates(n: int, discordance: float, size: int, draws: int, seed: int) -> list[float]:
