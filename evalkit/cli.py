@@ -8,7 +8,7 @@ import typer
 from tunegate.core import console
 from tunegate.core.commands import DefaultCommandGroup
 from tunegate.core.console import JsonOption
-from tunegate.core.errors import UsageError
+from tunegate.core.errors import UsageError, one_of
 
 eval_app = typer.Typer(
     cls=DefaultCommandGroup,
@@ -146,12 +146,12 @@ def eval_schema(
     as_json: JsonOption = False,
 ) -> None:
     """The JSON Schema of task.yaml or gate.yaml, for an editor or another checker."""
-    from tunegate.core.files import refuse_existing, write_json
+    from tunegate.core.files import refuse_existing_file, write_json
     from tunegate.evalkit.task_schema import schemas
 
     schema = schemas()[which]
     if out is not None:
-        refuse_existing(out, force=force)
+        refuse_existing_file(out, force=force)
         write_json(out, schema)
     if as_json or out is None:
         console.emit_json(schema if out is None else {"schema": which, "out": str(out)})
@@ -166,8 +166,14 @@ def eval_power(
         Path | None, typer.Option("--report", help="Take n and the discordance from this report's comparison.")
     ] = None,
     discordance: Annotated[
-        float, typer.Option("--discordance", min=0.0001, max=1.0, help="Share of items on which two models differ.")
-    ] = 0.1,
+        float | None,
+        typer.Option(
+            "--discordance",
+            min=0.0001,
+            max=1.0,
+            help="Share of items on which two models differ; else the report's comparison says it, else 0.1.",
+        ),
+    ] = None,
     margin: Annotated[
         float, typer.Option("--margin", min=0.0001, max=0.9999, help="Margin of non-inferiority.")
     ] = 0.02,
@@ -192,7 +198,7 @@ def eval_power(
         *([[f"chance that {found['n']} items pass equal models", f"{found['power_at_n']:.3f}"]] if found["n"] else []),
     ]
     console.table(
-        f"discordance {found['discordance']:g}, alpha {alpha:g} one-sided, power {power:g}",
+        f"discordance {found['discordance']:g} ({found['discordance_from']}), alpha {alpha:g} one-sided, power {power:g}",
         ["question", "answer"],
         rows,
     )
@@ -234,6 +240,9 @@ def eval_noise(
         ],
         ["text changed", f"{found['changed_texts']} of {found['n']}", ""],
     ]
+    if any(found["infra_errors"]):
+        once, again = found["infra_errors"]
+        rows.append(["no answer (infrastructure), in neither", f"{once}, then {again}", ""])
     console.table("the same system, twice", ["", "items", "rate"], rows)
     for identity in found["flaky"][:20]:
         console.out().print(f"flaky: {identity}", markup=False)
@@ -322,4 +331,9 @@ def _names(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(",")) if text.strip() else ()
     if any(not name for name in names):
         raise UsageError("--allow-different is a list such as prompts,generation")
+    if names:
+        from tunegate.evalkit.compare import LOCKED
+
+        for name in names:
+            one_of("--allow-different", name, LOCKED)
     return names

@@ -13,7 +13,7 @@ from tunegate.core.errors import ExitCode, UserError
 from tunegate.core.files import refuse_existing, write_text
 from tunegate.core.power import detectable_difference, pairs_for_difference, power_of_margin
 from tunegate.evalkit.compare import Reading
-from tunegate.evalkit.evaluate import evaluate, metric_names_of, open_reading
+from tunegate.evalkit.evaluate import evaluate, metric_names_of, open_reading, open_unchanged, planned
 from tunegate.evalkit.folders import write_decision, write_report
 from tunegate.evalkit.gate import EXIT, check_metrics
 from tunegate.evalkit.policy import make_policy
@@ -21,10 +21,19 @@ from tunegate.evalkit.runner import RunOptions
 from tunegate.evalkit.system import System, classify
 from tunegate.evalkit.task import load_task
 from tunegate.evalkit.validators.judge import share_key_with
-from tunegate.evalkit.verdict import baseline_reading, finish, judge_against, judged_before, policy_for, task_of
+from tunegate.evalkit.verdict import (
+    baseline_reading,
+    check_sides,
+    finish,
+    judge_against,
+    judged_before,
+    policy_for,
+    task_of,
+)
 from tunegate.serve.client import api_key
 
 GATE_FOLDER = "gate"
+DISCORDANCE = 0.1  # share of items on which two models differ, where nothing says it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,14 +133,19 @@ def run_eval(
     load = None if load_path is None else LoadReport.open(load_path)
     other = None if against is None else classify(against, baseline=True)
     key = api_key(key_file)
+    beside = out.with_name(f"{out.name}-baseline")
+    expected = planned(system, task)
     baseline = None
-    if other is not None:
-        beside = out.with_name(f"{out.name}-baseline")
-        if other.kind != "report":
-            refuse_existing(beside, force=force)
+    if other is not None and other.kind == "report":
         baseline = baseline_reading(other, task, out=beside, options=options, key=key, force=force)
+    elif other is not None:
+        refuse_existing(beside, force=force)
+        baseline = expected  # judged by this task it will be of the same items and metrics
     if baseline is not None or policy_path is not None:
         check_metrics(policy, metric_names_of(task), task.file.slices, baseline, load)
+    check_sides(expected, baseline, allowed=allowed, load=load)
+    if other is not None and other.kind != "report":
+        baseline = baseline_reading(other, task, out=beside, options=options, key=key, force=force)
     evaluation = evaluate(system, task, out=out, options=options, key=key)
     if baseline is not None or policy_path is not None:
         judged = judge_against(evaluation.reading, baseline, policy, allowed=allowed, load=load)
@@ -173,7 +187,7 @@ def run_gate(
     report = EvalReport.open(report_path)
     if out is not None or against is None:
         refuse_existing(folder, force=force or out is None)
-    candidate = open_reading(report, name=report_path.name)
+    candidate = open_unchanged(report, name=report_path.name)
     earlier = (candidate.report.get("comparison") or {}).get("baseline")
     if against is None and earlier is not None:
         against = earlier["path"]
@@ -190,6 +204,7 @@ def run_gate(
         system = classify(against, baseline=True)
         baseline = _baseline_of(report, system, allow_python=allow_python, force=force)
     load = None if load_path is None else LoadReport.open(load_path)
+    check_sides(candidate, baseline, allowed=allowed, load=load)
     judged = judge_against(candidate, baseline, policy, allowed=allowed, load=load)
     _say_lock(judged.report)
     written = write_decision(
@@ -235,19 +250,26 @@ def _say_lock(report: dict[str, Any]) -> None:
 
 
 def power_of(
-    n: int | None, report: Path | None, *, discordance: float, margin: float, alpha: float, power: float
+    n: int | None, report: Path | None, *, discordance: float | None, margin: float, alpha: float, power: float
 ) -> dict[str, Any]:
-    """What `ft eval power --json` prints."""
+    """What `ft eval power --json` prints. `discordance_from`: given, report, or assumed where neither says it."""
+    source = "assumed" if discordance is None else "given"
     if report is not None:
-        reading = open_reading(EvalReport.open(report), name=report.name)
-        n = n or int(reading.report["n"])
-        comparison = reading.report.get("comparison")
-        if comparison:
-            change = comparison["metrics"][reading.report["task"]["primary"]]
-            discordance = (change["fixed"] + change["broken"] + 1) / (change["n"] + 2)
+        document = open_reading(EvalReport.open(report), name=report.name).report
+        n = n or int(document["n"])
+        if discordance is None and document.get("comparison"):
+            change = document["comparison"]["metrics"][document["task"]["primary"]]
+            discordance, source = (change["fixed"] + change["broken"] + 1) / (change["n"] + 2), "report"
+        elif discordance is None:
+            console.warn(
+                f"{report} was compared with nothing, so how often two models differ is not known from it: "
+                f"{DISCORDANCE:g} is assumed (--discordance says otherwise)"
+            )
+    discordance = DISCORDANCE if discordance is None else discordance
     return {
         "n": n,
         "discordance": discordance,
+        "discordance_from": source,
         "margin": margin,
         "alpha": alpha,
         "power": power,

@@ -2,9 +2,11 @@
 
 import json
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import EvalReport
 from tunegate.core.console import progress, say, warn
 from tunegate.core.errors import UserError
-from tunegate.core.files import canonical_json, home_path, sha256_text
+from tunegate.core.files import canonical_json, home_path, sha256_file, sha256_text
 from tunegate.core.manifest import Input
 from tunegate.core.rows import Row, read_jsonl
 from tunegate.evalkit.compare import Reading
@@ -21,7 +23,7 @@ from tunegate.evalkit.outcomes import Answer
 from tunegate.evalkit.recorded import read_recorded
 from tunegate.evalkit.report_shape import check_report, checked_result
 from tunegate.evalkit.result_log import ResultLog
-from tunegate.evalkit.runner import Asked, RunOptions, ask
+from tunegate.evalkit.runner import Asked, RunOptions, ask, prompt_digest
 from tunegate.evalkit.scoring import SLOW, check_gold, result_row, score, verdicts
 from tunegate.evalkit.summary import REPEATED, figures, judged, latency, operations, outcome_counts, slices
 from tunegate.evalkit.system import System, Target, served
@@ -141,22 +143,11 @@ def canonical_task(task: EvalTask) -> dict[str, Any]:
     return document
 
 
-def _report(
-    system: System, task: EvalTask, rows: list[dict[str, Any]], asked: Asked, facts: dict[str, Any], name: str
-) -> dict[str, Any]:
+def planned(system: System, task: EvalTask) -> Reading:
+    """What the report will say whatever is answered: target, task, data, and what is sent; no rows, metrics by name only."""
     recorded = system.kind == "recorded"
-    names = _scored(task)
-    counted = [(r["prompt_tokens"], r["completion_tokens"]) for r in rows]
-    report: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "name": name,
-        "created": manifests.now(),
-        "target": {
-            "spec": system.spec,
-            "kind": system.kind,
-            "digest": system.digest,
-            "model": asked.model or system.model,
-        },
+    report = {
+        "target": {"spec": system.spec, "kind": system.kind, "digest": system.digest, "model": system.model},
         "task": {
             "name": task.file.name,
             "digest": task.digest,
@@ -176,9 +167,24 @@ def _report(
         # what outputs recorded elsewhere were made with is not known, so it is not claimed
         "generation": None if recorded else task.file.generation.request(),
         "scorer_version": SCORER_VERSION,
-        "prompt_digest": None
-        if recorded
-        else sha256_text(canonical_json([[r["id"], r["prompt_digest"]] for r in rows])),
+        "prompt_digest": None if recorded else prompts_digest((r.id, prompt_digest(task, r)) for r in task.rows),
+        "metrics": dict.fromkeys(metric_names_of(task)),
+    }
+    return Reading(name=system.spec, report=report, rows=())
+
+
+def _report(
+    system: System, task: EvalTask, rows: list[dict[str, Any]], asked: Asked, facts: dict[str, Any], name: str
+) -> dict[str, Any]:
+    names = _scored(task)
+    counted = [(r["prompt_tokens"], r["completion_tokens"]) for r in rows]
+    known = planned(system, task).report
+    report: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "name": name,
+        "created": manifests.now(),
+        **known,
+        "target": {**known["target"], "model": asked.model or system.model},
         "prompt_ids_digest": asked.prompt_ids_digest,
         "template_digest": facts.get("template_digest"),
         "server": {key: value for key, value in facts.items() if key != "template_digest"},
@@ -215,14 +221,23 @@ def _total(values: list[int | None]) -> int | None:
 
 
 def items_digest(rows: tuple[Row, ...]) -> str:
-    """What the items are: their ids and what is expected of each."""
-    return sha256_text(canonical_json([[r.id, r.expected, r.accept, r.messages[-1].get("tool_calls")] for r in rows]))
+    """What the items are: their ids and what is expected of each, a schema of its own too. Pairs are made by id, so the order of
+    lines plays no part."""
+    return _by_id([r.id, r.expected, r.accept, r.messages[-1].get("tool_calls"), r.schema] for r in rows)
 
 
 def questions_digest(rows: tuple[Row, ...]) -> str:
     """What is asked, system turns apart: those may differ between two prompts for the same question."""
-    asked = [[r.id, [m for m in r.prompt if m["role"] not in ("system", "developer")]] for r in rows]
-    return sha256_text(canonical_json(asked))
+    return _by_id([r.id, [m for m in r.prompt if m["role"] not in ("system", "developer")]] for r in rows)
+
+
+def prompts_digest(prompts: Iterable[tuple[str, str]]) -> str:
+    """All that is sent, from each item's id and prompt digest."""
+    return _by_id(list(pair) for pair in prompts)
+
+
+def _by_id(items: Iterable[list[Any]]) -> str:
+    return sha256_text(canonical_json(sorted(items, key=itemgetter(0))))
 
 
 def _inputs(task: EvalTask) -> list[Input]:
@@ -253,6 +268,20 @@ def _say_faults(report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     lost = sum("infra_error" in row.get("outcomes", ()) for row in judged(rows))
     if lost:
         warn(f"{lost} items lost some of their repeats to infrastructure errors; the others are judged")
+
+
+def open_unchanged(report: EvalReport, *, name: str) -> Reading:
+    """The same, of a report that a decision is to rest on. Raises UserError where its answers or figures were changed since."""
+    reading = open_reading(report, name=name)
+    written = {str(item["path"]): item["sha256"] for item in report.manifest.outputs}
+    for path in (report.results_path, report.path / "report.json"):
+        if sha256_file(path) != written.get(path.name):
+            raise UserError(
+                "content changed since the report was written: nothing is decided by it",
+                where=str(path),
+                hint="judge it again",
+            )
+    return reading
 
 
 def open_reading(report: EvalReport, *, name: str) -> Reading:

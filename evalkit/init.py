@@ -1,7 +1,9 @@
 """`ft eval init`: a task file from a look at the expected outputs."""
 
 import json
+import re
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,11 @@ from tunegate.evalkit.validators.tool_call import call_of
 LOOKED_AT = 2000  # rows
 LABELS = 200  # distinct texts up to which short outputs are labels
 MAX_SLICES = 30  # values of a tag that make a slice
+# What may stand beside a number that is the whole answer: a currency, percent, degrees, a short unit.
+_MONEY = r"[$€£¥₹]|[A-Z]{3}"
+_UNIT = rf"{_MONEY}|[%‰°]|°?[A-Za-zµΩ]{{1,3}}[²³]?(?:/[a-z]{{1,3}}[²³]?)?"
+_DIGITS = r"[-+\N{MINUS SIGN}]?(?!0\d)(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
+_NUMBER = re.compile(rf"(?P<before>{_MONEY}|) ?{_DIGITS} ?(?P<after>{_UNIT}|)")
 
 
 def init_task(data: Path, out: Path, *, force: bool) -> dict[str, Any]:
@@ -40,8 +47,8 @@ def init_task(data: Path, out: Path, *, force: bool) -> dict[str, Any]:
     lines, primary = _validators(kind, rows, None if schema is None else schema.name)
     text = "\n".join(
         [
-            f"name: {json.dumps(name)}",
-            f"data: {json.dumps(_relative(data, out.parent))}",
+            f"name: {_quoted(name)}",
+            f"data: {_quoted(_relative(data, out.parent))}",
             "validators:",
             *(f"  - {line}" for line in lines),
             f"primary: {primary}",
@@ -74,10 +81,33 @@ def _kind(rows: list[Row]) -> str:
     if all(row.messages[-1].get("tool_calls") for row in rows):
         return "native_call"
     texts = [row.expected.strip() for row in rows]
-    if all(len(numbers(t)) == 1 and len(t) < 40 for t in texts):
+    units = {_unit(t) for t in texts}
+    if len(units) == 1 and None not in units:
         return "number"
     distinct = len(set(texts))
     return "label" if distinct <= min(LABELS, max(2, len(rows) // 2)) and max(map(len, texts)) <= 80 else "text"
+
+
+def _unit(text: str) -> tuple[str, str] | None:
+    """The signs before and after a number that is the whole text: both empty for a bare one. None for a text that only holds
+    a number, and for a code such as 007, which is another text than 7."""
+    found = _NUMBER.fullmatch(text)
+    return (found["before"], found["after"]) if found and len(numbers(text)) == 1 else None
+
+
+def _tolerance(rows: list[Row]) -> str:
+    """Room for rounding: half a unit of the last digit that the most exact answer has; none where all are whole."""
+    found = [numbers(row.expected)[0].as_tuple().exponent for row in rows]
+    places = max(0, *(-exponent for exponent in found if isinstance(exponent, int)))
+    return f", abs_tolerance: {Decimal(5).scaleb(-places - 1):f}" if places else ""
+
+
+def _quoted(text: str) -> str:
+    """A double-quoted scalar of YAML. JSON's escapes are right there but for characters above U+FFFF, which it halves."""
+    plain = json.dumps(text, ensure_ascii=False)
+    return "".join(
+        c if c.isprintable() else f"\\u{ord(c):04x}" if ord(c) < 0x10000 else f"\\U{ord(c):08x}" for c in plain
+    )
 
 
 def _is_call(value: dict[str, Any]) -> bool:
@@ -92,14 +122,14 @@ def _validators(kind: str, rows: list[Row], schema: str | None) -> tuple[list[st
     valid = "{name: json_valid, kind: json}"
     if kind in ("json", "tool_call"):
         with_schema = schema is not None or all(row.schema is not None for row in rows)
-        option = f", schema: {json.dumps(schema)}" if schema else ""
+        option = f", schema: {_quoted(schema)}" if schema else ""
         lines = [valid, *([f"{{name: schema, kind: json_schema{option}}}"] if with_schema else [])]
         exact = "tool_call" if kind == "tool_call" else "json_equal"
         return [*lines, f"{{name: exact, kind: {exact}}}"], "exact"
     if kind == "native_call":
         return ["{name: exact, kind: tool_call}"], "exact"
     if kind == "number":
-        return ["{name: number, kind: number, rel_tolerance: 0.001}"], "number"
+        return [f"{{name: number, kind: number{_tolerance(rows)}}}"], "number"
     if any(row.accept for row in rows):
         return ["{name: exact, kind: any_of}"], "exact"
     return ["{name: exact, kind: exact_match, normalize: [strip, case]}"], "exact"
@@ -113,7 +143,7 @@ def _slices(rows: list[Row]) -> list[str]:
             all(isinstance(v, str | int | bool) or v is None for v in values)
             and 2 <= len(Counter(map(str, values))) <= MAX_SLICES
         ):
-            found.append(json.dumps(key))
+            found.append(_quoted(key))
     return found
 
 

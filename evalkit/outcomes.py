@@ -14,12 +14,24 @@ _REFUSAL = re.compile(
 
 
 NUMBERS = ("latency_ms", "ttft_ms", "prompt_tokens", "completion_tokens", "cost_usd")  # of an answer, where known
+COUNTS = ("prompt_tokens", "completion_tokens")  # those of them that are whole
 LARGEST = 1e15  # beyond any latency, count or price: sums of them stay numbers
 
 
-def is_amount(value: Any) -> bool:
-    """Whether a value from somebody's file is a number that can be one of NUMBERS."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= LARGEST
+def amount(name: str, value: Any) -> Any:
+    """A value from somebody's file as the one of NUMBERS called `name`; a count of 1.0, as pandas writes it, is 1.
+
+    Raises ValueError, with what it must be.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= LARGEST:
+        raise ValueError(f"must be a number from 0 to {LARGEST:.0e}")
+    if name not in COUNTS:
+        return value
+    if value != int(value):
+        raise ValueError(f"must be a whole number, found {value:g}")
+    return int(value)
 
 
 class Outcome(StrEnum):

@@ -7,7 +7,7 @@ from typing import Any
 from tunegate.core.errors import UserError
 from tunegate.core.rows import Row, read_jsonl, read_unique_rows
 from tunegate.evalkit.interchange.foreign import format_of, read_foreign
-from tunegate.evalkit.outcomes import LARGEST, NUMBERS, Answer, is_amount
+from tunegate.evalkit.outcomes import NUMBERS, Answer, amount
 
 
 def read_recorded(
@@ -84,10 +84,7 @@ def _parse(record: Any, where: str) -> tuple[str, Answer]:
         raise UserError('a record needs an "output"', where=where, hint='an item without an answer carries "error"')
     if output is not None and not isinstance(output, str):
         raise UserError('"output" must be text, as the model wrote it', where=f"{where} /output")
-    for key in NUMBERS:
-        value = record.get(key)
-        if value is not None and not is_amount(value):
-            raise UserError(f'"{key}" must be a number from 0 to {LARGEST:.0e}', where=f"{where} /{key}")
+    figures = {key: _figure(record, key, where) for key in NUMBERS}
     if not isinstance(record.get("tool_calls") or [], list):
         raise UserError('"tool_calls" must be a list', where=f"{where} /tool_calls")
     answer = Answer(
@@ -96,10 +93,13 @@ def _parse(record: Any, where: str) -> tuple[str, Answer]:
         refusal=None if not record.get("refusal") else str(record["refusal"]),
         tool_calls=record.get("tool_calls") or [],
         error=None if not error else str(error),
-        latency_ms=record.get("latency_ms"),
-        ttft_ms=record.get("ttft_ms"),
-        prompt_tokens=record.get("prompt_tokens"),
-        completion_tokens=record.get("completion_tokens"),
-        cost_usd=record.get("cost_usd"),
+        **figures,
     )
     return str(record["id"]), answer
+
+
+def _figure(record: dict[str, Any], key: str, where: str) -> Any:
+    try:
+        return amount(key, record.get(key))
+    except ValueError as error:
+        raise UserError(f'"{key}" {error}', where=f"{where} /{key}") from None

@@ -120,9 +120,10 @@ def _requests(task: EvalTask, model_digest: str) -> list[_Request]:
 
 
 async def _prompt_ids(task: EvalTask, client: ChatClient) -> str | None:
-    """Digest over the token ids of the first prompts, as the server makes them; None where it does not tell."""
+    """Digest over the token ids of the first prompts by id, as the server makes them; None where it does not tell."""
+    probed = sorted(task.rows, key=lambda row: row.id)[:PROBED]
     try:
-        ids = [await client.tokenize(task.messages(row), task.tools(row)) for row in task.rows[:PROBED]]
+        ids = [await client.tokenize(task.messages(row), task.tools(row)) for row in probed]
     except (EndpointError, KeyError, TypeError):
         return None
     return sha256_text(canonical_json(ids))

@@ -15,7 +15,7 @@ from tunegate.evalkit.summary import LEAKAGE, REPEATED
 from tunegate.evalkit.validators.base import Validator
 from tunegate.evalkit.validators.kinds import make
 
-SCORER_VERSION = 1  # raised whenever a validator's verdict on some answer changes
+SCORER_VERSION = 2  # raised whenever a validator's verdict on some answer changes
 RESERVED = {"weighted", *REPEATED, *LEAKAGE}  # and every name with the unit of another metric: see `_primary`
 
 
@@ -38,10 +38,11 @@ class Generation:
 
 @dataclass(frozen=True, kw_only=True)
 class FewShot:
-    """Examples put before the question: the first `n` rows of `file`, each as a user and an assistant turn."""
+    """Examples put before the question: the first `n` rows of `file`, each as a user and an assistant turn; without `n` the
+    first four, or as many as there are."""
 
     file: Path
-    n: int = field(default=4, metadata={"minimum": 1})
+    n: int | None = field(default=None, metadata={"minimum": 1})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class TaskFile:
     group: str | None = None
     generation: Generation = field(default_factory=Generation)
     system: str | None = None
-    prompt: str | None = None
+    prompt: str | None = field(default=None, metadata={"pattern": r"\{input\}"})
     few_shot: FewShot | None = None
     extract: tuple[str, ...] = field(default=(), metadata={"items": {"enum": list(extraction.STEPS)}})
     repeats: int = field(default=1, metadata={"minimum": 1})
@@ -139,9 +140,13 @@ def load_task(path: Path, *, limit: int | None = None, allow_python: bool = Fals
     where = str(path)
     document = read_yaml(path)
     file = build(TaskFile, document, where=where, base=path.parent)
-    validators = tuple(
-        make(v, where=f"{where} validators[{i}]", base=path.parent) for i, v in enumerate(file.validators)
-    )
+    if file.prompt is not None and "{input}" not in file.prompt:
+        raise UserError(
+            "the prompt has no {input}, so no question would be asked",
+            where=f"{where} prompt",
+            hint="write {input} where the question stands",
+        )
+    validators = tuple(_validator(v, f"{where} validators[{i}]", path.parent) for i, v in enumerate(file.validators))
     primary = _primary(file, validators, where)
     if not allow_python and any(v.kind == "python" for v in validators):
         raise UserError(
@@ -163,7 +168,7 @@ def load_task(path: Path, *, limit: int | None = None, allow_python: bool = Fals
         rows=tuple(rows if limit is None else rows[:limit]),
         validators=validators,
         primary=primary,
-        examples=_examples(file.few_shot, rows),
+        examples=_examples(file.few_shot, rows, where),
         digest=digest,
         data_sha256=sha256_file(file.data),
         ids=frozenset(row.id for row in rows),
@@ -179,6 +184,20 @@ def repr_of(validator: Validator) -> str:
     }
     code = [sha256_file(path) for path in validator.code()]
     return canonical_json({"kind": validator.kind, **parts, **({"code": code} if code else {})})
+
+
+def _validator(given: Any, where: str, base: Path) -> Validator:
+    """One of the task's validators; what it refuses by its own name, or by another file's, names the task file too."""
+    try:
+        return make(given, where=where, base=base)
+    except UserError as error:
+        if (error.where or "").startswith(where):
+            raise
+        raise _of_task(error, where) from None
+
+
+def _of_task(error: UserError, where: str) -> UserError:
+    return UserError(error.message, where=": ".join(filter(None, (where, error.where))), hint=error.hint)
 
 
 def _primary(file: TaskFile, validators: tuple[Validator, ...], where: str) -> str:
@@ -197,9 +216,14 @@ def _primary(file: TaskFile, validators: tuple[Validator, ...], where: str) -> s
 
 def _rows(file: TaskFile, validators: tuple[Validator, ...], where: str) -> list[Row]:
     rows = read_unique_rows(file.data)
-    for row in rows:
-        for validator in validators:
-            validator.check_row(row)
+    try:
+        for row in rows:
+            for validator in validators:
+                validator.check_row(row)
+    except UserError as error:
+        if (error.where or "").startswith(str(file.data)):
+            raise
+        raise _of_task(error, where) from None
     for key in [*file.slices, *([file.group] if file.group else [])]:
         if all(_lookup(row, key) is None for row in rows):
             known = sorted(
@@ -211,10 +235,16 @@ def _rows(file: TaskFile, validators: tuple[Validator, ...], where: str) -> list
     return rows
 
 
-def _examples(wanted: FewShot | None, rows: list[Row]) -> tuple[Row, ...]:
+def _examples(wanted: FewShot | None, rows: list[Row], where: str) -> tuple[Row, ...]:
     if wanted is None:
         return ()
-    examples = read_unique_rows(wanted.file)[: wanted.n]
+    examples = read_unique_rows(wanted.file)[: wanted.n or 4]
+    if wanted.n is not None and len(examples) < wanted.n:
+        raise UserError(
+            f"cannot show {wanted.n} examples: {wanted.file} holds {len(examples)}",
+            where=f"{where} few_shot n",
+            hint=f"add rows to it, or set n: {len(examples)}",
+        )
     asked = {canonical_json(row.prompt) for row in rows}
     for example in examples:
         if canonical_json(example.prompt) in asked:

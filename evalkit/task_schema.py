@@ -44,7 +44,9 @@ def _property(field: Field[Any], hint: Any, shared: dict[str, Schema]) -> Schema
     found = _of(hint, shared)
     if "holds" in field.metadata:  # mappings whose class their own `kind` decides
         found = {"type": "array", "items": _shared(field.metadata["holds"], shared)}
-    return found | {key: field.metadata[key] for key in (*BOUNDS, "minItems", "items") if key in field.metadata}
+    return found | {
+        key: field.metadata[key] for key in (*BOUNDS, "minItems", "items", "pattern") if key in field.metadata
+    }
 
 
 def _of(hint: Any, shared: dict[str, Schema]) -> Schema:

@@ -9,8 +9,8 @@ from tunegate.core.console import warn
 from tunegate.core.errors import UserError
 from tunegate.core.files import sha256_file
 from tunegate.core.manifest import is_finished
-from tunegate.evalkit.compare import Reading, compare
-from tunegate.evalkit.evaluate import Evaluation, evaluate, open_reading
+from tunegate.evalkit.compare import Reading, compare, lock
+from tunegate.evalkit.evaluate import Evaluation, evaluate, open_reading, open_unchanged
 from tunegate.evalkit.folders import write_report
 from tunegate.evalkit.gate import decide
 from tunegate.evalkit.policy import Policy, default_policy, load_policy
@@ -29,7 +29,7 @@ def baseline_reading(
 ) -> Reading:
     """The baseline as a reading: a report is opened; anything else is judged now, by the same task, into a folder `out`."""
     if isinstance(system.source, EvalReport):
-        return open_reading(system.source, name=system.spec)
+        return open_unchanged(system.source, name=system.spec)
     assert task is not None, "what is no report is judged by a task"
     evaluation = evaluate(system, task, out=out, options=options, key=key)
     report = write_report(out, evaluation, force=force)
@@ -71,6 +71,17 @@ def finish(evaluation: Evaluation) -> None:
         evaluation.log.unlink(missing_ok=True)
 
 
+def check_sides(
+    candidate: Reading, baseline: Reading | None, *, allowed: Sequence[str], load: LoadReport | None
+) -> None:
+    """Raise UserError for what no answer can mend: a load test of something else, a baseline of other items, prompts,
+    settings or scorer. candidate: also one that was not asked yet."""
+    if load is not None:
+        _same_system(load, candidate)
+    if baseline is not None:
+        lock(baseline, candidate, allowed=allowed)
+
+
 def judge_against(
     candidate: Reading,
     baseline: Reading | None,
@@ -81,10 +92,8 @@ def judge_against(
 ) -> Reading:
     """The candidate's reading with `comparison` and `decision` filled in. load: a load test of the candidate.
 
-    Raises UserError when the two cannot be compared, or the load test is of something else.
+    Raises UserError when the two cannot be compared.
     """
-    if load is not None:
-        _same_system(load, candidate)
     margins = {c.metric: c.margin for c in policy.conditions if c.margin is not None}
     comparison = None
     if baseline is not None:

@@ -115,7 +115,9 @@ class ChatClient:
             raise UserError(
                 f"the endpoint serves {len(served)} models",
                 where=self.base_url,
-                hint=f"choose one with --model: {', '.join(served[:8])}",
+                hint=f"choose one with --model: {', '.join(served[:8])}"
+                if served
+                else "name the one to ask: --model NAME",
             )
         self.model = self.model or served[0]
         return self.model

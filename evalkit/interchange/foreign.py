@@ -3,14 +3,14 @@
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tunegate.core.console import say
 from tunegate.core.errors import UserError, first_line, nearest
 from tunegate.core.rows import Row
-from tunegate.evalkit.outcomes import LARGEST, NUMBERS, Answer, is_amount
+from tunegate.evalkit.outcomes import NUMBERS, Answer, amount
 
 SHOWN = 3  # items named in an error
 SNIFFED = 4096  # bytes
@@ -115,12 +115,18 @@ def _read(found: Format, path: Path) -> list[Record]:
             f"not a {found.name} file as this version knows it: {type(error).__name__}, {first_line(error)}",
             where=str(path),
         ) from None
-    for record in records:
-        for name in NUMBERS:
-            value = getattr(record.answer, name)
-            if value is not None and not is_amount(value):
-                raise UserError(f"{name} must be a number from 0 to {LARGEST:.0e}", where=f"{path} {record.place}")
-    return records
+    return [replace(record, answer=_counted(record, path)) for record in records]
+
+
+def _counted(record: Record, path: Path) -> Answer:
+    """A record's answer, its figures being amounts."""
+    figures = {}
+    for name in NUMBERS:
+        try:
+            figures[name] = amount(name, getattr(record.answer, name))
+        except ValueError as error:
+            raise UserError(f"{name} {error}", where=f"{path} {record.place}") from None
+    return replace(record.answer, **figures)
 
 
 def _of_one_system(records: list[Record], system: str | None, path: Path) -> list[Record]:

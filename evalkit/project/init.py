@@ -64,7 +64,9 @@ def init_project(folder: Path, data: Path | None, *, reading: Reading, model: st
         raise UserError(
             "no such file" if not data.exists() else "is a folder, a file of rows is needed", where=str(data)
         )
-    with new_folder(folder, force=force) as temporary:
+    named = folder.name not in ("", "..")  # else refused, as every output folder is
+    earlier = force and named and all((folder / name).is_file() for name in ("task.yaml", "gate.yaml", "train.yaml"))
+    with new_folder(folder, force=force, own=earlier) as temporary:
         source = temporary / ("data.jsonl" if data is None else _plain_name(data))
         if data is None:
             write_jsonl(source, sample_rows())

@@ -18,7 +18,7 @@ def render(report: dict[str, Any], results: list[dict[str, Any]]) -> str:
     body = MAX_BODY if len(results) * (MAX_BODY + 300) < MAX_BYTES else max(0, MAX_BYTES // max(1, len(results)) - 500)
     suites = [_suite(name, [_item(name, row, body) for row in results], report)]
     if decision := report.get("decision"):
-        suites.append(_suite(f"{name} gate", [_condition(name, c) for c in decision["conditions"]], report))
+        suites.append(_suite(f"{name} gate", _conditions(f"{name} gate", decision["conditions"]), report))
     return '<?xml version="1.0" encoding="UTF-8"?>\n<testsuites>\n' + "".join(suites) + "</testsuites>\n"
 
 
@@ -42,11 +42,28 @@ def _item(suite: str, row: dict[str, Any], body: int) -> tuple[str, str, float]:
     return _case(suite, row["id"], detail, seconds), kind, seconds
 
 
-def _condition(suite: str, condition: dict[str, Any]) -> tuple[str, str, float]:
-    kind = GATE.get(condition["decision"], "")
-    name = " ".join(str(part) for part in (condition["metric"], condition["rule"], condition.get("slice")) if part)
-    detail = _detail(kind, condition["reason"], condition["decision"], condition["reason"]) if kind else ""
-    return _case(f"{suite} gate", name, detail, 0.0), kind, 0.0
+def _conditions(suite: str, conditions: list[dict[str, Any]]) -> list[tuple[str, str, float]]:
+    cases = []
+    for name, condition in zip(_names(conditions), conditions, strict=True):
+        kind = GATE.get(condition["decision"], "")
+        detail = _detail(kind, condition["reason"], condition["decision"], condition["reason"]) if kind else ""
+        cases.append((_case(suite, name, detail, 0.0), kind, 0.0))
+    return cases
+
+
+def _names(conditions: list[dict[str, Any]]) -> list[str]:
+    """Metric, rule and slice. Where two would be called alike, of which GitLab keeps the first: also margin or value, and
+    then a number."""
+    names = [" ".join(str(c[key]) for key in ("metric", "rule", "slice") if c.get(key)) for c in conditions]
+    alike = {name for name in names if names.count(name) > 1}
+    names = [name + _number(c) if name in alike else name for name, c in zip(names, conditions, strict=True)]
+    return [f"{name} ({names[:i].count(name) + 1})" if name in names[:i] else name for i, name in enumerate(names)]
+
+
+def _number(condition: dict[str, Any]) -> str:
+    """The margin or value, as gate.yaml has it; of a margin the bound is the negative."""
+    bound = condition.get("bound")
+    return "" if bound is None else f" {-bound if condition['rule'] == 'non_inferior' else bound}"
 
 
 def _case(suite: str, name: str, detail: str, seconds: float) -> str:
