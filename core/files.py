@@ -9,7 +9,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -46,7 +46,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: temporary name beside it, fsync, rename."""
+    """Write a file whole or not at all: temporary name beside it, fsync, rename. Of a symlink what it points to is replaced;
+    a device or a pipe (/dev/null, a FIFO) is written into."""
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if path.exists() and not path.is_file() and not path.is_dir():
+        path.write_bytes(content)
+        return
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
         with temporary.open("wb") as stream:
@@ -55,18 +60,19 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # nor is it there where its folder is none
+            temporary.unlink(missing_ok=True)
         _say_where(error, path)
         raise
 
 
 def _say_where(error: BaseException, path: Path) -> None:
-    """A full disk, which a write reports without a place or by a temporary name, is named by what was being made."""
-    if (
-        isinstance(error, OSError)
-        and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        and (error.filename is None or ".partial" in str(error.filename))
-    ):
+    """What a write reports by a temporary name, and a full disk, which it reports without a place, are named by what was
+    being made."""
+    if not isinstance(error, OSError):
+        return
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if ".partial" in str(error.filename) or (full and error.filename is None):
         error.filename = str(path)
 
 
@@ -120,25 +126,56 @@ def finite(text: str) -> float:
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
-    """Refuse an output folder that already holds something, unless `force`.
+    """Refuse an output folder that already holds something. force: a folder that we wrote may be replaced; a file, or a
+    folder that may hold work of the user's, never is.
 
     Raises UserError. Called before any work, so that an hour of it is not thrown away at the end.
     """
-    if path.is_dir() and not any(path.iterdir()):
+    if path.name in ("", ".."):
+        raise UserError("a new folder is needed here", where=str(path), hint="name one, such as --out data")
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
-    if path.exists() and not force:
+    if not force:
         raise UserError(
             "the output exists already", where=str(path), hint="choose another --out, or pass --force to replace it"
         )
+    if not _is_ours(path):
+        what = "a folder that Tunegate did not write (no manifest.json of ours)" if path.is_dir() else "a file"
+        raise UserError(
+            f"is {what}: --force does not replace it",
+            where=str(path),
+            hint="choose another --out, or remove it yourself",
+        )
+
+
+def refuse_existing_file(path: Path, *, force: bool | None = None) -> None:
+    """Refuse an output file that exists already, unless `force` (None: the command has no such option), and a folder in
+    its place. Raises UserError, before any work."""
+    if path.is_dir():
+        raise UserError("is a folder, a file is needed here", where=str(path), hint="name a file in it")
+    if path.exists() and not force:
+        hint = "choose another name" if force is None else "choose another --out, or pass --force to replace it"
+        raise UserError("the output exists already", where=str(path), hint=hint)
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a stage wrote this folder: the manifest it ends with is there."""
+    try:
+        document = json.loads((folder / "manifest.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and {"kind", "digest", "outputs"} <= document.keys()
 
 
 @contextmanager
-def new_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
+def new_folder(path: Path, *, force: bool = False, own: bool = False) -> Iterator[Path]:
     """Give a temporary folder beside `path` and rename it to `path` when the block ends well.
 
+    own: what stands at `path` can only be ours (a cache): it is replaced whatever it holds.
     On any error, Ctrl-C included, the temporary folder is removed and `path` is as it was.
     """
-    refuse_existing(path, force=force)
+    if not own:
+        refuse_existing(path, force=force)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
     temporary.mkdir()

@@ -84,6 +84,13 @@ class Checker:
             raise SchemaBoundsError("the schema or the instance nests too deeply to check", where=self._where) from None
         except _ExhaustedError as error:
             raise SchemaBoundsError(f"checking takes too long: {error}", where=self._where) from None
+        except Exception as error:
+            # A reference that is no address, or one to a part that is no schema (`{"$ref": "#/x", "x": {"type": 5}}`): the
+            # meta-schema looks at neither, and the libraries raise what they happen to.
+            raise SchemaFaultError(
+                f"the schema refers to what is no schema: {type(error).__name__}: {_short(str(error))}",
+                where=self._where,
+            ) from None
         return found
 
 

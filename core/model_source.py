@@ -141,7 +141,7 @@ def unpack_gguf(file: Path, sha256: str) -> Path:
         )
     except (ValueError, OSError, KeyError, IndexError, struct.error) as error:
         raise UserError(f"transformers cannot read this GGUF: {error}", where=str(file)) from error
-    with new_folder(folder, force=True) as temporary:
+    with new_folder(folder, own=True) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
     return folder

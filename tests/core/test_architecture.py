@@ -117,7 +117,7 @@ def test_counts_are_consistent(layers, heads, group, dim, ffn, vocab, rank, tied
 SMALL = {"vocab_size": 1000, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 2}  # fmt: skip
 EXACT = {
     "llama": {}, "mistral": {}, "qwen2": {}, "qwen3": {"head_dim": 16}, "gemma2": {"head_dim": 16}, "gemma3_text": {"head_dim": 16},
-    "phi3": {"pad_token_id": 0}, "mixtral": {"num_local_experts": 4}, "qwen3_moe": {"head_dim": 16, "num_experts": 4, "moe_intermediate_size": 32},
+    "phi3": {"pad_token_id": 0}, "mixtral": {"num_local_experts": 4}, "qwen3_moe": {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32},
     "qwen2_moe": {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 48}, "granite": {}, "arcee": {},
 }  # fmt: skip
 NEAR = {

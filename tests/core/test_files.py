@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from tunegate.core.files import (
     new_folder,
     read_json,
     refuse_existing,
+    refuse_existing_file,
     relative_files,
     sha256_file,
     sha256_text,
@@ -76,11 +78,17 @@ def test_a_new_folder_appears_when_the_block_ends(tmp_path):
     assert (out / "a").read_text() == "x"
 
 
+def ours(folder):
+    """A folder that a stage wrote."""
+    folder.mkdir()
+    (folder / "old").write_text("old")
+    manifest.write(folder, "dataset", inputs=[], config={})
+    return folder
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_an_error_leaves_nothing_and_what_was_there_as_it_was(tmp_path, error):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "old").write_text("old")
+    out = ours(tmp_path / "out")
 
     def write():
         with new_folder(out, force=True) as folder:
@@ -90,7 +98,7 @@ def test_an_error_leaves_nothing_and_what_was_there_as_it_was(tmp_path, error):
     with pytest.raises(error):
         write()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    assert relative_files(out) == ["old"]
+    assert relative_files(out) == ["manifest.json", "old"]
 
 
 def test_a_disk_that_fills_up_is_named_by_what_was_being_made(tmp_path):
@@ -104,7 +112,8 @@ def test_an_existing_folder_is_replaced_only_with_force(tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     refuse_existing(out, force=False)
-    (out / "old").write_text("old")
+    out.rmdir()
+    ours(out)
     with pytest.raises(UserError, match="exists already") as caught, new_folder(out):
         raise AssertionError("the block must not begin")
     assert "--force" in caught.value.hint
@@ -120,17 +129,76 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
         refuse_existing(tmp_path / "out", force=False)
 
 
-def test_force_over_a_file_or_a_link_removes_only_what_stood_there(tmp_path):
-    (tmp_path / "out").write_text("x")
-    with new_folder(tmp_path / "out", force=True) as folder:
-        (folder / "new").write_text("new")
-    assert relative_files(tmp_path / "out") == ["new"]
+def test_force_over_a_link_removes_only_the_link(tmp_path):
+    ours(tmp_path / "out")
     (tmp_path / "link").symlink_to(tmp_path / "out")
     with new_folder(tmp_path / "link", force=True) as folder:
         (folder / "other").write_text("x")
-    assert relative_files(tmp_path / "out") == ["new"], "the link's target is left alone"
+    assert relative_files(tmp_path / "out") == ["manifest.json", "old"], "the link's target is left alone"
     assert relative_files(tmp_path / "link") == ["other"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "out"]
+
+
+@pytest.mark.parametrize("other", ["nothing", "manifest.json", "sub/manifest.json"])
+def test_force_replaces_no_folder_of_the_user_s(tmp_path, other):
+    """Only a folder with our manifest is replaced: another's, or one that merely has such a folder in it, is not."""
+    out = tmp_path / "out"
+    (out / "sub").mkdir(parents=True)
+    (out / "notes.txt").write_text("mine")
+    if other != "nothing":
+        (out / other).write_text(
+            '{"kind": "dataset", "digest": "x", "outputs": []}' if "/" in other else '{"name": "x"}'
+        )
+    with pytest.raises(UserError, match="--force does not replace it"):
+        refuse_existing(out, force=True)
+    with pytest.raises(UserError, match="--force does not replace it"), new_folder(out, force=True):
+        raise AssertionError("the block must not begin")
+    assert (out / "notes.txt").read_text() == "mine"
+
+
+def test_force_turns_no_file_into_a_folder(tmp_path):
+    file = tmp_path / "in.jsonl"
+    file.write_text("x")
+    with pytest.raises(UserError, match="is a file: --force does not replace it"), new_folder(file, force=True):
+        raise AssertionError("the block must not begin")
+    assert file.read_text() == "x"
+
+
+def test_a_cache_of_ours_is_replaced_whatever_it_holds(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "half").write_text("x")
+    with new_folder(tmp_path / "out", own=True) as folder:
+        (folder / "new").write_text("new")
+    assert relative_files(tmp_path / "out") == ["new"]
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", ""])
+def test_a_folder_without_a_name_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="a new folder is needed here"):
+        refuse_existing(Path(name), force=False)
+
+
+def test_an_output_file_is_replaced_only_with_force_and_a_folder_never(tmp_path):
+    file = tmp_path / "out.jsonl"
+    refuse_existing_file(file)
+    file.write_text("x")
+    refuse_existing_file(file, force=True)
+    for force, hint in ((None, "choose another name"), (False, "--force")):
+        with pytest.raises(UserError, match="exists already") as caught:
+            refuse_existing_file(file, force=force)
+        assert hint in caught.value.hint
+    with pytest.raises(UserError, match="is a folder"):
+        refuse_existing_file(tmp_path, force=True)
+
+
+@pytest.mark.parametrize("name", ["no/such/x.txt", "a/b/x.txt"])
+def test_no_temporary_name_stands_in_an_error(tmp_path, name):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_text("a file")
+    with pytest.raises(OSError, match=r"No such file|Not a directory") as caught:
+        write_text(tmp_path / name, "x")
+    assert caught.value.filename == str(tmp_path / name)
 
 
 WRITER = """

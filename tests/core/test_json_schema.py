@@ -331,3 +331,17 @@ def test_equality_is_that_of_json():
     assert not is_multiple(5, 0)
     assert is_multiple(0, 7)
     assert is_multiple(1e300, 0.5)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$id": "http://a/", "$ref": "http://[x"},
+        {"$ref": "#/x", "x": {"type": 5}},
+        {"$ref": "#/x", "x": {"allOf": 5}},
+        {"$ref": "#/x", "x": 5},
+    ],
+)
+def test_a_reference_to_what_is_no_schema_is_a_fault_of_the_schema(schema):
+    with pytest.raises(SchemaFaultError, match="refers to what is no schema"):
+        checker(schema).violations({"a": 1})

@@ -17,12 +17,14 @@ TURNS = ("messages", "conversations", "prompt", "completion")
 FILLED = ("name", "tool_calls", "tool_call_id", "reasoning_content", "refusal", "weight")
 # Columns of ragged objects: a null in one of them may be another row's key.
 RAGGED = ("tools", "schema", "accept", "tags")
+# What a file of Arrow's file format starts with; its stream format has no such mark.
+ARROW_FILE = b"ARROW1"
 # From here a float does not hold every whole number: it may be an integer whose digits are gone.
 WHOLE_FLOATS = 2.0**53
 
 
 def records(path: Path) -> Iterator[tuple[int, Any]]:
-    """(row number from 1, record, or the error in it) of a Parquet or an Arrow stream file, a batch at a time.
+    """(row number from 1, record, or the error in it) of a Parquet or an Arrow file (its file or its stream format), a batch at a time.
 
     Raises UserError for a damaged file and for a column whose type is no JSON type.
     """
@@ -39,7 +41,7 @@ def records(path: Path) -> Iterator[tuple[int, Any]]:
                         where = f"{path}:{number}"
                         yield number, plain(record, schema, where) if record else UserError("not UTF-8", where=where)
     except (pyarrow.ArrowException, OSError) as error:
-        kind = "Arrow" if path.suffix == ".arrow" else "Parquet"
+        kind = "Arrow" if path.suffix.lower() == ".arrow" else "Parquet"
         raise UserError(f"not a readable {kind} file: {first_line(error)}", where=str(path)) from None
 
 
@@ -58,9 +60,16 @@ def _opened(path: Path) -> Iterator[tuple[Any, Iterable[Any]]]:
     import pyarrow
     import pyarrow.parquet
 
-    if path.suffix == ".arrow":
-        with pyarrow.OSFile(str(path)) as source, pyarrow.ipc.open_stream(source) as stream:
-            yield stream.schema, stream
+    if path.suffix.lower() == ".arrow":
+        with pyarrow.OSFile(str(path)) as source:
+            start = source.read(len(ARROW_FILE))
+            source.seek(0)
+            if start == ARROW_FILE:
+                with pyarrow.ipc.open_file(source) as file:
+                    yield file.schema, map(file.get_batch, range(file.num_record_batches))
+            else:
+                with pyarrow.ipc.open_stream(source) as stream:
+                    yield stream.schema, stream
         return
     with pyarrow.parquet.ParquetFile(path) as file:
         yield file.schema_arrow, file.iter_batches(batch_size=1000)

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tunegate.core.json_schema import SchemaFaultError, checker
 from tunegate.core.profile import is_json
 from tunegate.core.rows import Row
 from tunegate.train.data.labels import LABEL_CHARACTERS
-from tunegate.train.data.secrets import find_secrets
+from tunegate.train.data.secrets import secrets_in
 
 # Below this many tokens an answer that is free text teaches little (the article's checklist).
 MIN_OUTPUT_TOKENS = 20
@@ -24,9 +25,15 @@ _BOILERPLATE = re.compile(
     r"|(my )?knowledge cut-?off|as of my last (update|training))"
 )
 _REFUSAL = re.compile(
-    r"(?i)^\s*(i'?m (really |very )?sorry,? (but )?(i |as an )|i (cannot|can't|can not|am unable to|am not able to|won't) "
-    r"(help|assist|provide|fulfil|answer|comply|do that|create|generate)|sorry,? (but )?i (cannot|can't))"
+    r"(?i)^\s*(i'?m (really |very )?sorry,? (but )?(i |as an )"
+    r"|(i cannot|i can't|i can not|i'?m unable to|i am unable to|i'?m not able to|i am not able to|i won't) "
+    r"(help|assist|provide|fulfil|answer|comply|do that|create|generate)"
+    # an apology alone is none: "I apologize for the delay. Your order ..."
+    r"|((i'?m )?((really|very|so) )?sorry|(i |my )?(sincere(ly)? )?apolog(i[sz]e|ies))( for [^.,;:]{1,60})?[,.;:]? *"
+    r"(but |however,? )?(i (cannot|can't|can not|am unable|am not able|won't)|i'?m (unable|not able)|as an (ai|a\.i\.)))"
 )
+# Apostrophes that editors and models write for the straight one, a character for a character.
+_APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u02bc\u00b4\u0060\uff07", "'"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +62,7 @@ CODES = {
     "tool_calls": "tool calls and tool answers that do not belong together",
     "invalid_json": "an answer that is not JSON in a set whose answers are JSON",
     "schema": "an answer that does not satisfy its JSON Schema",
-    "bad_schema": "a schema that is no JSON Schema",
+    "bad_schema": "a schema that is no JSON Schema, or one that no answer can be checked by",
     "control_character": "control characters in the text",
     "mixed_encoding": "text that was read in the wrong encoding once",
     "short_output": f"an answer under {MIN_OUTPUT_TOKENS} tokens",
@@ -81,11 +88,15 @@ def check_row(row: Row, *, claims_json: bool) -> Iterator[Finding]:
     yield from _check_roles(row)
     yield from _check_tools(row)
     yield from _check_answer(row, claims_json=claims_json)
-    for index, turn in enumerate(row.messages):
-        if calls := turn.get("tool_calls"):
-            yield from _check_secrets(row, json.dumps(calls, ensure_ascii=False), f"/messages/{index}/tool_calls")
-    if row.accept:
-        yield from _check_secrets(row, json.dumps(row.accept, ensure_ascii=False), "/accept")
+    for pointer, secret in secrets_in(secret_places(row)):
+        code = "personal_data" if secret.personal else "secret"
+        key = ", in a key" if secret.in_key else ""
+        yield _found(row, code, pointer, f"{secret.kind} at character {secret.start}{key}")
+
+
+def secret_places(row: Row) -> dict[str, Any]:
+    """Where secrets are looked for, and masked: all of a row but its id, group, schema and tools, under the row's keys."""
+    return {"messages": list(row.messages), "accept": row.accept, "tags": row.tags, **row.extra}
 
 
 def claims_json(rows: Iterable[Row]) -> bool:
@@ -112,17 +123,11 @@ def _check_text(row: Row, text: str, pointer: str, *, assistant: bool) -> Iterat
     if match := _MOJIBAKE.search(text):
         yield _found(row, "mixed_encoding", pointer, f"{match[0]!r} at character {match.start()}")
     if assistant:
-        if match := _BOILERPLATE.search(text):
+        plain = text.translate(_APOSTROPHES)
+        if match := _BOILERPLATE.search(plain):
             yield _found(row, "boilerplate", pointer, f"{match[0]!r}")
-        if match := _REFUSAL.match(text):
+        if match := _REFUSAL.match(plain):
             yield _found(row, "refusal", pointer, f"begins {match[0].strip()!r}")
-    yield from _check_secrets(row, text, pointer)
-
-
-def _check_secrets(row: Row, text: str, pointer: str) -> Iterator[Finding]:
-    for secret in find_secrets(text):
-        code = "personal_data" if secret.personal else "secret"
-        yield _found(row, code, pointer, f"{secret.kind} at character {secret.start}")
 
 
 def _check_roles(row: Row) -> Iterator[Finding]:
@@ -176,26 +181,20 @@ def _check_answer(row: Row, *, claims_json: bool) -> Iterator[Finding]:
 
 
 def _check_schema(row: Row, pointer: str) -> Iterator[Finding]:
-    from jsonschema import Draft202012Validator, SchemaError
-
-    schema: Any = row.schema
+    """By the validator that `ft eval` has: the draft by `$schema`, formats asserted, an end in time and depth."""
+    assert row.schema is not None
     try:
-        Draft202012Validator.check_schema(schema)
+        found = checker(row.schema, "/schema")
         value = json.loads(row.expected)
-    except SchemaError as fault:
-        yield _found(row, "bad_schema", "/schema", fault.message[:200])
-        return
+        broken = found.violations(value)
+    except SchemaFaultError as fault:
+        inside = (fault.where or "").removeprefix("/schema").strip()
+        yield _found(row, "bad_schema", "/schema", f"{f'at {inside}: ' if inside else ''}{fault.message}"[:300])
     except (ValueError, RecursionError):
         yield _found(row, "schema", pointer, "not JSON, the row has a schema")
-        return
-    try:
-        error = next(iter(Draft202012Validator(schema).iter_errors(value)), None)
-    except Exception as unresolved:  # an unresolvable or endless $ref: the referencing package raises its own kinds
-        yield _found(row, "bad_schema", "/schema", f"{type(unresolved).__name__}: {unresolved}"[:200])
-        return
-    if error is not None:
-        inside = "".join(f"/{part}" for part in error.absolute_path)
-        yield _found(row, "schema", pointer, f"at {inside or '/'}: {error.message[:200]}")
+    else:
+        if broken:
+            yield _found(row, "schema", pointer, f"at {broken[0].pointer or '/'}: {broken[0].message[:200]}")
 
 
 def _found(row: Row, code: str, pointer: str, message: str) -> Finding:

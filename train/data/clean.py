@@ -3,16 +3,14 @@
 from collections import Counter as Tally
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import msgspec
 
 from tunegate.core.errors import UserError, one_of
-from tunegate.core.profile import is_json
 from tunegate.core.rows import Row
-from tunegate.train.data.check import MIN_OUTPUT_TOKENS, check_row, claims_json, short_outputs_matter
+from tunegate.train.data.check import MIN_OUTPUT_TOKENS, check_row, claims_json, secret_places, short_outputs_matter
 from tunegate.train.data.rejected import Reason, Rejected
-from tunegate.train.data.secrets import find_secrets, masked
+from tunegate.train.data.secrets import mask_in, secrets_in
 from tunegate.train.data.tokens import Size, Sizer
 
 
@@ -68,7 +66,10 @@ def drop(train: Sequence[Row], config: CleanConfig, sizer: Sizer) -> tuple[list[
     rows = _by_content(train, config, rejected)
     if config.secrets == "mask":
         rows, notes = _mask_all(rows)
-    return _by_length(rows, config, sizer, rejected), Cleaned(rejected=rejected, findings={}, notes=notes)
+    rows = _by_length(rows, config, sizer, rejected)
+    if config.secrets != "flag":
+        notes += _left(rows, config.secrets)
+    return rows, Cleaned(rejected=rejected, findings={}, notes=notes)
 
 
 def measure(train: Sequence[Row], held_out: Sequence[Row], config: CleanConfig, sizer: Sizer) -> Cleaned:
@@ -138,36 +139,31 @@ def _by_length(rows: list[Row], config: CleanConfig, sizer: Sizer, rejected: lis
 
 def _mask_all(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
     """The rows with every stretch masked in messages, admissible outputs, tags and unknown keys; what to say of it."""
-    total = broken = left = 0
+    total = broken = 0
     done = []
     for row in rows:
-        found = {"messages": list(row.messages), "accept": row.accept, "tags": row.tags, "extra": row.extra}
-        hidden, count = _masked(found)
+        places = secret_places(row)
+        if not any(secrets_in(places)):
+            done.append(row)
+            continue
+        hidden, count, no_json = mask_in(places)
         total += count
-        kept = msgspec.structs.replace(row, **{**hidden, "messages": tuple(hidden["messages"])}) if count else row
-        broken += is_json(row.expected) and not is_json(kept.expected)
-        left += any(_masked(value)[1] for value in (row.id, row.group, row.schema, row.tools))
-        done.append(kept)
+        turns = [int(where.split("/")[2]) for where in no_json if where.startswith("/messages/")]
+        broken += any(row.messages[turn]["role"] == "assistant" for turn in turns)
+        known = {key: hidden.pop(key) for key in ("accept", "tags")}
+        messages = tuple(hidden.pop("messages"))
+        done.append(msgspec.structs.replace(row, messages=messages, extra=hidden, **known))
     notes = [f"{total} stretches masked in train (messages, accept, tags, other keys)."] if total else []
     if broken:
         notes.append(f"{broken} answers are no JSON any more: a number in them was masked.")
-    if left:
-        notes.append(
-            f"{left} train rows still hold such a stretch in id, group, schema or tools, which are not masked."
-        )
     return done, notes
 
 
-def _masked(value: Any) -> tuple[Any, int]:
-    """(a JSON value with the stretches in its texts and whole numbers masked, keys left alone; how many)."""
-    if isinstance(value, str):
-        return masked(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return masked(str(value)) if any(find_secrets(str(value))) else (value, 0)
-    if isinstance(value, dict):
-        items = {key: _masked(item) for key, item in value.items()}
-        return {key: item for key, (item, _) in items.items()}, sum(count for _, count in items.values())
-    if isinstance(value, list):
-        parts = [_masked(item) for item in value]
-        return [item for item, _ in parts], sum(count for _, count in parts)
-    return value, 0
+def _left(rows: Sequence[Row], secrets: str) -> list[str]:
+    """What to say of the stretches where none is masked and none is a reason to remove a row: other rows name a group or a
+    tool by the same text."""
+    places = ({"id": row.id, "group": row.group, "schema": row.schema, "tools": row.tools} for row in rows)
+    left = sum(any(secrets_in(place)) for place in places)
+    done = "masked" if secrets == "mask" else "looked at"
+    text = f"{left} train rows still hold such a stretch in id, group, schema or tools, which are not {done}."
+    return [text] if left else []

@@ -39,7 +39,7 @@ def prepare(
 
 
 @app.command(epilog="Example: ft data split builtin:bfcl --out split/ --eval-fraction 0.2")
-@o.takes(o.SPLIT, o.READING, o.FAULTS)
+@o.takes(o.SPLIT, o.READING, o.FAULTS, o.SURE)
 def split(
     ctx: typer.Context,
     names: o.Sources,
@@ -69,14 +69,17 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """What a set looks like: lengths, labels, answers, languages."""
+    from tunegate.core.files import refuse_existing_file, write_text
     from tunegate.train.data.show import inspected
     from tunegate.train.data.steps import profile
 
+    if html is not None:
+        refuse_existing_file(html)
     found = profile(names, o.reading(ctx.params), label=label, model=model)
     if html is not None:
-        from tunegate.core.files import write_text
         from tunegate.train.data.page import page
 
+        html.parent.mkdir(parents=True, exist_ok=True)
         write_text(html, page(found, ", ".join(names)))
     inspected(found, html, as_json=as_json)
 

@@ -2,9 +2,12 @@
 
 exact        the same messages and tools, byte for byte
 normalized   the same input (every turn, the tools) after NFKC, case folding and punctuation to space, and the same answer
+             (numbers with their signs, decimal points and commas; tool calls by value, whatever their ids are)
 near         the same system text and tools, inputs whose nearness (`judge`: MiniLM's cosine) is at least the threshold, the
              same numbers and symbols in them, and the same answer
 conflict     the same normalised input, another answer: listed, kept
+The answer is all that a row teaches: text or calls, reasoning before it, and other admissible outputs (`accept`). Copies that
+differ in nothing but `accept` are one row, which gets the admissible outputs of all.
 contrast     near input, another answer: listed, kept
 """
 
@@ -12,13 +15,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from tunegate.core import embedding
 from tunegate.core.errors import UserError, one_of
 from tunegate.core.files import canonical_json
 from tunegate.core.rows import Row, content_id
 from tunegate.train.data.engine import Mapped
 from tunegate.train.data.judge import Judge, judge
-from tunegate.train.data.normalize import RULE_NAMES, answer_key, prompt_key
+from tunegate.train.data.normalize import RULE_NAMES, exact_numbers, prompt_key, target_key
 from tunegate.train.data.rejected import Reason, Rejected
 from tunegate.train.data.twins import NearStep, Pair, near_step
 
@@ -75,11 +80,7 @@ class Deduplicated:
 
 def deduplicate(rows: Sequence[Row], config: DedupConfig, mapped: Mapped = map) -> Deduplicated:
     """Apply the rules in order: exact, normalised, near; the near rule's work runs on the engine `mapped`."""
-    ordered = list(rows)
-    if config.keep == "longest":
-        ordered.sort(key=lambda row: -len(canonical_json(list(row.messages))))
-    if config.keep.startswith(BEST):
-        ordered.sort(key=lambda row: -_number(row, config.keep.removeprefix(BEST)))
+    ordered = preferred(rows, config)
     removed: list[_Removal] = []
     kept = _exact(ordered, removed) if config.exact else ordered
     kept, conflicts = _normalized(kept, config, removed)
@@ -87,8 +88,12 @@ def deduplicate(rows: Sequence[Row], config: DedupConfig, mapped: Mapped = map) 
     places = {id(row): index for index, row in enumerate(rows)}
     kept.sort(key=lambda row: places[id(row)])
     gone = {id(removal.row) for removal in removed}
+    exact = defaultdict[int, list[Row]](list)
+    for removal in removed:
+        if removal.reason is Reason.DUPLICATE_EXACT:
+            exact[id(removal.twin)].append(removal.row)
     return Deduplicated(
-        kept=kept,
+        kept=[with_accept_of(row, exact.get(id(row), ())) for row in kept],
         rejected=sorted(_settled(removed), key=lambda item: (item.file, item.line)),
         conflicts=[pair for pair in conflicts if id(pair.a) not in gone and id(pair.b) not in gone],
         contrast_pairs=step.contrast,
@@ -99,8 +104,28 @@ def deduplicate(rows: Sequence[Row], config: DedupConfig, mapped: Mapped = map) 
     )
 
 
+def preferred(rows: Sequence[Row], config: DedupConfig) -> list[Row]:
+    """The rows with those first that `--keep` prefers; else in the order they came."""
+    if config.keep == "longest":
+        return sorted(rows, key=lambda row: -len(canonical_json(list(row.messages))))
+    if config.keep.startswith(BEST):
+        return sorted(rows, key=lambda row: -_number(row, config.keep.removeprefix(BEST)))
+    return list(rows)
+
+
+def with_accept_of(row: Row, copies: Sequence[Row]) -> Row:
+    """The row with the admissible outputs of its copies beside its own, so that none is lost with them."""
+    if all(copy.accept is None or copy.accept == row.accept for copy in copies):
+        return row
+    found = {canonical_json(value): value for one in (row, *copies) for value in one.accept or ()}
+    return msgspec.structs.replace(row, accept=list(found.values()))
+
+
 def refuse_mass_removal(rows: Sequence[Row], rejected: Sequence[Rejected], *, yes: bool) -> None:
-    """Raises UserError when more than half of a source's rows would go, unless `yes`."""
+    """Raises UserError when more than half of what a source holds would go, for whatever reasons, unless `yes`.
+
+    rows: all that were read; lines that are no rows are among the rejected only.
+    """
     if yes:
         return
     before: dict[str, int] = defaultdict(int)
@@ -108,26 +133,29 @@ def refuse_mass_removal(rows: Sequence[Row], rejected: Sequence[Rejected], *, ye
     for row in rows:
         before[row.file] += 1
     for item in rejected:
+        before[item.file] += item.reason is Reason.MALFORMED
         removed[item.file][item.reason] += 1
     for file, reasons in removed.items():
         total = sum(reasons.values())
         if total > MOST_REMOVED * before[file]:
             why = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
+            unread = reasons[Reason.MALFORMED] + reasons[Reason.DUPLICATE_ID]
+            look = "check" if unread > total / 2 else "dedup"
             raise UserError(
                 f"cleaning would remove {total} of {before[file]} rows ({why})",
                 where=file,
-                hint="look at them with `ft data dedup`; pass --yes when that is right",
+                hint=f"look at them with `ft data {look}`; pass --yes when that is right",
             )
 
 
-def _number(row: Row, key: str) -> float:
+def _number(row: Row, key: str) -> int | float:
     """The number under a tag or key of a row. Raises UserError where there is none."""
     value = row.tags.get(key, row.extra.get(key))
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(
             f"no number under {key!r}", where=f"{row.file}:{row.line}", hint=f"--keep {BEST}{key} needs one"
         )
-    return float(value)
+    return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,8 +203,9 @@ def _normalized(rows: list[Row], config: DedupConfig, removed: list[_Removal]) -
     answers: dict[str, dict[str, Row]] = {}
     kept, conflicts = [], []
     for row in rows:
-        known = answers.setdefault(prompt_key(row), {})
-        answer = answer_key(row)
+        numbers = exact_numbers(row)
+        known = answers.setdefault(prompt_key(row) + (canonical_json(numbers) if numbers else ""), {})
+        answer = target_key(row)
         twin = known.get(answer)
         if twin is not None and config.normalized:
             rule = f"{RULE_NAMES['normalized']}; same answer"

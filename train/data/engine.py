@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from tunegate.core.errors import InfrastructureError, UsageError, UserError, first_line, one_of
 from tunegate.core.rows import Row
-from tunegate.train.data.read import Fault, Reading, file_kind, form_of, read, read_file, sources, stretch
+from tunegate.train.data.lines import Fault
+from tunegate.train.data.read import Reading, file_kind, form_of, read, read_file, sources, stretch
 from tunegate.train.data.stream import opened
 
 ENGINES = ("local", "ray")

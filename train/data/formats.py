@@ -167,6 +167,8 @@ def _prompt_completion(record: Record, where: str) -> Record:
             "prompt and completion must both be text or both be lists of messages", where=f"{where} /prompt"
         )
     if isinstance(prompt, list):
+        if not completion:
+            raise UserError("completion is empty", where=f"{where} /completion")
         messages = [*prompt, *completion]
     else:
         texts = [_text(record, key, where) for key in ("prompt", "completion")]

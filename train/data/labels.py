@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from tunegate.core.errors import UserError, nearest
-from tunegate.core.rows import Row
+from tunegate.core.rows import KEYS, Row, json_kind
 
 # Keys that hold a class by custom, in the order they are tried, in tags and beside the messages.
 CUSTOMARY = ("label", "intent", "category", "class")
@@ -38,7 +38,13 @@ def labels(rows: Sequence[Row], key: str | None = None) -> tuple[str | None, lis
 
 
 def no_row_has(key: str, rows: Sequence[Row], option: str) -> UserError:
-    """The error for a key that no row has, with the keys that the first thousand rows do have."""
+    """The error for a key that no row has a text or a number under, with the keys that the first thousand rows do have."""
+    held = next((row for row in rows if key in row.tags or key in row.extra), None)
+    if held is not None:
+        kind = json_kind(held.tags.get(key, held.extra.get(key)))
+        return UserError(f"{key!r} holds {kind}, text or a number is needed here", where=option)
+    if key in KEYS:
+        return UserError(f"{key!r} is no tag and no key beside those of a row", where=option)
     known = sorted({name for row in rows[:1000] for name in (*row.tags, *row.extra)})
     return UserError(f"no row has {key!r}", where=option, hint=nearest(key, known) if known else None)
 

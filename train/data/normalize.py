@@ -10,6 +10,9 @@ from tunegate.core.files import canonical_json
 from tunegate.core.rows import Row
 
 _SPACES = re.compile(r"\s+")
+# A sign, point or comma before a digit, which is quick to seek; numbers that have one.
+_MARK = re.compile(r"[-.,]\d")
+_SIGNED = re.compile(r"(?<![^\s(])-\d+(?:[.,]\d+)*|\d+(?:[.,]\d+)+")
 
 
 def lower_spaces(text: str) -> str:
@@ -53,11 +56,33 @@ def user_text(row: Row) -> str:
 
 def prompt_key(row: Row, rule: Callable[[str], str] = normalized) -> str:
     """The whole input under a rule: every turn but the answer, with roles and tool calls, and the tools offered."""
-    turns = [
-        [turn["role"], rule(str(turn.get("content") or "")), *([turn["tool_calls"]] if turn.get("tool_calls") else [])]
-        for turn in row.prompt
-    ]
-    return canonical_json([turns, row.tools or []])
+    turns = [[turn["role"], rule(str(turn.get("content") or ""))] for turn in row.prompt]
+    return canonical_json([turns, row.tools or [], calls_of(row)])
+
+
+def calls_of(row: Row) -> list[Any]:
+    """The tool calls of the input by value, and which of them each tool turn answers. Their ids are names that anyone may
+    give: one stands for the call that it came with."""
+    names: dict[str, int] = {}
+    found: list[Any] = []
+    for at, turn in enumerate(row.prompt):
+        for call in turn.get("tool_calls") or ():
+            if isinstance(call, dict) and "id" in call:
+                names.setdefault(str(call["id"]), len(found))
+            found.append([at, _call(call)])
+        if "tool_call_id" in turn:
+            found.append([at, names.get(str(turn["tool_call_id"]), turn["tool_call_id"])])
+    return found
+
+
+def exact_numbers(row: Row) -> list[list[str]]:
+    """The numbers of each turn of the input that have a sign, a point or a comma, which `normalized` takes away: "-5" is not
+    5, nor "1.5" "1 5". Empty without such a number."""
+    texts = [unicodedata.normalize("NFKC", str(turn.get("content") or "")) for turn in row.prompt]
+    if not any(map(_MARK.search, texts)):
+        return []
+    found = [_SIGNED.findall(text) for text in texts]
+    return found if any(found) else []
 
 
 def input_key(row: Row) -> str:
@@ -68,6 +93,12 @@ def input_key(row: Row) -> str:
         if turn["role"] in ("system", "developer", "user")
     ]
     return canonical_json([turns, row.tools or []]) if any(text for _, text in turns) else ""
+
+
+def target_key(row: Row) -> str:
+    """All that a row teaches for its input: its answer, the reasoning before it, and what else is admissible."""
+    answer, more = answer_key(row), [row.messages[-1].get("reasoning_content"), row.accept]
+    return answer if more == [None, None] else canonical_json([answer, *more])
 
 
 def answer_key(row: Row) -> str:

@@ -30,7 +30,7 @@ Sources = Annotated[
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.", show_default=False)]
 OutOrNone = Annotated[Path | None, typer.Option("--out", help="Folder to write; without it nothing is written.")]
 OutFile = Annotated[Path, typer.Option("--out", help="File to write.", show_default=False)]
-Force = Annotated[bool, typer.Option("--force", help="Replace the output when it exists.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an earlier output (a folder of ours, a converted file).")]
 Format = Annotated[
     str | None, typer.Option("--format", help="messages, sharegpt, alpaca or prompt_completion; else found out.")
 ]
@@ -41,7 +41,7 @@ TagKeys = Annotated[list[str] | None, typer.Option("--tag", help="Key that becom
 OnError = Annotated[str, typer.Option("--on-error", help="At a malformed line: stop, or reject it and go on.")]
 
 Fraction = Annotated[float, typer.Option("--eval-fraction", help="Share of the groups held out.")]
-MinEval = Annotated[int, typer.Option("--min-eval", help="Rows held out at least (never more than a third).")]
+MinEval = Annotated[int, typer.Option("--min-eval", help="Rows held out at least (never over a third of the rows).")]
 PerLabel = Annotated[int, typer.Option("--min-per-label", help="Groups of each label held out at least.")]
 Seed = Annotated[int, typer.Option("--seed", help="Another seed, another hold-out.")]
 Group = Annotated[str | None, typer.Option("--group", help="Tag or key that rows of one source share.")]

@@ -22,12 +22,13 @@ from tunegate.core.rows import Row, content_id, read_rows
 from tunegate.train.data import bfcl
 from tunegate.train.data.check import Finding, check_row, claims_json, short_outputs_matter
 from tunegate.train.data.clean import CleanConfig, drop, measure
-from tunegate.train.data.dedup import DedupConfig, deduplicate, refuse_mass_removal
+from tunegate.train.data.dedup import DedupConfig, deduplicate, preferred, refuse_mass_removal, with_accept_of
 from tunegate.train.data.engine import Mapped, rows_of
 from tunegate.train.data.labels import labels, no_row_has, of_key, reader
 from tunegate.train.data.language import language
+from tunegate.train.data.lines import Fault
 from tunegate.train.data.normalize import input_key, normalized, prompt_key, user_text
-from tunegate.train.data.read import Fault, Reading, sources
+from tunegate.train.data.read import Reading, refuse_own_input, sources
 from tunegate.train.data.rejected import Reason, Rejected, tally
 from tunegate.train.data.split import Split, SplitConfig, split
 from tunegate.train.data.tokens import Counter, Sizer, counter
@@ -91,10 +92,11 @@ def prepare(
     Raises UserError for bad input (with `on_error` stop: the first malformed line), before anything is written.
     """
     sources(names)
+    refuse_own_input(out, [*names, *([] if config.keep_eval is None else [str(config.keep_eval)])])
     rejected: list[Rejected] = []
-    rows = admitted(rows_of(names, config.reading, mapped), config, rejected)
-    rows_in = len(rows) + len(rejected)
-    rows, copies = _distinct(rows, config, rejected)
+    everyone = admitted(rows_of(names, config.reading, mapped), config, rejected)
+    rows_in = len(everyone) + len(rejected)
+    rows, copies = _distinct(everyone, config, rejected)
     if not rows:
         raise UserError("no row is left", where=", ".join(names), hint="every line was rejected")
     label_source, found_labels = labels(rows, config.label)
@@ -103,6 +105,7 @@ def prepare(
     groups = [group_of(row, config.group) for row in rows]
     keep, notes = _kept_flags(rows, config.keep_eval)
     chosen = split(groups, found_labels, config.split, keep)
+    notes += _split_notes(chosen, groups, config.split)
     held_out = [row for row, flag in zip(rows, chosen.held_out, strict=True) if flag]
     train = [row for row, flag in zip(rows, chosen.held_out, strict=True) if not flag]
     if not train:
@@ -112,6 +115,7 @@ def prepare(
     done = _clean_train(train, held_out, copies, config, sizer, mapped)
     train, pairs = done.kept, done.pairs
     rejected += done.rejected
+    refuse_mass_removal(everyone, rejected, yes=config.yes)
     measured = measure(train, held_out, config.clean, sizer)
     findings = _findings([*train, *held_out], mapped)
     notes += [*done.notes, *measured.notes]
@@ -187,25 +191,32 @@ def admitted(stream: Iterable[Row | Fault], config: PrepareConfig, rejected: lis
 def _distinct(
     rows: list[Row], config: PrepareConfig, rejected: list[Rejected]
 ) -> tuple[list[Row], list[tuple[Row, Row]]]:
-    """Rows with different ids, and the copies of each: (copy, row). One id with other content is an error."""
-    first: dict[str, Row] = {}
-    kept, copies = [], []
+    """Rows with different ids, and the copies of each: (copy, row). One id with other content is an error.
+
+    Of copies that one stays which `--keep` prefers, with the admissible outputs of all.
+    """
+    first: dict[str, list[Row]] = {}
     for row in rows:
-        other = first.setdefault(row.id, row)
-        if other is row:
-            kept.append(row)
-        elif content_id(other.messages, other.tools) == content_id(row.messages, row.tools):
-            copies.append((row, other))
+        same = first.setdefault(row.id, [])
+        if not same or content_id(same[0].messages, same[0].tools) == content_id(row.messages, row.tools):
+            same.append(row)
         elif config.on_error == "reject":
-            message = f"the id {row.id!r} is also on {other.file}:{other.line}, with other content"
+            message = f"the id {row.id!r} is also on {same[0].file}:{same[0].line}, with other content"
             rejected.append(Rejected.of(row, Reason.DUPLICATE_ID, message=message))
         else:
             raise UserError(
-                f"id {row.id!r} also stands on {other.file}:{other.line}, with other content",
+                f"id {row.id!r} also stands on {same[0].file}:{same[0].line}, with other content",
                 where=f"{row.file}:{row.line} /id",
                 hint="ids must be unique; leave them out to get one from the content",
             )
-    return kept, copies
+    kept, copies = [], []
+    for same in first.values():
+        best, *others = preferred(same, config.dedup) if len(same) > 1 else same
+        row = with_accept_of(best, others)
+        kept.append(row)
+        copies += [(copy, row) for copy in others]
+    places = {id(row): at for at, row in enumerate(rows)} if copies else {}
+    return kept, sorted(copies, key=lambda pair: places[id(pair[0])])
 
 
 def _copied(copies: list[tuple[Row, Row]], removed: list[Rejected]) -> list[Rejected]:
@@ -247,7 +258,6 @@ def _clean_train(
     result = deduplicate(kept, config.dedup, mapped)
     removed = [*leaks, *dropped.rejected, *result.rejected]
     settled = _copied(copies, removed)
-    refuse_mass_removal([*train, *(copy for copy, _ in copies)], [*settled, *removed], yes=config.yes)
     pairs = {
         "conflict": result.conflicts,
         "contrast": result.contrast_pairs,
@@ -283,8 +293,9 @@ def _same_user_text(train: list[Row], held_out: list[Row]) -> list[Pair]:
     ]
 
 
-def _rows_by_code(findings: list[Finding]) -> dict[str, int]:
-    return dict(sorted(Tally(code for code, _, _ in {(f.code, f.file, f.line) for f in findings}).items()))
+def _rows_by_code(findings: list[list[Finding]]) -> dict[str, int]:
+    """In how many rows each code was found; the findings of each row."""
+    return dict(sorted(Tally(code for found in findings for code in {f.code for f in found}).items()))
 
 
 def _kept_flags(rows: list[Row], keep_eval: Path | None) -> tuple[list[bool], list[str]]:
@@ -294,25 +305,46 @@ def _kept_flags(rows: list[Row], keep_eval: Path | None) -> tuple[list[bool], li
     old = list(read_rows(_eval_file(keep_eval)))
     ids = {row.id for row in old}
     texts = {normalized(user_text(row)) for row in old} - {""}
-    missing = len(ids - {row.id for row in rows})
     flags = [row.id in ids or normalized(user_text(row)) in texts for row in rows]
-    notes = [f"{missing} of the {len(ids)} rows of {keep_eval} are not in the sources any more."] if missing else []
+    here = {row.id for row in rows}, {normalized(user_text(row)) for row in rows} - {""}
+    missing = sum(row.id not in here[0] and normalized(user_text(row)) not in here[1] for row in old)
+    notes = [f"{missing} of the {len(old)} rows of {keep_eval} are not in the sources any more."] if missing else []
     return flags, notes
+
+
+def _split_notes(chosen: Split, groups: Sequence[str], config: SplitConfig) -> list[str]:
+    """What to say of a hold-out that is not as it was asked for."""
+    sizes = Tally(groups)
+    notes = [
+        f"The group {group[:60]!r} stays in train: it holds {sizes[group]:,} of the {len(groups):,} rows, over a third."
+        for group in chosen.too_large
+        if sizes[group] > 1
+    ]
+    if chosen.short:
+        shown = ", ".join(f"{label!r} {got}" for label, got in list(chosen.short.items())[:5])
+        notes.append(
+            f"{len(chosen.short)} labels have fewer groups held out than --min-per-label {config.min_per_label}, "
+            f"which would be over a third ({shown}{', ...' if len(chosen.short) > 5 else ''})."
+        )
+    if not chosen.n and config.eval_fraction > 0:
+        notes.append("No row is held out, eval.jsonl is empty: add rows, or raise --eval-fraction or --min-eval.")
+    return notes
 
 
 def _eval_file(path: Path) -> Path:
     return path / "eval.jsonl" if path.is_dir() else path
 
 
-def _findings(rows: list[Row], mapped: Mapped) -> list[Finding]:
+def _findings(rows: list[Row], mapped: Mapped) -> list[list[Finding]]:
+    """The findings of each row."""
     claims = claims_json(rows)
     blocks = [(claims, rows[at : at + CHECKED]) for at in range(0, len(rows), CHECKED)]
-    return [finding for found in mapped(_checked, blocks) for finding in found]
+    return [found for block in mapped(_checked, blocks) for found in block]
 
 
-def _checked(block: tuple[bool, list[Row]]) -> list[Finding]:
+def _checked(block: tuple[bool, list[Row]]) -> list[list[Finding]]:
     claims, rows = block
-    return [finding for row in rows for finding in check_row(row, claims_json=claims)]
+    return [list(check_row(row, claims_json=claims)) for row in rows]
 
 
 def _write(
@@ -321,7 +353,7 @@ def _write(
     held_out: list[Row],
     rejected: list[Rejected],
     pairs: dict[str, list[Pair]],
-    findings: list[Finding],
+    findings: list[list[Finding]],
     report: Report,
     inputs: list[Input],
     config: PrepareConfig,
@@ -342,7 +374,7 @@ def _write(
         write_jsonl(folder / "rejected.jsonl", (item.to_json() for item in rejected))
         shown = ({"kind": kind, **pair.to_json()} for kind, found in pairs.items() for pair in found)
         write_jsonl(folder / "pairs.jsonl", shown)
-        write_jsonl(folder / "findings.jsonl", (finding.to_json() for finding in findings))
+        write_jsonl(folder / "findings.jsonl", (finding.to_json() for found in findings for finding in found))
         write_json(folder / "profile.json", report.profile.to_json())
         manifest.write(
             folder, "dataset", inputs=inputs, config=settings, seeds={"split": config.split.seed}, facts=facts

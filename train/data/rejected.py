@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 from tunegate.core.rows import Row
-from tunegate.train.data.read import Fault
+from tunegate.train.data.lines import Fault
 
 
 class Reason(StrEnum):

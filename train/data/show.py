@@ -17,6 +17,7 @@ from tunegate.train.data.prepare import PrepareConfig, Report
 from tunegate.train.data.rejected import Reason, tally
 from tunegate.train.data.split import detectable_drop
 from tunegate.train.data.steps import Checked
+from tunegate.train.data.tokens import warn_if_estimated
 from tunegate.train.data.twins import Pair
 
 # Shares of items whose verdict differs between two systems: close releases of one model, and unlike models.
@@ -35,6 +36,7 @@ def lines(*texts: str) -> None:
 
 def prepared(dataset: Dataset, report: Report, config: PrepareConfig, *, as_json: bool) -> None:
     """The one report of `ft data prepare` and `ft data split`."""
+    warn_if_estimated(config.model, exact=report.profile.tokens_exact)
     if as_json:
         emit_json(_prepared_json(dataset, report))
         return
@@ -44,7 +46,7 @@ def prepared(dataset: Dataset, report: Report, config: PrepareConfig, *, as_json
     lines(
         *_split_lines(report, config),
         *_finding_lines(report),
-        *_length_lines(report),
+        *_length_lines(report, config.model),
         *report.notes,
         f"Dataset: {dataset.path} (digest {dataset.digest[:12]}).",
     )
@@ -222,9 +224,14 @@ def _split_lines(report: Report, config: PrepareConfig) -> list[str]:
     share = report.eval / max(1, report.train + report.eval)
     texts = [f"{_rows(report.eval)} held out for evaluation before any cleaning ({share:.1%} of the rows that stay)."]
     if report.split.threshold > config.split.eval_fraction:
+        least = config.split.min_eval
         texts.append(
             f"The share held out was raised from {config.split.eval_fraction:.1%} to {report.split.threshold:.1%} "
-            f"to reach {config.split.min_eval} rows (--min-eval)."
+            + (
+                f"to reach {least} rows (--min-eval)."
+                if report.eval >= least
+                else f"(--min-eval {least} is over a third)."
+            )
         )
     if report.split.pinned:
         n = len(report.split.pinned)
@@ -262,12 +269,13 @@ def _rows(count: int) -> str:
     return f"{count:,} row" + ("" if count == 1 else "s")
 
 
-def _length_lines(report: Report) -> list[str]:
+def _length_lines(report: Report, model: str | None) -> list[str]:
     def words(lengths: Lengths) -> str:
         return f"median {lengths.p50:,}, 95% under {lengths.p95:,}, longest {lengths.longest:,}"
 
     profile = report.profile
-    by = "" if profile.tokens_exact else ", estimated as characters / 4 (--model counts them)"
+    why = "--model counts them" if model is None else f"no tokenizer of {model} here"
+    by = "" if profile.tokens_exact else f", estimated as characters / 4 ({why})"
     texts = [
         f"Tokens of a train input: {words(profile.input_tokens)}{by}.",
         f"Tokens of a train answer: {words(profile.output_tokens)}{by}.",

@@ -9,11 +9,14 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tunegate.core.errors import UserError
 
 LARGEST_SHARE = 1 / 3
+# A group of at most this share of the rows stays where its hash puts it, even past a third: at a fraction near a third, rows
+# would otherwise move when others are added.
+SMALL = 0.01
 # Groups a label needs before one of them is pinned to the hold-out: below that, training on it matters more.
 GROUPS_TO_PIN = 3
 # n of a paired non-inferiority test at alpha 0.05 one-sided and power 0.8: (1.645 + 0.842)^2 = 6.18 (Tango 1998,
@@ -30,7 +33,7 @@ class SplitConfig:
     min_eval: int = 100
     """rows held out at least, when the set allows it (never more than a third of the rows)"""
     min_per_label: int = 1
-    """groups of each label held out at least, where the label has at least 3"""
+    """groups of each label held out at least, where the label has at least 3 (never more than a third of its groups)"""
     seed: int = 0
     """another seed, another hold-out"""
 
@@ -45,12 +48,15 @@ class SplitConfig:
 @dataclass(frozen=True, kw_only=True)
 class Split:
     """held_out: one flag a row. threshold: the share of hash space held out in the end. pinned: groups held out for the
-    sake of their label. kept: rows held out because an earlier evaluation set holds them."""
+    sake of their label. kept: rows held out because an earlier evaluation set holds them. too_large: groups of over a
+    third of the rows, which stay in train. short: labels that get fewer groups than asked for, with how many."""
 
     held_out: list[bool]
     threshold: float
     pinned: list[str]
     kept: int
+    too_large: list[str] = field(default_factory=list)
+    short: dict[str, int] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -69,29 +75,62 @@ def split(
 ) -> Split:
     """Choose the hold-out over rows given by their group and label (None: no label); `keep` marks rows that stay in it.
 
-    Rows that share a group always land on one side.
+    Rows that share a group always land on one side. The hold-out ends at a third of the rows, except that kept rows stay,
+    and that where they are many, groups of a few rows stay where their hash puts them.
     """
     members: dict[str, list[int]] = defaultdict(list)
     for index, group in enumerate(groups):
         members[group].append(index)
     places = {group: side(config.seed, group) for group in members}
     order = sorted(members, key=lambda group: (places[group], group))
-    held = {groups[index] for index, flag in enumerate(keep or []) if flag}
-    kept = sum(len(members[group]) for group in held)
-    held |= {group for group in order if places[group] < config.eval_fraction}
-    rows = sum(len(members[group]) for group in held)
-    wanted = min(config.min_eval, math.floor(len(groups) * LARGEST_SHARE)) if config.eval_fraction > 0 else 0
+    held = _Held(members=members, most=math.floor(len(groups) * LARGEST_SHARE))
+    for group in {groups[index] for index, flag in enumerate(keep or []) if flag}:
+        held.take(group)
+    kept = held.rows
     threshold = config.eval_fraction
+    if config.eval_fraction == 0:
+        return Split(held_out=[group in held.groups for group in groups], threshold=0.0, pinned=[], kept=kept)
     for group in order:
-        if rows >= wanted:
+        if places[group] < threshold and held.fits(group, SMALL * len(groups)):
+            held.take(group)
+    for group in order:
+        if held.rows >= min(config.min_eval, held.most):
             break
-        if group not in held:
-            held.add(group)
-            rows += len(members[group])
+        if group not in held.groups and held.fits(group):
+            held.take(group)
             threshold = math.nextafter(places[group], 1.0)
-    pinned = _pin(order, members, labels, held, config)
-    held |= set(pinned)
-    return Split(held_out=[group in held for group in groups], threshold=threshold, pinned=pinned, kept=kept)
+    pinned, short = _pin(order, labels, held, config, max(1, SMALL * len(groups)))
+    return Split(
+        held_out=[group in held.groups for group in groups],
+        threshold=threshold,
+        pinned=pinned,
+        kept=kept,
+        too_large=[group for group in order if held.is_too_large(group) and group not in held.groups],
+        short=short,
+    )
+
+
+@dataclass(kw_only=True)
+class _Held:
+    """The groups held out so far. members: the rows of every group. most: rows that may be held out, a third of all."""
+
+    members: dict[str, list[int]]
+    most: int
+    groups: set[str] = field(default_factory=set)
+    rows: int = 0
+
+    def fits(self, group: str, small: float = 0) -> bool:
+        """Whether the group can be added without passing a third; one of at most `small` rows always can."""
+        size = len(self.members[group])
+        return size <= small or self.rows + size <= self.most
+
+    def is_too_large(self, group: str) -> bool:
+        return len(self.members[group]) > self.most
+
+    def take(self, group: str) -> None:
+        if group not in self.groups:
+            self.groups.add(group)
+            self.rows += len(self.members[group])
 
 
 def detectable_drop(n: int, discordance: float) -> float:
@@ -101,25 +140,29 @@ def detectable_drop(n: int, discordance: float) -> float:
 
 
 def _pin(
-    order: list[str],
-    members: dict[str, list[int]],
-    labels: Sequence[str | None],
-    held: set[str],
-    config: SplitConfig,
-) -> list[str]:
-    """The groups to add so that each label of enough groups has its minimum, in hash order."""
+    order: list[str], labels: Sequence[str | None], held: _Held, config: SplitConfig, small: float
+) -> tuple[list[str], dict[str, int]]:
+    """Hold out more groups, in hash order, so that each label of enough groups has its minimum: (which, the labels that get
+    fewer, since a third of their groups is less or a group would take the hold-out past a third of the rows)."""
     by_label: dict[str, list[str]] = defaultdict(list)
     for group in order:
-        for label in sorted({label for index in members[group] if (label := labels[index]) is not None}):
+        for label in sorted({label for index in held.members[group] if (label := labels[index]) is not None}):
             by_label[label].append(group)
     pinned: list[str] = []
-    if config.eval_fraction == 0:
-        return pinned
+    short: dict[str, int] = {}
     for label in sorted(by_label):
         mine = by_label[label]
-        if len(mine) < max(GROUPS_TO_PIN, 3 * config.min_per_label):
+        if len(mine) < GROUPS_TO_PIN:
             continue
-        missing = config.min_per_label - sum(group in held or group in pinned for group in mine)
-        free = [group for group in mine if group not in held and group not in pinned]
-        pinned += free[: max(0, missing)]
-    return pinned
+        wanted = min(config.min_per_label, math.floor(len(mine) * LARGEST_SHARE))
+        got = sum(group in held.groups for group in mine)
+        for group in mine:
+            if got >= wanted:
+                break
+            if group not in held.groups and held.fits(group, small):
+                held.take(group)
+                pinned.append(group)
+                got += 1
+        if got < config.min_per_label:
+            short[label] = got
+    return pinned, short

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from tunegate.core import manifest
 from tunegate.core.artifacts import Dataset
-from tunegate.core.errors import UserError
-from tunegate.core.files import new_folder, refuse_existing, write_jsonl, write_text
+from tunegate.core.errors import UserError, nearest
+from tunegate.core.files import new_folder, refuse_existing, refuse_existing_file, write_jsonl, write_text
 from tunegate.core.model_source import BUILTIN_PREFIX
 from tunegate.core.profile import DatasetProfile
-from tunegate.core.rows import Row
+from tunegate.core.rows import KEYS, Row
 from tunegate.train.data.check import Finding, check_row, claims_json
 from tunegate.train.data.clean import Cleaned, untrainable
 from tunegate.train.data.clean import clean as clean_rows
@@ -24,11 +24,12 @@ from tunegate.train.data.judge import Judge
 from tunegate.train.data.labels import labels
 from tunegate.train.data.leakage import Leakage
 from tunegate.train.data.leakage import leakage as compare
+from tunegate.train.data.lines import Fault
 from tunegate.train.data.prepare import PrepareConfig, admitted, profile_of, source_inputs
-from tunegate.train.data.read import Fault, Reading, read, read_records, sources, strictly
+from tunegate.train.data.read import Reading, read, read_records, refuse_own_input, sources, strictly
 from tunegate.train.data.rejected import Rejected
 from tunegate.train.data.tokens import Counter as TokenCounter
-from tunegate.train.data.tokens import Size, Sizer, counter, sizes
+from tunegate.train.data.tokens import Size, Sizer, counter, sizes, warn_if_estimated
 
 # Rows looked at to tell what a set is like, before it streams by.
 SAMPLE = 1000
@@ -56,6 +57,7 @@ def profile(names: Sequence[str], reading: Reading, *, label: str | None, model:
     sample = list(islice(rows, SAMPLE))
     source, _ = labels(sample, label)
     tokens = counter(model)
+    warn_if_estimated(model, exact=tokens.exact)
     return profile_of(chain(sample, rows), tokens, source)
 
 
@@ -65,6 +67,7 @@ def check(names: Sequence[str], reading: Reading, *, model: str | None, max_leng
     sample = list(islice(stream, SAMPLE))
     claims = claims_json(row for row in sample if isinstance(row, Row))
     tokens = counter(model)
+    warn_if_estimated(model, exact=tokens.exact)
     counts: Counter[str] = Counter()
     items: list[Finding] = []
     rows = errors = cut = 0
@@ -82,9 +85,10 @@ def check(names: Sequence[str], reading: Reading, *, model: str | None, max_leng
         else:
             rows += 1
             found = list(check_row(item, claims_json=claims))
-            file, line = seen.setdefault(hash(item.id), (item.file, item.line))
-            if (file, line) != (item.file, item.line):
-                found.append(_finding(item, "duplicate_id", "/id", f"id {item.id!r} also stands on {file}:{line}"))
+            if earlier := seen.get(hash(item.id)):  # perhaps of the same line: an array may stand on one
+                place = "{}:{}".format(*earlier)
+                found.append(_finding(item, "duplicate_id", "/id", f"id {item.id!r} also stands on {place}"))
+            seen.setdefault(hash(item.id), (item.file, item.line))
             if size is not None:
                 found += _template_findings(item, size)
             if size is not None and max_length is not None:
@@ -130,11 +134,14 @@ def _length_findings(row: Row, size: Size, max_length: int, source: str) -> Iter
 def clean(names: Sequence[str], out: Path, config: PrepareConfig, *, force: bool) -> tuple[int, list[Row], Cleaned]:
     """Clean row by row into a folder: (rows in, rows kept, what was removed and found)."""
     refuse_existing(out, force=force)
+    refuse_own_input(out, names)
     rejected: list[Rejected] = []
     rows = admitted(read(names, config.reading), config, rejected)
-    kept, result = clean_rows(rows, [], config.clean, Sizer(counter=counter(config.model)))
-    refuse_mass_removal(rows, result.rejected, yes=config.yes)
+    tokens = counter(config.model)
+    warn_if_estimated(config.model, exact=tokens.exact)
+    kept, result = clean_rows(rows, [], config.clean, Sizer(counter=tokens))
     result = replace(result, rejected=[*rejected, *result.rejected])
+    refuse_mass_removal(rows, result.rejected, yes=config.yes)
     _write_rows(out, names, kept, result.rejected, [], force=force)
     return len(rows) + len(rejected), kept, result
 
@@ -145,13 +152,13 @@ def dedup(
     """Deduplicate sources, into a folder when there is `out`; the work runs on the engine `mapped`."""
     if out is not None:
         refuse_existing(out, force=force)
+        refuse_own_input(out, names)
     rejected: list[Rejected] = []
     rows = admitted(rows_of(names, config.reading, mapped), config, rejected)
     result = deduplicate(rows, config.dedup, mapped)
-    if out is not None:
-        refuse_mass_removal(rows, result.rejected, yes=config.yes)
     result = replace(result, rejected=[*rejected, *result.rejected])
     if out is not None:
+        refuse_mass_removal(rows, result.rejected, yes=config.yes)
         pairs = [
             {"kind": kind, **pair.to_json()}
             for kind, found in (("conflict", result.conflicts), ("contrast", result.contrast_pairs))
@@ -163,9 +170,12 @@ def dedup(
 
 def leakage(train: str, held_out: str, *, clean: Path | None, near: Judge) -> Leakage:
     """Compare two sources (a Dataset folder stands for its train or eval rows); write the clean eval rows when asked."""
+    if clean is not None:
+        refuse_existing_file(clean)
     sides = [_side(train, "train"), _side(held_out, "eval")]
     result = compare(*(list(strictly(read([name], Reading()))) for name in sides), near=near)
     if clean is not None:
+        clean.parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(clean, (row.to_json() for row in result.clean))
     return result
 
@@ -174,28 +184,36 @@ def convert(
     names: Sequence[str], out: Path, target: str, reading: Reading, drop: tuple[str, ...], *, force: bool
 ) -> int:
     """Write sources in another format; returns the number of rows. Nothing is written when one is refused."""
-    if out.exists() and not force:
-        raise UserError("the output exists already", where=str(out), hint="choose another --out, or pass --force")
+    refuse_existing_file(out, force=force)
+    refuse_own_input(out, names)
     if needed := [key for key in drop if key in ("messages", "conversations", "instruction", "output")]:
         raise UserError(f"a row is nothing without {needed[0]!r}", where=f"--drop {needed[0]}")
-    lines = list(_converted(names, target, reading, drop))
+    found: set[str] = set()
+    lines = list(_converted(names, target, reading, drop, found))
+    if unknown := [key for key in drop if key not in found and key not in KEYS]:
+        raise UserError(f"no row has {unknown[0]!r}", where="--drop", hint=nearest(unknown[0], sorted(found)))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, "".join(line + "\n" for line in lines))
     return len(lines)
 
 
-def _converted(names: Sequence[str], target: str, reading: Reading, drop: tuple[str, ...]) -> Iterator[str]:
-    """A record that has the target's format already stays as it is: a row would join alpaca's instruction and input, forget
+def _converted(
+    names: Sequence[str], target: str, reading: Reading, drop: tuple[str, ...], found: set[str]
+) -> Iterator[str]:
+    """The lines to write; `found` gets the keys that records and rows have. A record that has the target's format already stays as it is: a row would join alpaca's instruction and input, forget
     how sharegpt's tool calls were spaced, and leave out openai's `"tools": null`."""
     sources(names)
     for name in names:
         if name.startswith(BUILTIN_PREFIX):
-            yield from export(strictly(read([name], reading)), target, drop)
+            for row in strictly(read([name], reading)):
+                found.update(row.to_json())
+                yield from export([row], target, drop)
             continue
         for file in sources([name]):
             for item, record, form in read_records(file, reading):
                 if isinstance(item, Fault):
                     raise item.error
+                found.update(record, item.to_json())
                 same = form == READ_AS.get(target) and target in ("alpaca", "sharegpt") and not reading.tag_keys
                 if form == READ_AS.get(target) and target == "openai" and not reading.tag_keys:
                     list(export([item], target, drop))
@@ -209,7 +227,7 @@ def _converted(names: Sequence[str], target: str, reading: Reading, drop: tuple[
 
 
 def _side(name: str, side: str) -> str:
-    if manifest.is_finished(Path(name)):
+    if manifest.is_finished(Path(name)) and manifest.read(Path(name)).kind != "rows":
         dataset = Dataset.open(Path(name))
         return str(dataset.train_path if side == "train" else dataset.eval_path)
     return name

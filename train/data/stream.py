@@ -11,6 +11,8 @@ from typing import IO
 from tunegate.core.errors import UserError
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+# Zstandard's skippable frame, which may stand first: one of sixteen bytes, then these.
+_SKIPPABLE = b"\x2a\x4d\x18"
 _OTHER_UNICODE = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 
 
@@ -38,7 +40,7 @@ def opened(path: Path) -> Iterator[IO[bytes]]:
         if start.startswith(_GZIP):
             with gzip.open(raw, "rb") as stream:
                 yield io.BufferedReader(stream)
-        elif start.startswith(_ZSTD):
+        elif start.startswith(_ZSTD) or (start[1:] == _SKIPPABLE and 0x50 <= start[0] <= 0x5F):
             import pyarrow
 
             with pyarrow.input_stream(raw, compression="zstd") as compressed:

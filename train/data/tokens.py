@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
+from tunegate.core.console import warn
 from tunegate.core.errors import UserError
 from tunegate.core.files import home_path
 from tunegate.core.model_source import file_at_hand
@@ -104,6 +105,14 @@ def counter(model: str | None) -> Counter:
         return [len(found) for found in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
     return Counter(count=count, exact=True, source=f"tokenizer of {model}", template=chat_template(find))
+
+
+def warn_if_estimated(model: str | None, *, exact: bool) -> None:
+    """Say on standard error that tokens of a model that was named are only estimated: its name may be misspelt."""
+    if model is not None and not exact:
+        warn(
+            f"no tokenizer of {model} lies on this machine: tokens are estimated as characters / {CHARACTERS_PER_TOKEN:g}"
+        )
 
 
 def sizes(rows: Iterable[Row], counter: Counter) -> Iterator[Size]:

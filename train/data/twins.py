@@ -12,7 +12,7 @@ from tunegate.core.rows import Row
 from tunegate.train.data.engine import Mapped
 from tunegate.train.data.judge import Judge
 from tunegate.train.data.near import NearIndex, band_keys, same_numbers
-from tunegate.train.data.normalize import answer_key, normalized
+from tunegate.train.data.normalize import calls_of, exact_numbers, normalized, target_key
 
 BLOCK = 4096
 # How far from the threshold a pair is shown as borderline.
@@ -113,7 +113,7 @@ def _keyed(rows: Sequence[Row]) -> list[Keys]:
     """(frame, text, answer, band keys) of each row."""
     texts = [near_text(row) for row in rows]
     return [
-        (frame_key(row), text, answer_key(row), keys)
+        (frame_key(row), text, target_key(row), keys)
         for row, text, keys in zip(rows, texts, band_keys(texts), strict=True)
     ]
 
@@ -174,16 +174,13 @@ def near_text(row: Row) -> str:
 
 
 def frame_key(row: Row) -> str:
-    """What must be equal for two rows to be near: system text, tools, roles and tool calls of the input."""
+    """What must be equal for two rows to be near: system text, tools, roles, tool calls and the signs and decimal points of
+    the numbers of the input."""
     frame = [
-        [
-            t["role"],
-            t.get("tool_calls"),
-            *([normalized(str(t.get("content") or ""))] if t["role"] in ("system", "developer") else []),
-        ]
+        [t["role"], *([normalized(str(t.get("content") or ""))] if t["role"] in ("system", "developer") else [])]
         for t in row.prompt
     ]
-    return canonical_json([frame, row.tools or []])
+    return canonical_json([frame, row.tools or [], calls_of(row), exact_numbers(row)])
 
 
 def _shown(row: Row) -> str:

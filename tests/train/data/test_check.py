@@ -96,7 +96,7 @@ SECRETS = {
     "slack_token": "xoxb-" + "123456789012-abcdef",
     "google_api_key": "AIza" + "Sy0123456789-_abcdefghijklmnopqrstu"[:35],
     "jwt": "eyJhbGciOiJIUzI1NiJ9." + "eyJzdWIiOiIxMjM0In0." + "abcdefghijklmnop",
-    "private_key": "-----BEGIN RSA " + "PRIVATE KEY-----",
+    "private_key": "-----BEGIN RSA " + "PRIVATE KEY-----\nMIIEow==\n-----END RSA " + "PRIVATE KEY-----",
     "password": "password" + " = hunter2hunter2",
     "e-mail": "jane.doe+x@mail.company.co.uk",
     "card_number": "4111 1111 1111 1111",
@@ -266,7 +266,10 @@ def test_secrets_in_calls_and_accept_are_found() -> None:
     answer = {"role": "assistant", "content": None, "tool_calls": [call]}
     value = row({"role": "user", "content": "q"}, answer, accept=["joe@company.org"])
     found = [(f.code, f.pointer) for f in check_row(value, claims_json=False)]
-    assert found == [("personal_data", "/messages/1/tool_calls"), ("personal_data", "/accept")]
+    assert found == [
+        ("personal_data", "/messages/1/tool_calls/0/function/arguments"),
+        ("personal_data", "/accept/0"),
+    ]
 
 
 TEMPLATE = (

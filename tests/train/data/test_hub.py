@@ -12,7 +12,8 @@ import pytest
 
 from tunegate.core.errors import UserError
 from tunegate.core.rows import Row
-from tunegate.train.data.read import Fault, Reading, read, sources
+from tunegate.train.data.lines import Fault
+from tunegate.train.data.read import Reading, read, sources
 
 USER, ANSWER = {"role": "user", "content": "q\u2028"}, {"role": "assistant", "content": "007"}
 CHAT = {"messages": [USER, ANSWER]}

@@ -12,7 +12,8 @@ import pytest
 from tunegate.core.commands import run
 from tunegate.core.errors import UserError
 from tunegate.train.data.cli import app
-from tunegate.train.data.read import Fault, Reading, read, strictly
+from tunegate.train.data.lines import Fault
+from tunegate.train.data.read import Reading, read, strictly
 
 GOOD = b'{"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"hello"}]}\n'
 

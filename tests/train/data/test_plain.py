@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tunegate.core.rows import content_id, parse_json, parse_row
+from tunegate.train.data.lines import Fault
 from tunegate.train.data.plain import plain_id, plain_rows
-from tunegate.train.data.read import Fault, Reading, read_file, read_records
+from tunegate.train.data.read import Reading, read_file, read_records
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12) | st.sampled_from(['"', "\\", "\u2028", "\x7f"])
 TURN = st.fixed_dictionaries(

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tunegate.core.errors import UserError
 from tunegate.core.rows import Row
 from tunegate.train.data.formats import Columns
-from tunegate.train.data.read import Fault, Reading, read, sources, strictly
+from tunegate.train.data.lines import Fault
+from tunegate.train.data.read import Reading, read, sources, strictly
 
 USER, ANSWER = {"role": "user", "content": "table\u2028for 2"}, {"role": "assistant", "content": "007"}
 RECORDS = [
