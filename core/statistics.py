@@ -232,12 +232,10 @@ class MeanTest:
         return self._p(value - self.interval.value, self.highest - self.interval.value, sign=-1.0)
 
     def _p(self, distance: float, room: float, *, sign: float) -> float:
-        if distance <= 0 and (self.se == 0.0 or math.isinf(self.se)):
+        if math.isinf(self.se) or (self.se == 0.0 and distance <= 0):
             return 1.0
         if self.se == 0.0:
             return (1.0 - min(1.0, distance / room)) ** self.count if room > 0 else 0.0
-        if math.isinf(self.se):
-            return 1.0
         t = distance / self.se
         if not self.draws:
             return student_sf(t, self.df)
