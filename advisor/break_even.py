@@ -51,19 +51,23 @@ class SelfHosted:
         return rent + self.upkeep_usd + self.once_usd / self.paid_off_months
 
 
-def api_monthly_usd(offer: ApiPrice, calls_per_day: float, input_tokens: float, output_tokens: float) -> float:
-    """Cost of a month of calls at an API."""
-    return offer.per_call(input_tokens, output_tokens) * calls_per_day * DAYS_PER_MONTH
+def api_monthly_usd(
+    offer: ApiPrice, calls_per_day: float, input_tokens: float, output_tokens: float, cached_share: float = 0.0
+) -> float:
+    """Cost of a month of calls at an API; cached_share: of the input that its prefix cache holds."""
+    return offer.per_call(input_tokens, output_tokens, cached_share) * calls_per_day * DAYS_PER_MONTH
 
 
-def break_even(own: SelfHosted, offer: ApiPrice, input_tokens: float, output_tokens: float) -> float | None:
+def break_even(
+    own: SelfHosted, offer: ApiPrice, input_tokens: float, output_tokens: float, cached_share: float = 0.0
+) -> float | None:
     """Fewest calls a day from which self-hosting is the cheaper and stays so up to its capacity; None for never.
 
     The own cost is a staircase with a tread for each replica; within a tread the API's straight line crosses it at most
     once. Where a further replica earns more than its rent, treads from number 1 + fixed / (earned - rent) on lie below
     the line from their first call; the crossing is on the tread before, or where that one begins.
     """
-    per_day = api_monthly_usd(offer, 1.0, input_tokens, output_tokens)
+    per_day = api_monthly_usd(offer, 1.0, input_tokens, output_tokens, cached_share)
     if per_day <= 0 or own.max_calls_per_s <= 0:
         return None
     tread = own.max_calls_per_s * 86_400 / own.peak_factor  # calls a day that one replica carries

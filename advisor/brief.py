@@ -8,7 +8,7 @@ from tunegate.advisor import break_even, calibrate, explain
 from tunegate.advisor.errors import spoken
 from tunegate.advisor.recommend import Recommendation, self_hosted
 from tunegate.advisor.rules import Rule
-from tunegate.advisor.search import Option, retrieves
+from tunegate.advisor.search import Option, prompt_shape, retrieves
 from tunegate.core.console import out
 
 REASONS = 3
@@ -99,13 +99,14 @@ def cost_sentence(answer: Recommendation) -> str:
     chosen, c = answer.chosen, answer.constraints
     own = self_hosted(chosen, c, None)
     if own is None or chosen.serving is None:
-        return f"{usd(chosen.monthly_usd)} a month at {c.calls_per_day:,.0f} calls a day"
+        return f"{usd(chosen.monthly_usd)} a month at {c.calls_per_day:,.0f} calls a day{_against_own(answer)}"
     upkeep = own.upkeep_usd + own.once_usd / own.paid_off_months
     rent = f"rent ${chosen.monthly_usd:,.0f}"
     if chosen.monthly_usd == 0:
         rent = "no rent, your machine: its purchase and power are not counted"
     total = f"${chosen.monthly_usd + upkeep:,.0f} a month ({rent}; engineering ${upkeep:,.0f})"
-    api = break_even.api_monthly_usd(answer.competitor, c.calls_per_day, c.input_tokens, c.output_tokens)
+    tokens, hit = prompt_shape(chosen.method, c)
+    api = break_even.api_monthly_usd(answer.competitor, c.calls_per_day, tokens, c.output_tokens, hit)
     against = f"{answer.competitor.name} takes {usd(api)} for the same {c.calls_per_day:,.0f} calls a day"
     if c.privacy == "no-egress":
         against += ", but your data may not leave"
@@ -115,6 +116,15 @@ def cost_sentence(answer: Recommendation) -> str:
     else:
         note = f"; yours is cheaper from about {float(f'{answer.break_even:.2g}'):,.0f} a day"
     return f"{total}; {against}{note}"
+
+
+def _against_own(answer: Recommendation) -> str:
+    """From where on a service of one's own would be cheaper than the API chosen."""
+    if answer.own is None:
+        return "; no machine at hand does it instead"
+    if answer.break_even is None:
+        return f"; your own ({answer.own.label}) is cheaper at no load"
+    return f"; your own ({answer.own.label}) is cheaper from about {float(f'{answer.break_even:.2g}'):,.0f} a day"
 
 
 def reasons(answer: Recommendation) -> list[str]:

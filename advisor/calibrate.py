@@ -43,14 +43,22 @@ def store() -> Path:
 
 @cache
 def _factors() -> dict[str, dict[str, Any]]:
+    """What was stored. Raises UserError for a file that somebody else wrote, or half of one: a silent 1 would be a lie."""
     path = store()
     if not path.is_file():
         return {}
-    try:
-        document = read_json(path)
-    except UserError:
-        return {}
-    return document if isinstance(document, dict) else {}
+    hint = "remove it and run ftadvise calibrate again"
+    document = read_json(path)
+    if not isinstance(document, dict):
+        raise UserError("not a calibration: expected an object", where=str(path), hint=hint)
+    for place, entry in document.items():
+        ratios = entry.get("ratios", []) if isinstance(entry, dict) else None
+        numbers: list[Any] = [entry.get("factor"), *ratios] if isinstance(ratios, list) else [None]
+        if not all(type(n) in (int, float) and 1e-6 < n < 1e6 for n in numbers):
+            raise UserError(
+                f"not a calibration: {place} needs a positive factor and ratios", where=str(path), hint=hint
+            )
+    return document
 
 
 def factor(kind: str, gpu: str) -> float:

@@ -110,7 +110,7 @@ def _machine(
     from tunegate.advisor.gpus import find_gpu
     from tunegate.advisor.models import find
     from tunegate.advisor.serving_plan import load_of, plan, setup_for
-    from tunegate.advisor.serving_speed import QUANTIZATIONS
+    from tunegate.advisor.serving_speed import QUANTIZATIONS, most_split, unsplit
 
     card = find_gpu(gpu)
     price = usd_h if usd_h is not None else card.price
@@ -120,10 +120,17 @@ def _machine(
     if quant == "fp8" and card.fp8_tflops is None:
         raise UserError(f"{card.name} has no FP8 units", where="--quant", hint="use awq or bf16")
     base = find(model)
+    if reason := unsplit(base.architecture, gpus):
+        raise UserError(reason, where="--gpus", hint=f"at most {most_split(base.architecture, gpus)} of these")
+    if reason := base.architecture.beyond(sum(tokens)):
+        raise UserError(
+            reason, where="--input-tokens, --output-tokens", hint="shorten the call, or choose another --model"
+        )
     setup = setup_for(base.architecture, card, gpus, quant, tokens, 0.0)
     sized = plan(model, setup, load_of(calls, peak, p95_ms), owned=True)
     if sized.misfit_gb or sized.late_by_ms:
-        missing, late = f"{sized.misfit_gb:.1f} GB per GPU are missing", f"p95 is {sized.p95_ms:.0f} ms at best"
+        missing = f"{sized.misfit_gb:.1f} GB per GPU are missing for the {sized.misfit_of}"
+        late = f"p95 is {sized.p95_ms:.0f} ms at best"
         raise UserError(
             f"{model} {quant} on {card.name}:{gpus} cannot serve this: {missing if sized.misfit_gb else late}",
             where="--gpu",

@@ -7,8 +7,10 @@ import typer
 
 from tunegate.advisor.quick_command import QuickCommand
 from tunegate.core.console import JsonOption, emit_json, say
+from tunegate.core.errors import UserError
 
 if TYPE_CHECKING:
+    from tunegate.advisor.constraints import Constraints
     from tunegate.advisor.recommend import Recommendation
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -66,11 +68,13 @@ def recommend(
         "ops": ops, "model": model, "peak_factor": peak_factor,
     }  # fmt: skip
     answer = _answer(data, constraints, stated, prices, evidence or [])
-    _write(answer, out, launch)
     from tunegate.advisor import render
 
+    task = _task(answer, out, launch)
+    document = render.as_json(answer, why=why and json_)  # what can fail has been done before a file is written
+    _write(answer, out, task)
     if json_:
-        emit_json(render.as_json(answer, why=why))
+        emit_json(document)
         return
     render.print_answer(answer, why=why)
     if out is None:
@@ -87,7 +91,9 @@ def _answer(
 
     asked = from_mapping(stated)
     if file is not None:
-        asked = from_mapping(read_file(file), file=file).under(asked)
+        told = from_mapping(read_file(file), file=file)
+        _known_names(told, file)
+        asked = told.under(asked)
     measured = None
     if data is not None:
         from tunegate.advisor.data_profile import profile
@@ -96,16 +102,37 @@ def _answer(
     return answer_for(asked, measured, offers(prices), read(reports))
 
 
-def _write(answer: "Recommendation", out: Path | None, launch: str | None) -> None:
-    task = None
-    if launch is not None:
-        from tunegate.advisor.launch import prepare, write_task
+def _known_names(told: "Constraints", file: Path) -> None:
+    """Raise UserError with the file's line for a GPU or a model that is unknown."""
+    from tunegate.advisor.gpus import parse_hardware
+    from tunegate.advisor.models import find
+    from tunegate.core.strict_yaml import place_of
 
-        task = prepare(answer, launch, out)
-    if out is not None:
-        from tunegate.advisor.render import write_yaml
+    for name, look_up in (("hardware", parse_hardware), ("model", find)):
+        if value := getattr(told, name):
+            try:
+                look_up(value)
+            except UserError as error:
+                raise UserError(error.message, where=place_of(file, name), hint=error.hint) from None
 
-        write_yaml(answer, out)
-        say(f"wrote {out}; run it with: ft train DATASET --from {out} --out RUN")
-        if task is not None:
-            say(f"wrote {write_task(task, out)}")
+
+def _task(answer: "Recommendation", out: Path | None, launch: str | None) -> dict[str, Any] | None:
+    """The task of --launch, None without it."""
+    if launch is None:
+        return None
+    from tunegate.advisor.launch import prepare
+
+    return prepare(answer, launch, out)
+
+
+def _write(answer: "Recommendation", out: Path | None, task: dict[str, Any] | None) -> None:
+    if out is None:
+        return
+    from tunegate.advisor.render import write_yaml
+
+    write_yaml(answer, out)
+    say(f"wrote {out}; run it with: ft train DATASET --from {out} --out RUN")
+    if task is not None:
+        from tunegate.advisor.launch import write_task
+
+        say(f"wrote {write_task(task, out)}")

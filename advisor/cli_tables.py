@@ -47,8 +47,12 @@ def prices(
         Path | None, typer.Option("--file", help="CSV: provider,model,input_usd_mtok,output_usd_mtok[,date,source].")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Look one up in the genai-prices package too.")] = None,
-    input_tokens: Annotated[float, typer.Option(min=0, help="Prompt tokens of the call that is priced.")] = 1000,
-    output_tokens: Annotated[float, typer.Option(min=0, help="Answer tokens of the call that is priced.")] = 200,
+    input_tokens: Annotated[
+        float, typer.Option(min=0, max=1e7, help="Prompt tokens of the call that is priced.")
+    ] = 1000,
+    output_tokens: Annotated[
+        float, typer.Option(min=0, max=1e6, help="Answer tokens of the call that is priced.")
+    ] = 200,
     max_age_days: Annotated[int, typer.Option(min=0, help="Flag prices older than this.")] = 120,
     json_: JsonOption = False,
 ) -> None:

@@ -139,7 +139,8 @@ def with_data(c: Constraints, measured: Mapping[str, float]) -> Constraints:
 
 
 def _contradiction(one: str, other: str, hint: str) -> UserError:
-    return UserError(f"contradictory constraints: {one} and {other}", where="constraints", hint=hint)
+    where = f"{one.partition(':')[0]}, {other.partition(':')[0]}"
+    return UserError(f"contradictory constraints: {one} and {other}", where=where, hint=hint)
 
 
 def _check(name: str, value: Any, where: str) -> Any:

@@ -53,6 +53,7 @@ def train(q: TrainQuestion) -> Json:
     """Memory, speed, hours and cost of a training run. Raises UserError for a target the model lacks."""
     a = q.model.architecture
     full = q.method == "full"
+    shards = training_memory.shards(q.method, q.gpus)
     trainable = a.params if full else a.lora_params(q.rank, q.targets)
     setup = training_memory.TrainingMemory(
         architecture=a,
@@ -64,7 +65,7 @@ def train(q: TrainQuestion) -> Json:
         quantization="nf4-dq" if q.method == "qlora" else "bf16",
         state=q.state,
         software=q.software,
-        sharded_over=q.gpus,
+        sharded_over=shards,
     )
     peak = training_memory.peak_gb(setup)
     mean = q.mean_tokens or q.seq
@@ -77,7 +78,7 @@ def train(q: TrainQuestion) -> Json:
         checkpointing=q.checkpointing,
         quantization=setup.quantization,
         software="cpu" if q.gpu.is_cpu else q.software,
-        sharded_over=q.gpus,
+        sharded_over=shards,
     )
     speed = training_time.tokens_per_s(step) * calibrate.factor("train_tps", q.gpu.name)
     hours = training_time.hours(
@@ -88,22 +89,29 @@ def train(q: TrainQuestion) -> Json:
     usd = None if q.gpu.price is None else estimate(hours * q.gpus * q.gpu.price, "train_tps", widen=widen)
     return {
         "memory_gb": estimate(peak, "train_mem", widen=memory_widen),
-        "fits": bool(peak <= FIT_MARGIN * q.gpu.memory_gb),
-        "tokens_per_s": estimate(speed * q.gpus, "train_tps", widen=widen),
+        "fits": bool(peak <= FIT_MARGIN * q.gpu.memory_gb) and not a.beyond(q.seq),
+        "tokens_per_s": estimate(speed * training_time.scaling(q.gpus), "train_tps", widen=widen),
         "hours": estimate(hours, "train_tps", widen=widen),
         "usd": usd,
         "trainable_params": trainable,
         "total_params": a.params + (0 if full else trainable),
         "extrapolates": reason or None,
         "terms_gb": {
-            "static": training_memory.static_gb(setup) / q.gpus,
+            "static": training_memory.static_gb(setup) / shards,
             "activations": training_memory.activations_gb(setup),
             "logits": training_memory.logits_gb(setup),
         },
         "price": q.gpu.prices or None,
-        "notes": [*doubts(q.model, q.gpu), *([STATE_NOTES[q.state]] if full else [])],
+        "notes": [
+            *doubts(q.model, q.gpu),
+            *([STATE_NOTES[q.state]] if full else []),
+            *([WHOLE_COPY] if shards < q.gpus else []),
+            *filter(None, [a.beyond(q.seq)]),
+        ],
     }
 
+
+WHOLE_COPY = "qlora on several GPUs runs as DDP: each holds a whole copy of the 4-bit base, more of them save no memory"
 
 STATE_NOTES = {
     "amp": "full: 16 bytes a parameter; ft train keeps fp32 weights, gradients and two AdamW moments (4 bytes each) and "
@@ -144,12 +152,14 @@ def serve(q: ServeQuestion) -> Json:
     a = q.model.architecture
     setup = setup_for(a, q.gpu, q.gpus, q.quantization, (q.input_tokens, q.output_tokens), q.prefix_hit)
     times = serving_speed.curve(setup)
-    fits = serving_speed.memory_gb(setup) <= 0.9 * q.gpu.memory_gb and times.fits >= 1
+    reasons = [text for text in (serving_speed.unsplit(a, q.gpus), a.beyond(q.input_tokens + q.output_tokens)) if text]
+    fits = serving_speed.memory_gb(setup) <= 0.9 * q.gpu.memory_gb and times.fits >= 1 and not reasons
     running = min(q.concurrency, max(1.0, times.fits))
     speedup = calibrate.factor("tpot", q.gpu.name)
     tpot = times.tpot_s(running) * speedup
     out_per_s = running / tpot
     cache = running * a.kv_tokens(setup.mean_context) * a.kv_bytes_per_token(setup.kv_bytes) / 1e9 / q.gpus
+    cache *= serving_speed.kv_copies(a, q.gpus)
     widen, reason = widen_of(q.model, q.gpu, "tpot")
     usd: Estimate | None = None
     if q.gpu.price is not None:
@@ -165,5 +175,5 @@ def serve(q: ServeQuestion) -> Json:
         "usd_per_1k_calls": usd,
         "extrapolates": reason or None,
         "price": q.gpu.prices or None,
-        "notes": doubts(q.model, q.gpu),
+        "notes": [*doubts(q.model, q.gpu), *reasons],
     }

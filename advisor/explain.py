@@ -7,6 +7,7 @@ from typing import Any
 
 from tunegate.advisor import calibrate
 from tunegate.advisor.constraints import Constraints
+from tunegate.advisor.data_profile import DataProfile
 from tunegate.advisor.gpus import Gpu
 from tunegate.advisor.models import find
 from tunegate.advisor.prices import stale_note
@@ -16,6 +17,7 @@ from tunegate.advisor.search import Option
 from tunegate.core.errors import UserError
 
 Json = dict[str, Any]
+MANY_REPEATED = 0.05  # share of the rows from which on duplicates and conflicts are said
 NO_EFFECT = "no plausible value changes the method"
 GRADES = {
     "A": "evidence A: controlled, several models",
@@ -154,6 +156,8 @@ def _flip(answer: Recommendation, **alternatives: tuple[Any, ...]) -> str:
 def _fixed_assumptions(answer: Recommendation) -> list[Json]:
     c, chosen = answer.constraints, answer.chosen
     entries: list[Json] = []
+    if c.model and (meant := find(c.model).meant):
+        entries.append({"name": "model_id", "value": chosen.spec, "matters": meant})
     if answer.situation.cpu_only:
         rented = (
             "no GPU is owned and none may be rented: data must not leave"
@@ -174,6 +178,7 @@ def _fixed_assumptions(answer: Recommendation) -> list[Json]:
                 "matters": "lengths off by up to 20 %: no tokenizer was at hand",
             }
         )
+    entries += _repetitions(answer.profile)
     if chosen.serving and not c.hardware:
         note = f"{chosen.serving.gpu.prices}"
         entries.append(
@@ -199,12 +204,27 @@ def _fixed_assumptions(answer: Recommendation) -> list[Json]:
     entries.append(
         {
             "name": "engineering",
-            "value": "40 h once, 8 h a month, $100/h, paid off in 12 months",
+            "value": f"{40 if chosen.training else 20} h once, 8 h a month, $100/h, paid off in 12 months",
             "matters": "the largest part of a small service's cost",
             "weighs": chosen.serving is not None,
         }
     )
     return entries
+
+
+def _repetitions(profile: DataProfile | None) -> list[Json]:
+    """Rows that count as examples and teach less than they seem to, where they are many."""
+    if profile is None:
+        return []
+    found = (
+        ("duplicates", profile.duplicates, "rows that stood before teach nothing new: ft data prepare removes them"),
+        ("conflicts", profile.conflicts, "one prompt with several answers: no model can be right on all of them"),
+    )
+    return [
+        {"name": name, "value": f"{count:,} of {profile.rows:,} rows", "matters": matters}
+        for name, count, matters in found
+        if count > MANY_REPEATED * profile.rows
+    ]
 
 
 def _machines(answer: Recommendation) -> list[Gpu]:

@@ -9,6 +9,8 @@ from tunegate.advisor.facts import Record, doubt, key, number, read_csv, table
 from tunegate.core.errors import UserError, nearest
 
 NEEDED = ("name", "memory_GB", "bandwidth_GBps", "bf16_dense_TFLOPS")
+LEAST, MOST = 1e-3, 1e7  # of any of them: beyond is a slip of the pen
+MOST_USD_H = 1e5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,19 +109,27 @@ def _shipped() -> dict[str, Gpu]:
 def _gpu(row: Record, *, where: str) -> Gpu:
     values = {name: number(row[name]) for name in NEEDED[1:]}
     for name, value in values.items():
-        if value is None or value <= 0:
-            raise UserError(f"{name} of {row['name']!r} must be a positive number, found {row[name]!r}", where=where)
+        if value is None or not LEAST <= value <= MOST:
+            raise UserError(
+                f"{name} of {row['name']!r} must be a number from {LEAST:g} to {MOST:g}, found {row[name]!r}",
+                where=where,
+            )
+    fp8 = number(row.get("fp8_dense_TFLOPS", ""))
+    if fp8 is not None and not LEAST <= fp8 <= MOST:
+        raise UserError(
+            f"fp8_dense_TFLOPS of {row['name']!r} must be from {LEAST:g} to {MOST:g}, or empty", where=where
+        )
     if not row["name"].strip():
         raise UserError("a GPU without a name", where=where)
     rent = [number(row.get(name, "")) for name in ("price_low_usd_h", "price_high_usd_h")]
-    if any(usd is not None and usd < 0 for usd in rent):
-        raise UserError(f"a price of {row['name']!r} is negative", where=where)
+    if any(usd is not None and not 0 <= usd <= MOST_USD_H for usd in rent):
+        raise UserError(f"a price of {row['name']!r} must be from 0 to {MOST_USD_H:g}", where=where)
     return Gpu(
         name=row["name"],
         memory_gb=values["memory_GB"] or 0.0,
         bandwidth_gbps=values["bandwidth_GBps"] or 0.0,
         tflops=values["bf16_dense_TFLOPS"] or 0.0,
-        fp8_tflops=number(row.get("fp8_dense_TFLOPS", "")),
+        fp8_tflops=fp8,
         price_low=rent[0],
         price_high=rent[1],
         prices=row.get("price_points_with_source_and_date", ""),

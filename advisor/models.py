@@ -13,7 +13,8 @@ from tunegate.core.files import home_path
 
 @dataclass(frozen=True, kw_only=True)
 class KnownModel:
-    """A model of the table. spec: how `ft train --model` takes it. offered: considered when no model is named."""
+    """A model of the table. spec: how `ft train --model` takes it. offered: considered when no model is named. meant: what
+    a name that is no hub id of the table was taken for, in a sentence; empty where nothing was guessed."""
 
     name: str
     spec: str
@@ -21,6 +22,7 @@ class KnownModel:
     license: str
     offered: bool
     source: str
+    meant: str = ""
 
     @property
     def doubt(self) -> str | None:
@@ -57,7 +59,19 @@ def find(name: str, *, params_b: float | None = None) -> KnownModel:
     if found is None:
         raise UserError(f"unknown model {name!r}", where="model", hint=nearest(name, list(known_models())))
     spec = name if "/" in name or ":" in name else found.spec
-    return dataclasses.replace(found, spec=spec)
+    return dataclasses.replace(found, spec=spec, meant=_meant(name, found))
+
+
+def _meant(name: str, found: KnownModel) -> str:
+    """A shape is shared by many models; which one will be trained and served is said where the name leaves it open."""
+    owner = name.rpartition("/")[0]
+    if ":" in name or (owner and (owner == found.spec.partition("/")[0] or ":" in found.spec)):
+        return ""
+    if owner:
+        return f"{name} is not in the table: the shape of {found.spec} stands for it"
+    if found.spec == found.name:
+        return f"no public weights of {name} are known, only its shape: ft train takes a hub id or a folder"
+    return f"{name} is no hub id: {found.spec} is meant"
 
 
 def find_or_typical(name: str, params_b: float | None) -> KnownModel:
@@ -90,7 +104,7 @@ def typical(params_b: float) -> Architecture:
     )
     per_layer = near.linear_params / near.layers
     layers = max(1, round((params_b * 1e9 - near.embedding_params) / per_layer))
-    return dataclasses.replace(near, layers=layers, exact=False, sliding_window=None)
+    return dataclasses.replace(near, layers=layers, exact=False, sliding_window=None, context=None)
 
 
 def _size_in(name: str) -> float | None:
@@ -100,11 +114,27 @@ def _size_in(name: str) -> float | None:
 
 @cache
 def _index() -> dict[str, KnownModel]:
+    """Models by what identifies a name: their own names and hub ids, then the aliases.
+
+    An alias is another spelling, or `NAME=HUB_ID[@CONTEXT]`: another model of the same shape.
+    """
     index = {}
     for row in table("models"):
-        for name in (row["name"], *filter(None, row["aliases"].split(";"))):
-            index[key(name)] = known_models()[row["name"]]
+        known = known_models()[row["name"]]
+        index[key(row["name"])] = known
+        index.setdefault(key(known.spec), known)
+        for alias in filter(None, row["aliases"].split(";")):
+            name, _, identity = alias.partition("=")
+            other = _sibling(known, name, identity) if identity else known
+            index[key(name)] = other
+            index.setdefault(key(other.spec), other)
     return index
+
+
+def _sibling(known: KnownModel, name: str, identity: str) -> KnownModel:
+    spec, _, context = identity.partition("@")
+    shape = dataclasses.replace(known.architecture, context=int(context)) if context else known.architecture
+    return dataclasses.replace(known, name=name, spec=spec, architecture=shape, license="", offered=False)
 
 
 def _model(row: Record) -> KnownModel:
@@ -126,6 +156,7 @@ def _model(row: Record) -> KnownModel:
         qkv_bias=row["qkv_bias"] == "1",
         qk_norm=row["qk_norm"] == "1",
         norms_per_layer=int(row["norms_per_layer"]),
+        context=int(row["context"]) if row["context"] else None,
     )
     return KnownModel(
         name=row["name"],

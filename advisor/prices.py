@@ -10,6 +10,7 @@ from tunegate.core.errors import UserError, nearest
 
 NEEDED = ("provider", "model", "input_usd_mtok", "output_usd_mtok")
 STALE_DAYS = 120
+MOST = 1e6  # USD per 1e6 tokens, or 1e9 parameters: beyond is a slip of the pen
 KNOWN_DATES = {"0.2.3": "2026-11-23"}  # when the data of a genai-prices version was looked at
 
 
@@ -54,10 +55,11 @@ def offers(extra: Path | None = None) -> tuple[ApiPrice, ...]:
         for line, row in enumerate(read_csv(extra, NEEDED), 2):
             if not row["provider"].strip() or not row["model"].strip():
                 raise UserError("provider and model must be named", where=f"{extra}:{line}")
-            for column in NEEDED[2:]:
-                price = number(row[column])
-                if price is None or price < 0:
-                    raise UserError(f"{column} must be a number of at least 0", where=f"{extra}:{line}")
+            for column in (*NEEDED[2:], "cached_usd_mtok", "params_b"):
+                value = number(row.get(column, ""))
+                empty = column not in NEEDED and not row.get(column, "").strip()
+                if not empty and (value is None or not 0 <= value <= MOST):
+                    raise UserError(f"{column} must be a number from 0 to {MOST:g}", where=f"{extra}:{line}")
             offer = _offer(row)
             found[offer.name] = offer
     return tuple(found.values())

@@ -11,7 +11,7 @@ from tunegate.advisor.evidence import Measured
 from tunegate.advisor.models import find
 from tunegate.advisor.prices import ApiPrice, snapshot
 from tunegate.advisor.rules import METHODS, TUNED, Rule, Situation, fired, scores
-from tunegate.advisor.search import Market, Option, Space, market, pareto, recipe, search
+from tunegate.advisor.search import Market, Option, Space, market, pareto, prompt_shape, recipe, retrieves, search
 from tunegate.core.errors import UserError
 
 LARGE_BUDGET_USD = 5000.0
@@ -23,7 +23,9 @@ LATENCY_BUDGET = 2.0  # times the cheapest option's cost that may be spent on be
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
-    """The answer with everything it rests on."""
+    """The answer with everything it rests on. competitor: the API to beat, the chosen one where it is one. own: the service
+    of one's own that `break_even` is about: the chosen one, or the best that could stand in for a chosen API; None without
+    any."""
 
     constraints: Constraints
     profile: DataProfile | None
@@ -34,6 +36,7 @@ class Recommendation:
     space: Space
     front: tuple[Option, ...]
     competitor: ApiPrice
+    own: Option | None
     break_even: float | None
     offers: tuple[ApiPrice, ...]
     measured: Mapping[str, Measured]
@@ -67,6 +70,7 @@ def recommend(
             totals[method] += points
     chosen = choose(situation, space, totals)
     competitor = _competitor(chosen, offers)
+    own = chosen if chosen.serving else _stand_in(chosen, space, situation)
     return Recommendation(
         constraints=c,
         profile=profile,
@@ -77,7 +81,8 @@ def recommend(
         space=space,
         front=tuple(pareto(space.options)),
         competitor=competitor,
-        break_even=_break_even(chosen, competitor, c, goods),
+        own=own,
+        break_even=_break_even(own, competitor, c, goods) if own else None,
         offers=offers,
         measured=measured or {},
     )
@@ -183,15 +188,23 @@ def _cost(option: Option) -> float:
 
 
 def _competitor(chosen: Option, offers: tuple[ApiPrice, ...]) -> ApiPrice:
-    """The API to beat: hosted open weights at least about as large as the chosen base, the cheapest of them."""
-    alike = [
-        o
-        for o in offers
-        if o.open_weights
-        and o.params_b >= min(0.9 * chosen.params_b, 60.0)
-        and o.name != f"{chosen.vendor}/{chosen.model}"
-    ]
+    """The API to beat: hosted open weights at least about as large as the chosen base, the cheapest of them; the chosen one
+    where an API is chosen."""
+    if chosen.vendor:
+        return next(o for o in offers if (o.provider, o.model) == (chosen.vendor, chosen.model))
+    alike = [o for o in offers if o.open_weights and o.params_b >= min(0.9 * chosen.params_b, 60.0)]
     return min(alike or list(offers), key=lambda o: o.input_usd_mtok + o.output_usd_mtok)
+
+
+def _stand_in(chosen: Option, space: Space, situation: Situation) -> Option | None:
+    """The service of one's own that would do what a chosen API does, whatever it costs a month; None where no machine at
+    hand carries it."""
+    c = situation.constraints
+    method = chosen.method if chosen.method != "hosted_api" else ("rag" if retrieves(chosen.method, c) else "prompt")
+    able = [
+        o for o in space.options if o.method == method and o.serving and not o.refused_but_for("monthly_budget_usd")
+    ]
+    return best_of(able, situation) if able else None
 
 
 def self_hosted(chosen: Option, c: Constraints, max_replicas: int | None) -> break_even.SelfHosted | None:
@@ -210,10 +223,11 @@ def self_hosted(chosen: Option, c: Constraints, max_replicas: int | None) -> bre
     )
 
 
-def _break_even(chosen: Option, competitor: ApiPrice, c: Constraints, goods: Market) -> float | None:
+def _break_even(option: Option, competitor: ApiPrice, c: Constraints, goods: Market) -> float | None:
     owned = goods.machines[-1][1] if goods.owned else None
-    replicas = max(1, owned // chosen.serving.gpus) if owned and chosen.serving else None
-    own = self_hosted(chosen, c, replicas)
+    replicas = max(1, owned // option.serving.gpus) if owned and option.serving else None
+    own = self_hosted(option, c, replicas)
     if own is None:
         return None
-    return break_even.break_even(own, competitor, c.input_tokens, c.output_tokens)
+    tokens, hit = prompt_shape(option.method, c)
+    return break_even.break_even(own, competitor, tokens, c.output_tokens, hit)

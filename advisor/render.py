@@ -6,17 +6,18 @@ from typing import Any
 
 from tunegate.advisor import brief, explain
 from tunegate.advisor.errors import significant
-from tunegate.advisor.models import known_models
+from tunegate.advisor.models import find, known_models
 from tunegate.advisor.recommend import BAND_TUNED, Recommendation
 from tunegate.advisor.search import Option, prompt_shape, retrieves
 from tunegate.core.console import table
 from tunegate.core.errors import UserError
 from tunegate.core.files import write_text
+from tunegate.core.methods import RECOMMENDATION_VERSION
 
 Json = dict[str, Any]
-SCHEMA_VERSION = 1
 FALLBACK_MODEL = "builtin:smollm2-135m"
 DEFAULT_LENGTH = 2048  # of the trainer: what it takes without being told
+NO_OWN = "no machine at hand"  # where an API is chosen and nothing of one's own could stand in for it
 SPREAD = 1.5  # longest prompt over the mean, where no data says otherwise
 VOTES = (
     "Grades say how good the evidence is: A controlled and with several models, B one study, C guidance, F a fact. "
@@ -53,7 +54,9 @@ def as_json(answer: Recommendation, *, why: bool = False) -> Json:
         "assumptions": explain.assumptions(answer),
         "break_even": {
             "calls_per_day": "never" if answer.break_even is None else significant(answer.break_even, 3),
-            "against": answer.competitor.name,
+            "against": answer.competitor.name if chosen.serving else answer.own.label if answer.own else NO_OWN,
+            "own": answer.own.label if answer.own else None,
+            "api": answer.competitor.name,
         },
         "scores": answer.score,
         "outweighed": explain.outweighed(answer),
@@ -95,6 +98,8 @@ def train_section(answer: Recommendation) -> tuple[Json, list[str]]:
     weightless = "rag" if retrieves(chosen.method, answer.constraints) else "prompt"
     method = {"rag_lora": "lora", "hosted_api": weightless}.get(chosen.method, chosen.method)
     model, notes = chosen.spec, []
+    if answer.constraints.model and (meant := find(answer.constraints.model).meant):
+        notes.append(meant)
     if chosen.vendor:
         model = _open_model(answer, method)
         notes.append(
@@ -110,7 +115,8 @@ def train_section(answer: Recommendation) -> tuple[Json, list[str]]:
     if training is None:
         longest = prompt_shape(method, answer.constraints)[0] + answer.constraints.output_tokens
         if method != "prompt" and longest * SPREAD > DEFAULT_LENGTH:
-            section["max_length"] = min(32_768, 256 * math.ceil(longest * SPREAD / 256))
+            most = find(model).architecture.context or 32_768
+            section["max_length"] = min(32_768, most, 256 * math.ceil(longest * SPREAD / 256))
         return section, notes
     r = training.recipe
     if method != "full":
@@ -150,7 +156,7 @@ def write_yaml(answer: Recommendation, path: Path) -> None:
         raise UserError("no such folder", where=str(path.parent), hint="make it first, or choose another --out")
     section, notes = train_section(answer)
     document = {
-        "schema_version": SCHEMA_VERSION,
+        "schema_version": RECOMMENDATION_VERSION,
         "created": now(),
         "recommendation": option_json(answer.chosen),
         "constraints": constraints_json(answer),

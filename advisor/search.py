@@ -52,6 +52,10 @@ class Option:
         """No constraint refuses it."""
         return not self.violations
 
+    def refused_but_for(self, constraint: str) -> bool:
+        """Whether anything but this constraint refuses it."""
+        return any(name != constraint for name, _, _ in self.violations)
+
     @property
     def label(self) -> str:
         """`qlora Llama-3.1-8B awq on L4:1`."""
@@ -176,10 +180,8 @@ def _serving_plans(
     for gpu, limit in _largest(goods.machines).values():
         for quantization in _quantizations(gpu):
             weights = weights_gb(model.architecture, quantization)
-            counts = [
-                n for n in serving_plan.smallest_counts(weights, gpu, 1 if c.p95_ms is None else 3) if n <= limit
-            ] or [limit]
-            for count in counts:
+            how_many = 1 if c.p95_ms is None else 3
+            for count in serving_plan.counts_to_try(model.architecture, weights, gpu, limit, how_many):
                 tried += 1
                 setup = serving_plan.setup_for(
                     model.architecture, gpu, count, quantization, (tokens, c.output_tokens), hit
@@ -206,10 +208,11 @@ def _quantizations(gpu: Gpu) -> tuple[str, ...]:
 
 
 def recipe(
-    architecture: Architecture, method: str, c: Constraints, profile: DataProfile | None
+    architecture: Architecture, method: str, c: Constraints, profile: DataProfile | None, passages: float = 0.0
 ) -> training_plan.Recipe:
-    """How a base would be trained on this data: its longest row and its answers' tokens, where DATA was given."""
-    longest = profile.longest_tokens if profile else 2.0 * (c.input_tokens + c.output_tokens)
+    """How a base would be trained on this data: its longest row (with `passages` tokens of retrieved text in it) and its
+    answers' tokens, where DATA was given."""
+    longest = (profile.longest_tokens if profile else 2.0 * (c.input_tokens + c.output_tokens)) + passages
     loss = profile.loss_tokens if profile else c.examples * c.output_tokens
     return training_plan.recipe_for(architecture, method, examples=c.examples, longest_tokens=longest, loss_tokens=loss)
 
@@ -220,10 +223,11 @@ def _training(
     if method not in TUNED:
         return None
     kind = "lora" if method == "rag_lora" else method
-    mean = c.input_tokens + c.output_tokens
+    passages = RETRIEVED_TOKENS if method == "rag_lora" else 0.0
+    mean = c.input_tokens + c.output_tokens + passages
     return training_plan.cheapest(
         model.architecture,
-        recipe(model.architecture, kind, c, profile),
+        recipe(model.architecture, kind, c, profile, passages),
         goods.machines,
         examples=c.examples,
         mean_tokens=mean,
@@ -248,7 +252,7 @@ def _self_hosted(
         p95_ms=plan.p95_ms,
         serving=plan,
         training=training,
-        violations=tuple(_violations(method, plan, training, c, goods)),
+        violations=(*_too_long(method, model, c), *_violations(method, plan, training, c, goods)),
     )
 
 
@@ -266,12 +270,12 @@ def _violations(
             (
                 "serving memory",
                 plan.misfit_gb / gpu.memory_gb,
-                f"{plan.misfit_gb:.1f} GB more per GPU than {gpu.name}:{plan.gpus} has",
+                f"{plan.misfit_gb:.1f} GB more per GPU than {gpu.name}:{plan.gpus} has, for the {plan.misfit_of}",
             )
         )
         return found + _too_few(method, c)
     if plan.late_by_ms and c.p95_ms:
-        found.append(("p95_ms", plan.late_by_ms / c.p95_ms, f"raise p95_ms from {c.p95_ms:g} to {plan.p95_ms:.0f}"))
+        found.append(("p95_ms", plan.late_by_ms / c.p95_ms, f"raise p95_ms from {c.p95_ms:g} to {enough(plan.p95_ms)}"))
     owned_units = goods.machines[-1][1]
     if goods.owned and plan.replicas * plan.gpus > owned_units:
         need = plan.replicas * plan.gpus
@@ -283,7 +287,7 @@ def _violations(
             (
                 "monthly_budget_usd",
                 plan.monthly_usd / max(1.0, c.monthly_budget_usd) - 1,
-                f"raise monthly_budget_usd to {plan.monthly_usd:.0f}",
+                f"raise monthly_budget_usd to {enough(plan.monthly_usd)}",
             )
         )
     if not math.isfinite(plan.monthly_usd):
@@ -296,9 +300,25 @@ def _violations(
         found.append(("training memory", training.memory_gb / training.gpu.memory_gb - 1, shortage))
     if c.budget_usd is not None and training.usd > c.budget_usd:
         found.append(
-            ("budget_usd", training.usd / max(1.0, c.budget_usd) - 1, f"raise budget_usd to {training.usd:.0f}")
+            ("budget_usd", training.usd / max(1.0, c.budget_usd) - 1, f"raise budget_usd to {enough(training.usd)}")
         )
     return found
+
+
+def enough(needed: float) -> str:
+    """A bound that admits what is needed: rounded up, to cents where they matter."""
+    if not math.isfinite(needed):
+        return "any"
+    return f"{math.ceil(needed)}" if needed >= 100 else f"{math.ceil(needed * 100) / 100:g}"
+
+
+def _too_long(method: str, model: KnownModel, c: Constraints) -> list[tuple[str, float, str]]:
+    """Prompt, examples or passages, and answer have to go into the model's context."""
+    tokens, context = prompt_shape(method, c)[0] + c.output_tokens, model.architecture.context
+    if context is None or tokens <= context:
+        return []
+    change = f"a model whose context holds {math.ceil(tokens):,} tokens ({model.name}: {context:,})"
+    return [("context", tokens / context - 1, change)]
 
 
 def _too_few(method: str, c: Constraints) -> list[tuple[str, float, str]]:
@@ -316,13 +336,13 @@ def _hosted(method: str, offer: ApiPrice, c: Constraints, profile: DataProfile |
     if c.privacy == "no-egress":
         violations.append(("privacy", 1.0, "only with --privacy public"))
     if c.p95_ms is not None and p95 > c.p95_ms:
-        violations.append(("p95_ms", p95 / c.p95_ms - 1, f"raise p95_ms from {c.p95_ms:g} to {p95:.0f}"))
+        violations.append(("p95_ms", p95 / c.p95_ms - 1, f"raise p95_ms from {c.p95_ms:g} to {enough(p95)}"))
     if c.monthly_budget_usd is not None and monthly > c.monthly_budget_usd:
         violations.append(
             (
                 "monthly_budget_usd",
                 monthly / max(1.0, c.monthly_budget_usd) - 1,
-                f"raise monthly_budget_usd to {monthly:.0f}",
+                f"raise monthly_budget_usd to {enough(monthly)}",
             )
         )
     if c.model:

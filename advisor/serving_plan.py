@@ -6,13 +6,23 @@ from dataclasses import dataclass
 
 from tunegate.advisor import calibrate, queueing
 from tunegate.advisor.gpus import Gpu
-from tunegate.advisor.serving_speed import RUNTIME_GB, Curve, ServingSetup, curve, memory_gb
+from tunegate.advisor.serving_speed import (
+    MEMORY_SHARE,
+    RUNTIME_GB,
+    Curve,
+    ServingSetup,
+    curve,
+    memory_gb,
+    most_split,
+    sequence_gb,
+    splits,
+)
 from tunegate.core.architecture import Architecture
 
 MAX_UTILISATION = 0.7  # of the highest stable load that is planned for
 LENGTH_SPREAD = 1.5  # 95th percentile of an answer's length over its mean, where no data says otherwise
 HOURS_PER_MONTH = 730.0
-MAX_REPLICAS = 256
+STEPS_TO_BOUND = 12  # halvings of the load: to a four-thousandth of what one replica carries
 SCHEDULER_LIMIT = 256.0  # sequences in one engine
 
 
@@ -21,8 +31,8 @@ class ServingPlan:
     """A configuration sized for its load.
 
     gpus: per replica. p95_ms: a whole answer at the busiest hour. monthly_usd: rent (0 for owned machines).
-    max_calls_per_s: what one replica carries at MAX_UTILISATION. usd_per_1k: at the mean load. misfit: GB missing, 0
-    when it fits. late_by_ms: how far above the latency bound it stays however many replicas there are.
+    max_calls_per_s: what one replica carries at MAX_UTILISATION and within the latency bound. misfit_gb: missing per GPU
+    for the weights and the cache of one call, 0 when it fits; misfit_of: which of them does not. late_by_ms: how far above the latency bound it stays however many replicas there are.
     """
 
     model: str
@@ -36,6 +46,7 @@ class ServingPlan:
     monthly_usd: float
     max_calls_per_s: float
     misfit_gb: float = 0.0
+    misfit_of: str = ""
     late_by_ms: float = 0.0
 
 
@@ -77,22 +88,18 @@ def setup_for(
 
 def plan(name: str, setup: ServingSetup, load: Load, *, owned: bool) -> ServingPlan:
     """Size one configuration: the fewest replicas that stay below MAX_UTILISATION and within the latency bound."""
-    missing = memory_gb(setup) - 0.9 * setup.gpu.memory_gb
+    room = MEMORY_SHARE * setup.gpu.memory_gb - memory_gb(setup)
     times = dataclasses.replace(curve(setup), factor=calibrate.factor("tpot", setup.gpu.name))
-    if missing > 0 or times.fits < 1.0:
-        need = max(missing, 0.1)
-        return _unfit(name, setup, need)
+    if times.fits < 1.0:
+        return _unfit(name, setup, sequence_gb(setup) - room, "weights" if room < 0 else "KV cache")
     limit = min(SCHEDULER_LIMIT, times.fits)
-    capacity = MAX_UTILISATION * limit / times.service_s(limit)
-    replicas = max(1, math.ceil(load.peak / capacity))
-    late = 0.0
+    late, capacity = 0.0, MAX_UTILISATION * limit / times.service_s(limit)
     if load.p95_s is not None:
         late = max(0.0, _p95_s(times, 0.0, limit, load.length_spread)[0] - load.p95_s)
+        capacity = capacity if late else _within(load.p95_s, capacity, times, limit, load.length_spread)
+    replicas = max(1, math.ceil(load.peak / capacity))
     p95, running = _p95_s(times, load.peak / replicas, limit, load.length_spread)
-    while not late and load.p95_s is not None and p95 > load.p95_s and replicas < MAX_REPLICAS:
-        replicas = max(replicas + 1, math.ceil(replicas * 1.25))
-        p95, running = _p95_s(times, load.peak / replicas, limit, load.length_spread)
-    if load.p95_s is not None and p95 > load.p95_s:
+    if load.p95_s is not None:
         late = max(late, p95 - load.p95_s)
     price = 0.0 if owned else (setup.gpu.price or math.inf)
     return ServingPlan(
@@ -110,7 +117,21 @@ def plan(name: str, setup: ServingSetup, load: Load, *, owned: bool) -> ServingP
     )
 
 
-def _unfit(name: str, setup: ServingSetup, missing: float) -> ServingPlan:
+def _within(bound: float, capacity: float, times: Curve, limit: float, spread: float) -> float:
+    """The most calls a second, up to `capacity`, whose 95th percentile is within `bound` (seconds); an empty engine is."""
+    if _p95_s(times, capacity, limit, spread)[0] <= bound:
+        return capacity
+    low, high = 0.0, capacity
+    for _ in range(STEPS_TO_BOUND):
+        middle = (low + high) / 2
+        if _p95_s(times, middle, limit, spread)[0] <= bound:
+            low = middle
+        else:
+            high = middle
+    return low or high
+
+
+def _unfit(name: str, setup: ServingSetup, missing: float, what: str) -> ServingPlan:
     return ServingPlan(
         model=name,
         quantization=setup.quantization,
@@ -123,6 +144,7 @@ def _unfit(name: str, setup: ServingSetup, missing: float) -> ServingPlan:
         monthly_usd=math.inf,
         max_calls_per_s=0.0,
         misfit_gb=missing,
+        misfit_of=what,
     )
 
 
@@ -140,7 +162,11 @@ def _p95_s(times: Curve, arrivals: float, limit: float, spread: float) -> tuple[
     return first + spread * times.output_tokens * per_token + wait, running
 
 
-def smallest_counts(weights_gb: float, gpu: Gpu, how_many: int) -> tuple[int, ...]:
-    """GPU counts worth trying: the smallest powers of two that hold the weights; none above 8."""
+def counts_to_try(
+    architecture: Architecture, weights_gb: float, gpu: Gpu, limit: int, how_many: int
+) -> tuple[int, ...]:
+    """GPU counts worth trying: the smallest powers of two up to 8 that hold the weights and that the heads divide by; the
+    most that they divide by where none does."""
     counts = [n for n in (1, 2, 4, 8) if weights_gb / n + RUNTIME_GB < 0.88 * gpu.memory_gb]
-    return tuple(counts[:how_many])
+    valid = [n for n in counts[:how_many] if n <= limit and splits(architecture, n)]
+    return tuple(valid) or (most_split(architecture, limit),)

@@ -93,6 +93,34 @@ class ServingSetup:
         return self.input_tokens + self.output_tokens / 2
 
 
+def splits(architecture: Architecture, gpus: int) -> bool:
+    """Whether tensor parallelism can spread this model over so many GPUs: query heads are dealt out whole, key-value heads
+    too, or each is copied to the same number of GPUs where there are fewer (vLLM's ModelConfig.verify_with_parallel_config
+    and its QKVParallelLinear)."""
+    heads, kv = architecture.heads, architecture.kv_heads
+    return heads % gpus == 0 and (kv % gpus == 0 or gpus % kv == 0)
+
+
+def unsplit(architecture: Architecture, gpus: int) -> str:
+    """Why it cannot, in words; empty where it can."""
+    if splits(architecture, gpus):
+        return ""
+    return (
+        f"{architecture.heads} query and {architecture.kv_heads} key-value heads cannot be spread over {gpus} GPUs "
+        "(tensor parallelism)"
+    )
+
+
+def most_split(architecture: Architecture, limit: int) -> int:
+    """The most GPUs up to `limit` that the model can be spread over."""
+    return next(n for n in range(limit, 0, -1) if splits(architecture, n))
+
+
+def kv_copies(architecture: Architecture, gpus: int) -> float:
+    """How often each cached key and value is kept: beyond one GPU for each key-value head, the heads are copied."""
+    return max(1.0, gpus / architecture.kv_heads)
+
+
 def peak_flops(setup: ServingSetup) -> float:
     """FLOP/s that matrix products reach on all GPUs. 4-bit weights compute in 16 bits, FP4 at twice the FP8 rate."""
     gpu, quantization = setup.gpu, setup.quantization
@@ -186,6 +214,7 @@ def curve(setup: ServingSetup) -> Curve:
     )
     experts = experts if a.experts > 1 else 0.0
     cache = a.kv_tokens(setup.mean_context) * a.kv_bytes_per_token(setup.kv_bytes) / bandwidth
+    cache *= kv_copies(a, setup.gpus)
     cache = max(cache, engine.attention_ns * 1e-9 * setup.mean_context * a.layers * a.heads)
     start, per_sequence = allreduce_s(setup, 0.0), allreduce_s(setup, 1.0) - allreduce_s(setup, 0.0)
     return Curve(
@@ -207,13 +236,18 @@ def memory_gb(setup: ServingSetup) -> float:
     return weights_gb(setup.architecture, setup.quantization) / setup.gpus + RUNTIME_GB
 
 
-def max_concurrency(setup: ServingSetup) -> float:
-    """Sequences whose mean context (their whole one where it is reserved) fits the KV cache; below 1 the model does not."""
+def sequence_gb(setup: ServingSetup) -> float:
+    """GB of cache per GPU that one sequence takes: its mean context, its whole one where it is reserved."""
     a = setup.architecture
     whole = ENGINES[setup.engine].reserves_whole
     context = setup.input_tokens + setup.output_tokens if whole else setup.mean_context
-    free = (MEMORY_SHARE * setup.gpu.memory_gb - memory_gb(setup)) * setup.gpus * 1e9
-    return free / (a.kv_tokens(context) * a.kv_bytes_per_token(setup.kv_bytes))
+    of_all = a.kv_tokens(context) * a.kv_bytes_per_token(setup.kv_bytes) * kv_copies(a, setup.gpus)
+    return of_all / setup.gpus / 1e9
+
+
+def max_concurrency(setup: ServingSetup) -> float:
+    """Sequences that fit the KV cache; below 1 the model does not."""
+    return (MEMORY_SHARE * setup.gpu.memory_gb - memory_gb(setup)) / sequence_gb(setup)
 
 
 def throughput(setup: ServingSetup, concurrency: float) -> float:

@@ -87,6 +87,12 @@ class TrainingMemory:
     sharded_over: int = 1
 
 
+def shards(method: str, gpus: int) -> int:
+    """GPUs that share one copy of weights, gradients and optimizer. FSDP2 does not share bitsandbytes' 4-bit weights: QLoRA
+    runs as DDP, where each GPU holds a whole copy."""
+    return 1 if method == "qlora" else gpus
+
+
 def weights_gb(architecture: Architecture, quantization: str) -> float:
     """Weights in GB: linear modules at their bits, everything else (embeddings, output matrix, norms) at 16 bits.
 

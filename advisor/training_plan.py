@@ -76,15 +76,16 @@ def recipe_for(
         epochs=3 if examples <= 10_000 else (2 if examples <= 50_000 else 1),
         micro_batch=micro,
         accumulation=max(1, rows // micro),
-        max_length=min(32_768, max(512, length)),
+        max_length=min(32_768, architecture.context or 32_768, max(512, length)),
     )
 
 
 def plan(
     architecture: Architecture, recipe: Recipe, gpu: Gpu, gpus: int, *, examples: int, mean_tokens: float, owned: bool
 ) -> TrainingPlan:
-    """Memory, time and cost of one run on one machine. Several GPUs shard full tuning and large bases (FSDP)."""
+    """Memory, time and cost of one run on one machine. Several GPUs shard the model (FSDP), but for QLoRA (DDP)."""
     full = recipe.method == "full"
+    shards = memory.shards(recipe.method, gpus)
     trainable = architecture.params if full else architecture.lora_params(recipe.rank, recipe.targets)
     quantization = "nf4-dq" if recipe.method == "qlora" else "bf16"
     setup = memory.TrainingMemory(
@@ -96,7 +97,7 @@ def plan(
         trainable=0 if full else trainable,
         quantization="bf16" if full else quantization,
         state="amp" if full else "pure_bf16",
-        sharded_over=gpus,
+        sharded_over=shards,
     )
     peak = memory.peak_gb(setup)
     step = timing.TrainingStep(
@@ -109,7 +110,7 @@ def plan(
         quantization="bf16" if full else quantization,
         software="cpu" if gpu.is_cpu else "hf",
         accumulation=recipe.accumulation,
-        sharded_over=gpus,
+        sharded_over=shards,
     )
     speed = timing.tokens_per_s(step) * calibrate.factor("train_tps", gpu.name)
     hours = timing.hours(
@@ -122,7 +123,7 @@ def plan(
         gpus=gpus,
         memory_gb=peak,
         fits=peak <= FIT_MARGIN * gpu.memory_gb,
-        tokens_per_s=speed * gpus,
+        tokens_per_s=speed * timing.scaling(gpus),
         hours=hours,
         usd=price * gpus * hours,
         trainable=trainable,

@@ -128,6 +128,10 @@ def speed_of(software: str, method: str) -> Speed:
 
 
 def hours(*, examples: int, mean_tokens: float, epochs: float, tokens_per_second: float, gpus: int) -> float:
-    """Wall-clock hours: tokens seen over the throughput of all GPUs (one tenth is lost where there are several)."""
-    scaling = gpus * (1.0 if gpus == 1 else 0.9)
-    return examples * mean_tokens * epochs / (tokens_per_second * scaling) / 3600.0
+    """Wall-clock hours: tokens seen over the throughput of all GPUs."""
+    return examples * mean_tokens * epochs / (tokens_per_second * scaling(gpus)) / 3600.0
+
+
+def scaling(gpus: int) -> float:
+    """How many times faster than one GPU several are: one tenth is lost."""
+    return gpus * (1.0 if gpus == 1 else 0.9)

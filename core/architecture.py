@@ -4,6 +4,7 @@ Symbols (the same in every formula of the advisor): L layers, h hidden size, I f
 n_kv key-value heads, d head dimension, V vocabulary.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,6 +32,17 @@ _OTHER_LAYERS = (
 _QKV_BIAS = ("qwen", "qwen2", "qwen2_moe", "qwen2_5")
 _QK_NORM = ("qwen3", "qwen3_moe", "gemma3", "gemma3_text", "olmo2", "olmo3", "exaone4", "hunyuan_v1_dense")
 _FOUR_NORMS = ("gemma2", "gemma3", "gemma3_text")
+# Every how many layers one sees all, where the configuration does not say (transformers 5.19, configuration_*.py).
+_FULL_EVERY = {"gemma2": 2, "gemma3": 6, "gemma3_text": 6, "cohere2": 4, "gpt_oss": 2}
+# What Gemma-3's files leave out (transformers 5.19, models/gemma3/configuration_gemma3.py).
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "gemma3_text": {
+        "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 262_208, "sliding_window": 4096,
+        "max_position_embeddings": 131_072,
+    },
+}  # fmt: skip
+_MOST = 10**8  # of any number of a configuration
+_MOST_PARAMS = 10**14
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 _MLP = ("gate_proj", "up_proj", "down_proj")
 
@@ -44,7 +56,8 @@ class Architecture:
     shared_ffn: width of the expert that every token passes through, 0 for none. learned_positions: rows of a table of
     position embeddings.
     sliding_window: tokens a windowed layer looks back, None when every layer sees all. full_attention_layers: layers
-    that see all (only meaningful with a window). exact: False for a shape interpolated from a parameter count.
+    that see all (only meaningful with a window). context: most tokens of prompt and answer, None where it is not known.
+    exact: False for a shape interpolated from a parameter count.
     """
 
     layers: int
@@ -65,7 +78,14 @@ class Architecture:
     qkv_bias: bool = False
     qk_norm: bool = False
     norms_per_layer: int = 2
+    context: int | None = None
     exact: bool = True
+
+    def beyond(self, tokens: float) -> str:
+        """Why so many tokens of prompt and answer do not go into the model, in words; empty where they do."""
+        if self.context is None or tokens <= self.context:
+            return ""
+        return f"{math.ceil(tokens):,} tokens are more than the model's context of {self.context:,}"
 
     @property
     def q_width(self) -> int:
@@ -161,6 +181,7 @@ def from_config(config: Mapping[str, Any], *, where: str = "config.json") -> Arc
     """
     text = config.get("text_config")
     config = {**config, **text} if isinstance(text, Mapping) else config
+    config = {**_DEFAULTS.get(str(config.get("model_type")), {}), **config}
     if config.get("is_encoder_decoder"):
         raise UserError("an encoder-decoder model: only decoder-only models are modelled", where=where)
     if config.get("kv_lora_rank"):
@@ -178,9 +199,12 @@ def from_config(config: Mapping[str, Any], *, where: str = "config.json") -> Arc
     if heads % kv_heads:
         raise UserError(f"{heads} query heads cannot share {kv_heads} key-value heads", where=where)
     experts = _optional(config, where, "num_local_experts", "num_experts", "n_routed_experts") or 1
+    routed = (_optional(config, where, "num_experts_per_tok") or 1) if experts > 1 else 1
+    if routed > experts:
+        raise UserError(f"num_experts_per_tok is {routed}, there are {experts} experts", where=where)
     ffn = _optional(config, where, "moe_intermediate_size") if experts > 1 else None
     window, full_layers = _window(config, where, layers)
-    return Architecture(
+    found = Architecture(
         layers=layers,
         hidden=hidden,
         ffn=ffn or _optional(config, where, "intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size") or 4 * hidden,
@@ -191,7 +215,7 @@ def from_config(config: Mapping[str, Any], *, where: str = "config.json") -> Arc
         gated=kind not in _PLAIN_MLP,
         tied=bool(config.get("tie_word_embeddings", kind in _TIED)),
         experts=experts,
-        experts_per_token=(_optional(config, where, "num_experts_per_tok") or 1) if experts > 1 else 1,
+        experts_per_token=routed,
         shared_ffn=_shared_width(config, where, ffn or 0) if experts > 1 else 0,
         learned_positions=_positions(config, where) if kind in _LEARNED_POSITIONS else 0,
         sliding_window=window,
@@ -199,7 +223,11 @@ def from_config(config: Mapping[str, Any], *, where: str = "config.json") -> Arc
         qkv_bias=bool(config.get("attention_bias", kind in _QKV_BIAS)),
         qk_norm=kind in _QK_NORM,
         norms_per_layer=4 if kind in _FOUR_NORMS else 2,
+        context=_context(config, where),
     )
+    if found.params > _MOST_PARAMS:
+        raise UserError(f"{float(found.params):.3g} parameters: no such model", where=where)
+    return found
 
 
 def from_folder(folder: Path) -> Architecture:
@@ -220,9 +248,10 @@ def _optional(config: Mapping[str, Any], where: str, *names: str) -> int | None:
             value = value[0]
         if value is None or value == 0:
             continue
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MOST:
             return value
-        raise UserError(f"{name} must be a positive whole number, found {value!r}", where=where)
+        shown = f"{value!r:.40}"
+        raise UserError(f"{name} must be a positive whole number up to {_MOST:g}, found {shown}", where=where)
     return None
 
 
@@ -253,13 +282,25 @@ def _positions(config: Mapping[str, Any], where: str) -> int:
     return rows + (2 if config.get("model_type") == "opt" else 0)
 
 
+def _context(config: Mapping[str, Any], where: str) -> int | None:
+    """Most tokens of prompt and answer; more by the factor of YaRN, where it is set."""
+    most = _optional(config, where, "max_position_embeddings", "n_positions", "max_seq_len")
+    rope = config.get("rope_scaling") or config.get("rope_parameters")
+    if most is None or not isinstance(rope, Mapping) or "yarn" not in (rope.get("rope_type"), rope.get("type")):
+        return most
+    factor, base = rope.get("factor"), _optional(rope, where, "original_max_position_embeddings") or most
+    return max(most, int(factor * base)) if isinstance(factor, int | float) and 1 <= factor < 1e4 else most
+
+
 def _window(config: Mapping[str, Any], where: str, layers: int) -> tuple[int | None, int]:
     """(sliding window or None, layers with full attention)."""
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list) and kinds and len(kinds) != layers:
+        raise UserError(f"layer_types names {len(kinds)} layers, num_hidden_layers is {layers}", where=where)
     window = _optional(config, where, "sliding_window")
     if window is None or config.get("use_sliding_window") is False:
         return None, 0
-    kinds = config.get("layer_types")
     if isinstance(kinds, list) and kinds:
         return window, sum(1 for kind in kinds if kind == "full_attention")
-    pattern = _optional(config, where, "sliding_window_pattern")
+    pattern = _optional(config, where, "sliding_window_pattern") or _FULL_EVERY.get(str(config.get("model_type")))
     return window, layers // pattern if pattern else 0

@@ -9,6 +9,7 @@ TRAINED: tuple[str, ...] = ("lora", "qlora", "full")
 # An answer of the advisor and an arm of a bake-off: an adapter trained and served with retrieved passages. It is made by
 # `ft train --method lora --docs DOCUMENTS`.
 RAG_LORA = "rag_lora"
+RECOMMENDATION_VERSION = 1  # schema_version of recommendation.yaml
 WEIGHTLESS: tuple[str, ...] = ("prompt", "few_shot", "rag")
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

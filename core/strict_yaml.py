@@ -43,11 +43,14 @@ def parse_yaml(text: str, where: str) -> Any:
         ) from None
 
 
-def place_of(path: Path, key: str) -> str:
-    """`FILE:LINE` of a key that begins a line of a YAML file, dashes for underscores or not; `FILE: KEY` where none does."""
+def place_of(path: Path, key: str, *, under: str = "") -> str:
+    """`FILE:LINE` of a key that begins a line of a YAML file, dashes for underscores or not; `FILE: KEY` where none does.
+    under: a key of the file's own level, where it has one: the search begins below it."""
     pattern = re.compile(rf"\s*['\"]?{re.escape(key).replace('_', '[-_]')}['\"]?\s*:")
     lines = path.read_text(encoding="utf-8-sig").splitlines()
-    return next((f"{path}:{number}" for number, line in enumerate(lines, 1) if pattern.match(line)), f"{path}: {key}")
+    start = next((n for n, line in enumerate(lines, 1) if under and line.startswith(f"{under}:")), 0)
+    found = (n for n, line in enumerate(lines, 1) if n > start and pattern.match(line))
+    return next((f"{path}:{number}" for number in found), f"{path}: {key}")
 
 
 def _loader() -> Any:

@@ -1,6 +1,7 @@
 """What `ft train` can be told: every key is a YAML key, an option, and a line of the resolved `config.yaml`."""
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tunegate.core.errors import UserError, nearest
-from tunegate.core.methods import ALL_LINEAR, METHODS, PRESETS, WEIGHTLESS
+from tunegate.core.methods import ALL_LINEAR, METHODS, PRESETS, RECOMMENDATION_VERSION, WEIGHTLESS
 from tunegate.core.strict_yaml import place_of, read_yaml
 
 # Names of the article this project grew from, and of older TRL and transformers, and what they are called now.
@@ -41,6 +42,10 @@ POSITIVE = (
     "rank", "alpha", "learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps",
     "max_length", "max_grad_norm", "logging_steps", "passage_tokens",
 )  # fmt: skip
+LEAST = {
+    "k": -1, "max_steps": -1, "seed": 0, "eval_steps": 0, "save_steps": 0, "early_stopping_patience": 0, "spike_factor": 0,
+}  # fmt: skip
+MOST = {"seed": 2**32 - 1, "num_train_epochs": 1e6}  # what NumPy's generator takes; steps that can be counted
 SHARES = ("dropout", "warmup_ratio", "max_left_out_share", "validation_share", "weight_decay")
 LORA_KEYS = (
     "preset", "rank", "alpha", "dropout", "targets", "use_dora", "use_rslora", "modules_to_save", "adapter",
@@ -199,9 +204,16 @@ def from_file(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UserError("expected a mapping of settings", where=str(path))
     if "train" in document:
+        version = document.get("schema_version", RECOMMENDATION_VERSION)
+        if version != RECOMMENDATION_VERSION:
+            raise UserError(
+                f"schema_version {version!r} is not known here, {RECOMMENDATION_VERSION} is",
+                where=place_of(path, "schema_version"),
+                hint="written by another version: run ftadvise recommend again",
+            )
         document = document["train"]
         if not isinstance(document, dict):
-            raise UserError('"train" must be a mapping of settings', where=str(path))
+            raise UserError('"train" must be a mapping of settings', where=place_of(path, "train"))
     return {str(key).replace("-", "_"): value for key, value in document.items()}
 
 
@@ -247,6 +259,9 @@ def _known(origin: str, values: dict[str, Any], notes: list[str]) -> dict[str, A
             notes.append(f"{origin}: {key} is called {name} here")
         if name not in names:
             raise UserError(f"unknown setting {key!r}", where=_place(origin, key), hint=nearest(key, sorted(names)))
+        if name in known:
+            former = key if key != name else next(k for k in values if FORMER_NAMES.get(k) == name)
+            raise UserError(f"{former} and {name} are one setting, given twice", where=_place(origin, key))
         known[name] = _dtype(value, _place(origin, key)) if name == "dtype" else value
     return known
 
@@ -262,8 +277,14 @@ def _dtype(value: Any, where: str) -> Any:
 
 
 def _place(origin: str, key: str) -> str:
-    """Where a key stands, if its origin is a file; else the origin."""
-    return place_of(Path(origin), key) if Path(origin).is_file() else origin
+    """Where a key stands: line of a file (by its former name, where it has that one there), option; else the origin."""
+    if origin == "flag":
+        return "--" + key.replace("_", "-")
+    if not Path(origin).is_file():
+        return origin
+    names = (key, *(former for former, name in FORMER_NAMES.items() if name == key))
+    found = [place_of(Path(origin), name, under="train") for name in names]
+    return next((place for place in found if place[-1].isdigit()), found[0])
 
 
 def _typed(key: str, value: Any, kind: Any, origin: str) -> Any:
@@ -287,6 +308,8 @@ def _typed(key: str, value: Any, kind: Any, origin: str) -> Any:
     try:
         if isinstance(value, bool) or (kind is int and float(value) != int(float(value))):
             raise ValueError
+        if kind is float and math.isinf(float(value)):
+            raise ValueError
         return kind(float(value)) if kind is int else kind(value)
     except (TypeError, ValueError, OverflowError):
         names = {int: "a whole number", float: "a number", str: "text"}
@@ -294,37 +317,36 @@ def _typed(key: str, value: Any, kind: Any, origin: str) -> Any:
 
 
 def _check(config: TrainConfig, settings: dict[str, Setting]) -> None:
+    def refused(name: str, message: str, hint: str | None = None) -> UserError:
+        return UserError(message, where=_place(settings[name].origin, name), hint=hint)
+
     for name, known in CHOICES.items():
-        if getattr(config, name) not in known:
-            hint = nearest(str(getattr(config, name)), list(known))
-            raise UserError(f"unknown {name} {getattr(config, name)!r}", where=settings[name].origin, hint=hint)
+        if (value := getattr(config, name)) not in known:
+            raise refused(name, f"unknown {name} {value!r}", nearest(str(value), list(known)))
     for name in config.report_to:
         if name not in TRACKERS:
-            hint = nearest(name, list(TRACKERS))
-            raise UserError(f"unknown tracker {name!r}", where=settings["report_to"].origin, hint=hint)
+            raise refused("report_to", f"unknown tracker {name!r}", nearest(name, list(TRACKERS)))
     for name in POSITIVE:
-        if not getattr(config, name) > 0:
-            raise UserError(f"{name} must be above 0, not {getattr(config, name)}", where=settings[name].origin)
+        if not (value := getattr(config, name)) > 0:
+            raise refused(name, f"{name} must be above 0, not {value}")
     for name in SHARES:
-        if not 0 <= getattr(config, name) <= 1:
-            raise UserError(f"{name} must be between 0 and 1, not {getattr(config, name)}", where=settings[name].origin)
-    for name, least in (
-        ("k", -1),
-        ("eval_steps", 0),
-        ("save_steps", 0),
-        ("early_stopping_patience", 0),
-        ("spike_factor", 0),
-    ):
-        if not getattr(config, name) >= least:
-            raise UserError(f"{name} must be {least} or more, not {getattr(config, name)}", where=settings[name].origin)
+        if not 0 <= (value := getattr(config, name)) <= 1:
+            raise refused(name, f"{name} must be between 0 and 1, not {value}")
+    if config.dropout == 1:
+        raise refused("dropout", "dropout must be below 1: nothing would be left to train")
+    for name, least in LEAST.items():
+        if not (value := getattr(config, name)) >= least:
+            raise refused(name, f"{name} must be {least} or more, not {value}")
+    for name, most in MOST.items():
+        if (value := getattr(config, name)) > most:
+            raise refused(name, f"{name} must be at most {most:g}, not {value:g}")
     tied = sorted({"lm_head", "embed_tokens"} & set(config.targets))
     if tied:
-        raise UserError(
-            f"no LoRA on {tied[0]}: TRL refuses it, and with tied embeddings the merged model would be wrong",
-            where=settings["targets"].origin,
-            hint=f"--modules-to-save {tied[0]}",
-        )
-    if config.adapter and config.method == "full":
-        raise UserError(
-            "full tuning does not go on from an adapter", where=settings["adapter"].origin, hint="ft merge it first"
-        )
+        message = f"no LoRA on {tied[0]}: TRL refuses it, and with tied embeddings the merged model would be wrong"
+        raise refused("targets", message, f"--modules-to-save {tied[0]}")
+    if config.method == "full":
+        if config.adapter:
+            raise refused("adapter", "full tuning does not go on from an adapter", "ft merge it first")
+        for name in ("use_dora", "use_rslora"):
+            if getattr(config, name):
+                raise refused(name, f"{name} is a kind of LoRA: full tuning has none", "leave it out, or --method lora")

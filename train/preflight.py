@@ -95,7 +95,8 @@ def forecast(source: ModelSource, config: TrainConfig, load: Load, device: str) 
         "value": tokens / speed["value"] / 3600, "low": tokens / speed["high"] / 3600, "high": tokens / speed["low"] / 3600,
         "source": speed["source"], "n": speed["n"],
     }  # fmt: skip
-    extrapolates = [f"the interval is wide: {found['extrapolates']}"] if found["extrapolates"] else []
+    notes = [f"the interval is wide: {found['extrapolates']}"] if found["extrapolates"] else []
+    notes += [text for text in (model.architecture.beyond(load.longest),) if text]
     return Forecast(
         device=gpu.name,
         device_gb=gpu.memory_gb,
@@ -106,7 +107,7 @@ def forecast(source: ModelSource, config: TrainConfig, load: Load, device: str) 
         trainable_params=found["trainable_params"],
         fits=fits,
         proposals=() if fits else _proposals(model, gpu, config, load),
-        notes=tuple(extrapolates),
+        notes=tuple(notes),
     )
 
 

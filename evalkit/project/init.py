@@ -19,7 +19,7 @@ from tunegate.core.statistics import clopper_pearson
 from tunegate.evalkit.init import init_task
 from tunegate.evalkit.project.sample import sample_rows
 from tunegate.train.config import commented_yaml
-from tunegate.train.data.prepare import PrepareConfig, prepare
+from tunegate.train.data.prepare import PrepareConfig, Report, prepare
 from tunegate.train.data.read import Reading
 from tunegate.train.data.tokens import counter, sizes
 
@@ -73,7 +73,7 @@ def init_project(folder: Path, data: Path | None, *, reading: Reading, model: st
         else:
             shutil.copyfile(data, source)
         config = PrepareConfig(reading=reading)
-        dataset, report = prepare([str(data or source)], temporary / "dataset", config)
+        dataset, report = _prepared(str(data or source), temporary / "dataset", config)
         task = init_task(dataset.eval_path, temporary / "task.yaml", force=False)
         margin = _margin(report.eval)
         write_text(temporary / "gate.yaml", _gate(task, report.eval, margin))
@@ -95,6 +95,24 @@ def init_project(folder: Path, data: Path | None, *, reading: Reading, model: st
         need_n=pairs_for_difference(DISCORDANCE, MARGIN, alpha=ALPHA),
         calls_left_out=sum(size.calls_left_out for size in sizes(read_rows(prepared.train_path), counter(model))),
     )  # fmt: skip
+
+
+def _prepared(rows: str, folder: Path, config: PrepareConfig) -> tuple[Dataset, Report]:
+    """As `ft data prepare` does it. Raises UserError in words of `ft init`, which has not all of its options."""
+    try:
+        dataset, report = prepare([rows], folder, config)
+    except UserError as error:
+        if not any(option in (error.hint or "") for option in ("--on-error", "--eval-fraction", "--yes")):
+            raise
+        hint = "mend the rows, or make the folder by ft data prepare, which has options for it"
+        raise UserError(error.message, where=error.where, hint=hint) from None
+    if not report.eval:
+        raise UserError(
+            f"of {report.rows_in} rows none can be held out to judge by",
+            where=rows,
+            hint="give more, hundreds if you can",
+        )
+    return dataset, report
 
 
 def _plain_name(data: Path) -> str:

@@ -143,7 +143,11 @@ def test_a_rate_needs_the_items_that_give_the_power():
     for rate, bound in ((0.99, 0.95), (0.9, 0.95), (0.7, 0.5)):
         n = items_for_rate(rate, bound, alpha=0.05)
         above = rate > bound
-        at = [k for k in range(n + 1) if (stats.binom.sf(k - 1, n, bound) if above else stats.binom.cdf(k, n, bound)) < 0.05]
+        at = [
+            k
+            for k in range(n + 1)
+            if (stats.binom.sf(k - 1, n, bound) if above else stats.binom.cdf(k, n, bound)) < 0.05
+        ]
         assert sum(stats.binom.pmf(k, n, rate) for k in at) >= 0.8
 
 

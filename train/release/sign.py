@@ -74,6 +74,8 @@ def check(
 
     Raises UserError when the public key cannot be read.
     """
+    if key is not None and not key.is_file():
+        raise UserError("no such key file", where=str(key), hint=_HOW)
     verifying, config = _library("verifying"), _hashing()
     signature = folder / SIGNATURE
     if not signature.is_file():

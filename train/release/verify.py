@@ -9,11 +9,13 @@ from tunegate.core import manifest as manifests
 from tunegate.core import weight_files
 from tunegate.core.artifacts import GgufExport, Release, Run, open_any
 from tunegate.core.errors import UserError
+from tunegate.core.files import sha256_file
 from tunegate.core.manifest import SIGNATURE, Manifest
 from tunegate.core.methods import WEIGHTLESS
 from tunegate.train.release import licences, sign
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+EDITED = "content changed"
 MODELS = (Run.kind, Release.kind, GgufExport.kind)
 
 
@@ -100,14 +102,20 @@ def load_in_engine(folder: Path) -> str:
 
 
 def _state(row: dict[str, Any]) -> str:
-    """Of an ancestor's folder: here, changed (another digest now), or gone (a file or hub id is not looked at)."""
-    if row["kind"] in ("file", "model"):
-        return "not checked"
+    """Of an ancestor's folder: here, content changed (not what its manifest says), changed (made again: another digest now),
+    or gone. Of a file at hand: here, or content changed. A model, or a file elsewhere, is not looked at. None of it is a
+    problem of the folder asked about, whose bytes are what they were: sources grow, and names are used again."""
     path = Path(row["path"])
+    if row["kind"] == "model" or (row["kind"] == "file" and not path.is_file()):
+        return "not checked"
+    if row["kind"] == "file":
+        return "here" if sha256_file(path) == row["digest"] else EDITED
     if not manifests.is_finished(path):
         return "gone"
     try:
-        return "here" if manifests.read(path).digest == row["digest"] else "changed"
+        if manifests.read(path).digest != row["digest"]:
+            return "changed"
+        return EDITED if manifests.verify(path) else "here"
     except UserError:
         return "changed"
 

@@ -233,3 +233,32 @@ def test_duties_are_problems_only_when_it_is_passed_on(release, verify):
     code, document = verify(release.path, "--distribution")
     assert code == 2
     assert [p["path"] for p in document["problems"]] == ["licence"] * 4
+
+
+def test_verify_looks_at_parents_that_are_at_hand(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source, parent, child = tmp_path / "my.jsonl", tmp_path / "data", tmp_path / "report"
+    source.write_text("{}\n")
+    for folder in (parent, child):
+        folder.mkdir()
+        (folder / "file").write_text("as it was")
+    made = manifest.write(parent, "dataset", inputs=[manifest.Input.of_file(source, "source")], config={})
+    manifest.write(child, "eval_report", inputs=[made.as_input("data", parent)], config={})
+
+    def verify(*arguments):
+        capsys.readouterr()
+        code = run(app, prog="ft verify", argv=[str(child), "--json", *arguments])
+        return code, json.loads(capsys.readouterr().out)
+
+    code, d = verify()
+    assert (code, [row["state"] for row in d["lineage"]]) == (0, ["here", "here"])
+    source.write_text("{} \n")
+    code, d = verify()
+    assert (code, d["ok"], [row["state"] for row in d["lineage"]]) == (0, True, ["here", "content changed"])
+    (parent / "file").write_text("as it wos")
+    code, d = verify()
+    assert (code, [row["state"] for row in d["lineage"]]) == (0, ["content changed", "content changed"])
+    assert run(app, prog="ft verify", argv=[str(child)]) == 0
+    assert f"({parent}) [content changed]" in capsys.readouterr().out.replace("\n", "")
+    code, d = verify("--key", "nokey.pem")
+    assert (code, d["error"]["message"], d["error"]["where"]) == (2, "no such key file", "nokey.pem")
