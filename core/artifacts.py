@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Self
 
 from tunegate.core import manifest as manifests
 from tunegate.core.errors import UserError
-from tunegate.core.files import read_json
+from tunegate.core.files import read_json, sha256_file
 from tunegate.core.manifest import Input, Manifest
 
 
@@ -64,6 +64,16 @@ class Dataset(Artifact):
     def train_path(self) -> Path:
         """Rows to train on."""
         return self.path / "train.jsonl"
+
+    def check_train(self) -> None:
+        """Raise UserError when the rows to train on are not those that the manifest names (`open` sees sizes only)."""
+        known = next((o["sha256"] for o in self.manifest.outputs if o["path"] == self.train_path.name), None)
+        if sha256_file(self.train_path) != known:
+            raise UserError(
+                "the rows were changed after the dataset was made",
+                where=str(self.train_path),
+                hint="make it again, or put it back: ft data prepare, ft verify",
+            )
 
     @property
     def eval_path(self) -> Path:

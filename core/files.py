@@ -148,6 +148,18 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         )
 
 
+def refuse_input(out: Path, *read: str | Path) -> None:
+    """Refuse an output folder that is, or holds, something the command reads: `--force` would replace it by what was made of
+    it, and the lineage would lead nowhere. read: paths; names that are none here (a hub id, nothing) are passed over.
+
+    Raises UserError. Called before any work.
+    """
+    place = out.resolve()
+    for path in (Path(name) for name in read if str(name)):
+        if path.exists() and path.resolve().is_relative_to(place):
+            raise UserError(f"{path} is read: it would be replaced", where=str(out), hint="choose another --out")
+
+
 def refuse_existing_file(path: Path, *, force: bool | None = None) -> None:
     """Refuse an output file that exists already, unless `force` (None: the command has no such option), and a folder in
     its place. Raises UserError, before any work."""

@@ -52,16 +52,24 @@ def store(artifact: Artifact, name: str, *, place: Path | None = None) -> Path:
     place = place or home()
     stored = place / "store" / f"{artifact.kind}-{artifact.digest[:16]}"
     with _lock(place, "store.lock"):
-        if stored.is_dir():
+        if stored.is_dir() and not _damaged(stored, artifact.digest):
             return stored
         need_disk(place, folder_bytes(artifact.path), repr(name), "set TUNEGATE_HOME")
-        with new_folder(stored) as folder:
+        with new_folder(stored, own=True) as folder:  # a damaged copy makes way
             shutil.copytree(artifact.path, folder, dirs_exist_ok=True, copy_function=_copy)
-            if manifests.read(folder).digest != artifact.digest or manifests.verify(folder):
+            if _damaged(folder, artifact.digest):
                 raise UserError(
                     "is not as its manifest says", where=str(artifact.path), hint=f"ft verify {artifact.path}"
                 )
     return stored
+
+
+def _damaged(folder: Path, digest: str) -> bool:
+    """Whether a copy is not, byte for byte, what has this digest."""
+    try:
+        return manifests.read(folder).digest != digest or bool(manifests.verify(folder))
+    except UserError:
+        return True
 
 
 def entry_of(artifact: Artifact, stored: Path) -> dict[str, Any]:

@@ -20,8 +20,13 @@ def settings(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no {ADAPTER}: not an adapter", where=str(folder), hint="give the folder of a LoRA run")
     found = read_json(path)
+    if not isinstance(found, dict):
+        raise UserError("not an adapter's settings: a mapping is needed", where=str(path), hint="it is damaged")
     if found.get("peft_type") != "LORA":
         raise UserError(f"the adapter is of type {found.get('peft_type')}, LoRA is needed", where=str(path))
+    missing = [key for key in ("r", "lora_alpha") if not isinstance(found.get(key), int | float)]
+    if missing:
+        raise UserError(f"damaged: {missing[0]} is no number", where=str(path), hint="save the adapter again")
     targets = found.get("target_modules") or []
     return {
         "rank": found["r"],
@@ -35,8 +40,14 @@ def settings(folder: Path) -> dict[str, Any]:
 
 
 def as_input(folder: Path, base: Input) -> Input:
-    """The adapter as an input of the run. Raises UserError when its run was trained on other weights than `base`."""
+    """The adapter as an input of the run. Raises UserError when its run was trained on other weights than `base`, and for
+    one in another format than ours."""
     if not manifests.is_finished(folder):
+        if not (folder / WEIGHTS).is_file():
+            hint = "save it with PEFT's safe_serialization"
+            raise UserError(
+                f"no {WEIGHTS}: an adapter in another format (a pickle) is not read", where=str(folder), hint=hint
+            )
         return Input.of_file(folder / WEIGHTS, "adapter")
     run = Run.open(folder)
     before = next((i for i in run.manifest.inputs if i.role == "base_model"), None)
@@ -50,10 +61,11 @@ def as_input(folder: Path, base: Input) -> Input:
 def load(model: Any, folder: Path) -> Any:
     """The base with the adapter of `folder`, to be trained further. Raises UserError when it does not fit."""
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     try:
         return PeftModel.from_pretrained(model, str(folder), is_trainable=True, autocast_adapter_dtype=True)
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
+    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
         raise UserError(f"the adapter does not fit this base model: {first_line(error)}", where=str(folder)) from error
 
 

@@ -57,6 +57,8 @@ def make_callback(
                 self.at_settled = (self.busy, progress.tokens)
             if done == MEASURED_STEPS:
                 measured(self._rate(self.at_settled), peak_memory_gb())
+            if state.global_step >= state.max_steps:
+                control.should_log = True  # the last steps too, and a run shorter than --logging-steps
             if stop.wanted():
                 control.should_save = checkpoints
                 control.should_training_stop = True

@@ -43,10 +43,19 @@ def write(folder: Path, facts: dict[str, Any], config: TrainConfig, source: Mode
 
 
 def base_license(source: ModelSource) -> str | None:
-    """The base model's licence: as known, else as its own card's front matter says."""
+    """The base model's licence: as known, else as its own card's front matter says; None where it names several."""
+    import yaml
+
     path = Path(source.location) / "README.md"
     if source.license or not path.is_file():
         return source.license
-    parts = path.read_text(encoding="utf-8", errors="replace").split("---")
-    found = re.search(r"^license:\s*['\"]?([\w.+-]+)", parts[1] if len(parts) > 2 else "", re.MULTILINE)
-    return found[1] if found else None
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    matter = re.match(r"\s*---[ \t]*\n(.*?)^---", text, re.DOTALL | re.MULTILINE)
+    try:
+        front = yaml.safe_load(matter[1]) if matter else None
+    except (yaml.YAMLError, ValueError):
+        return None
+    found = front.get("license") if isinstance(front, dict) else None
+    if isinstance(found, list) and len(found) == 1:
+        found = found[0]
+    return found.strip() or None if isinstance(found, str) else None

@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from tunegate.core import manifest as manifests
-from tunegate.core.architecture import from_folder
+from tunegate.core.architecture import Architecture, from_folder
 from tunegate.core.artifacts import Dataset, Run
 from tunegate.core.console import JsonOption, emit_json, out, say, warn
 from tunegate.core.errors import UsageError, UserError
-from tunegate.core.files import refuse_existing
+from tunegate.core.files import refuse_existing, refuse_input
 from tunegate.core.methods import WEIGHTLESS
 from tunegate.core.model_source import ModelSource
 from tunegate.core.model_source import resolve as resolve_model
@@ -25,6 +25,7 @@ from tunegate.train.config import TrainConfig, field_types, from_file, keys_of, 
 from tunegate.train.config import as_json as config_json
 from tunegate.train.launch_options import launch_fields, launch_of
 from tunegate.train.stop import Interrupted
+from tunegate.train.work import FREE
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -64,11 +65,13 @@ def train(
     if spread:
         spread.check(config)
     opened = Dataset.open(dataset)
+    opened.check_train()
     if resume and (done := _finished(out_folder, opened, config)):
         say("the run is finished already: there is nothing left to resume")
         _show_run(done, as_json=as_json)
         return
     if not dry_run and not (spread and spread.machine_rank):
+        refuse_input(out_folder, dataset, config.adapter, config.model, config.docs)
         refuse_existing(out_folder, force=force)
     source = resolve_model(config.model)
     for note in [*notes, *_unread(settings, config), *warnings(config, _size_b(source))]:
@@ -110,7 +113,18 @@ def _resolved(config_file: Path | None, recommendation: Path | None, flags: dict
     config, settings, notes = resolve(layers)
     if not config.adapter:
         return config, settings, notes
-    return resolve([*layers, (f"adapter {config.adapter}", adapters.settings(Path(config.adapter)))])
+    brought = adapters.settings(Path(config.adapter))
+    config, settings, notes = resolve([*layers, (f"adapter {config.adapter}", brought)])
+    return config, settings, [*notes, *_overruled(flags, config, brought)]
+
+
+def _overruled(flags: dict[str, Any], config: TrainConfig, brought: dict[str, Any]) -> list[str]:
+    """Options that an adapter to go on from decides otherwise: said, or a rank that was asked for would pass for done."""
+    given = {key: value for key, value in flags.items() if key in brought}
+    shown = {key: ",".join(v) if isinstance(v := getattr(config, key), tuple) else v for key in given}
+    return [
+        f"{key} {v} means nothing here: the adapter has {shown[key]}" for key, v in given.items() if v != shown[key]
+    ]
 
 
 def _check(
@@ -129,6 +143,8 @@ def _check(
     if (size := _size_b(source)) is not None:
         say(rate_note(config, size))
     ready = sft.prepare(dataset, source, config)
+    if too_long := _beyond_context(source, ready.certificate.longest):
+        warn(f"the longest row: {too_long}, and no server takes so many (--max-length leaves such rows out)")
     template = template_check.check(ready, source)
     say(
         f"template: {template.rows} rows are the same tokens in training and at the server, ended by {' '.join(template.learnt)}"
@@ -152,8 +168,20 @@ def _unread(settings: dict[str, Any], config: TrainConfig) -> list[str]:
 
 def _size_b(source: ModelSource) -> float | None:
     """Parameters in 1e9; None where the shape is not at hand or not modelled."""
+    shape = _shape(source)
+    return shape.params / 1e9 if shape else None
+
+
+def _beyond_context(source: ModelSource, tokens: int) -> str:
+    """Why a row of so many tokens does not go into the model; empty where it does, and where that is not known."""
+    shape = _shape(source)
+    return shape.beyond(tokens) if shape else ""
+
+
+def _shape(source: ModelSource) -> Architecture | None:
+    """The model's shape; None where it is not at hand or not modelled."""
     try:
-        return from_folder(source.path).params / 1e9 if source.path else None
+        return from_folder(source.path) if source.path else None
     except UserError:
         return None
 
@@ -164,8 +192,20 @@ def _finished(out_folder: Path, dataset: Dataset, config: TrainConfig) -> Run | 
         return None
     run = Run.open(out_folder)
     made_from = next((i.digest for i in run.manifest.inputs if i.role == "dataset"), None)
-    same = run.manifest.config == config_json(config)
+    same = _weighty(run.manifest.config) == _weighty(config_json(_as_trained(config)))
     return run if same and made_from == dataset.digest else None
+
+
+def _as_trained(config: TrainConfig) -> TrainConfig:
+    """The settings as a run keeps them: `dtype` is what `auto` means on this machine."""
+    from tunegate.train.model_loading import settled
+
+    return config if config.method in WEIGHTLESS else settled(config)
+
+
+def _weighty(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide the weights: `--resume` takes the others as they come."""
+    return {key: value for key, value in config.items() if key not in FREE}
 
 
 def _show_run(run: Run, *, as_json: bool) -> None:

@@ -100,8 +100,17 @@ def build(
 
 
 def split_validation(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(train, validation): `share` of the examples, at most 64, chosen by the hash of their id, so it is stable."""
+    """(train, validation): `share` of the examples, at most 64, chosen by the hash of their id, so it is stable.
+
+    Raises UserError when none is left to train on.
+    """
     wanted = min(64, round(share * len(examples)))
+    if examples and wanted >= len(examples):
+        raise UserError(
+            f"all {len(examples)} rows would be set aside for the validation loss: none is left to train on",
+            where="validation_share",
+            hint="lower --validation-share",
+        )
     order = sorted(range(len(examples)), key=lambda i: sha256_text(f"{seed}:{examples[i].id}"))
     chosen = set(order[:wanted])
     train = [e for i, e in enumerate(examples) if i not in chosen]

@@ -41,7 +41,8 @@ def facts_of(
         "steps": trainer.state.global_step,
         "tokens": progress.tokens,
         "label_tokens": progress.label_tokens,
-        "stopped_early": progress.stopped_early,
+        # Patience that ends at the last step ends nothing.
+        "stopped_early": progress.stopped_early and trainer.state.global_step < trainer.state.max_steps,
         "trainable_params": sum(p.numel() for p in trained),
         "trained_dtype": sorted({str(p.dtype).removeprefix("torch.") for p in trained}),
         "frozen_dtype": sorted(frozen),

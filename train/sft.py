@@ -255,6 +255,11 @@ def _last_look(
             f"the best validation loss was at step {progress.best_step}: {progress.best_loss:.4f}; its weights are kept"
         )
         load_weights(trainer, best)
+    elif keeps_best(config) and progress.best_step not in (-1, last):
+        warn(
+            f"the best validation loss was at step {progress.best_step}: {progress.best_loss:.4f}; no checkpoint has its "
+            "weights, those of the last step are kept (--save-steps above 0)"
+        )
     return {
         "validation_rows": len(validation),
         "validation_loss": progress.best_loss if kept else progress.eval_loss,

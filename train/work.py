@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -63,14 +64,20 @@ def opened(out: Path, begun: dict[str, Any], *, resume: bool, force: bool) -> It
         except OSError:
             raise UserError("another process is training into this folder", where=str(work)) from None
         if resume and (work / MARKER).is_file():
-            _same(read_json(work / MARKER), begun, work)
+            _same(_noted(work), begun, work)
         else:
             _anew(work, begun, force=force)
-        for stale in [*work.glob(".checkpoint-*"), *out.parent.glob(f".{out.name}.*.partial")]:
+        for stale in [*work.glob(".checkpoint-*"), *_unfinished(out)]:
             shutil.rmtree(stale, ignore_errors=True)
         yield work
     finally:
         os.close(lock)
+
+
+def _unfinished(out: Path) -> list[Path]:
+    """What a run that died while it was written left beside `out`, by `new_folder`'s names: those of `run.v2` are not of `run`."""
+    name = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{8}}\.partial")
+    return [path for path in out.parent.iterdir() if name.fullmatch(path.name)]
 
 
 def _anew(work: Path, begun: dict[str, Any], *, force: bool) -> None:
@@ -84,6 +91,17 @@ def _anew(work: Path, begun: dict[str, Any], *, force: bool) -> None:
     for path in work.iterdir():
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     write_json(work / MARKER, begun)
+
+
+def _noted(work: Path) -> dict[str, Any]:
+    """What the unfinished run began with. Raises UserError where the note of it is damaged."""
+    found = read_json(work / MARKER)
+    kinds = {"config": dict, "dataset": str, "base": str, "files": list, "processes": str, "versions": dict}
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in kinds.items()):
+        raise UserError(
+            "the note of what this run began with is damaged", where=str(work / MARKER), hint="--force begins anew"
+        )
+    return found
 
 
 def _same(before: dict[str, Any], now: dict[str, Any], work: Path) -> None:

@@ -8,7 +8,7 @@ import typer
 from tunegate.core.artifacts import Dataset, Release, Run
 from tunegate.core.console import JsonOption, emit_json, out, say
 from tunegate.core.errors import UsageError, UserError, nearest
-from tunegate.core.files import refuse_existing
+from tunegate.core.files import refuse_existing, refuse_input
 from tunegate.core.model_source import resolve
 
 merge_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -42,6 +42,7 @@ def merge(
 ) -> None:
     """Fold a run's adapter into its base model and write a release that vLLM loads, compared with adapter-on-base."""
     run = Run.open(run_folder)
+    refuse_input(out_folder, run_folder, run.base, *([data] if data else []))
     refuse_existing(out_folder, force=force)
     from tunegate.train.release import merge as merging
 
@@ -97,6 +98,7 @@ def quantize(
     )  # fmt: skip
     check_config(config)
     release = Release.open(release_folder)
+    refuse_input(out_folder, release_folder, *([calibration] if calibration else []))
     refuse_existing(out_folder, force=force)
     from tunegate.train.release import prove
     from tunegate.train.release.quantize import quantize as do_quantize

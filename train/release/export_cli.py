@@ -7,7 +7,7 @@ import typer
 
 from tunegate.core.artifacts import Release
 from tunegate.core.console import JsonOption, emit_json, out
-from tunegate.core.files import refuse_existing
+from tunegate.core.files import refuse_existing, refuse_input
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,6 +38,7 @@ def gguf(
 ) -> None:
     """One GGUF file for llama.cpp and Ollama, with tokenizer and template inside, proven against the release."""
     release = Release.open(release_folder)
+    refuse_input(out_folder, release_folder)
     refuse_existing(out_folder, force=force)
     from tunegate.train.release.export_gguf import ExportConfig, export
 

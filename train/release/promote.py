@@ -166,7 +166,12 @@ def rollback_target(alias: str, history: list[Promotion], to: str | None) -> tup
         raise UserError(f"nothing was ever promoted as {alias!r}", hint="ft release list")
     earlier = stack[:-1]
     if to is not None:
-        matching = [entry for entry in earlier if entry.digest.startswith(to)]
+        matching = [entry for entry in earlier if to and entry.digest.startswith(to)]
+        if len(found := {entry.digest for entry in matching}) > 1:
+            told = ", ".join(sorted(digest[:12] for digest in found))
+            raise UserError(f"{to!r} begins more than one digest", where="--to", hint=f"one of {told}")
+        if not to:
+            raise UserError("no digest is given", where="--to", hint="leave --to out to go back by one")
         if not matching:
             known = [entry.digest[:12] for entry in earlier]
             raise UserError(
