@@ -211,6 +211,14 @@ def from_file(path: Path) -> dict[str, Any]:
                 where=place_of(path, "schema_version"),
                 hint="written by another version: run ftadvise recommend again",
             )
+        names = {spec.name for spec in dataclasses.fields(TrainConfig)}
+        beside = next((key for key in document if str(key).replace("-", "_") in names), None)
+        if beside is not None:
+            raise UserError(
+                f"{beside!r} stands beside `train:`, whose settings are the ones that count",
+                where=place_of(path, str(beside)),
+                hint="move it under train:",
+            )
         document = document["train"]
         if not isinstance(document, dict):
             raise UserError('"train" must be a mapping of settings', where=place_of(path, "train"))
@@ -306,7 +314,7 @@ def _typed(key: str, value: Any, kind: Any, origin: str) -> Any:
             raise UserError(f"{key} must be true or false, not {value!r}", where=origin)
         return value
     try:
-        if isinstance(value, bool) or (kind is int and float(value) != int(float(value))):
+        if value is None or isinstance(value, bool) or (kind is int and float(value) != int(float(value))):
             raise ValueError
         if kind is float and math.isinf(float(value)):
             raise ValueError

@@ -152,3 +152,16 @@ def test_advice_on_a_learning_rate_of_the_other_method():
     assert "full-tuning rate" in warnings(TrainConfig(method="lora", learning_rate=2e-5))[0]
     assert "LoRA rate" in warnings(TrainConfig(method="full", learning_rate=2e-4))[0]
     assert warnings(TrainConfig(method="lora", learning_rate=2e-4)) == []
+
+
+def test_a_setting_beside_those_of_train_is_not_passed_over(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("schema_version: 1\ntrain: {rank: 8}\nrank: 4\n")
+    with pytest.raises(UserError, match="'rank' stands beside `train:`") as caught:
+        from_file(path)
+    assert caught.value.where == f"{path}:3"
+
+
+def test_null_is_no_text():
+    with pytest.raises(UserError, match="adapter must be text, not None"):
+        resolve([("c.yaml", {"adapter": None})])
