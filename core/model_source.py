@@ -162,13 +162,23 @@ def _builtin(spec: str) -> ModelSource:
 
 def _hub(spec: str, *, offline: bool | None) -> ModelSource:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         folder = snapshot_download(spec, allow_patterns=["config.json"], local_files_only=bool(offline))
     except GatedRepoError:
         raise UserError(
             f"the model {spec!r} is gated", hint="accept its licence on the hub and run: hf auth login"
+        ) from None
+    except HFValidationError:
+        raise UserError(
+            f"no model {spec!r}: not a folder, and not a hub id", hint="owner/name of letters, digits, '-', '_' and '.'"
         ) from None
     except RepositoryNotFoundError:
         raise UserError(f"no model {spec!r} on the hub", hint="check owner/name, or log in: hf auth login") from None

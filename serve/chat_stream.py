@@ -11,6 +11,7 @@ from tunegate.core.fast_json import decode
 
 # An answer larger than this is no answer: the endpoint repeats itself, or is something else. Bytes.
 LARGEST_ANSWER = 256_000_000
+BOM = b"\xef\xbb\xbf"
 
 
 class EndpointError(InfrastructureError):
@@ -94,7 +95,9 @@ class ChatStream:
         self._pending = []
 
     def _line(self, line: bytes, elapsed_s: float) -> None:
-        """One line of the stream: fields other than `data`, comments and what follows `[DONE]` say nothing."""
+        """One line of the stream: fields other than `data`, comments and what follows `[DONE]` say nothing. A byte order
+        mark may stand before the first one, whose text would be lost with it."""
+        line = line.removeprefix(BOM)
         if self.done or not line.startswith(b"data:"):
             return
         data = line[5:].strip()
@@ -111,7 +114,7 @@ class ChatStream:
         """Add one chunk that came `elapsed_s` after the request. Raises EndpointError for what is none."""
         chunk = self._typed(chunk, dict, "a chunk")
         if error := chunk.get("error"):
-            text = error.get("message") if isinstance(error, dict) else error
+            text = (error.get("message") or error) if isinstance(error, dict) else error
             raise EndpointError(f"the engine failed in mid-stream: {text}", cause="engine", where=self._where)
         self._usage = self._typed(chunk.get("usage"), dict, "usage") or self._usage
         for choice in self._typed(chunk.get("choices"), list, "choices"):
@@ -137,7 +140,11 @@ class ChatStream:
         return "".join(self._typed(part.get("text"), str, "a part's text") for part in parts)
 
     def _take_call(self, call: dict[str, Any]) -> None:
-        index = call.get("index", len(self._calls))
+        index = call.get("index")
+        if index is None:  # the rest of a call has neither id nor name
+            function = call.get("function")
+            named = call.get("id") or (isinstance(function, dict) and function.get("name"))
+            index = max(self._calls, default=-1) + (1 if named or not self._calls else 0)
         if not isinstance(index, int):
             raise self._odd("a tool call whose index is no whole number")
         known = self._calls.setdefault(

@@ -25,6 +25,7 @@ from tunegate.serve.client import api_key
 from tunegate.serve.deploy.cli import deploy
 from tunegate.serve.machine_plan import choose_start
 from tunegate.serve.middleware import GuardSettings
+from tunegate.serve.preflight import check_numbers
 from tunegate.serve.served_model import Adapter, Target, has_adapter
 from tunegate.serve.supervisor import detached_log, supervise
 from tunegate.serve.top import top
@@ -101,6 +102,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Serve TARGET until Ctrl-C; flags after -- go to vLLM as they are."""
+    check_numbers(max_request_mb=max_request_mb, start_timeout=start_timeout, drain=drain, hang_after=hang_after)
     key = api_key(api_key_file)
     if host not in ("127.0.0.1", "localhost", "::1") and not key:
         raise UsageError(
@@ -110,7 +112,7 @@ def run(
     if not dry_run:
         refuse_taken(host, port)
     guard = replace(
-        GuardSettings.from_environment(), drain_s=drain, hang_s=hang_after, quiet_s=min(DEFAULTS.quiet_s, hang_after),
+        _from_environment(), drain_s=drain, hang_s=hang_after, quiet_s=min(DEFAULTS.quiet_s, hang_after),
         max_body_bytes=round(max_request_mb * 1e6),
     )  # fmt: skip
     options = ServeOptions(
@@ -127,6 +129,14 @@ def run(
         _detach(port, start_timeout, as_json=as_json)
     else:
         _supervised(target, opened, options, key=key, restarts=restart, as_json=as_json)
+
+
+def _from_environment() -> GuardSettings:
+    """The guard's settings that have no option. Raises UsageError for one that is no number."""
+    try:
+        return GuardSettings.from_environment()
+    except ValueError as error:
+        raise UsageError(f"a TUNEGATE_..._S or _BYTES variable is no number: {error}", where="environment") from None
 
 
 def _adapter(text: str) -> Adapter:

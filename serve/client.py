@@ -8,13 +8,15 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
 
-from tunegate.core.errors import UserError, nearest
+from tunegate.core.errors import UserError, first_line, nearest
 from tunegate.core.fast_json import decode, encode
 from tunegate.core.rows import Message
 from tunegate.serve.chat_stream import LARGEST_ANSWER, ChatStream, Completion, EndpointError
@@ -46,8 +48,42 @@ def api_key(key_file: Path | None = None) -> str | None:
     if key_file is not None:
         if not key_file.is_file():
             raise UserError("no such key file", where=str(key_file))
-        return key_file.read_text(encoding="utf-8").strip() or None
-    return os.environ.get("TUNEGATE_API_KEY") or None
+        found = _as_header(key_file.read_bytes(), str(key_file))
+        if not found:  # a server asked to have a key must not be one without
+            raise UserError("there is no key in this file", where=str(key_file), hint="one line: the key")
+        return found
+    return _as_header(os.fsencode(os.environ.get("TUNEGATE_API_KEY", "")), "TUNEGATE_API_KEY") or None
+
+
+def _as_header(raw: bytes, where: str) -> str:
+    """A key as it goes into a header, without the space around it. Raises UserError, which never holds a part of it."""
+    try:
+        key = raw.decode("utf-8-sig").strip()
+    except UnicodeDecodeError:
+        key = "\0"
+    if not key.isprintable():
+        raise UserError("the key is not one line of text", where=where, hint="one line: the key, and nothing else")
+    return key
+
+
+def _checked(url: str) -> str:
+    """The URL, to which paths are added, and which stands in reports and errors. Raises UserError for one with a password
+    or query, and for one that no connection can be made to."""
+    shown = re.sub(r"//[^/?#]*@", "//...@", url).partition("?")[0]
+    try:
+        parts = urlsplit(url)
+        possible = bool(parts.hostname and parts.hostname.encode("idna")) and parts.port != 0
+    except ValueError as error:  # a bracket, a port or a label that is none
+        raise UserError(f"no such URL can be: {first_line(error)}", where=shown, hint="http://host:port/v1") from None
+    if "@" in parts.netloc:
+        raise UserError(
+            "the URL holds a user or password, which would stand in every report",
+            where=shown,
+            hint="leave it out; a key comes from TUNEGATE_API_KEY or --api-key-file",
+        )
+    if not possible or parts.query or parts.fragment:
+        raise UserError("not the URL of an endpoint", where=shown, hint="http://host:port/v1")
+    return url
 
 
 class ChatClient:
@@ -67,7 +103,7 @@ class ChatClient:
         connections: int = 256,
         retries: int = 4,
     ) -> None:
-        self.base_url = base_url.rstrip("/")
+        self.base_url = _checked(base_url.rstrip("/"))
         self.model = model
         self._key, self._timeout_s, self._connections, self._retries = key, timeout_s, connections, retries
         self._session: aiohttp.ClientSession | None = None
@@ -183,7 +219,7 @@ class ChatClient:
                 if response.status != 200:
                     raise await _refusal(response, self.base_url)
                 context = _context(response.headers.get(USED_HEADER))
-                if "event-stream" not in response.headers.get("Content-Type", ""):
+                if "event-stream" not in response.headers.get("Content-Type", "").lower():
                     await self._take_whole(response, stream)
                     latency_s = time.perf_counter() - start
                 else:

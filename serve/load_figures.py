@@ -71,10 +71,12 @@ def throughput(records: Sequence[Record]) -> dict[str, Any] | None:
 
     An answer counts by the share of its time that lies in that window, warm-up included: before and after it streams
     stand idle. A window shorter than a request is no measurement; then it is the whole span, and `window` says so.
-    `span_...` are the figures over the whole span, as other load testers give them.
+    `span_...` are the figures over the whole span, as other load testers give them. Tokens are None where the endpoint
+    reports no usage.
     """
     measured = [r for r in records if not r.warm_up]
     answers = [r for r in records if r.error_kind is None]
+    counted = any(r.completion_tokens is not None for r in answers)
     whole = [r for r in answers if not r.warm_up]
     if not whole:
         return None
@@ -87,10 +89,12 @@ def throughput(records: Sequence[Record]) -> dict[str, Any] | None:
         "window": "full load" if full else "whole span",
         "seconds": until - start,
         "requests_per_s": sum(share for _, share in parts) / (until - start),
-        "output_tokens_per_s": sum(share * (r.completion_tokens or 0) for r, share in parts) / (until - start),
+        "output_tokens_per_s": sum(share * (r.completion_tokens or 0) for r, share in parts) / (until - start)
+        if counted
+        else None,
         "span_s": end - start,
         "span_requests_per_s": len(whole) / (end - start),
-        "span_output_tokens_per_s": sum(r.completion_tokens or 0 for r in whole) / (end - start),
+        "span_output_tokens_per_s": sum(r.completion_tokens or 0 for r in whole) / (end - start) if counted else None,
     }
 
 

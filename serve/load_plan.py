@@ -160,7 +160,10 @@ def read_prompts(path: Path) -> list[Prompt]:
     if path.suffix not in (".jsonl", ".ndjson"):
         if not path.is_file():
             raise UserError("no such file", where=str(path))
-        lines = path.read_text(encoding="utf-8").splitlines()
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"not UTF-8 at byte {error.start}", where=str(path), hint="save it as UTF-8") from None
         found = [make_prompt(({"role": "user", "content": line},)) for line in lines if line.strip()]
     else:
         found = [_prompt_of(value, f"{path}:{number}") for number, value in read_jsonl(path)]

@@ -19,10 +19,10 @@ def svg(report: dict[str, Any]) -> str:
     axis = "requests at once" if kind == "closed" else "requests a second"
     level = "concurrency" if kind == "closed" else "rate"
     panels: list[tuple[str, Series]] = [
-        ("output tokens/s", {"": [(s[level], s["throughput"]["output_tokens_per_s"], None, None) for s in stages if s["throughput"]]}),
+        ("output tokens/s", {"": _rates(stages, level)}),
         ("time to first token, ms", _latencies(stages, level, "ttft_ms")),
         ("end to end, ms", _latencies(stages, level, "e2e_ms")),
-    ]  # fmt: skip
+    ]
     width, height = LEFT + 3 * PANEL_W + 2 * GAP + 20, TOP + PANEL_H + BOTTOM
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" '
@@ -33,6 +33,12 @@ def svg(report: dict[str, Any]) -> str:
     for index, (title, series) in enumerate(panels):
         parts += _panel(LEFT + index * (PANEL_W + GAP), title, axis, series)
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _rates(stages: list[dict[str, Any]], level: str) -> list[tuple[float, float, float | None, float | None]]:
+    """Tokens a second by load, of the stages whose endpoint counted tokens."""
+    counted = [s for s in stages if s["throughput"] and s["throughput"]["output_tokens_per_s"] is not None]
+    return [(s[level], s["throughput"]["output_tokens_per_s"], None, None) for s in counted]
 
 
 def _latencies(stages: list[dict[str, Any]], level: str, figure: str) -> Series:
@@ -54,7 +60,7 @@ def _panel(left: float, title: str, axis: str, series: Series) -> list[str]:
     if not points:
         return [*parts, f'<text x="{foot}" y="{TOP + PANEL_H / 2}" text-anchor="middle">not measured</text>']
     levels = sorted({point[0] for point in points})
-    largest = max(v for p in points for v in p[1:] if v is not None)
+    largest = max(v for p in points for v in p[1:] if v is not None) or 1.0  # answers of no tokens have an axis too
     step = round_step(largest, 5)
     top = step * math.ceil(largest / step)
 

@@ -76,14 +76,15 @@ def judge(stages: list[dict[str, Any]], max_error_rate: float) -> tuple[Verdict,
 
 
 def _knee(stages: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """{concurrency, output_tokens_per_s} where the throughput curve of the closed-loop stages bends."""
+    """{concurrency, output_tokens_per_s} where the throughput curve of the closed-loop stages bends; by requests, and
+    None for the tokens, where the endpoint counts none."""
     closed = [s for s in stages if s["kind"] == "closed" and s["throughput"] and not s["stopped"]]
     rates = [float(s["throughput"]["output_tokens_per_s"] or s["throughput"]["requests_per_s"]) for s in closed]
     at = knee([float(s["concurrency"]) for s in closed], rates)
     if at is None:
         return None
     index = [s["concurrency"] for s in closed].index(int(at))
-    return {"concurrency": int(at), "output_tokens_per_s": rates[index]}
+    return {"concurrency": int(at), "output_tokens_per_s": closed[index]["throughput"]["output_tokens_per_s"]}
 
 
 def write_load_report(
@@ -146,7 +147,8 @@ def markdown(report: dict[str, Any]) -> str:
 def knee_line(report: dict[str, Any]) -> str:
     """The knee in words."""
     at = report["knee"]
-    return f"knee of the throughput curve: {at['concurrency']} at once, {at['output_tokens_per_s']:.4g} tokens/s"
+    tokens = at["output_tokens_per_s"]
+    return f"knee of the throughput curve: {at['concurrency']} at once" + (f", {tokens:.4g} tokens/s" if tokens else "")
 
 
 def _figure(summary: dict[str, Any] | None, name: str, interval: bool) -> str:

@@ -20,6 +20,7 @@ from tunegate.serve.load_plan import LoadOptions, Prompt, numbers, plan_stages, 
 from tunegate.serve.load_report import COLUMNS, About, knee_line, make_report, table_rows, write_load_report
 from tunegate.serve.load_test import run_load
 from tunegate.serve.machine_plan import choose_start
+from tunegate.serve.preflight import check_numbers
 from tunegate.serve.served_model import has_adapter
 from tunegate.serve.vllm_flags import ServeOptions
 from tunegate.serve.vllm_process import Endpoint, serving
@@ -69,13 +70,14 @@ def loadtest(
     A model, run or release is served for the test (vLLM flags after --) and stopped afterwards.
     """
     refuse_existing(report, force=force)
+    check_numbers(duration=duration, temperature=temperature, timeout=timeout, slo_ttft_ms=slo_ttft_ms,
+                  slo_tpot_ms=slo_tpot_ms, slo_e2e_ms=slo_e2e_ms)  # fmt: skip
     asked, about_prompts, source = _prompts(data, prompts)
     levels = numbers(concurrency or ("" if rate else "1,4,16"), "--concurrency", int)
     rates = numbers(rate or "", "--rate", float)
     stages = plan_stages(levels, rates, requests=requests, duration_s=duration, warm_up=warm_up)
-    generation = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed} | (
-        {"ignore_eos": True} if ignore_eos else {}
-    )
+    generation: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    generation |= {"ignore_eos": True} if ignore_eos else {}
     limits = {"ttft_ms": slo_ttft_ms, "tpot_ms": slo_tpot_ms, "e2e_ms": slo_e2e_ms}
     options = LoadOptions(
         stages=stages, generation=generation, slo={k: v for k, v in limits.items() if v is not None},

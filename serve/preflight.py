@@ -1,6 +1,7 @@
 """What would make vLLM's start fail, found in milliseconds before it: flags, weight files, template, cache, memory."""
 
 import json
+import math
 import os
 import resource
 from pathlib import Path
@@ -30,14 +31,23 @@ def flag(extra: tuple[str, ...], name: str) -> str | None:
     """The value of a flag among those passed on (`""` for a switch); None when it is not there. `_` and `-` are one."""
     for index, word in enumerate(extra):
         head, equals, value = word.partition("=")
-        if head.startswith("--") and head.replace("_", "-") == name:
+        if head.startswith("-") and head.replace("_", "-") == name:
             following = extra[index + 1] if index + 1 < len(extra) else ""
             return value if equals else "" if following.startswith("--") else following
     return None
 
 
+def check_numbers(**options: float | None) -> None:
+    """Refuse infinity and NaN, which no report and no timer takes. Raises UsageError."""
+    for name, value in options.items():
+        if value is not None and not math.isfinite(value):
+            raise UsageError(f"{value} is no number to use here", where=f"--{name.replace('_', '-')}")
+
+
 def check_flags(extra: tuple[str, ...]) -> None:
     """Refuse flags that are ours, and values vLLM would refuse after its imports. Raises UsageError."""
+    if extra and not extra[0].startswith("-"):
+        raise UsageError(f"{extra[0]!r} is no flag", hint="one TARGET; vLLM's flags come after --")
     for word in extra:
         head = word.partition("=")[0].replace("_", "-")
         for name, instead in OWN.items():

@@ -68,10 +68,18 @@ def records() -> list[dict[str, Any]]:
     found = []
     for path in folder().glob("*.json"):
         try:
-            found.append(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
             continue
-    return sorted(found, key=lambda r: int(r["port"]))
+        if _is_record(record):
+            found.append(record)
+    return sorted(found, key=lambda r: r["port"])
+
+
+def _is_record(value: Any) -> bool:
+    """Whether it has what the commands ask of a record; psutil would take a missing pid for its own."""
+    kinds = {"port": int, "pid": int, "pid_started": int | float, "state": str, "checked": int | float, "log": str}
+    return isinstance(value, dict) and all(isinstance(value.get(key), kind) for key, kind in kinds.items())
 
 
 def find(port: int | None) -> dict[str, Any]:

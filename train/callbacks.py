@@ -57,8 +57,7 @@ def make_callback(
                 self.at_settled = (self.busy, progress.tokens)
             if done == MEASURED_STEPS:
                 measured(self._rate(self.at_settled), peak_memory_gb())
-            if state.global_step >= state.max_steps:
-                control.should_log = True  # the last steps too, and a run shorter than --logging-steps
+            control.should_log |= state.global_step >= state.max_steps  # a run shorter than --logging-steps has a line too
             if stop.wanted():
                 control.should_save = checkpoints
                 control.should_training_stop = True

@@ -18,8 +18,8 @@ def compose(plan: DeployPlan) -> dict[str, Any]:
         "image": plan.options.image or VLLM_IMAGE,
         # Compose secrets are files; the guard takes its key from the environment.
         "entrypoint": ["/bin/sh", "-c", read_key, "vllm"],
-        "command": plan.server_flags,
-        "environment": plan.environment,
+        "command": [_literal(flag) for flag in plan.server_flags],
+        "environment": {name: _literal(value) for name, value in plan.environment.items()},
         "ports": [f"127.0.0.1:{PORT}:{PORT}"],
         "secrets": ["api-key"],
         "shm_size": "2gb",
@@ -41,6 +41,11 @@ def compose(plan: DeployPlan) -> dict[str, Any]:
         "secrets": {"api-key": {"file": "./api-key"}},
     }
     return document if plan.mounted else {**document, "volumes": {"cache": {}}}
+
+
+def _literal(text: str) -> str:
+    """Text as it is: Compose would put a variable of the host in the place of `$NAME`."""
+    return text.replace("$", "$$")
 
 
 def _volumes(plan: DeployPlan) -> list[str]:

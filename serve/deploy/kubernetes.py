@@ -59,7 +59,7 @@ def pod(plan: DeployPlan) -> dict[str, Any]:
         "name": "vllm",
         "image": plan.options.image or VLLM_IMAGE,
         "command": ["python3", "-m", SERVER_MODULE],
-        "args": plan.server_flags,
+        "args": [_literal(flag) for flag in plan.server_flags],
         "env": environment(plan),
         "ports": [{"name": "http", "containerPort": PORT}],
         "resources": resources(plan),
@@ -82,13 +82,18 @@ def pod(plan: DeployPlan) -> dict[str, Any]:
 
 def environment(plan: DeployPlan) -> list[dict[str, Any]]:
     """Settings by value, secrets by reference."""
-    found: list[dict[str, Any]] = [{"name": k, "value": v} for k, v in plan.environment.items()]
+    found: list[dict[str, Any]] = [{"name": k, "value": _literal(v)} for k, v in plan.environment.items()]
     found.append({"name": "TUNEGATE_INSTANCE", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}})
     found.append({"name": "TUNEGATE_API_KEY", "valueFrom": {"secretKeyRef": {"name": plan.secret, "key": "api-key"}}})
     if not plan.mounted:
         token = {"name": plan.secret, "key": "hf-token", "optional": True}
         found.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": token}})
     return found
+
+
+def _literal(text: str) -> str:
+    """Text as it is: Kubernetes would put a variable of the container in the place of `$(NAME)`, and read `$$` as `$`."""
+    return text.replace("$", "$$")
 
 
 def resources(plan: DeployPlan) -> dict[str, Any]:

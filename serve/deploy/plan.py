@@ -18,6 +18,7 @@ from tunegate.serve.vllm_flags import MIDDLEWARE, need_of
 
 MODELS = "/models"  # where a release is in a container
 PORT = 8000
+PARALLEL = {"--tensor-parallel-size": "-tp", "--pipeline-parallel-size": "-pp", "--data-parallel-size": "-dp"}
 COUNTS = (1, 2, 4, 8)  # GPUs a copy may take on one node
 PRE_STOP_S = 15  # a load balancer takes so long to notice that an instance leaves
 HOST_GB = 6.0  # memory beside the weights: vLLM's processes and pinned buffers (measured on the CPU: 4 GB)
@@ -119,6 +120,7 @@ def make_plan(target: Target, options: DeployOptions) -> DeployPlan:
     hub = isinstance(target, ModelSource) and target.kind == "hub"
     source = str(target.location) if isinstance(target, ModelSource) and hub else f"{MODELS}/{name}"
     sized = _sized(target, options)
+    _check_sizes(sized, options)
     flags = ["--model", source, "--served-model-name", model, "--max-model-len", str(options.max_model_len),
              "--max-num-seqs", str(options.max_num_seqs), "--generation-config", "vllm", "--enable-prefix-caching"]  # fmt: skip
     if isinstance(target, ModelSource) and target.revision:
@@ -152,6 +154,21 @@ def _sized(target: Target, options: DeployOptions) -> GpuPlan:
             last = error
     assert last is not None
     raise last
+
+
+def _check_sizes(sized: GpuPlan, options: DeployOptions) -> None:
+    """The user's own parallel sizes, with the planned ones, take the GPUs that the files reserve. Raises UsageError."""
+    asked, planned = 1, sized.tensor * sized.pipeline * sized.data
+    for name, short in PARALLEL.items():
+        own = preflight.flag(options.extra, name) or preflight.flag(options.extra, short)
+        value = own or preflight.flag(tuple(sized.flags()), name) or "1"
+        asked *= int(value) if value.isdecimal() else 1  # vLLM's parser refuses what is no number
+    if asked != planned:
+        raise UsageError(
+            f"the parallel sizes take {asked} GPUs a copy, the files would reserve {planned}",
+            where="--",
+            hint=f"--gpu {options.gpu.name}:{asked}, and every size that is not 1",
+        )
 
 
 def dns_label(text: str) -> str:

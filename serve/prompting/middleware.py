@@ -66,7 +66,8 @@ class PromptApp:
             prompting = self.promptings[request["model"]]
             messages = request["messages"]
             well_formed = all(isinstance(m, dict) and isinstance(m.get("role"), str) for m in messages)
-        except (ValueError, KeyError, TypeError):
+            json.dumps(request, ensure_ascii=False).encode()  # half of a surrogate pair: no tokenizer takes it
+        except (ValueError, KeyError, TypeError, RecursionError):
             return raw, None
         if not well_formed:
             return raw, None

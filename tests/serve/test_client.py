@@ -277,7 +277,8 @@ def test_the_key_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
     (tmp_path / "key").write_text("from-file\n")
     assert api_key(tmp_path / "key") == "from-file"
     (tmp_path / "key").write_text(" \n")
-    assert api_key(tmp_path / "key") is None
+    with pytest.raises(UserError, match="no key in this file"):
+        api_key(tmp_path / "key")
     with pytest.raises(UserError, match="no such key file"):
         api_key(tmp_path / "none")
 
