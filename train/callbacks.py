@@ -57,9 +57,7 @@ def make_callback(
                 self.at_settled = (self.busy, progress.tokens)
             if done == MEASURED_STEPS:
                 measured(self._rate(self.at_settled), peak_memory_gb())
-            control.should_log |= (
-                state.global_step >= state.max_steps
-            )  # a run shorter than --logging-steps has a line too
+            control.should_log |= state.global_step >= state.max_steps  # the last steps have a line too
             if stop.wanted():
                 control.should_save = checkpoints
                 control.should_training_stop = True
