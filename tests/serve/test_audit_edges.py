@@ -157,7 +157,8 @@ def test_a_url_that_leads_nowhere_is_wrong_use(url):
     "text",
     ["{}", "[]", '{"port": "x"}', '{"port": 1, "pid": null, "pid_started": 0, "state": "serving"}', "[" * 50_000],
 )
-def test_a_damaged_record_is_left_out(text, capsys):
+def test_a_damaged_record_is_left_out(text, capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNEGATE_CACHE", str(tmp_path))  # apart from servers that other tests have started
     (servers.folder() / "8000.json").write_text(text)
     assert servers.records() == []
     assert run(app, prog="ft serve", argv=["status", "--json"]) == 0
