@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import msgspec
 
 from tunegate.core import embedding
+from tunegate.core.console import warn
 from tunegate.core.errors import UserError, one_of
 from tunegate.core.files import canonical_json
 from tunegate.core.rows import Row, content_id
@@ -122,10 +123,8 @@ def with_accept_of(row: Row, copies: Sequence[Row]) -> Row:
 
 
 def refuse_mass_removal(rows: Sequence[Row], rejected: Sequence[Rejected], *, yes: bool) -> None:
-    """Raises UserError when more than half of what a source holds would go, for whatever reasons, unless `yes`.
-
-    rows: all that were read; lines that are no rows are among the rejected only.
-    """
+    """Raises UserError when more than half of a source's rows would go, for whatever reasons, unless `yes`. Lines that are no
+    rows are set aside because the user asked for it (--on-error reject): over half of them is a warning."""
     if yes:
         return
     before: dict[str, int] = defaultdict(int)
@@ -133,14 +132,15 @@ def refuse_mass_removal(rows: Sequence[Row], rejected: Sequence[Rejected], *, ye
     for row in rows:
         before[row.file] += 1
     for item in rejected:
-        before[item.file] += item.reason is Reason.MALFORMED
         removed[item.file][item.reason] += 1
     for file, reasons in removed.items():
+        lost = reasons.pop(Reason.MALFORMED, 0)
+        if lost > MOST_REMOVED * (before[file] + lost):
+            warn(f"{file}: {lost} of {before[file] + lost} lines are no rows (ft data check says why)")
         total = sum(reasons.values())
         if total > MOST_REMOVED * before[file]:
             why = ", ".join(f"{reason} {count}" for reason, count in sorted(reasons.items()))
-            unread = reasons[Reason.MALFORMED] + reasons[Reason.DUPLICATE_ID]
-            look = "check" if unread > total / 2 else "dedup"
+            look = "check" if reasons[Reason.DUPLICATE_ID] > total / 2 else "dedup"
             raise UserError(
                 f"cleaning would remove {total} of {before[file]} rows ({why})",
                 where=file,

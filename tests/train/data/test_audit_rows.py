@@ -128,13 +128,15 @@ def test_the_rows_of_a_source_are_counted_whatever_side_they_went_to(ft: Any, tm
 
 
 @pytest.mark.parametrize("command", ["prepare", "split", "clean", "dedup"])
-def test_lines_that_are_no_rows_count_as_lost(ft: Any, tmp_path: Path, command: str) -> None:
+def test_many_lines_that_are_no_rows_are_warned_of(
+    ft: Any, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("tunegate.train.data.dedup.warn", said.append)
     source = write(tmp_path / "a.jsonl", [*words(20), *["{"] * 80])
     options = ("--on-error", "reject", "--out", tmp_path / "d", *(QUIET if command in ("prepare", "dedup") else ()))
-    said = says(ft(command, source, *options))
-    assert "cleaning would remove 80 of 100 rows (malformed 80)" in said
-    assert "ft data check" in said
-    assert ft(command, source, *options, "--yes")[0] == 0
+    assert ft(command, source, *options)[0] == 0
+    assert said == [f"{source}: 80 of 100 lines are no rows (ft data check says why)"]
 
 
 def test_ids_that_stand_twice_count_as_lost(ft: Any, tmp_path: Path) -> None:
