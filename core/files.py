@@ -157,7 +157,11 @@ def refuse_input(out: Path, *read: str | Path) -> None:
     place = out.resolve()
     for path in (Path(name) for name in read if str(name)):
         if path.exists() and path.resolve().is_relative_to(place):
-            raise UserError(f"{path} is read: it would be replaced", where=str(out), hint="choose another --out")
+            raise UserError(
+                f"would replace the input {path}: what is read would be replaced by what is made of it",
+                where=str(out),
+                hint="choose another --out",
+            )
 
 
 def refuse_existing_file(path: Path, *, force: bool | None = None) -> None:

@@ -196,6 +196,18 @@ def verify(folder: Path) -> list[dict[str, str]]:
     return problems
 
 
+def refuse_changed(folder: Path, what: str) -> None:
+    """Raise UserError for a folder that is not as it was written: what is made of it would name bytes that it is not made of.
+    what: how the message calls it."""
+    problems = verify(folder)
+    if problems:
+        raise UserError(
+            f"{what} is not as it was written: {problems[0]['path']}: {problems[0]['problem']}",
+            where=str(folder),
+            hint=f"ft verify {folder}",
+        )
+
+
 def own_files(folder: Path) -> list[str]:
     """The files that a folder's manifest lists: all but the manifest, its signature, and sub-folders with a manifest.
 

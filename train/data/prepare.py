@@ -15,7 +15,7 @@ from pathlib import Path
 from tunegate.core import manifest
 from tunegate.core.artifacts import Dataset
 from tunegate.core.errors import UserError
-from tunegate.core.files import new_folder, write_json, write_jsonl
+from tunegate.core.files import new_folder, refuse_input, write_json, write_jsonl
 from tunegate.core.manifest import Input
 from tunegate.core.profile import DatasetProfile
 from tunegate.core.rows import Row, content_id, read_rows
@@ -28,7 +28,7 @@ from tunegate.train.data.labels import labels, no_row_has, of_key, reader
 from tunegate.train.data.language import language
 from tunegate.train.data.lines import Fault
 from tunegate.train.data.normalize import input_key, normalized, prompt_key, user_text
-from tunegate.train.data.read import Reading, refuse_own_input, sources
+from tunegate.train.data.read import Reading, sources
 from tunegate.train.data.rejected import Reason, Rejected, tally
 from tunegate.train.data.split import Split, SplitConfig, split
 from tunegate.train.data.tokens import Counter, Sizer, counter
@@ -92,7 +92,7 @@ def prepare(
     Raises UserError for bad input (with `on_error` stop: the first malformed line), before anything is written.
     """
     sources(names)
-    refuse_own_input(out, [*names, *([] if config.keep_eval is None else [str(config.keep_eval)])])
+    refuse_input(out, *names, config.keep_eval or "")
     rejected: list[Rejected] = []
     everyone = admitted(rows_of(names, config.reading, mapped), config, rejected)
     rows_in = len(everyone) + len(rejected)

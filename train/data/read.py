@@ -76,14 +76,6 @@ def sources(names: Iterable[str]) -> list[Path]:
     return files
 
 
-def refuse_own_input(out: Path, names: Iterable[str]) -> None:
-    """Raises UserError where the output is one of the sources or a folder that holds one: replacing it would lose them."""
-    place = out.resolve()
-    for name in names:
-        if not name.startswith(("builtin:", hub.PREFIX)) and Path(name).resolve().is_relative_to(place):
-            raise UserError(f"would replace the input {name}", where=str(out), hint="choose another --out")
-
-
 def _dataset(path: Path) -> list[Path]:
     """The rows of a folder that we wrote: a Dataset's train and eval, what `clean` and `dedup` kept; empty for any other."""
     kind = manifest.read(path).kind if manifest.is_finished(path) else ""

@@ -10,7 +10,7 @@ from pathlib import Path
 from tunegate.core import manifest
 from tunegate.core.artifacts import Dataset
 from tunegate.core.errors import UserError, nearest
-from tunegate.core.files import new_folder, refuse_existing, refuse_existing_file, write_jsonl, write_text
+from tunegate.core.files import new_folder, refuse_existing, refuse_existing_file, refuse_input, write_jsonl, write_text
 from tunegate.core.model_source import BUILTIN_PREFIX
 from tunegate.core.profile import DatasetProfile
 from tunegate.core.rows import KEYS, Row
@@ -26,7 +26,7 @@ from tunegate.train.data.leakage import Leakage
 from tunegate.train.data.leakage import leakage as compare
 from tunegate.train.data.lines import Fault
 from tunegate.train.data.prepare import PrepareConfig, admitted, profile_of, source_inputs
-from tunegate.train.data.read import Reading, read, read_records, refuse_own_input, sources, strictly
+from tunegate.train.data.read import Reading, read, read_records, sources, strictly
 from tunegate.train.data.rejected import Rejected
 from tunegate.train.data.tokens import Counter as TokenCounter
 from tunegate.train.data.tokens import Size, Sizer, counter, sizes, warn_if_estimated
@@ -134,7 +134,7 @@ def _length_findings(row: Row, size: Size, max_length: int, source: str) -> Iter
 def clean(names: Sequence[str], out: Path, config: PrepareConfig, *, force: bool) -> tuple[int, list[Row], Cleaned]:
     """Clean row by row into a folder: (rows in, rows kept, what was removed and found)."""
     refuse_existing(out, force=force)
-    refuse_own_input(out, names)
+    refuse_input(out, *names)
     rejected: list[Rejected] = []
     rows = admitted(read(names, config.reading), config, rejected)
     tokens = counter(config.model)
@@ -152,7 +152,7 @@ def dedup(
     """Deduplicate sources, into a folder when there is `out`; the work runs on the engine `mapped`."""
     if out is not None:
         refuse_existing(out, force=force)
-        refuse_own_input(out, names)
+        refuse_input(out, *names)
     rejected: list[Rejected] = []
     rows = admitted(rows_of(names, config.reading, mapped), config, rejected)
     result = deduplicate(rows, config.dedup, mapped)
@@ -185,7 +185,7 @@ def convert(
 ) -> int:
     """Write sources in another format; returns the number of rows. Nothing is written when one is refused."""
     refuse_existing_file(out, force=force)
-    refuse_own_input(out, names)
+    refuse_input(out, *names)
     if needed := [key for key in drop if key in ("messages", "conversations", "instruction", "output")]:
         raise UserError(f"a row is nothing without {needed[0]!r}", where=f"--drop {needed[0]}")
     found: set[str] = set()

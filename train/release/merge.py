@@ -91,7 +91,7 @@ def merge(
         raise UserError(
             "the run's chat template is not the one it was trained with", where=str(run.path), hint="ft verify"
         )
-    _as_written(run)
+    manifests.refuse_changed(run.path, "the run")
     with _release(run, base, config, out, force=force) as (folder, facts):
         if config.keep_adapter:
             facts |= _keep(run, folder)
@@ -142,17 +142,6 @@ def _same_base(run: Run, base: ModelSource) -> None:
             f"the base model {base.spec!r} has changed since the run was trained on it",
             where=base.location,
             hint="restore the base the run was trained on; its digest is in the run's manifest",
-        )
-
-
-def _as_written(run: Run) -> None:
-    """Raise UserError for a run that was changed since: the release would name bytes that it is not made of."""
-    problems = manifests.verify(run.path)
-    if problems:
-        raise UserError(
-            f"the run is not as it was written: {problems[0]['path']}: {problems[0]['problem']}",
-            where=str(run.path),
-            hint=f"ft verify {run.path}",
         )
 
 

@@ -100,7 +100,7 @@ def promote(
     Raises UserError when the folder, the decision or its report was changed, when the decision is not PASS, or when it is
     for other bytes.
     """
-    _unchanged(artifact.path, "the release")
+    manifests.refuse_changed(artifact.path, "the release")
     evidence = evidence_for(artifact, gate)
     promotion = Promotion(
         action="promote",
@@ -120,7 +120,7 @@ def promote(
 def evidence_for(artifact: Release | Run, folder: Path) -> Evidence:
     """The decision in `folder` (a GateDecision, or an EvalReport with one inside), proven to be a PASS for `artifact`."""
     gate = _decision(folder)
-    _unchanged(gate.path, "the gate's decision")
+    manifests.refuse_changed(gate.path, "the gate's decision")
     decision: dict[str, Any] = read_json(gate.path / "decision.json")
     verdict = decision.get("decision")
     if verdict != "PASS" or gate.manifest.facts.get("decision") != "PASS":
@@ -244,24 +244,13 @@ def _report(judged: Input, gate: GateDecision) -> EvalReport:
     """The report that the decision was made on: where it was, or the folder that the decision lies in."""
     for folder in (gate.path.resolve().parent, Path(judged.path)):
         if manifests.is_finished(folder) and manifests.read(folder).digest == judged.digest:
-            _unchanged(folder, "the report")
+            manifests.refuse_changed(folder, "the report")
             return EvalReport.open(folder)
     raise UserError(
         f"the report that the decision was made on (digest {judged.digest[:12]}) is not where it was, or was changed",
         where=judged.path,
         hint="put it back, or judge again: ft eval ... --against BASELINE",
     )
-
-
-def _unchanged(folder: Path, what: str) -> None:
-    problems = manifests.verify(folder)
-    if problems:
-        first = problems[0]
-        raise UserError(
-            f"{what} is not as it was written: {first['path']}: {first['problem']}",
-            where=str(folder),
-            hint=f"ft verify {folder}",
-        )
 
 
 def _words(system: Input | None) -> str:
