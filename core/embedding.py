@@ -1,6 +1,6 @@
 """Texts as unit vectors, by the packaged MiniLM or any sentence encoder of the hub. Needs no network by default."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -90,6 +90,29 @@ def load(spec: str = BUILTIN, *, quick: bool = False) -> Embedder:
     weights = sorted(Path(location).glob("*.safetensors")) if folder.is_dir() else []
     digest = sha256_text("".join(map(sha256_file, weights))) if weights else sha256_text(spec)
     return Embedder(spec=spec, digest=digest, tokenizer=tokenizer, model=model)
+
+
+@lru_cache(maxsize=2)
+def word_vectors(spec: str = BUILTIN) -> "tuple[Callable[[Sequence[str]], list[list[int]]], NDArray[np.float32]]":
+    """(texts -> their token ids, up to 256 each, without special tokens; float32 [vocabulary, d] of the encoder's input words).
+
+    Of the packaged encoder nothing else is loaded: torch and the model take seconds. Raises UserError as `load` does.
+    """
+    if spec == BUILTIN:
+        from safetensors import safe_open
+        from tokenizers import Tokenizer
+
+        with safe_open(_builtin() / "model.safetensors", "numpy") as stored:
+            words = stored.get_tensor("embeddings.word_embeddings.weight")
+        fast = Tokenizer.from_file(str(_builtin() / "tokenizer.json"))
+        fast.no_padding()
+        fast.enable_truncation(MAX_TOKENS)
+        return lambda texts: [e.ids for e in fast.encode_batch_fast(list(texts), add_special_tokens=False)], words
+    encoder = load(spec, quick=True)
+    words = encoder.model.get_input_embeddings().weight.detach().float().numpy()
+    return lambda texts: encoder.tokenizer(
+        list(texts), add_special_tokens=False, truncation=True, max_length=MAX_TOKENS
+    )["input_ids"], words
 
 
 def _builtin() -> Path:

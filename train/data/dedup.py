@@ -3,8 +3,8 @@
 exact        the same messages and tools, byte for byte
 normalized   the same input (every turn, the tools) after NFKC, case folding and punctuation to space, and the same answer
              (numbers with their signs, decimal points and commas; tool calls by value, whatever their ids are)
-near         the same system text and tools, inputs whose nearness (`judge`: MiniLM's cosine) is at least the threshold, the
-             same numbers and symbols in them, and the same answer
+near         the same system text and tools, inputs one letter apart or whose nearness (`judge`: MiniLM's cosine) is at least
+             the threshold, the same numbers and symbols in them, and the same answer
 conflict     the same normalised input, another answer: listed, kept
 The answer is all that a row teaches: text or calls, reasoning before it, and other admissible outputs (`accept`). Copies that
 differ in nothing but `accept` are one row, which gets the admissible outputs of all.
@@ -225,9 +225,7 @@ def _near(
         return rows, NearStep(), None
     judged = judge(config.near_model, config.near_threshold, mapped)
     step = near_step(rows, judged, mapped)
-    rule = f"{judged.named}; {SAME}"
-    removed += [
-        _Removal(row=pair.b, reason=Reason.DUPLICATE_NEAR, twin=pair.a, rule=rule, score=pair.score)
-        for pair in step.twins
-    ]
+    for pair in step.twins:
+        rule = f"{judged.named_for(spelling=pair.spelling)}; {SAME}"
+        removed.append(_Removal(row=pair.b, reason=Reason.DUPLICATE_NEAR, twin=pair.a, rule=rule, score=pair.score))
     return step.kept, step, judged

@@ -127,13 +127,14 @@ def _near(train: Sequence[Row], held_out: Sequence[Row], judged: Judge, found: d
         for at, text, keys in zip(missed, texts, band_keys(texts), strict=True)
     ]
     pairs = [(text, train_texts[twin], overlap) for _, text, near in candidates for twin, overlap in near]
-    scores = iter(judged.scores(pairs) if pairs else [])
+    verdicts = iter(judged.verdicts(pairs))
     count = 0
     for at, _, near in candidates:
-        score, twin = max(((next(scores), -twin) for twin, _ in near), default=(0.0, 0))
-        if near and score >= judged.threshold:
+        scored = [(next(verdicts), twin) for twin, _ in near]
+        verdict, twin = max(scored, key=lambda item: (item[0].near, item[0].score, -item[1]), default=(None, 0))
+        if verdict is not None and verdict.near:
             count += 1
-            found.setdefault(at, _hit(held_out[at], [train[-twin]], "near", score))
+            found.setdefault(at, _hit(held_out[at], [train[twin]], "near", verdict.score))
     return count
 
 

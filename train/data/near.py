@@ -42,6 +42,14 @@ def similarity(a: str, b: str) -> float:
     return jaccard(a, b) if same_numbers(a, b) else 0.0
 
 
+def letter_apart(a: str, b: str) -> bool:
+    """Whether one letter put in, left out or exchanged makes one text the other."""
+    if abs(len(a) - len(b)) > 1:
+        return False
+    at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return a[at + (len(a) >= len(b)) :] == b[at + (len(b) >= len(a)) :]
+
+
 def same_numbers(a: str, b: str) -> bool:
     """Whether two texts have the same numbers and symbols in the same order."""
     return _exact(a) == _exact(b)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from tunegate.core.files import canonical_json
 from tunegate.core.rows import Row
 from tunegate.train.data.engine import Mapped
-from tunegate.train.data.judge import Judge
+from tunegate.train.data.judge import Judge, Verdict
 from tunegate.train.data.near import NearIndex, band_keys, same_numbers
 from tunegate.train.data.normalize import calls_of, exact_numbers, normalized, target_key
 
@@ -21,11 +21,12 @@ BORDER = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """Two rows: the kept one first. score: nearness of their inputs, 1.0 under a rule of equality."""
+    """Two rows: the kept one first. score: nearness of their inputs, 1.0 under a rule of equality; spelling: by letters."""
 
     a: Row
     b: Row
     score: float
+    spelling: bool = False
 
     def to_json(self) -> dict[str, object]:
         """Ids, places, texts and answers, for `pairs.jsonl` and `--json`."""
@@ -41,7 +42,7 @@ class Pair:
 @dataclass(kw_only=True)
 class NearStep:
     """What the near rule found. twins: a row that goes as `b`, for `a`. best: for each row with a near one the highest
-    score, and the highest among those with its answer. skipped: comparisons left out of over-full buckets."""
+    score, and the highest among those with its answer (1 where letters decided: no threshold changes that). skipped: comparisons left out of over-full buckets."""
 
     kept: list[Row] = field(default_factory=list)
     twins: list[Pair] = field(default_factory=list)
@@ -74,6 +75,7 @@ class _Seen:
 
 
 Found = list[tuple[_Seen, float]]
+Judged = list[tuple[_Seen, Verdict]]
 
 
 def near_step(rows: Sequence[Row], judge: Judge, mapped: Mapped = map) -> NearStep:
@@ -91,11 +93,8 @@ def near_step(rows: Sequence[Row], judge: Judge, mapped: Mapped = map) -> NearSt
         candidates, inside = _candidates(block, index, kept, judge.floor)
         for (seen, found), places in zip(candidates, close[start : start + BLOCK], strict=False):
             found += _by_words(seen, found, [everyone[at] for at in places if id(everyone[at]) not in gone])
-        flat = [(seen.text, other.text, overlap) for seen, found in candidates for other, overlap in found]
-        scores = iter(judge.scores(flat)) if flat else iter(())
-        for seen, found in candidates:
-            scored = [(other, next(scores)) for other, _ in found]
-            if not _decide(seen, [(o, s) for o, s in scored if id(o) not in gone], judge, step):
+        for seen, judged in _judged(candidates, judge):
+            if not _decide(seen, [item for item in judged if id(item[0]) not in gone], judge, step):
                 gone.add(id(seen))
                 continue
             step.kept.append(seen.row)
@@ -147,22 +146,44 @@ def _by_words(seen: _Seen, found: Found, close: list[_Seen]) -> Found:
     return [(other, 0.0) for other in rest]
 
 
-def _decide(seen: _Seen, scored: Found, judge: Judge, step: NearStep) -> bool:
+def _judged(candidates: list[tuple[_Seen, Found]], judge: Judge) -> list[tuple[_Seen, Judged]]:
+    """The verdicts on each row's candidates. A row that goes by its spelling for one that surely stays keeps that pair alone:
+    nothing is asked about it."""
+    going: dict[int, tuple[_Seen, float]] = {}
+    unsure: set[int] = set()
+    for seen, found in candidates:
+        alike = [(o, overlap) for o, overlap in found if o.answer == seen.answer and id(o) not in going]
+        stays = (item for item in alike if id(item[0]) not in unsure)
+        if twin := next((item for item in stays if judge.sure((seen.text, item[0].text, item[1]))), None):
+            going[id(seen)] = twin
+        elif alike:
+            unsure.add(id(seen))
+    left = [
+        (seen, [going[id(seen)]] if id(seen) in going else [item for item in found if id(item[0]) not in going])
+        for seen, found in candidates
+    ]
+    verdicts = iter(judge.verdicts([(seen.text, o.text, overlap) for seen, found in left for o, overlap in found]))
+    return [(seen, [(other, next(verdicts)) for other, _ in found]) for seen, found in left]
+
+
+def _decide(seen: _Seen, judged: Judged, judge: Judge, step: NearStep) -> bool:
     """Whether the row stays; what was found goes into `step`."""
-    lowest, row = judge.curve[-1], seen.row
-    found = sorted((item for item in scored if item[1] >= lowest), key=lambda item: -item[1])
+    row = seen.row
+    found = [(other, verdict, 1.0 if verdict.spelling else verdict.score) for other, verdict in judged]
+    found = sorted((item for item in found if item[2] >= judge.curve[-1]), key=lambda item: -item[2])
     if found:
-        same = max((score for other, score in found if other.answer == seen.answer), default=0.0)
-        step.best.append((found[0][1], same))
-    around = [Pair(a=o.row, b=row, score=s) for o, s in found if abs(s - judge.threshold) <= BORDER]
+        same = max((score for other, _, score in found if other.answer == seen.answer), default=0.0)
+        step.best.append((found[0][2], same))
+    pairs = [(other, Pair(a=other.row, b=row, score=v.score, spelling=v.spelling), v.near) for other, v, _ in found]
+    around = [pair for _, pair, _ in pairs if not pair.spelling and abs(pair.score - judge.threshold) <= BORDER]
     step.borderline += sorted(around, key=lambda pair: abs(pair.score - judge.threshold))[:1]
-    near = [item for item in found if item[1] >= judge.threshold]
-    twin = next((item for item in near if item[0].answer == seen.answer), None)
+    near = [(other, pair) for other, pair, is_near in pairs if is_near]
+    twin = next((pair for other, pair in near if other.answer == seen.answer), None)
     if twin is not None:
-        step.twins.append(Pair(a=twin[0].row, b=row, score=twin[1]))
+        step.twins.append(twin)
         return False
-    unlike = [item for item in near if item[0].text != seen.text]  # equal texts are conflicts, listed already
-    step.contrast += [Pair(a=other.row, b=row, score=score) for other, score in unlike[:1]]
+    unlike = [pair for other, pair in near if other.text != seen.text]  # equal texts are conflicts, listed already
+    step.contrast += unlike[:1]
     return True
 
 

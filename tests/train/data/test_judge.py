@@ -16,7 +16,7 @@ from tunegate.train.data import words
 from tunegate.train.data.cli import app
 from tunegate.train.data.dedup import DedupConfig, deduplicate
 from tunegate.train.data.judge import judge
-from tunegate.train.data.near import similarity
+from tunegate.train.data.near import letter_apart, similarity
 
 LONG = "please book a table at the italian restaurant near the station for two people on friday evening"
 
@@ -47,7 +47,7 @@ def embedded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_only_candidates_are_embedded_and_the_cosine_decides(embedded: list[str]) -> None:
-    near, far = LONG.replace("friday evening", "friday evenings"), "where is my new bank card, it has not come"
+    near, far = LONG.replace("friday evening", "friday afternoon"), "where is my new bank card, it has not come"
     found = deduplicate(rows(LONG, near, far), DedupConfig())
     assert set(embedded) == {LONG, near}
     (gone,) = found.rejected
@@ -56,7 +56,89 @@ def test_only_candidates_are_embedded_and_the_cosine_decides(embedded: list[str]
     assert gone.score == pytest.approx(float(vectors[0] @ vectors[1]), abs=5e-3)  # bfloat16 against float32
     assert gone.rule == "cosine of builtin:minilm >= 0.95; same numbers and symbols; same answer"
     assert found.judged is not None
+    assert found.judged.named == (
+        "cosine of builtin:minilm >= 0.95, or one letter apart and overlap of character 4-grams >= 0.9"
+    )
     assert [point["threshold"] for point in found.curve] == list(found.judged.curve)
+
+
+LETTERS = [LONG + "s", LONG.replace("italian", "itallian"), LONG.replace("station", "statiun"), LONG[:-1]]
+
+
+@pytest.mark.parametrize("other", LETTERS)
+def test_one_letter_apart_is_near_and_the_encoder_is_not_asked(other: str, embedded: list[str]) -> None:
+    found = deduplicate(rows(LONG, other, "where is my new bank card"), DedupConfig())
+    (gone,) = found.rejected
+    assert (gone.kept, gone.score) == ("r0", round(similarity(LONG, other), 4))
+    assert gone.rule == (
+        "one letter apart and overlap of character 4-grams >= 0.9; same numbers and symbols; same answer"
+    )
+    assert embedded == []
+    assert {point["rows"] for point in found.curve} == {1}  # at every threshold
+    assert found.borderline == []
+    (contrast,) = deduplicate(rows(LONG, other, answers=["a", "b"]), DedupConfig()).contrast_pairs
+    assert (contrast.b.id, contrast.spelling, embedded) == ("r1", True, [])
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        LONG.replace("for two", "for ten"),
+        LONG + "es",
+        LONG.replace("near", "not near"),
+        LONG.replace("people", "poeple"),
+    ],
+)
+def test_two_letters_apart_are_for_the_encoder(other: str, embedded: list[str]) -> None:
+    deduplicate(rows(LONG, other), DedupConfig())
+    assert set(embedded) == {LONG, other}
+
+
+def test_a_stricter_threshold_is_the_encoders_alone(embedded: list[str]) -> None:
+    deduplicate(rows(LONG, LONG + "s"), DedupConfig(near_threshold=0.96))
+    assert set(embedded) == {LONG, LONG + "s"}
+    assert judge("builtin:minilm", 0.96).named == "cosine of builtin:minilm >= 0.96"
+
+
+def test_a_row_goes_by_its_spelling_only_for_one_that_stays(embedded: list[str]) -> None:
+    """b is one letter from c, and itself near a by the encoder: c may not go for b unless b is kept."""
+    a, b = LONG, LONG.replace("friday evening", "friday afternoon")
+    c = b + "s"
+    found = deduplicate(rows(a, b, c), DedupConfig())
+    assert set(embedded) == {a, b, c}
+    kept = {row.id for row in found.kept}
+    assert {gone.kept for gone in found.rejected} <= kept
+    assert [(gone.line, gone.kept) for gone in found.rejected] == [(1, "r0"), (2, "r0")]
+    apart = deduplicate(rows(a, b, c, answers=["x", "a", "a"]), DedupConfig())
+    assert [(gone.line, gone.kept) for gone in apart.rejected] == [(2, "r1")]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [("cat", "cat", True), ("cat", "cut", True), ("cat", "cats", True), ("cats", "cat", True), ("cat", "at", True),
+     ("", "a", True), ("", "", True), ("cat", "act", False), ("cat", "catty", False), ("cat", "dog", False),
+     ("ab", "", False), ("abc", "acb", False)],
+)  # fmt: skip
+def test_letter_apart(a: str, b: str, expected: bool) -> None:
+    assert letter_apart(a, b) is letter_apart(b, a) is expected
+
+
+def test_word_vectors_are_those_of_the_model() -> None:
+    """Read from its files without loading it."""
+    encoder = embedding.load()
+    ids, vectors = embedding.word_vectors()
+    assert np.array_equal(vectors, encoder.model.get_input_embeddings().weight.detach().numpy())
+    texts = [LONG, "", "a\u0301 naïve Ärger 漢字 emoji 😀 don't", "word " * 300]
+    expected = encoder.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=256)["input_ids"]
+    assert ids(texts) == expected
+
+
+def test_words_in_bfloat16_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [LONG, "where is my new bank card", "has the parcel come", LONG + " please", "where is my bank card now"]
+    plain = words.neighbours(texts, embedding.BUILTIN)
+    monkeypatch.setattr(words, "PLAIN_MOST", 0)
+    monkeypatch.setattr(words, "bf16_flags", lambda: ["amx_bf16"])
+    assert words.neighbours(texts, embedding.BUILTIN) == plain != [[]] * 5
 
 
 def test_a_change_of_meaning_is_kept_though_the_letters_are_near() -> None:
@@ -145,7 +227,7 @@ def test_without_the_package_the_letters_decide_and_it_is_said(
 def test_an_encoder_of_ones_own(tmp_path: Path) -> None:
     """A folder works as a hub id does; one that is no encoder is refused by name."""
     folder = embedding._builtin()
-    (gone,) = deduplicate(rows(LONG, LONG + "s"), DedupConfig(near_model=str(folder))).rejected
+    (gone,) = deduplicate(rows(LONG, LONG.replace("evening", "afternoon")), DedupConfig(near_model=str(folder))).rejected
     assert str(folder) in (gone.rule or "")
     with pytest.raises(UserError) as caught:
         judge(str(tmp_path))
