@@ -5,11 +5,13 @@ from typing import Any
 
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import Run
+from tunegate.core.console import warn
 from tunegate.core.errors import UserError, first_line
 from tunegate.core.files import read_json
 from tunegate.core.manifest import Input
 from tunegate.core.model_source import ModelSource
 from tunegate.serve.served_model import ADAPTER
+from tunegate.train import same_model
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -39,23 +41,42 @@ def settings(folder: Path) -> dict[str, Any]:
     }
 
 
-def as_input(folder: Path, base: Input) -> Input:
-    """The adapter as an input of the run. Raises UserError when its run was trained on other weights than `base`, and for
-    one in another format than ours."""
+def as_input(folder: Path, source: ModelSource, base: Input) -> Input:
+    """The adapter as an input of the run. base: `source.as_input()`. Raises UserError when it was trained on another model
+    than `source`, as its run or its own config says, and for one in another format than ours."""
     if not manifests.is_finished(folder):
         if not (folder / WEIGHTS).is_file():
             hint = "save it with PEFT's safe_serialization"
             raise UserError(
                 f"no {WEIGHTS}: an adapter in another format (a pickle) is not read", where=str(folder), hint=hint
             )
+        _check_base(folder / ADAPTER, source)
         return Input.of_file(folder / WEIGHTS, "adapter")
     run = Run.open(folder)
     before = next((i for i in run.manifest.inputs if i.role == "base_model"), None)
-    if before is not None and before.digest != base.digest:
+    if before is not None and not same_model.same_digest(source, base, before.digest):
         raise UserError(
             f"the adapter was trained on other weights ({before.path})", where=str(folder), hint="give that model"
         )
     return run.as_input("adapter")
+
+
+def _check_base(path: Path, source: ModelSource) -> None:
+    """Hold an adapter that no run vouches for against the model: equal shapes fit, whatever it was trained on."""
+    config = read_json(path)
+    named = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not isinstance(named, str) or not named:
+        warn(f"{path}: names no base model; whether the adapter was trained on {source.spec} is not known")
+        return
+    same = same_model.named_so(named, source)
+    if same is None:
+        warn(f"{path}: its base is {named}, which is not here; whether that is {source.spec} is not known")
+    elif not same:
+        raise UserError(
+            f"the adapter was trained on {named}, not on {source.spec}",
+            where=str(path),
+            hint=f"--model {named}; where both are one model, write {base_name(source)} as its base_model_name_or_path",
+        )
 
 
 def load(model: Any, folder: Path) -> Any:

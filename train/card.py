@@ -32,6 +32,7 @@ def write(folder: Path, facts: dict[str, Any], config: TrainConfig, source: Mode
         f"- {facts['steps']} steps, learning rate {config.learning_rate:g}, {config.lr_scheduler_type}",
         f"- rows: {mask['rows']}, loss on {mask['label_tokens']:,} of {mask['tokens']:,} tokens (the answers); left out as too long: {mask['too_long']}",
         *([f"- validation loss per answer token: {facts['validation_loss']:.4f} ({facts['validation_rows']} rows)"] if facts["validation_loss"] is not None else []),
+        *(["- some steps are missing in `metrics.jsonl` and `loss.svg`: they were lost before a resume"] if facts.get("metrics_lost_bytes") else []),
         "- settings: `config.yaml`; loss: `metrics.jsonl`, `loss.svg`; lineage and hashes: `manifest.json`, checked by `ft verify`",
         "\nThe base model's licence applies to this model too. A validation loss says nothing of its answers: judge them with `ft eval`.",
     ]  # fmt: skip

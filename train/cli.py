@@ -1,6 +1,7 @@
 """`ft train`: options, opening folders, printing. Every key of TrainConfig is an option."""
 
 import dataclasses
+import functools
 import inspect
 import sys
 import typing
@@ -19,12 +20,12 @@ from tunegate.core.files import refuse_existing, refuse_input
 from tunegate.core.methods import WEIGHTLESS
 from tunegate.core.model_source import ModelSource
 from tunegate.core.model_source import resolve as resolve_model
-from tunegate.train import adapters, dry_run_view, thread_waits
+from tunegate.train import adapters, dry_run_view, same_model, thread_waits
 from tunegate.train.advice import rate_note, warnings
 from tunegate.train.config import TrainConfig, field_types, from_file, keys_of, resolve
 from tunegate.train.config import as_json as config_json
 from tunegate.train.launch_options import launch_fields, launch_of
-from tunegate.train.stop import Interrupted
+from tunegate.train.stop import Interrupted, told
 from tunegate.train.work import FREE
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -140,6 +141,8 @@ def _check(
     """(prepared rows, forecast), shown. refuse: raise UserError for a run that cannot fit."""
     from tunegate.train import sft, template_check
 
+    if dry_run and config.adapter:
+        adapters.as_input(Path(config.adapter), source, source.as_input())
     if (size := _size_b(source)) is not None:
         say(rate_note(config, size))
     ready = sft.prepare(dataset, source, config)
@@ -191,9 +194,19 @@ def _finished(out_folder: Path, dataset: Dataset, config: TrainConfig) -> Run | 
     if not manifests.is_finished(out_folder):
         return None
     run = Run.open(out_folder)
-    made_from = next((i.digest for i in run.manifest.inputs if i.role == "dataset"), None)
+    made_from = {i.role: i.digest for i in run.manifest.inputs}
     same = _weighty(run.manifest.config) == _weighty(config_json(_as_trained(config)))
-    return run if same and made_from == dataset.digest else None
+    if not same or made_from.get("dataset") != dataset.digest:
+        return None
+    return run if _same_model(run, config.model, made_from.get("base_model", "")) else None
+
+
+def _same_model(run: Run, spec: str, digest: str) -> bool:
+    """Whether `spec` is the model of a finished run, or another spelling of it. digest: of that model."""
+    if run.manifest.config.get("model") == spec:
+        return True
+    source = resolve_model(spec)
+    return same_model.same_digest(source, source.as_input(), digest)
 
 
 def _as_trained(config: TrainConfig) -> TrainConfig:
@@ -204,8 +217,8 @@ def _as_trained(config: TrainConfig) -> TrainConfig:
 
 
 def _weighty(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that decide the weights: `--resume` takes the others as they come."""
-    return {key: value for key, value in config.items() if key not in FREE}
+    """The settings that decide the weights, the model apart: `--resume` takes the others as they come."""
+    return {key: value for key, value in config.items() if key not in (*FREE, "model")}
 
 
 def _show_run(run: Run, *, as_json: bool) -> None:
@@ -270,6 +283,17 @@ def _print_settings(settings: dict[str, Any]) -> None:
         say(f"  {key:<{width}}  {shown}  ({setting.origin})")
 
 
+def _interruptible(function: Any) -> Any:
+    """`function`, with Ctrl-C and SIGTERM told as `--json` tells an error."""
+
+    @functools.wraps(function)
+    def called(**options: Any) -> None:
+        with told(options["out_folder"], as_json=options["as_json"]):
+            function(**options)
+
+    return called
+
+
 def _with_config_options(function: Any) -> Any:
     """Give `function` one optional keyword option for each TrainConfig key, and those of a launch, in place of its **flags."""
     signature = inspect.signature(function)
@@ -300,4 +324,4 @@ def _option(spec: Any, kind: Any, panel: str) -> tuple[str, Any]:
 
 app.command(
     epilog="Example: ft train data/ --out run/ --model builtin:smollm2-135m --learning-rate 5e-4 --max-steps 120"
-)(_with_config_options(train))
+)(_with_config_options(_interruptible(train)))

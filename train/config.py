@@ -43,7 +43,7 @@ POSITIVE = (
     "max_length", "max_grad_norm", "logging_steps", "passage_tokens",
 )  # fmt: skip
 LEAST = {
-    "k": -1, "max_steps": -1, "seed": 0, "eval_steps": 0, "save_steps": 0, "early_stopping_patience": 0, "spike_factor": 0,
+    "k": -1, "seed": 0, "eval_steps": 0, "save_steps": 0, "early_stopping_patience": 0, "spike_factor": 0,
 }  # fmt: skip
 MOST = {"seed": 2**32 - 1, "num_train_epochs": 1e6}  # what NumPy's generator takes; steps that can be counted
 SHARES = ("dropout", "warmup_ratio", "max_left_out_share", "validation_share", "weight_decay")
@@ -342,6 +342,8 @@ def _check(config: TrainConfig, settings: dict[str, Setting]) -> None:
             raise refused(name, f"{name} must be between 0 and 1, not {value}")
     if config.dropout == 1:
         raise refused("dropout", "dropout must be below 1: nothing would be left to train")
+    if config.max_steps == 0 or config.max_steps < -1:
+        raise refused("max_steps", f"max_steps must be 1 or more, not {config.max_steps}", "-1, the default: by epochs")
     for name, least in LEAST.items():
         if not (value := getattr(config, name)) >= least:
             raise refused(name, f"{name} must be {least} or more, not {value}")

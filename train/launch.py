@@ -158,7 +158,7 @@ def _outcome(folder: Path, code: int) -> dict[str, Any]:
     if told:
         first = told[0]
         if first["class"] == "Interrupted":
-            raise Interrupted(first["message"])
+            raise Interrupted(first["message"], hint=first["hint"])
         kinds: dict[str, type[TunegateError]] = {
             "UserError": UserError, "UsageError": UsageError, "TrainingDivergedError": watch.TrainingDivergedError,
         }  # fmt: skip

@@ -31,8 +31,9 @@ def read(metrics: Path) -> Points:
     )
 
 
-def svg(points: Points) -> str:
-    """An SVG document: each step's loss pale, its moving average bold, the validation loss as dots. Loss axis from 0."""
+def svg(points: Points, *, whole: bool = True) -> str:
+    """An SVG document: each step's loss pale, its moving average bold, the validation loss as dots. Loss axis from 0.
+    whole: no points were lost; else the drawing says so."""
     both = points.train + points.evaluation
     last = max((step for step, _ in both), default=1)
     largest = max((loss for _, loss in both), default=1.0)
@@ -63,6 +64,11 @@ def svg(points: Points) -> str:
     parts += [
         f'<text x="{LEFT}" y="26" fill="{TRAIN}">training loss (pale: each step)</text>',
         *([f'<text x="{LEFT + 200}" y="26" fill="{EVAL}">validation loss</text>'] if evaluated else []),
+        *(
+            []
+            if whole
+            else [f'<text x="{LEFT}" y="40">some steps are missing: their metrics were lost before a resume</text>']
+        ),
         f'<text x="{WIDTH / 2}" y="{HEIGHT - 10}" text-anchor="middle">optimizer steps</text>',
         f'<text x="16" y="{HEIGHT / 2}" transform="rotate(-90 16 {HEIGHT / 2})" text-anchor="middle">loss per answer token</text>',
         "</svg>",

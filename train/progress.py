@@ -16,7 +16,8 @@ class Progress:
     tokens, label_tokens: seen in training, padding not counted. losses, norms: raw loss and gradient norm of the last
     steps. window_loss, window_steps: sum of losses since the last metrics line, and their number. eval_loss, eval_step:
     of the last evaluation; best_loss, best_step: of the best one. stale: evaluations since then. stopped_early: the run
-    ended because of them. metrics_bytes: length of `metrics.jsonl` that belongs to the counters.
+    ended because of them. metrics_bytes: length of `metrics.jsonl` that belongs to the counters; metrics_lost_bytes:
+    how much of it was gone when the run was resumed.
     """
 
     tokens: int = 0
@@ -32,6 +33,7 @@ class Progress:
     stale: int = 0
     stopped_early: bool = False
     metrics_bytes: int = 0
+    metrics_lost_bytes: int = 0
 
     def step(self, loss: float, norm: float) -> None:
         """Count one optimizer step."""

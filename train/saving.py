@@ -47,6 +47,7 @@ def facts_of(
         "trained_dtype": sorted({str(p.dtype).removeprefix("torch.") for p in trained}),
         "frozen_dtype": sorted(frozen),
         "peak_memory_gb": round(peak_memory_gb(), 3),
+        **({"metrics_lost_bytes": progress.metrics_lost_bytes} if progress.metrics_lost_bytes else {}),
     }
 
 
@@ -78,7 +79,9 @@ def save(
         write_json(folder / ADAPTER, adapter)
     tokenizer.save_pretrained(folder)
     shutil.copy(work / METRICS, folder / METRICS)
-    write_text(folder / "loss.svg", loss_curve.svg(loss_curve.read(folder / METRICS)))
+    write_text(
+        folder / "loss.svg", loss_curve.svg(loss_curve.read(folder / METRICS), whole="metrics_lost_bytes" not in facts)
+    )
     write_text(folder / "config.yaml", to_yaml(config))
     probe.write(folder, tokenizer, rows)
     card.write(folder, facts, config, source, name=job.name)

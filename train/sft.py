@@ -3,6 +3,7 @@
 import os
 import shutil
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tunegate.train import (
     model_loading,
     preflight,
     ranks,
+    same_model,
     saving,
     trackers,
     work,
@@ -38,7 +40,7 @@ from tunegate.train.job import Job
 from tunegate.train.launch_options import Launch
 from tunegate.train.loss import projects_answers_only
 from tunegate.train.progress import Progress
-from tunegate.train.stop import Interrupted, StopFile, StopRequest
+from tunegate.train.stop import GO_ON, Interrupted, StopFile, StopRequest
 from tunegate.train.trainer import Batching, Watching, load_weights, make_trainer, restore_finished
 
 
@@ -116,10 +118,11 @@ def train(
     config = _settled(config)
     base = source.as_input()
     inputs = [dataset.as_input("dataset"), base]
-    inputs += [adapters.as_input(Path(config.adapter), base)] if config.adapter else []
+    inputs += [adapters.as_input(Path(config.adapter), source, base)] if config.adapter else []
     files = build.file_inputs(config)
     begun = work.identity(config, dataset, base, files, processes=launch.told if launch else "1")
-    with work.opened(out, begun, resume=resume, force=force) as folder:
+    same_base = partial(same_model.same_digest, source, base)
+    with work.opened(out, begun, resume=resume, force=force, same_base=same_base) as folder:
         job = Job(
             dataset=dataset,
             source=source,
@@ -225,7 +228,7 @@ def session_of(job: Job, ready: Prepared, stop: StopRequest | StopFile) -> Sessi
             callbacks=[callback],
         )
         if ranks.rank() == 0:
-            work.cut_metrics(folder, progress.metrics_bytes)
+            progress.metrics_lost_bytes += work.cut_metrics(folder, progress.metrics_bytes, checkpoint)
         if checkpoint and (progress.stopped_early or points.step_of(checkpoint) >= steps):
             restore_finished(trainer, checkpoint)
         else:
@@ -269,8 +272,9 @@ def _last_look(
 
 def _stop_if_asked(stop: StopRequest | StopFile, config: TrainConfig, step: int) -> None:
     if stop.wanted():
-        how = "go on with the same command and --resume" if config.save_steps else "nothing was kept, save_steps is 0"
-        raise Interrupted(f"stopped at step {step}; {how}")
+        if not config.save_steps:
+            raise Interrupted(f"stopped at step {step}; nothing was kept, save_steps is 0")
+        raise Interrupted(f"stopped at step {step}", hint=GO_ON)
 
 
 def _model(source: ModelSource, config: TrainConfig, device: str, attention: str) -> tuple[Any, int]:

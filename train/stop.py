@@ -1,16 +1,55 @@
 """Ctrl-C and SIGTERM during training: the first ends it after a checkpoint, the second at once."""
 
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tunegate.core.console import say
-from tunegate.train import ranks
+from tunegate.core.console import emit_json, say
+from tunegate.train import ranks, work
+
+GO_ON = "go on with the same command and --resume"
 
 
 class Interrupted(KeyboardInterrupt):
-    """Training stopped on a signal, after a checkpoint."""
+    """Training stopped on a signal, after a checkpoint. hint: how to go on; None where nothing was kept."""
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(f"{message}; {hint}" if hint else message)
+        self.message, self.hint = message, hint
+
+
+@contextmanager
+def told(out: Path, *, as_json: bool) -> Iterator[None]:
+    """Make SIGTERM the interruption that Ctrl-C is, from the first moment on; with `--json` either one is told on standard
+    output before it goes on its way. out: the run's folder."""
+    here = threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGTERM, _interrupt) if here else None
+    try:
+        yield
+    except KeyboardInterrupt as stopped:
+        if as_json:
+            emit_json({"error": _as_json(stopped, work.working_folder(out))})
+        raise
+    finally:
+        if previous is not None:
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _as_json(stopped: KeyboardInterrupt, folder: Path) -> dict[str, Any]:
+    """What `--json` says of an interruption, in the form of an error."""
+    kept = any(folder.glob("checkpoint-*"))
+    message, hint = "interrupted", GO_ON if kept else None
+    if isinstance(stopped, Interrupted):
+        message, hint = stopped.message, stopped.hint
+    return {"kind": "interrupted", "message": message, "where": str(folder) if kept else None, "hint": hint}
 
 
 class StopRequest:

@@ -1,10 +1,11 @@
 """The working folder of a run that is not finished: hidden beside it, locked while in use, with what it began with."""
 
 import fcntl
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,10 @@ def identity(
 
 
 @contextmanager
-def opened(out: Path, begun: dict[str, Any], *, resume: bool, force: bool) -> Iterator[Path]:
-    """Make or reopen the working folder and hold its lock.
+def opened(
+    out: Path, begun: dict[str, Any], *, resume: bool, force: bool, same_base: Callable[[str], bool]
+) -> Iterator[Path]:
+    """Make or reopen the working folder and hold its lock. same_base: whether a digest is that of the base model.
 
     Raises UserError when another process trains into it; when it holds checkpoints and neither `resume` nor `force` is
     given; when a resumed run would go on with other data, another base model or other settings.
@@ -64,7 +67,7 @@ def opened(out: Path, begun: dict[str, Any], *, resume: bool, force: bool) -> It
         except OSError:
             raise UserError("another process is training into this folder", where=str(work)) from None
         if resume and (work / MARKER).is_file():
-            _same(_noted(work), begun, work)
+            _same(_noted(work), begun, work, same_base)
         else:
             _anew(work, begun, force=force)
         for stale in [*work.glob(".checkpoint-*"), *_unfinished(out)]:
@@ -104,7 +107,7 @@ def _noted(work: Path) -> dict[str, Any]:
     return found
 
 
-def _same(before: dict[str, Any], now: dict[str, Any], work: Path) -> None:
+def _same(before: dict[str, Any], now: dict[str, Any], work: Path, same_base: Callable[[str], bool]) -> None:
     if before["dataset"] != now["dataset"]:
         raise UserError("the dataset is not the one this run began with", where=str(work), hint="nothing was touched")
     if before["files"] != now["files"]:
@@ -112,22 +115,48 @@ def _same(before: dict[str, Any], now: dict[str, Any], work: Path) -> None:
     if before["processes"] != now["processes"]:
         was = f"this run began with {before['processes']} processes, not {now['processes']}"
         raise UserError(was, where=str(work), hint="random states and shards are kept for each")
-    changed = [k for k, v in now["config"].items() if before["config"].get(k) != v and k not in FREE]
+    changed = [k for k, v in now["config"].items() if before["config"].get(k) != v and k not in (*FREE, "model")]
     if changed:
         told = ", ".join(f"{k} (was {before['config'].get(k)!r})" for k in changed)
         raise UserError(f"the settings differ from those this run began with: {told}", where=str(work))
-    if before["base"] != now["base"]:
-        raise UserError("the base model has changed since this run began", where=str(work), hint="nothing was touched")
+    if not same_base(before["base"]):
+        was = before["config"].get("model")
+        what = "the base model has changed since this run began"
+        if was != now["config"]["model"]:
+            what = f"the base model is not the one this run began with, {was}"
+        raise UserError(what, where=str(work), hint="nothing was touched")
     other = [k for k, v in now["versions"].items() if before["versions"].get(k) != v]
     if other:
         warn(f"other versions than at the start ({', '.join(other)}): the result may differ in the last bits")
 
 
-def cut_metrics(work: Path, length: int) -> None:
-    """Cut the metrics to what belongs to the checkpoint: later steps are run again, a torn last line goes."""
+def cut_metrics(work: Path, length: int, checkpoint: Path | None) -> int:
+    """Cut the metrics to what belongs to the checkpoint: later steps are run again, a torn last line goes.
+
+    length: of the file when the checkpoint was written, in bytes; how many of them are lost is returned, and said.
+    """
     path = work / METRICS
-    if path.is_file() and path.stat().st_size > length:
+    found = path.read_bytes()[:length] if path.is_file() else b""
+    step = checkpoints.step_of(checkpoint) if checkpoint else 0
+    kept = b"".join(line for line in found.splitlines(keepends=True) if _is_whole(line, step))
+    lost = length - len(kept)
+    if lost:
+        gone = f"{lost} of the {length} bytes of {METRICS} that belong to the first {step} steps are lost"
+        warn(f"{path}: {gone}: training goes on, but it and loss.svg will not show them")
+        path.write_bytes(kept)
+    elif path.is_file() and path.stat().st_size > length:
         os.truncate(path, length)
+    return lost
+
+
+def _is_whole(line: bytes, last: int) -> bool:
+    """Whether a line of the metrics is one, of a step up to `last`: lines that were added after others were lost are later."""
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return False
+    step = found.get("step") if isinstance(found, dict) else None
+    return line.endswith(b"\n") and isinstance(step, int) and step <= last
 
 
 def begin_from(work: Path) -> Path | None:

@@ -34,7 +34,8 @@ def work(path: Path) -> int:
             write_json(job.folder / FACTS, facts)
         return ExitCode.OK
     except Interrupted as stopped:
-        write_json(job.folder / f"rank-{number}.json", {"class": "Interrupted", "message": str(stopped)})
+        told = {"class": "Interrupted", "message": stopped.message, "hint": stopped.hint}
+        write_json(job.folder / f"rank-{number}.json", told)
         return ExitCode.OK
     except TunegateError as error:
         told = {"class": type(error).__name__, "message": error.message, "where": error.where, "hint": error.hint}

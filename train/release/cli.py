@@ -67,6 +67,7 @@ def _own_dataset(run: Run) -> Dataset | None:
 
 @quantize_app.command(epilog="Example: ft quantize release/ --out release-awq/")
 def quantize(
+    ctx: typer.Context,
     release_folder: Annotated[Path, typer.Argument(metavar="RELEASE", help="Release folder of ft merge.")],
     out_folder: OutOption,
     calibration: Annotated[
@@ -96,7 +97,7 @@ def quantize(
         backend=backend, scheme=scheme, rows=rows, group_size=group_size, symmetric=symmetric, search=search,
         rounding=rounding, seed=seed, proof_rows=proof_rows,
     )  # fmt: skip
-    check_config(config)
+    check_config(config, given_options(ctx))
     release = Release.open(release_folder)
     refuse_input(out_folder, release_folder, *([calibration] if calibration else []))
     refuse_existing(out_folder, force=force)
@@ -106,6 +107,11 @@ def quantize(
     dataset = Dataset.open(calibration) if calibration else prove.find_dataset(release)
     made = do_quantize(release, dataset, config, out_folder, force=force, check_engine=check_engine)
     _report(made, as_json=as_json)
+
+
+def given_options(ctx: typer.Context) -> list[str]:
+    """The options that stand on the command line, by their parameters' names, with their defaults' values too."""
+    return [name for name in ctx.params if (source := ctx.get_parameter_source(name)) and source.name == "COMMANDLINE"]
 
 
 def _report(release: Release, *, as_json: bool) -> None:

@@ -7,7 +7,7 @@ written; the report is of a folder with this digest; the folder still has it.
 import getpass
 import os
 import socket
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ class Promotion:
 
     path: of the bytes, as the registry keeps them. from_path: where they were. evidence: digests of decision, report and
     baseline, and the conditions. facts: what was made of what (data, base, recipe, quantization), kept so that it can be
-    told when the folders are gone.
+    told when the folders are gone. promoted: of a rollback, when and by whom that was promoted which the alias means again.
     """
 
     action: str
@@ -37,6 +37,7 @@ class Promotion:
     reason: str | None = None
     evidence: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    promoted: str | None = None
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> "Promotion":
@@ -157,35 +158,49 @@ def standing(history: list[Promotion]) -> list[Promotion]:
 
 
 def rollback_target(alias: str, history: list[Promotion], to: str | None) -> tuple[Promotion, Promotion]:
-    """(what the alias means now, what it goes back to). to: the beginning of a digest from the history.
+    """(what the alias means now, what it goes back to). to: the beginning of a digest from the history; where that was
+    promoted more than once, its latest promotion is meant.
 
     Raises UserError when there is nothing to go back to.
     """
     stack = standing(history)
     if not stack:
         raise UserError(f"nothing was ever promoted as {alias!r}", hint="ft release list")
-    earlier = stack[:-1]
+    now, earlier = stack[-1], stack[:-1]
     if to is not None:
-        matching = [entry for entry in earlier if to and entry.digest.startswith(to)]
-        if len(found := {entry.digest for entry in matching}) > 1:
-            told = ", ".join(sorted(digest[:12] for digest in found))
-            raise UserError(f"{to!r} begins more than one digest", where="--to", hint=f"one of {told}")
-        if not to:
-            raise UserError("no digest is given", where="--to", hint="leave --to out to go back by one")
-        if not matching:
-            known = [entry.digest[:12] for entry in earlier]
-            raise UserError(
-                f"{alias!r} never meant {to!r} before",
-                where="--to",
-                hint=nearest(to, known) if known else "nothing stood before it",
-            )
-        return stack[-1], matching[-1]
+        return now, _named(alias, history, stack, to)
     if not earlier:
         raise UserError(
-            f"{alias!r} has meant nothing but {stack[-1].digest[:12]}",
-            hint="there is no earlier promotion to go back to",
+            f"{alias!r} has meant nothing but {now.digest[:12]}", hint="there is no earlier promotion to go back to"
         )
-    return stack[-1], earlier[-1]
+    return now, earlier[-1]
+
+
+def _named(alias: str, history: list[Promotion], stack: list[Promotion], to: str) -> Promotion:
+    """The promotion of the digest that begins with `to`. stack: what stands of the history."""
+    if not to:
+        raise UserError("no digest is given", where="--to", hint="leave --to out to go back by one")
+    now, earlier = stack[-1], stack[:-1]
+    matching = [entry for entry in earlier if entry.digest.startswith(to)]
+    if len(found := {entry.digest for entry in matching}) > 1:
+        told = ", ".join(sorted(digest[:12] for digest in found))
+        raise UserError(f"{to!r} begins more than one digest", where="--to", hint=f"one of {told}")
+    if now.digest in found or (not found and now.digest.startswith(to)):
+        before = f"leave --to out to go back to {earlier[-1].digest[:12]}" if earlier else "nothing stood before it"
+        raise UserError(f"{alias!r} means {now.digest[:12]} already, since {now.at}", where="--to", hint=before)
+    if found:
+        return matching[-1]
+    if any(entry.digest.startswith(to) for entry in history):
+        raise UserError(f"{alias!r} was taken back from {to!r}", where="--to", hint="ft release promote it again")
+    known = [entry.digest[:12] for entry in earlier]
+    hint = nearest(to, known) if known else "nothing stood before it"
+    raise UserError(f"{alias!r} never meant {to!r} before", where="--to", hint=hint)
+
+
+def taken_up(target: Promotion, by: str, reason: str | None) -> Promotion:
+    """The entry of a rollback to `target`: it says which promotion is meant again."""
+    promoted = target.promoted or f"{target.at} by {target.by}"
+    return replace(target, action="rollback", at=manifests.now(), by=by, reason=reason, promoted=promoted)
 
 
 def who() -> str:

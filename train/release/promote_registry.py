@@ -10,7 +10,7 @@ from tunegate.core import registry as folders
 from tunegate.core.artifacts import EvalReport, Release, Run
 from tunegate.core.errors import InfrastructureError, UserError
 from tunegate.train.release import environments, worker
-from tunegate.train.release.promote import Evidence, Promotion, Registry, rollback_target, standing
+from tunegate.train.release.promote import Evidence, Promotion, Registry, rollback_target, standing, taken_up
 
 PREFIX = "mlflow:"
 MODEL = "tunegate"
@@ -66,7 +66,7 @@ class FolderRegistry:
             stored = Path(target.path)
             if not stored.is_dir() or manifests.read(stored).digest != target.digest or manifests.verify(stored):
                 raise UserError("the bytes to go back to were changed", where=str(stored), hint=f"ft verify {stored}")
-            entry = replace(target, action="rollback", at=manifests.now(), by=by, reason=reason)
+            entry = taken_up(target, by, reason)
             entries[folders.key(KIND, alias)].append(replace(entry, path=stored.name).as_json())
             report = self.place / "store" / f"{EvalReport.kind}-{str(target.evidence['report'])[:16]}"
             saved = folders.entry_of(EvalReport.open(report), report)
@@ -113,7 +113,7 @@ class MlflowRegistry:
     def roll_back(self, alias: str, to: str | None, by: str, reason: str | None) -> tuple[Promotion, Promotion]:
         """Set the alias to the version it meant before."""
         now, target = rollback_target(alias, self.histories().get(alias, []), to)
-        entry = replace(target, action="rollback", at=manifests.now(), by=by, reason=reason)
+        entry = taken_up(target, by, reason)
         done = self._worker({"action": "set", "alias": alias, "entry": entry.as_json()})
         return now, Promotion.from_json(done["entry"])
 

@@ -1,5 +1,7 @@
 """Before any work: is this model one that can be quantized so, with which group size, and do memory and disk hold it?"""
 
+import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,13 @@ LLMCOMPRESSOR = ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma2", "Cohere
 AUTOAWQ = ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma2", "Cohere")
 CLIP_OUTPUTS = 64
 BACKENDS = {"llmcompressor": LLMCOMPRESSOR, "autoawq": AUTOAWQ}
+# Options that mean nothing to a scheme, and to AutoAWQ, whose search and rounding are its own.
+UNREAD: dict[str, tuple[str, ...]] = {
+    "awq": (),
+    "fp8": ("group_size", "symmetric", "search", "grid", "rounding"),
+    "w8a8": ("group_size", "symmetric", "search", "grid"),
+}
+UNREAD_BY_AUTOAWQ = ("search", "grid", "rounding")
 # What is quantized: AWQ W4A16 (4-bit weights), fp8 (weights and activations, 8 bits), W8A8 (int8 weights and activations).
 SCHEMES = ("awq", "fp8", "w8a8")
 BYTES_PER_WEIGHT = {"awq": 0.6, "fp8": 1.01, "w8a8": 1.01}
@@ -53,8 +62,8 @@ def passes(config: QuantizeConfig) -> int:
     return 2 if config.rounding == "gptq" and config.backend == "llmcompressor" else 1
 
 
-def check_config(config: QuantizeConfig) -> None:
-    """Refuse choices that do not go together. Raises UsageError."""
+def check_config(config: QuantizeConfig, given: Collection[str] = ()) -> None:
+    """Refuse choices that do not go together. given: options that were named, whatever their value. Raises UsageError."""
     choices = {
         "backend": tuple(BACKENDS),
         "scheme": SCHEMES,
@@ -69,6 +78,12 @@ def check_config(config: QuantizeConfig) -> None:
         raise UsageError("--backend autoawq makes AWQ only", hint=f"--backend llmcompressor --scheme {config.scheme}")
     if config.backend == "autoawq" and config.symmetric:
         raise UsageError("AutoAWQ's format always has zero points", hint="--backend llmcompressor --symmetric")
+    by_backend = UNREAD_BY_AUTOAWQ if config.backend == "autoawq" else ()
+    changed = [spec.name for spec in dataclasses.fields(config) if getattr(config, spec.name) != spec.default]
+    for name in (n for n in (*UNREAD[config.scheme], *by_backend) if n in (*given, *changed)):
+        reader = "--backend autoawq" if name in by_backend else f"--scheme {config.scheme}"
+        where = "--" + name.replace("_", "-")
+        raise UsageError(f"means nothing to {reader}", where=where, hint="leave it out")
 
 
 def check_release(release: Release, config: QuantizeConfig) -> tuple[dict[str, Any], int | None]:

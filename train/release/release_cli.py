@@ -130,7 +130,10 @@ def rollback(
         emit_json({"alias": alias, "registry": store.where(), "was": was.digest, **entry.as_json()})
         return
     name = f"{entry.facts.get('name', '')} ({entry.digest[:12]})"
-    out().print(f"{alias}: {name} again, was {was.facts.get('name', '')} ({was.digest[:12]})", markup=False)
+    out().print(
+        f"{alias}: {name} again, as promoted {entry.promoted}; was {was.facts.get('name', '')} ({was.digest[:12]})",
+        markup=False,
+    )
     out().print(f"kept in {entry.path}", markup=False)
     say("what is being served does not change by itself: restart the server on that folder")
 
@@ -215,6 +218,8 @@ def _screen(document: dict[str, Any]) -> list[str]:
     lines += [f"{'':14}{c['decision']} {c['metric']} {c['rule']}: {c['reason']}" for c in conditions]
     how = "rolled back to" if promotion.action == "rollback" else "promoted"
     lines.append(f"{how:<14}{promotion.at} by {promotion.by}{': ' + promotion.reason if promotion.reason else ''}")
+    if promotion.promoted:
+        lines.append(f"promoted      {promotion.promoted}")
     for entry in document["history"][-6:-1][::-1]:
         reason = f": {entry['reason']}" if entry.get("reason") else ""
         lines.append(f"before        {entry['at']} {entry['action']} {entry['digest'][:12]} by {entry['by']}{reason}")

@@ -227,7 +227,9 @@ def test_without_the_package_the_letters_decide_and_it_is_said(
 def test_an_encoder_of_ones_own(tmp_path: Path) -> None:
     """A folder works as a hub id does; one that is no encoder is refused by name."""
     folder = embedding._builtin()
-    (gone,) = deduplicate(rows(LONG, LONG.replace("evening", "afternoon")), DedupConfig(near_model=str(folder))).rejected
+    (gone,) = deduplicate(
+        rows(LONG, LONG.replace("evening", "afternoon")), DedupConfig(near_model=str(folder))
+    ).rejected
     assert str(folder) in (gone.rule or "")
     with pytest.raises(UserError) as caught:
         judge(str(tmp_path))

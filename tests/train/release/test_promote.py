@@ -340,3 +340,37 @@ def test_the_same_on_mlflow(tmp_path, ft, monkeypatch):
     assert done.stdout.split() == ["1", releases[0].digest, "a"], "MLflow itself sees what we say"
     code, _, err = ft("list", "--registry", f"mlflow:sqlite:///{tmp_path}/a/model.safetensors/x.db")
     assert (code, "MLflow" in err) == (4, True)
+
+
+def test_going_back_where_one_release_was_promoted_twice(tmp_path, ft):
+    """A, B, A: back is B; `--to` A is what it means already; which promotion is meant again is said."""
+    releases = {v: make_release(tmp_path / v, v) for v in "ab"}
+    a, b = (releases[v].digest for v in "ab")
+
+    def promote_as(version, report, by):
+        gate = make_gate(make_report(tmp_path / report, releases[version]))
+        assert promote(ft, releases[version].path, gate.path, "--by", by)[0] == 0
+
+    promote_as("a", "report-1", "ada")
+    promote_as("b", "report-2", "bob")
+    promote_as("a", "report-3", "cy")
+    code, _, err = ft("rollback", "champion", "--to", a[:12])
+    assert code == 2
+    assert f"'champion' means {a[:12]} already, since " in err
+    assert f"leave --to out to go back to {b[:12]}" in err
+    code, out, _ = ft("rollback", "champion")
+    assert (code, f"b ({b[:12]}) again, as promoted " in out, " by bob; was a (" in out) == (0, True, True)
+    assert "by bob" in next(line for line in ft("show")[1].splitlines() if line.startswith("promoted "))
+    code, found, _ = ft("rollback", "champion", "--json")
+    assert (code, found["digest"], found["promoted"].endswith(" by ada")) == (0, a, True)
+    assert "has meant nothing but" in ft("rollback")[2]
+    assert f"'champion' was taken back from '{b[:12]}'" in ft("rollback", "champion", "--to", b[:12])[2]
+    promote_as("b", "report-4", "di")
+    promote_as("a", "report-5", "ed")
+    promote_as("b", "report-6", "flo")
+    code, found, _ = ft("rollback", "champion", "--to", a[:12], "--json")
+    assert (code, found["digest"], found["promoted"].endswith(" by ed")) == (0, a, True), (
+        "the latest of A, not the first"
+    )
+    code, found, _ = ft("rollback", "champion", "--json")
+    assert (code, found["digest"], found["promoted"].endswith(" by di")) == (0, b, True)

@@ -187,7 +187,10 @@ def test_what_was_changed_or_is_of_other_bytes_is_not_pushed(release, report, tm
     )
     (release.path / "model-0.safetensors").write_text("One")
     code, document = ft(release.path, tmp_path / "out")
-    assert (code, document["error"]["message"]) == (2, "model-0.safetensors: content changed")
+    assert (code, document["error"]["message"]) == (
+        2,
+        "the release is not as it was written: model-0.safetensors: content changed",
+    )
     assert not (tmp_path / "out").exists()
 
 

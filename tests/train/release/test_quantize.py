@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tunegate.core.commands import run
 from tunegate.core.errors import InfrastructureError, TunegateError, UsageError, UserError
 from tunegate.train.release import environments, quantize_worker
+from tunegate.train.release.cli import quantize_app
 from tunegate.train.release.quantize import calibration_rows
 from tunegate.train.release.quantize_plan import QuantizeConfig, check_config, pick_group_size
 
@@ -135,8 +137,29 @@ def test_a_workers_layers_are_shown_and_its_failure_told(worker, capsys, tmp_pat
         ({"backend": "autoawq", "symmetric": True}, "always has zero points"),
         ({"backend": "autoawk"}, "unknown backend 'autoawk'"),
         ({"scheme": "int3"}, "unknown scheme 'int3'"),
+        ({"scheme": "fp8", "group_size": 64}, "means nothing to --scheme fp8"),
+        ({"scheme": "fp8", "rounding": "nearest"}, "means nothing to --scheme fp8"),
+        ({"scheme": "w8a8", "symmetric": True}, "means nothing to --scheme w8a8"),
+        ({"scheme": "w8a8", "search": "module"}, "means nothing to --scheme w8a8"),
+        ({"backend": "autoawq", "rounding": "nearest"}, "means nothing to --backend autoawq"),
     ],
 )
 def test_choices_that_do_not_go_together_are_refused(choice, message):
     with pytest.raises(UsageError, match=message):
         check_config(QuantizeConfig(**choice))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "scheme"),
+    [("--group-size", "64", "fp8"), ("--rounding", "gptq", "fp8"), ("--search", "gram", "w8a8")],
+)
+def test_an_option_that_the_scheme_does_not_read_is_refused_whatever_its_value(option, value, scheme, capsys, tmp_path):
+    """Its default's value too: who names it takes it for done."""
+    argv = [str(tmp_path), "--out", str(tmp_path / "out"), "--scheme", scheme, option, value]
+    assert run(quantize_app, prog="ft quantize", argv=argv) == 2
+    assert capsys.readouterr().err == f"error: {option}: means nothing to --scheme {scheme} (leave it out)\n"
+
+
+def test_an_option_that_the_scheme_reads_is_let_through():
+    check_config(QuantizeConfig(scheme="w8a8", rounding="nearest"), ["rounding", "scheme"])
+    check_config(QuantizeConfig(group_size=64, symmetric=True, search="module"), ["group_size", "symmetric", "search"])
