@@ -5,9 +5,11 @@
 plain: SFTTrainer with SFTConfig's defaults. best: what TRL itself can set: gradient checkpointing off. malloc: plain, and
 glibc told to keep freed memory (what `ft train` tells it), by its environment variables. answers: `ft train --no-fast-cpu`,
 which projects label rows only, and no more. spin: `ft train` with OpenMP's own time of spinning (300,000 turns). ft: `ft train`
-as users call it. llamafactory: LLaMA-Factory's command with its defaults (in an environment of its own). --busy: beside a process of another session that takes all the CPU it gets. Runs are interleaved; the table has medians.
+as users call it. llamafactory: LLaMA-Factory's command with its defaults (in an environment of its own). --busy: beside a
+process of another session that takes all the CPU it gets. Runs are interleaved; the table has medians. On a processor that
+does not multiply in bfloat16 every side computes in float32 (which `ft train` chooses there by itself).
 Padding is not counted as tokens. Wall time from the first step's start to the last step's end. Loss: answers of 48
-held-out rows after the last step, by one evaluator for all, in fp32. Peak memory is taken before that evaluation. GEMM: share of the machine's bf16 rate (2048^3, all threads)
+held-out rows after the last step, by one evaluator for all, in fp32. Peak memory is taken before that evaluation. GEMM: share of the machine's rate (2048^3, all threads, bf16 or fp32)
 that the operations which cannot be left out take: 4 a frozen weight and token (forward, and backward to the input), 6 a
 trained one, the output matrix at label positions only, attention's own products left out.
 """
@@ -27,12 +29,13 @@ from typing import Any
 
 from peers import python_of
 
-from tunegate.core.machine import peak_resident_gb
+from tunegate.core.machine import bf16_flags, peak_resident_gb
 from tunegate.train import thread_waits
 
 MODEL = "builtin:smollm2-135m"
 LENGTH = 512
 BATCH = 4
+DTYPE = "bfloat16" if bf16_flags() else "float32"
 RATE = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
 SIDES = ("plain", "best", "malloc", "answers", "ft")
 SPIN = {"GOMP_SPINCOUNT": "300000"}
@@ -60,17 +63,17 @@ def plain(method: str, data: Path, out: Path, steps: int, best: bool) -> dict[st
     from trl import SFTConfig, SFTTrainer
 
     tokenizer, kept, source, _ = rows_and_model(data, "train.jsonl", steps * BATCH)
-    options: dict[str, Any] = {"dtype": torch.float32 if method == "full" else torch.bfloat16}
+    options: dict[str, Any] = {"dtype": torch.float32 if method == "full" else getattr(torch, DTYPE)}
     if method == "qlora":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
+            bnb_4bit_compute_dtype=getattr(torch, DTYPE),
         )  # fmt: skip
         options["device_map"] = {"": "cpu"}
     model = AutoModelForCausalLM.from_pretrained(source.location, **options)
     config = SFTConfig(
         output_dir=str(out), max_steps=steps, per_device_train_batch_size=BATCH, gradient_accumulation_steps=1,
-        learning_rate=RATE[method], lr_scheduler_type="cosine", warmup_steps=0, bf16=True, use_cpu=True, report_to="none",
+        learning_rate=RATE[method], lr_scheduler_type="cosine", warmup_steps=0, bf16=DTYPE == "bfloat16", use_cpu=True, report_to="none",
         save_strategy="no", logging_steps=1, seed=0, data_seed=0, max_length=None, dataset_kwargs={"skip_prepare_dataset": True},
         **({"gradient_checkpointing": False} if best else {}),
     )  # fmt: skip
@@ -150,7 +153,7 @@ def llama_factory(method: str, data: Path, out: Path, steps: int) -> dict[str, f
     settings = {
         "stage": "sft", "do_train": True, "model_name_or_path": str(source.location), "template": "smollm2", "dataset": "rows",
         "dataset_dir": str(out), "cutoff_len": LENGTH, "output_dir": str(out / "run"), "max_steps": steps, "use_cpu": True,
-        "per_device_train_batch_size": BATCH, "gradient_accumulation_steps": 1, "learning_rate": RATE[method], "bf16": True,
+        "per_device_train_batch_size": BATCH, "gradient_accumulation_steps": 1, "learning_rate": RATE[method], "bf16": DTYPE == "bfloat16",
         "lr_scheduler_type": "cosine", "warmup_steps": 0, "logging_steps": 1, "report_to": "none", "save_strategy": "no",
         "seed": 0, "disable_shuffling": True, **kind, **({"quantization_bit": 4} if method == "qlora" else {}),
     }  # fmt: skip
@@ -209,10 +212,10 @@ def held_out_loss(model: Any, method: str, data: Path) -> float:
 
 
 def gemm_gflops() -> float:
-    """bf16 2048^3 product, all threads: the machine's own rate, the best of five tries (other programs only slow it)."""
+    """2048^3 product in DTYPE, all threads: the machine's own rate, the best of five tries (other programs only slow it)."""
     import torch
 
-    a = torch.randn(2048, 2048, dtype=torch.bfloat16)
+    a = torch.randn(2048, 2048, dtype=getattr(torch, DTYPE))
     a @ a
     seconds = []
     for _ in range(5):
@@ -275,7 +278,9 @@ def main() -> None:
     if options.busy:
         beside = subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
         atexit.register(beside.kill)
-    print(f"bf16 GEMM {rate:.0f} GFLOP/s; {options.steps} steps of {BATCH} rows, {options.rounds} interleaved rounds")
+    print(
+        f"{DTYPE} GEMM {rate:.0f} GFLOP/s; {options.steps} steps of {BATCH} rows, {options.rounds} interleaved rounds"
+    )
     print("\n| method | side | tokens/s | of first | of GEMM | held-out loss | peak GB | each round |", flush=True)
     print("|---|---|---:|---:|---:|---:|---:|---|")
     headlines = []
