@@ -156,10 +156,10 @@ def _as_ours(error: Exception, prog: str, debug: bool) -> TunegateError:
 
 
 def _fail(error: TunegateError, *, as_json: bool) -> int:
-    from tunegate.core.console import emit_json
+    from tunegate.core.console import emit_json, visible
 
     if as_json:
         emit_json(error.as_json())
     else:
-        print(f"error: {error.line()}", file=sys.stderr)
+        print(f"error: {visible(error.line())}", file=sys.stderr)
     return error.exit_code

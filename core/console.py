@@ -5,6 +5,7 @@ plain line now and then instead of a bar that redraws itself.
 """
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
+
+# What a terminal obeys or hides instead of showing it: C0 but tab and line end, DEL, C1, and the controls of the direction
+# of writing (Unicode Standard Annex 9, section 2).
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def out() -> Console:
@@ -39,6 +44,21 @@ def say(message: str) -> None:
 def warn(message: str) -> None:
     """Print one warning line to standard error."""
     err().print(f"warning: {message}", style="yellow", markup=False)
+
+
+def visible(text: str) -> str:
+    """Text of others with each control character as a sign: ESC is U+241B, those without a sign of their own U+FFFD."""
+    return _OBEYED.sub(lambda found: _sign(ord(found[0])), text)
+
+
+def _sign(code: int) -> str:
+    return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
+
+
+def show(text: str, *, end: str = "\n") -> None:
+    """Print text of others (a log) on standard output as it is; on a terminal as `visible` makes it."""
+    sys.stdout.write((visible(text) if sys.stdout.isatty() else text) + end)
+    sys.stdout.flush()
 
 
 def emit_json(payload: dict[str, Any]) -> None:

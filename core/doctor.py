@@ -148,6 +148,9 @@ def _exporter() -> Check:
 
 def _disk() -> Check:
     place = next(p for p in (cache_folder(), *cache_folder().parents) if p.exists())
+    if not place.is_dir():
+        found = f"{place} is a file: a folder is needed where models are unpacked"
+        return Check("disk", False, found, "set TUNEGATE_CACHE to a folder, or remove that file")
     free = shutil.disk_usage(place).free / 1e9
     return Check(
         "disk",

@@ -14,6 +14,7 @@ from tunegate.core.files import folder_bytes, home_path, sha256_file, sha256_tex
 from tunegate.core.manifest import Input
 from tunegate.core.model_source import ModelSource
 from tunegate.evalkit.interchange.lm_eval import lm_eval_samples
+from tunegate.serve.endpoint_url import is_url, normal_url
 
 Kind = Literal["endpoint", "model", "run", "release", "recorded", "report"]
 
@@ -55,10 +56,9 @@ def classify(spec: str, *, model: str | None = None, baseline: bool = False) -> 
     An alias such as `champion` names the promoted release; as a baseline, the report it was promoted with, where there
     is one.
     """
-    if spec.startswith(("http://", "https://")):
-        return System(
-            spec=spec.rstrip("/"), kind="endpoint", digest=sha256_text(f"{spec.rstrip('/')} {model or ''}"), model=model
-        )
+    if is_url(spec):
+        url = normal_url(spec)
+        return System(spec=url, kind="endpoint", digest=sha256_text(f"{url} {model or ''}"), model=model)
     path = home_path(spec)
     if manifests.is_finished(path):
         return _folder(spec, path)

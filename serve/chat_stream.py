@@ -3,6 +3,7 @@
 Whatever an endpoint sends that is not such an answer is an EndpointError, never an answer and never a crash.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,8 @@ from tunegate.core.fast_json import decode
 # An answer larger than this is no answer: the endpoint repeats itself, or is something else. Bytes.
 LARGEST_ANSWER = 256_000_000
 BOM = b"\xef\xbb\xbf"
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+_NOT_YET = object()
 
 
 class EndpointError(InfrastructureError):
@@ -58,7 +61,8 @@ class Completion:
 
 
 class ChatStream:
-    """Collects one answer: `feed` pieces of an event stream and `end` it, or `take` one whole object.
+    """Collects one answer: `feed` pieces of an event stream (WHATWG HTML, section 9.2.6) and `end` it, or `take` one whole
+    object.
 
     done: `[DONE]` came. ttft_s: seconds from the request to the first content.
     """
@@ -68,6 +72,8 @@ class ChatStream:
         self.ttft_s: float | None = None
         self._where = where
         self._pending: list[bytes] = []
+        self._data: list[bytes] = []
+        self._at_start, self._after_cr = True, False
         self._size = 0
         self._text: list[str] = []
         self._refusal: list[str] = []
@@ -80,40 +86,61 @@ class ChatStream:
         self._size += len(piece)
         if self._size > LARGEST_ANSWER:
             raise self._odd(f"more than {LARGEST_ANSWER:,} bytes")
-        if b"\n" not in piece:
-            self._pending.append(piece)
+        if self._after_cr and piece:  # the second half of CR LF ends no other line
+            piece, self._after_cr = piece.removeprefix(b"\n"), False
+        first, *lines = _LINE_END.split(piece) if b"\r" in piece else piece.split(b"\n")
+        self._pending.append(first)
+        if not lines:
             return
-        first, *lines = piece.split(b"\n")
-        self._line(b"".join([*self._pending, first]), elapsed_s)
+        self._after_cr = piece[-1:] == b"\r"
+        self._line(b"".join(self._pending), elapsed_s)
         self._pending = [lines.pop()]
         for line in lines:
             self._line(line, elapsed_s)
 
     def end(self, elapsed_s: float) -> None:
-        """The stream is over; its last line may lack its end. Raises EndpointError."""
+        """The stream is over; its last line, and the empty one behind it, may be missing. Raises EndpointError."""
         self._line(b"".join(self._pending), elapsed_s)
         self._pending = []
+        self._dispatch(elapsed_s)
 
     def _line(self, line: bytes, elapsed_s: float) -> None:
         """One line of the stream: fields other than `data`, comments and what follows `[DONE]` say nothing. A byte order
-        mark may stand before the first one, whose text would be lost with it."""
-        line = line.removeprefix(BOM)
-        if self.done or not line.startswith(b"data:"):
+        mark may stand before the first one, whose text would be lost with it.
+
+        An event ends with an empty line, and has a chunk in its `data` lines together. A first one that is whole JSON by
+        itself can only be all of it, and is taken at once: the empty line may come with the next token.
+        """
+        if self._at_start:
+            line, self._at_start = line.removeprefix(BOM), False
+        if self.done:
+            return
+        if not line:
+            self._dispatch(elapsed_s)
+        if not line.startswith(b"data:"):  # `data` alone is an empty line of data, which is nothing to JSON
             return
         data = line[5:].strip()
         if data == b"[DONE]":
+            self._dispatch(elapsed_s)
             self.done = True
+        elif self._data or (data and (chunk := _json(data)) is _NOT_YET):
+            self._data.append(data)
         elif data:
-            try:
-                chunk = decode(data)
-            except ValueError:
-                raise self._odd("something that is not JSON") from None
             self.take(chunk, elapsed_s)
+
+    def _dispatch(self, elapsed_s: float) -> None:
+        """Take the event whose lines were kept, if there is one."""
+        if not self._data:
+            return
+        chunk, self._data = _json(b"\n".join(self._data)), []
+        if chunk is _NOT_YET:
+            raise self._odd("something that is not JSON")
+        self.take(chunk, elapsed_s)
 
     def take(self, chunk: Any, elapsed_s: float) -> None:
         """Add one chunk that came `elapsed_s` after the request. Raises EndpointError for what is none."""
         chunk = self._typed(chunk, dict, "a chunk")
-        if error := chunk.get("error"):
+        if error := chunk.get("error") or (chunk if chunk.get("object") == "error" else None):  # vLLM's old form
             text = (error.get("message") or error) if isinstance(error, dict) else error
             raise EndpointError(f"the engine failed in mid-stream: {text}", cause="engine", where=self._where)
         self._usage = self._typed(chunk.get("usage"), dict, "usage") or self._usage
@@ -188,6 +215,13 @@ class ChatStream:
             attempts=attempt,
             context=context,
         )
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return decode(data)
+    except ValueError:
+        return _NOT_YET
 
 
 def whole(text: str) -> str:

@@ -1,5 +1,7 @@
 """`ft serve status|logs|stop`: the servers that were started on this machine."""
 
+import codecs
+import io
 import signal
 import time
 from pathlib import Path
@@ -7,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tunegate.core.console import JsonOption, emit_json, out, table
+from tunegate.core.console import JsonOption, emit_json, out, show, table
 from tunegate.core.errors import ExitCode, InfrastructureError, UsageError, UserError
 from tunegate.serve import servers
 
@@ -60,13 +62,15 @@ def logs(
     if as_json:
         emit_json({"port": port, "log": str(path), "lines": shown})
         return
-    out().print("\n".join(shown), markup=False)
+    show("\n".join(shown))
     if follow:
         _follow(path, len(text.encode("utf-8", "replace")))
 
 
 def _follow(path: Path, position: int) -> None:
-    """Print what is added; a log that was begun anew (a restart) is shown from its start."""
+    """Print what is added; a log that was begun anew (a restart) is shown from its start. A character or CR LF that two
+    pieces share is whole again, and a CR alone (a progress bar) ends a line."""
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")("replace"), translate=True)
     while True:
         if path.is_file():
             size = path.stat().st_size
@@ -76,7 +80,7 @@ def _follow(path: Path, position: int) -> None:
                     stream.seek(position)
                     fresh = stream.read()
                 position += len(fresh)
-                out().print(fresh.decode("utf-8", "replace"), markup=False, end="")
+                show(decoder.decode(fresh), end="")
         time.sleep(0.2)
 
 

@@ -8,18 +8,17 @@ import asyncio
 import contextlib
 import os
 import random
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit
 
-from tunegate.core.errors import UserError, first_line, nearest
+from tunegate.core.errors import UserError, nearest
 from tunegate.core.fast_json import decode, encode
 from tunegate.core.rows import Message
 from tunegate.serve.chat_stream import LARGEST_ANSWER, ChatStream, Completion, EndpointError
+from tunegate.serve.endpoint_url import certificate_problem, checked_url
 from tunegate.serve.prompting.middleware import USED_HEADER
 
 if TYPE_CHECKING:
@@ -66,26 +65,6 @@ def _as_header(raw: bytes, where: str) -> str:
     return key
 
 
-def _checked(url: str) -> str:
-    """The URL, to which paths are added, and which stands in reports and errors. Raises UserError for one with a password
-    or query, and for one that no connection can be made to."""
-    shown = re.sub(r"//[^/?#]*@", "//...@", url).partition("?")[0]
-    try:
-        parts = urlsplit(url)
-        possible = bool(parts.hostname and parts.hostname.encode("idna")) and parts.port != 0
-    except ValueError as error:  # a bracket, a port or a label that is none
-        raise UserError(f"no such URL can be: {first_line(error)}", where=shown, hint="http://host:port/v1") from None
-    if "@" in parts.netloc:
-        raise UserError(
-            "the URL holds a user or password, which would stand in every report",
-            where=shown,
-            hint="leave it out; a key comes from TUNEGATE_API_KEY or --api-key-file",
-        )
-    if not possible or parts.query or parts.fragment:
-        raise UserError("not the URL of an endpoint", where=shown, hint="http://host:port/v1")
-    return url
-
-
 class ChatClient:
     """Talks to one endpoint and one model over pooled connections; use as `async with`.
 
@@ -103,7 +82,7 @@ class ChatClient:
         connections: int = 256,
         retries: int = 4,
     ) -> None:
-        self.base_url = _checked(base_url.rstrip("/"))
+        self.base_url = checked_url(base_url)
         self.model = model
         self._key, self._timeout_s, self._connections, self._retries = key, timeout_s, connections, retries
         self._session: aiohttp.ClientSession | None = None
@@ -224,6 +203,8 @@ class ChatClient:
                     latency_s = time.perf_counter() - start
                 else:
                     latency_s = await _take_stream(response.content, stream, start)
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise _not_trusted(error, self.base_url) from None
         except aiohttp.ClientConnectorError as error:
             raise EndpointError(
                 f"nothing answers: {error.os_error.strerror or error}",
@@ -265,6 +246,8 @@ class ChatClient:
                 if response.status != 200:
                     raise await _refusal(response, url)
                 return decode(await _body(response, LARGEST_ANSWER))
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise _not_trusted(error, url) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise EndpointError(
                 f"nothing answers: {_words(error)}",
@@ -319,6 +302,11 @@ def _no_json(where: str) -> EndpointError:
     )
 
 
+def _not_trusted(error: "aiohttp.ClientConnectorCertificateError", where: str) -> EndpointError:
+    message, hint = certificate_problem(error.certificate_error) or (_words(error), None)
+    return EndpointError(message, cause="unreachable", where=where, fatal=True, hint=hint)
+
+
 async def _refusal(response: "aiohttp.ClientResponse", where: str) -> EndpointError:
     """The error that an HTTP status other than 200 means. A redirect is one: prompts and key go to the address given only."""
     raw = await _body(response, LARGEST_REFUSAL)
@@ -342,12 +330,12 @@ async def _refusal(response: "aiohttp.ClientResponse", where: str) -> EndpointEr
 
 
 def _said(raw: bytes) -> str:
-    """What an error's body says: its message, else its first line."""
+    """What an error's body says: its message (at the top in vLLM's old form, and of gateways), else its first line."""
     try:
         document = decode(raw)
     except ValueError:
         document = None
-    error = document.get("error") if isinstance(document, dict) else None
+    error = (document.get("error") or document) if isinstance(document, dict) else None
     message = error.get("message") if isinstance(error, dict) else error
     lines = [str(message)] if message else raw.decode("utf-8", "replace").split("\n")
     return next((line.strip()[:500] for line in lines if line.strip()), "")

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 Probe = Callable[[], Awaitable[None]]
+PROBE = "tunegate.probe"  # in the scope of a probe, which no client can write into
 COUNTERS = ("vllm:generation_tokens", "vllm:prompt_tokens")
 
 
@@ -78,6 +79,6 @@ async def one_token(app: Any, lifespan: MutableMapping[str, Any], model: str) ->
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "method": "POST",
         "path": "/v1/completions", "raw_path": b"/v1/completions", "query_string": b"", "root_path": "",
         "headers": headers, "client": ("127.0.0.1", 0), "server": ("127.0.0.1", 0),
-        "app": lifespan.get("app"), "state": dict(lifespan.get("state") or {}),
+        "app": lifespan.get("app"), "state": dict(lifespan.get("state") or {}), PROBE: True,
     }  # fmt: skip
     await app(scope, receive, send)

@@ -16,6 +16,7 @@ from tunegate.core.machine import gpus
 from tunegate.core.manifest import Input
 from tunegate.serve.cli import Start, open_target
 from tunegate.serve.client import ChatClient, api_key
+from tunegate.serve.endpoint_url import checked_url, is_url
 from tunegate.serve.load_plan import LoadOptions, Prompt, numbers, plan_stages, read_data, read_prompts
 from tunegate.serve.load_report import COLUMNS, About, knee_line, make_report, table_rows, write_load_report
 from tunegate.serve.load_test import run_load
@@ -112,10 +113,10 @@ def _endpoint(
     target: str, model: str | None, key: str | None, serve: dict[str, Any]
 ) -> Iterator[tuple[Endpoint, list[Input]]]:
     """The endpoint named, else a server started for the target and stopped at the end."""
-    if target.startswith(("http://", "https://")):
+    if is_url(target):
         if serve["extra"]:
             raise UsageError("an endpoint takes no vLLM flags", where="--")
-        url = target.rstrip("/")
+        url = checked_url(target)
         yield Endpoint(base_url=url, model=asyncio.run(_model(url, model, key)), key=key), []
         return
     opened = open_target(target)

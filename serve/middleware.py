@@ -116,24 +116,26 @@ class Guard:
             await self._health(scope, receive, marked)
         elif self.key and not self._allowed(scope):
             headers = [(b"www-authenticate", b"Bearer")]
-            await _refuse(scope, marked, 401, "missing or wrong API key", "invalid_api_key", headers)
+            await refuse(scope, marked, 401, "missing or wrong API key", "invalid_api_key", headers)
         elif self.draining and path != METRICS:
-            await _refuse(scope, marked, 503, "the server is stopping", "draining", self._retry_after())
+            await refuse(scope, marked, 503, "the server is stopping", "draining", self._retry_after())
         else:
             await self._pass(scope, receive, marked)
 
     def _allowed(self, scope: Scope) -> bool:
         sent = next((v for k, v in scope.get("headers", []) if k.lower() == b"authorization"), b"")
-        return hmac.compare_digest(bytes(sent), b"Bearer " + self.key)
+        scheme, _, key = bytes(sent).partition(b" ")
+        same = hmac.compare_digest(key.lstrip(b" "), self.key)
+        return same and scheme.lower() == b"bearer"  # in any case: RFC 9110, section 11.1
 
     def _retry_after(self) -> list[tuple[bytes, bytes]]:
         return [(b"retry-after", str(max(1, round(self.settings.drain_s))).encode())]
 
     async def _health(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self.draining:
-            await _refuse(scope, send, 503, "draining: running requests finish", "draining", self._retry_after())
+            await refuse(scope, send, 503, "draining: running requests finish", "draining", self._retry_after())
         elif self.watch.hung:
-            await _refuse(scope, send, 503, f"hung: no token for {self.watch.silent_s:.0f} s", "hung", [])
+            await refuse(scope, send, 503, f"hung: no token for {self.watch.silent_s:.0f} s", "hung", [])
         else:
             await self.app(scope, receive, send)
 
@@ -186,10 +188,10 @@ class Guard:
                         pieces.append(piece)
         except TimeoutError:
             words = f"the request's body took longer than {self.settings.body_s:.0f} s"
-            await _refuse(scope, send, 408, words, "request_timeout", close)
+            await refuse(scope, send, 408, words, "request_timeout", close)
             return None
         if size > limit:
-            await _refuse(scope, send, 413, f"the request is longer than {limit} bytes", "request_too_large", close)
+            await refuse(scope, send, 413, f"the request is longer than {limit} bytes", "request_too_large", close)
             return None
         return b"".join(pieces)
 
@@ -280,7 +282,7 @@ async def _end_cut(scope: Scope, request: _Request, send: Send) -> None:
     try:
         async with asyncio.timeout(1.0):
             if not request.started:
-                await _refuse(scope, send, 503, words, "draining", [(b"retry-after", b"1")])
+                await refuse(scope, send, 503, words, "draining", [(b"retry-after", b"1")])
             elif request.streams:
                 event = b"data: " + _error(503, words, "draining") + b"\n\n"
                 await send({"type": "http.response.body", "body": event})
@@ -294,9 +296,10 @@ def _error(status: int, message: str, code: str) -> bytes:
     return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}).encode()
 
 
-async def _refuse(
+async def refuse(
     scope: Scope, send: Send, status: int, message: str, code: str, headers: list[tuple[bytes, bytes]]
 ) -> None:
+    """Answer with an error as OpenAI's API words it; a websocket is closed."""
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008 if status < 500 else 1013})
         return

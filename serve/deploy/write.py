@@ -15,6 +15,7 @@ from tunegate.core.manifest import Input
 from tunegate.serve.deploy import checks, compose, kubernetes, ray, sky
 from tunegate.serve.deploy.checks import Check
 from tunegate.serve.deploy.guard import GUARD_FILES, guard_text
+from tunegate.serve.deploy.names import check_names
 from tunegate.serve.deploy.plan import DeployPlan
 from tunegate.serve.deploy.readme import readme
 
@@ -73,8 +74,8 @@ def deploy(
 ) -> tuple[Deployment, list[Check]]:
     """Write the folder for platform `to` and give what was checked.
 
-    Raises UsageError for kuberay without an image, UserError with the first thing that vLLM or the platform refuses;
-    then nothing is written.
+    Raises UsageError for kuberay without an image and for a name that the platform cannot have, UserError with the first
+    thing that vLLM or the platform refuses; then nothing is written.
     """
     platform = PLATFORMS[to]
     if to == "kuberay" and not plan.options.image:
@@ -82,10 +83,7 @@ def deploy(
             "KubeRay needs an image with Ray and vLLM", where="--image",
             hint=f"rayproject/ray-llm with Ray {ray.RAY_VERSION}, by its full tag or digest",
         )  # fmt: skip
-    if plan.options.image is not None and ":" not in plan.options.image.rpartition("/")[2]:
-        raise UsageError(
-            f"{plan.options.image} names no version", where="--image", hint="IMAGE:TAG or IMAGE@sha256:..."
-        )
+    check_names(plan.options, to)
     done = [checks.check_engine_flags(plan, for_ray=platform.by_ray)] if check else []
     with new_folder(out, force=force) as folder:
         file = folder / platform.file

@@ -178,8 +178,7 @@ class Prompting:
         first = next((i for i, turn in enumerate(turns) if turn["role"] == "user"), None)
         if first is None:
             return [{"role": "user", "content": instructions}, *turns]
-        merged = {**turns[first], "content": f"{instructions}\n\n{_text(turns[first])}"}
-        return [*turns[:first], merged, *turns[first + 1 :]]
+        return [*turns[:first], _opened(turns[first], instructions), *turns[first + 1 :]]
 
 
 def counter(tokenizer: Any) -> Any:
@@ -210,7 +209,16 @@ def _as_turns(messages: Sequence[Message], system: str) -> list[Message]:
     own, turns = _split_system(messages)
     if not own or own == system:
         return turns
-    return [{**turns[0], "content": f"{own}\n\n{_text(turns[0])}"}, *turns[1:]]
+    return [_opened(turns[0], own), *turns[1:]]
+
+
+def _opened(turn: Message, text: str) -> Message:
+    """A turn that begins with `text` and an empty line. Content in parts keeps them all; text parts are joined by a line
+    end where the template takes no parts."""
+    content = turn.get("content")
+    if isinstance(content, list):
+        return {**turn, "content": [{"type": "text", "text": f"{text}\n"}, *content]}
+    return {**turn, "content": f"{text}\n\n{_text(turn)}"}
 
 
 def question(messages: Sequence[Message]) -> str:

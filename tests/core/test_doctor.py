@@ -60,3 +60,16 @@ def test_each_environment_is_named_with_its_pin_and_whether_it_is_made(tmp_path,
     assert not {c.name: c for c in doctor.checks()}["env:autoawq"].ok, "begun, not complete"
     (folder / "complete").touch()
     assert {c.name: c for c in doctor.checks()}["env:autoawq"].found.endswith("more pins: made")
+
+
+@pytest.mark.parametrize("inner", ["", "below/it"])
+def test_a_cache_that_is_a_file_is_said(tmp_path, monkeypatch, capsys, inner):
+    file = tmp_path / "cache"
+    file.touch()
+    monkeypatch.setenv("TUNEGATE_CACHE", str(file / inner) if inner else str(file))
+    code, text = call(capsys)
+    (line,) = [line for line in text.splitlines() if " disk " in line]
+    assert line.startswith("MISSING")
+    assert f"{file} is a file: a folder is needed where models are unpacked" in line
+    assert line.endswith("-> set TUNEGATE_CACHE to a folder, or remove that file")
+    assert code == 2
