@@ -11,16 +11,16 @@ from tunegate.core.rows import Row
 
 SCHEMA_VERSION = 1
 TOP_LABELS = 200
-# Edges of the histograms: powers of the square root of two from 1, rounded, so that long tails keep their shape.
-EDGES = tuple(sorted({round(2 ** (step / 2)) for step in range(0, 41)}))
+# Edges of the histograms: powers of the fourth root of two from 1, rounded, so that long tails keep their shape.
+EDGES = tuple(sorted({round(2 ** (step / 4)) for step in range(0, 81)}))
 # First letters looked at for the script of a row's text.
 SCRIPT_CHARACTERS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lengths:
-    """A distribution of lengths (unit: the field's name that holds it). histogram: [lower edge, rows] of each bin that
-    is not empty; the bin ends before the next edge of EDGES. Percentiles are exact."""
+    """A distribution of lengths (unit: the field's name that holds it). histogram: [lower edge, rows] of each bin
+    from the first to the last that is not empty; a bin ends before the next edge of EDGES. Percentiles are exact."""
 
     n: int
     total: int
@@ -237,7 +237,8 @@ def _histogram(ordered: list[int]) -> list[list[int]]:
         while edge + 1 < len(EDGES) and EDGES[edge + 1] <= value:
             edge += 1
         counts[EDGES[edge] if value >= EDGES[0] else 0] += 1
-    return [[lower, counts[lower]] for lower in sorted(counts)]
+    edges = (0, *EDGES)
+    return [[lower, counts[lower]] for lower in edges[edges.index(min(counts)) : edges.index(max(counts)) + 1]]
 
 
 def _ranked(counts: Counter[str]) -> dict[str, int]:

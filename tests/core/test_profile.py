@@ -53,6 +53,7 @@ def test_percentiles_and_histogram() -> None:
     assert lengths.histogram[0] == [1, 1]
     assert [lower for lower, _ in lengths.histogram] == sorted({lower for lower, _ in lengths.histogram})
     assert Lengths.of([0, 0]).histogram == [[0, 2]]
+    assert Lengths.of([0, 2, 5]).histogram == [[0, 1], [1, 0], [2, 1], [3, 0], [4, 0], [5, 1]]  # a gap is no bar
 
 
 def test_the_order_of_rows_does_not_matter() -> None:

@@ -61,7 +61,7 @@ def _histogram(name: str, lengths: Lengths) -> str:
     step = _WIDTH / len(bins)
     parts = []
     for index, (edge, count) in enumerate(bins):
-        height = (_HEIGHT - 16) * count / most
+        height = max((_HEIGHT - 16) * count / most, 1.0 if count else 0.0)  # one row among thousands is seen too
         x = index * step
         parts.append(
             f'<rect x="{x + 1:.1f}" y="{_HEIGHT - height:.1f}" width="{max(1.0, step - 2):.1f}" height="{height:.1f}">'
