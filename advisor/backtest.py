@@ -11,7 +11,9 @@ from tunegate.advisor.errors import class_errors, half_width, interval
 from tunegate.advisor.facts import Record, read_csv, table
 from tunegate.advisor.measured import NEEDED, Case, NotPredictedError, parse
 from tunegate.advisor.predict import predict
+from tunegate.core.errors import UserError
 
+ONE_SIDED_95 = 1.645
 MIN_ROWS_TO_FAIL = 5  # a class of fewer rows is shown, never failed
 ABSURD = 1e9  # a measurement this many times its prediction, or as small a part of it, is a slip of the pen
 
@@ -52,19 +54,32 @@ class Backtest:
         return dict(groups)
 
     def worse_than_recorded(self) -> list[str]:
-        """Classes whose MAPE exceeds their recorded bound, each as a sentence."""
+        """Classes whose MAPE exceeds their recorded bound by more than chance explains, each as a sentence.
+
+        Rows fewer than those behind the bound are a sample of them: the lower 95 % bound of their mean must exceed it.
+        """
         found = []
         for kind, pairs in self.by_class().items():
             recorded = class_errors().get(kind)
-            mape = statistics.fmean(abs(pair.error) for pair in pairs)
-            if recorded and len(pairs) >= MIN_ROWS_TO_FAIL and mape > recorded.bound:
+            if recorded is None or len(pairs) < MIN_ROWS_TO_FAIL:
+                continue
+            errors = [abs(pair.error) for pair in pairs]
+            mape = statistics.fmean(errors)
+            chance = (
+                ONE_SIDED_95 * statistics.stdev(errors) / math.sqrt(len(errors)) if len(errors) < recorded.n else 0.0
+            )
+            if mape - chance > recorded.bound:
                 found.append(f"{kind}: MAPE {mape:.3f} over {len(pairs)} rows exceeds the bound {recorded.bound:.3f}")
         return found
 
 
 def rows_of(path: Path | None) -> Sequence[Record]:
-    """Rows of the shipped collection, or of a user's CSV file of the same columns. Raises UserError."""
-    return table("measured") if path is None else read_csv(path, NEEDED)
+    """Rows of the shipped collection, or of a user's CSV file of the same columns. Raises UserError, for no rows too."""
+    if path is None:
+        return table("measured")
+    if not (rows := read_csv(path, NEEDED)):
+        raise UserError("no rows below the header", where=str(path), hint="nothing can be compared")
+    return rows
 
 
 def backtest(rows: Sequence[Record]) -> Backtest:

@@ -9,6 +9,7 @@ from tunegate.core.console import JsonOption, emit_json, out, say, table, warn
 from tunegate.core.errors import UserError, one_of
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+AT_HAND = "cpu: the one machine at hand, which takes no rent; with --gpu-usd-h more of them are rented"
 
 
 @app.command(
@@ -54,6 +55,7 @@ def breakeven(
         upkeep_usd=upkeep_hours * engineer_usd_h,
         paid_off_months=months,
         busy_share=busy_share,
+        max_replicas=1 if known.pop("at_hand") else None,
     )
     asked = None if against is None else find_offer(against, prices)
     every = list(offers(prices))
@@ -136,7 +138,9 @@ def _machine(
             where="--gpu",
             hint="choose a larger GPU or more of them",
         )
-    return price, sized.max_calls_per_s, {"gpu_price": card.prices or None, "notes": doubts(base, card)}
+    at_hand = card.is_cpu and usd_h is None
+    notes = [*doubts(base, card), *([AT_HAND] if at_hand else [])]
+    return price, sized.max_calls_per_s, {"gpu_price": card.prices or None, "notes": notes, "at_hand": at_hand}
 
 
 def _row(own: Any, offer: Any, calls: float, tokens: tuple[float, float]) -> dict[str, Any]:
@@ -163,7 +167,7 @@ def _print(rows: list[dict[str, Any]], facts: dict[str, Any], chart: str, agains
             r["break_even_calls_per_day"]
             if isinstance(r["break_even_calls_per_day"], str)
             else f"{r['break_even_calls_per_day']:,}",
-            f"{r['own_monthly_usd']:,.0f}",
+            "not carried" if r["own_monthly_usd"] is None else f"{r['own_monthly_usd']:,.0f}",
             f"{r['api_monthly_usd']:,.2f}",
             r["price_date"],
         ]

@@ -67,6 +67,7 @@ def recommend(
         "budget_usd": budget_usd, "monthly_budget_usd": monthly_budget_usd, "quality": quality, "hardware": hardware,
         "ops": ops, "model": model, "peak_factor": peak_factor,
     }  # fmt: skip
+    _refuse_inputs(out, data, constraints, prices)
     answer = _answer(data, constraints, stated, prices, evidence or [])
     from tunegate.advisor import render
 
@@ -79,6 +80,20 @@ def recommend(
     render.print_answer(answer, why=why)
     if out is None:
         say("nothing was written: --out FILE writes recommendation.yaml for ft train --from")
+
+
+def _refuse_inputs(out: Path | None, *read: Path | None) -> None:
+    """Raise UserError for an --out that is a file read here, or lies in the folder of rows."""
+    if out is None:
+        return
+    from tunegate.core.files import refuse_input
+
+    named = [path for path in read if path is not None]
+    refuse_input(out, *named)
+    for folder in named:
+        if folder.is_dir() and out.resolve().is_relative_to(folder.resolve()):
+            hint = "choose another --out: a finished folder keeps the files that its manifest names"
+            raise UserError(f"lies in {folder}, which is read", where=f"--out {out}", hint=hint)
 
 
 def _answer(

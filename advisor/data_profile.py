@@ -145,7 +145,7 @@ class _Tally:
         return prompt + answer
 
     def _json(self, answer: str) -> None:
-        if answer[:1] not in ("{", "["):
+        if answer.lstrip()[:1] not in ("{", "["):
             return
         try:
             value = json.loads(answer)

@@ -76,7 +76,7 @@ def known_gpus(extra: Path | None = None) -> dict[str, Gpu]:
     return gpus
 
 
-def find_gpu(name: str, extra: Path | None = None) -> Gpu:
+def find_gpu(name: str, extra: Path | None = None, *, where: str = "--gpu") -> Gpu:
     """The GPU that `name` means. Raises UserError with the nearest names."""
     gpus = known_gpus(extra)
     index = {key(gpu): gpu for gpu in gpus}
@@ -84,7 +84,7 @@ def find_gpu(name: str, extra: Path | None = None) -> Gpu:
         index.update({key(alias): row["name"] for alias in row["aliases"].split(";") if alias})
     found = index.get(key(name.split("(")[0])) or index.get(key(name))
     if found is None:
-        raise UserError(f"unknown GPU {name!r}", where="gpu", hint=nearest(name.upper(), _names(gpus)))
+        raise UserError(f"unknown GPU {name!r}", where=where, hint=nearest(name.upper(), _names(gpus)))
     return gpus[found]
 
 
@@ -98,7 +98,7 @@ def parse_hardware(text: str, extra: Path | None = None, *, where: str = "--hard
     name, _, count = text.partition(":")
     if count and not (re.fullmatch("[0-9]{1,4}", count) and 1 <= int(count) <= 1024):
         raise UserError(f"not a number of GPUs: {count!r}", where=where, hint="for example L4:1")
-    return find_gpu(name, extra), int(count or 1)
+    return find_gpu(name, extra, where=where), int(count or 1)
 
 
 @cache

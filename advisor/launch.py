@@ -17,6 +17,7 @@ SKY_NAMES = {
 
 
 KEPT = "/kept"  # a bucket mounted there outlives a spot machine
+TASK_FILE, NAME = "sky.yaml", "tunegate-train"
 
 
 def task(answer: Recommendation, recommendation: str, infra: str = "") -> dict[str, Any]:
@@ -37,7 +38,7 @@ def task(answer: Recommendation, recommendation: str, infra: str = "") -> dict[s
     resources = {"accelerators": f"{name}:{training.gpus}", "use_spot": not cluster, "disk_size": 256}
     bucket = {"name": f"tunegate-{sha256_text(canonical_json(train_section(answer)[0]))[:12]}", "mode": "MOUNT_CACHED"}
     return {
-        "name": "tunegate-train",
+        "name": NAME,
         "resources": resources if not infra else {"infra": infra, **resources},
         "workdir": ".",
         "file_mounts": {KEPT: bucket},
@@ -60,7 +61,7 @@ def _command(answer: Recommendation, recommendation: str) -> str:
 
 def prepare(answer: Recommendation, kind: str, recommendation: Path | None) -> dict[str, Any]:
     """The task of `--launch KIND`; kind: `sky`, or `sky:INFRA`. Raises UsageError for another launcher, for an INFRA that
-    is no word, or without --out."""
+    is no word, or without --out; UserError for a file of the user's in the task's place."""
     launcher, colon, infra = kind.partition(":")
     if launcher != "sky":
         raise UsageError(f"unknown launcher {kind!r}", where="--launch", hint="known: sky, sky:INFRA")
@@ -68,13 +69,18 @@ def prepare(answer: Recommendation, kind: str, recommendation: Path | None) -> d
         raise UsageError(f"not a place: {infra!r}", where="--launch", hint="for example sky:kubernetes or sky:aws")
     if recommendation is None or not recommendation.name:
         raise UsageError("--launch needs --out: the task runs that recommendation", where="--launch")
+    path = recommendation.with_name(TASK_FILE)
+    if path.is_file() and NAME not in path.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(
+            "is no task of ours, it is not replaced", where=str(path), hint="choose another folder for --out"
+        )
     return task(answer, recommendation.name, infra)
 
 
 def write_task(made: dict[str, Any], recommendation: Path) -> Path:
-    """Write `sky.yaml` beside the recommendation."""
+    """Write the task beside the recommendation."""
     import yaml
 
-    path = recommendation.with_name("sky.yaml")
+    path = recommendation.with_name(TASK_FILE)
     write_text(path, yaml.safe_dump(made, sort_keys=False))
     return path

@@ -42,6 +42,8 @@ def find(name: str, *, params_b: float | None = None) -> KnownModel:
     params_b: size in 1e9 parameters, used when the name alone says only the family (`Llama 2`).
     Raises UserError with the nearest names.
     """
+    if not name.strip():
+        raise UserError("no model is named", where="model", hint="a hub id, a folder, or a name of the table")
     folder = home_path(name)
     if folder.is_dir():
         return KnownModel(

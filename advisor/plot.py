@@ -86,13 +86,14 @@ def draw(path: Path, *, title: str, own: str, apis: Sequence[ApiCurve], calls_pe
 
 def _lines(axes: Any, own: str, apis: Sequence[ApiCurve]) -> None:
     mine = [(calls, usd) for calls, usd, _ in apis[0].points if usd is not None]
-    axes.step(*zip(*mine, strict=True), where="post", color=OWN, linewidth=2.4, label=own)
+    if mine:
+        axes.step(*zip(*mine, strict=True), where="post", color=OWN, linewidth=2.4, label=own)
     for number, api in enumerate(apis):
         colour, style = COLOURS[number % len(COLOURS)], "--" if api.hosted else "-"
         shown = [(calls, usd) for calls, _, usd in api.points if usd > 0]
         if shown:
             axes.plot(*zip(*shown, strict=True), color=colour, linestyle=style, linewidth=1.6, label=api.label)
-        if api.crossing is not None and shown:
+        if api.crossing and shown:
             at = api.crossing * shown[-1][1] / shown[-1][0]  # an API's cost is a straight line through 0
             axes.plot([api.crossing], [at], marker="o", markersize=7, color=colour, markeredgecolor="white", zorder=5)
             box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0}
@@ -104,6 +105,8 @@ def chart(points: Sequence[Point], crossing: float | None, rows: int = 12) -> st
     """The same in characters: o own, x API, * both in one place, ^ the break-even; both axes logarithmic."""
     columns = points[:: max(1, len(points) // 30)]
     dollars = [v for _, o, a in columns for v in (o, a) if v and v > 0]
+    if not dollars:
+        return "neither costs anything"
     low, high = math.log10(min(dollars)), math.log10(max(dollars))
     grid = [[" "] * len(columns) for _ in range(rows)]
     for index, (_, own, api) in enumerate(columns):
@@ -119,6 +122,6 @@ def chart(points: Sequence[Point], crossing: float | None, rows: int = 12) -> st
     lines += [f"{'calls a day':>14} +{'-' * len(columns)}", f"{'':16}{first:<12,.0f}{last:>{len(columns) - 12},.0f}"]
     if crossing is None:
         return "\n".join([*lines, f"{'':16}no break-even: never"])
-    share = math.log(crossing / first) / math.log(last / first)
+    share = math.log(max(crossing, first) / first) / math.log(last / first)
     place = min(len(columns) - 1, max(0, round(share * (len(columns) - 1))))
     return "\n".join([*lines, f"{'':16}{' ' * place}^ break-even at {crossing:,.0f} calls a day"])

@@ -160,9 +160,11 @@ def best_of(options: list[Option], situation: Situation) -> Option:
 
 def _in_band(options: list[Option], situation: Situation) -> list[Option]:
     c, method = situation.constraints, options[0].method
-    if c.model or situation.cpu_only:
-        most = max(o.quality for o in options)
-        return options if c.model else [o for o in options if o.quality >= most - 0.03]
+    best = max(o.quality for o in options)
+    if c.model:
+        return options
+    if situation.cpu_only and not any(o.vendor for o in options):
+        return [o for o in options if o.quality >= best - 0.03]
     if method in TUNED:
         large = method == "full" or c.quality == "max" or (c.priority == "quality" and situation.large_budget)
         low, high = BAND_LARGE if large else BAND_TUNED
@@ -171,7 +173,6 @@ def _in_band(options: list[Option], situation: Situation) -> list[Option]:
             return inside
         largest = max(o.params_b for o in options)
         return [o for o in options if o.params_b >= 0.8 * largest] if large else _nearest_below(options, low)
-    best = max(o.quality for o in options)
     if c.priority == "cost":  # a prompt that costs little: anything not far behind
         return [o for o in options if o.quality >= best - 0.15]
     return [o for o in options if o.quality >= best - 0.06]

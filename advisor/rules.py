@@ -54,7 +54,9 @@ class Situation:
     def reason_to_tune(self) -> bool:
         """One of the article's four reasons (format or style, latency, cost at scale, privacy), or quality."""
         c = self.constraints
-        return bool(c.needs) or c.quality == "max" or c.domain == "far" or c.privacy == "no-egress"
+        return (
+            bool(c.needs) or self.strict_format or c.quality == "max" or c.domain == "far" or c.privacy == "no-egress"
+        )
 
 
 Votes = Mapping[str, float]
@@ -230,6 +232,7 @@ EVIDENCE_RULES = (
                 s.strict_format
                 or bool(s.profile and s.profile.narrow)
                 or s.constraints.wants("latency", "cost", "quality")
+                or s.constraints.quality == "max"
             )
         ),
         source="Zhao et al. 2024 (LoRA Land), arXiv 2405.00732: 310 adapters, 31 tasks",

@@ -66,6 +66,17 @@ def lazy_app(group: type[LazyGroup], *, epilog: str) -> typer.Typer:
     )
 
 
+def answer_root(ctx: typer.Context, *, version: bool) -> None:
+    """What the root of `ft` and of `ftadvise` does: print the version, refuse an empty command line, else nothing."""
+    if version:
+        from importlib.metadata import version as package_version
+
+        print(package_version("tunegate"))
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        ctx.fail("a command is missing")
+
+
 class DefaultCommandGroup(TyperGroup):
     """A group whose first argument may be left out: `ft eval TARGET` means `ft eval run TARGET`."""
 

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 import typer
 
-from tunegate.core.commands import Entry, LazyGroup, lazy_app, run
+from tunegate.core.commands import Entry, LazyGroup, answer_root, lazy_app, run
 
 
 class FtGroup(LazyGroup):
@@ -60,13 +60,7 @@ def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
 ) -> None:
     """Fine-tune, release, serve and judge a language model; the exit code says whether it may ship."""
-    if version:
-        from importlib.metadata import version as package_version
-
-        print(package_version("tunegate"))
-        raise typer.Exit
-    if ctx.invoked_subcommand is None:
-        raise ctx.fail("a command is missing")
+    answer_root(ctx, version=version)
 
 
 def main() -> None:

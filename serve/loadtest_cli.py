@@ -1,7 +1,7 @@
 """`ft loadtest`: options, opening what is tested, printing."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +17,8 @@ from tunegate.core.manifest import Input
 from tunegate.serve.cli import Start, open_target
 from tunegate.serve.client import ChatClient, api_key
 from tunegate.serve.endpoint_url import checked_url, is_url
-from tunegate.serve.load_plan import LoadOptions, Prompt, numbers, plan_stages, read_data, read_prompts
+from tunegate.serve.load_plan import LoadOptions, Prompt, Stage, numbers, plan_stages, read_data, read_prompts
+from tunegate.serve.load_prompts import unnamed_prompts
 from tunegate.serve.load_report import COLUMNS, About, knee_line, make_report, table_rows, write_load_report
 from tunegate.serve.load_test import run_load
 from tunegate.serve.machine_plan import choose_start
@@ -37,9 +38,10 @@ EXIT = {"VALID": ExitCode.OK, "INVALID": ExitCode.INCONCLUSIVE, "FAILED": ExitCo
 def loadtest(
     context: typer.Context,
     target: Annotated[str, typer.Argument(help="Endpoint URL (http://host:port/v1), or what ft serve takes.")],
-    report: Annotated[Path, typer.Option("--out", help="Folder for the LoadReport.")],
+    report: Annotated[Path, typer.Option("--out", help="Folder for the LoadReport.")] = Path("loadtest"),
     data: Annotated[
-        Path | None, typer.Option(help="Prompts: rows with messages (JSONL); the answer is left out.")
+        Path | None,
+        typer.Option(help="Prompts: rows (JSONL), the answer is left out; else the target's held-out rows."),
     ] = None,
     prompts: Annotated[Path | None, typer.Option(help="Prompts alone: text, one a line, or JSONL.")] = None,
     concurrency: Annotated[str | None, typer.Option(help="Closed loop: requests at once, such as 1,4,16.")] = None,
@@ -71,21 +73,20 @@ def loadtest(
     A model, run or release is served for the test (vLLM flags after --) and stopped afterwards.
     """
     refuse_existing(report, force=force)
-    check_numbers(duration=duration, temperature=temperature, timeout=timeout, slo_ttft_ms=slo_ttft_ms,
-                  slo_tpot_ms=slo_tpot_ms, slo_e2e_ms=slo_e2e_ms)  # fmt: skip
-    asked, about_prompts, source = _prompts(data, prompts)
+    limits = {"slo_ttft_ms": slo_ttft_ms, "slo_tpot_ms": slo_tpot_ms, "slo_e2e_ms": slo_e2e_ms}
+    check_numbers(duration=duration, temperature=temperature, timeout=timeout, **limits)
+    asked, about_prompts, source = _prompts(data, prompts, target)
     levels = numbers(concurrency or ("" if rate else "1,4,16"), "--concurrency", int)
     rates = numbers(rate or "", "--rate", float)
     stages = plan_stages(levels, rates, requests=requests, duration_s=duration, warm_up=warm_up)
     generation: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     generation |= {"ignore_eos": True} if ignore_eos else {}
-    limits = {"ttft_ms": slo_ttft_ms, "tpot_ms": slo_tpot_ms, "e2e_ms": slo_e2e_ms}
     options = LoadOptions(
-        stages=stages, generation=generation, slo={k: v for k, v in limits.items() if v is not None},
+        stages=stages, generation=generation,
+        slo={k.removeprefix("slo_"): v for k, v in limits.items() if v is not None},
         timeout_s=timeout, seed=seed,
     )  # fmt: skip
-    at_once = max((int(s.level) for s in stages if s.kind == "closed"), default=32)
-    serve = {"start": start.value, "sequences": max(32, at_once), "extra": tuple(context.args)}
+    serve = {"start": start.value, "sequences": _at_once(stages), "extra": tuple(context.args)}
     with _endpoint(target, model, api_key(api_key_file), serve) as (endpoint, inputs):
         about = About(
             target=target, endpoint=endpoint.base_url, model=endpoint.model, prompts=about_prompts,
@@ -96,14 +97,18 @@ def loadtest(
     raise typer.Exit(ExitCode.INTERRUPTED if document["interrupted"] else EXIT[document["verdict"]])
 
 
-def _prompts(data: Path | None, prompts: Path | None) -> tuple[list[Prompt], dict[str, Any], Input]:
-    if (data is None) == (prompts is None):
-        raise UsageError(
-            "one source of prompts is needed: --data ROWS.jsonl or --prompts FILE", where="--data",
-            hint="a load test with other prompts than your own measures another service",
-        )  # fmt: skip
+def _at_once(stages: Sequence[Stage]) -> int:
+    """Sequences that a server of ours has to take together."""
+    return max([32, *(int(stage.level) for stage in stages if stage.kind == "closed")])
+
+
+def _prompts(data: Path | None, prompts: Path | None, target: str) -> tuple[list[Prompt], dict[str, Any], Input]:
+    if data and prompts:
+        raise UsageError("one source of prompts is needed: --data ROWS.jsonl or --prompts FILE", where="--data")
     path = data or prompts
-    assert path is not None
+    if path is None:
+        found, name, source = unnamed_prompts(target)
+        return found, {"file": name, "count": len(found)}, source
     found = read_data(path) if data else read_prompts(path)
     return found, {"file": str(path), "count": len(found)}, Input.of_file(path, "prompts")
 

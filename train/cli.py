@@ -71,9 +71,9 @@ def train(
         say("the run is finished already: there is nothing left to resume")
         _show_run(done, as_json=as_json)
         return
-    if not dry_run and not (spread and spread.machine_rank):
-        refuse_input(out_folder, dataset, config.adapter, config.model, config.docs)
-        refuse_existing(out_folder, force=force)
+    if not (spread and spread.machine_rank):
+        read = (dataset, config.adapter, config.model, config.docs)
+        _check_out(out_folder, read, force=force, dry_run=dry_run)
     source = resolve_model(config.model)
     for note in [*notes, *_unread(settings, config), *warnings(config, _size_b(source))]:
         warn(note)
@@ -87,6 +87,17 @@ def train(
     ready, forecast = _check(opened, source, config, settings, dry_run=False, refuse=preflight, as_json=as_json)
     work = {"resume": resume, "force": force, "prepared": ready, "forecast": forecast, "launch": spread}
     _with_weights(opened, source, config, out_folder, work, as_json=as_json)
+
+
+def _check_out(out_folder: Path, read: tuple[Path | str, ...], *, force: bool, dry_run: bool) -> None:
+    """Refuse an output folder that the run could not write, or that holds what it reads; a dry run only says so."""
+    try:
+        refuse_input(out_folder, *read)
+        refuse_existing(out_folder, force=force)
+    except UserError as error:
+        if not dry_run:
+            raise
+        warn(f"the run itself will be refused: {error.line()}")
 
 
 def _with_weights(

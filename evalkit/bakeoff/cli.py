@@ -18,8 +18,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 def bakeoff(
     task: Annotated[Path, typer.Option(help="Task file that every arm is judged by.")],
     train: Annotated[
-        Path, typer.Option(help="Training rows: a Dataset folder, or JSONL (evaluation rows are left out).")
-    ],
+        Path | None, typer.Option(help="Training rows: a Dataset folder, or JSONL; else the Dataset of the items.")
+    ] = None,
     out_folder: Annotated[Path, typer.Option("--out", help="Folder for runs, reports and the result.")] = Path(
         "bakeoff"
     ),
@@ -65,7 +65,7 @@ def bakeoff(
         raise UsageError("the arm rag_lora needs documents to retrieve from", hint="--docs FOLDER")
     loaded = load_task(task, limit=limit, allow_python=allow_python)
     planned = plans.Plan(
-        task=loaded, dataset=plans.dataset_of(train, loaded, out_folder), source=resolve(model), arms=chosen, docs=docs,
+        task=loaded, dataset=plans.dataset_of(train or plans.dataset_with(loaded), loaded, out_folder), source=resolve(model), arms=chosen, docs=docs,
         settings=settings, own_settings=own, out=out_folder,
         business=plans.Business(gpu=gpu, calls_per_day=calls_per_day, p95_ms=p95_ms),
         budget_s=None if budget_minutes is None else 60 * budget_minutes, curve=plans.FRACTIONS if curve else (1.0,),

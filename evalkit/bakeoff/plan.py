@@ -167,6 +167,15 @@ def dataset_of(path: Path, task: EvalTask, out: Path) -> Dataset:
     return write_rows(kept, folder, [manifests.Input.of_file(path, "rows")])
 
 
+def dataset_with(task: EvalTask) -> Path:
+    """The Dataset folder that the task's items were held out in. Raises UsageError where they lie in none."""
+    folder = task.file.data.parent
+    if manifests.is_finished(folder) and manifests.read(folder).kind == Dataset.kind:
+        return folder
+    hint = "a Dataset folder of ft data prepare, or a JSONL file of rows"
+    raise UsageError(f"no training rows are named, and {folder} is no Dataset", where="--train", hint=hint)
+
+
 def refuse_leaks(rows: Sequence[Row], task: EvalTask, *, where: str) -> None:
     """Raise UserError naming the first evaluation question that stands among the training rows (normalised text)."""
     seen = {normalized(user_text(row)): row.id for row in rows}

@@ -1,6 +1,7 @@
 """`ft init`: a project folder that runs: data held out, task, gate, training settings, a Makefile and a CI workflow."""
 
 import math
+import os
 import re
 import shlex
 import shutil
@@ -11,7 +12,7 @@ from typing import Any
 
 from tunegate.core.artifacts import Dataset
 from tunegate.core.errors import UserError
-from tunegate.core.files import new_folder, write_jsonl, write_text
+from tunegate.core.files import home_path, new_folder, refuse_existing, write_jsonl, write_text
 from tunegate.core.methods import WEIGHTLESS
 from tunegate.core.power import detectable_difference, pairs_for_difference
 from tunegate.core.rows import read_rows
@@ -61,11 +62,14 @@ def init_project(folder: Path, data: Path | None, *, reading: Reading, model: st
     Raises UserError for a folder that exists, and for data that cannot be read.
     """
     if data is not None and not data.is_file():
-        raise UserError(
-            "no such file" if not data.exists() else "is a folder, a file of rows is needed", where=str(data)
-        )
+        what = "is a folder" if data.is_dir() else "is no file that can be copied" if data.exists() else "no such file"
+        raise UserError(what, where=str(data), hint="a file of rows is needed")
+    # A folder without a tokenizer is refused before anything is written; a GGUF file has its own inside, estimated here.
+    count = counter(None if home_path(model).is_file() else model)
     named = folder.name not in ("", "..")  # else refused, as every output folder is
     earlier = force and named and all((folder / name).is_file() for name in ("task.yaml", "gate.yaml", "train.yaml"))
+    if not earlier:
+        _refuse_existing(folder, force=force)
     with new_folder(folder, force=force, own=earlier) as temporary:
         source = temporary / ("data.jsonl" if data is None else _plain_name(data))
         if data is None:
@@ -77,12 +81,15 @@ def init_project(folder: Path, data: Path | None, *, reading: Reading, model: st
         task = init_task(dataset.eval_path, temporary / "task.yaml", force=False)
         margin = _margin(report.eval)
         write_text(temporary / "gate.yaml", _gate(task, report.eval, margin))
-        write_text(temporary / "train.yaml", commented_yaml(method, {"model": model}))
-        words = {"SOURCE": source.name, "MODEL": model, "PRIMARY": task["primary"], "METHOD": method, "OPTIONS": ""}
+        base = _seen_from(folder, model)
+        write_text(temporary / "train.yaml", commented_yaml(method, {"model": base}))
+        words = {"SOURCE": source.name, "PRIMARY": task["primary"], "METHOD": method, "OPTIONS": ""}
         words |= {"SHIPPED": "run", "MERGE": ""} if method in WEIGHTLESS else {"SHIPPED": "release", "MERGE": MERGE}
         for name, target in TEMPLATES.items():
             text = (files("tunegate.evalkit.project") / "templates" / name).read_text(encoding="utf-8")
-            words["OPTIONS"] = _options(reading, in_make=name == "Makefile")
+            in_make = name == "Makefile"
+            words["OPTIONS"] = _options(reading, in_make=in_make)
+            words["MODEL"] = shlex.quote(base).replace("$", "$$") if in_make else base
             for word, value in words.items():
                 text = text.replace(f"@{word}@", value)
             (temporary / target).parent.mkdir(parents=True, exist_ok=True)
@@ -93,8 +100,24 @@ def init_project(folder: Path, data: Path | None, *, reading: Reading, model: st
     return Project(
         path=folder, dataset=prepared, outputs=task["outputs"], primary=task["primary"], written=written, margin=margin,
         need_n=pairs_for_difference(DISCORDANCE, MARGIN, alpha=ALPHA),
-        calls_left_out=sum(size.calls_left_out for size in sizes(read_rows(prepared.train_path), counter(model))),
+        calls_left_out=sum(size.calls_left_out for size in sizes(read_rows(prepared.train_path), count)),
     )  # fmt: skip
+
+
+def _seen_from(folder: Path, model: str) -> str:
+    """The model as it is named inside the project, where make runs: a relative path leads there from the project's folder."""
+    if Path(model).is_absolute() or not Path(model).exists():
+        return model
+    return os.path.relpath(Path(model).resolve(), folder.resolve())
+
+
+def _refuse_existing(folder: Path, *, force: bool) -> None:
+    """As for every output folder, in words of `ft init`, whose folder is no option."""
+    try:
+        refuse_existing(folder, force=force)
+    except UserError as error:
+        hint = (error.hint or "").replace("--out data", "my-model").replace("--out", "folder")
+        raise UserError(error.message, where=error.where, hint=hint) from None
 
 
 def _prepared(rows: str, folder: Path, config: PrepareConfig) -> tuple[Dataset, Report]:

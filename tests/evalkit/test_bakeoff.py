@@ -16,7 +16,8 @@ from tunegate.core.manifest import read, verify
 from tunegate.evalkit.bakeoff import judge
 from tunegate.evalkit.bakeoff.cli import app
 from tunegate.evalkit.bakeoff.page import page, table_rows
-from tunegate.evalkit.bakeoff.plan import parse_arms
+from tunegate.evalkit.bakeoff.plan import dataset_with, parse_arms
+from tunegate.evalkit.task import load_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -278,3 +279,16 @@ def test_the_page_needs_no_script_and_escapes(kitchen, makers):
     assert "&lt;script&gt;" in text
     assert "default-src 'none'" in text
     assert len(table_rows(document)) == 2
+
+
+def test_the_rows_to_train_on_are_those_beside_the_items(tmp_path, makers, capsys):
+    """The contract's `ft bakeoff --task T` asked for --train."""
+    makers.dataset(tmp_path / "data", makers.rows(24), makers.rows(12, 100))
+    task = "name: sums\ndata: data/eval.jsonl\nvalidators:\n  - {name: exact, kind: json_equal}\nprimary: exact\n"
+    (tmp_path / "task.yaml").write_text(task)
+    assert dataset_with(load_task(tmp_path / "task.yaml")) == tmp_path / "data"
+    (tmp_path / "rows.jsonl").write_bytes((tmp_path / "data/eval.jsonl").read_bytes())
+    (tmp_path / "task.yaml").write_text(task.replace("data/eval", "rows"))
+    argv = ["--task", str(tmp_path / "task.yaml"), "--out", str(tmp_path / "bo"), "--arms", "prompt"]
+    assert run(app, prog="ft bakeoff", argv=argv) == 2
+    assert capsys.readouterr().err.startswith("error: --train: no training rows are named")

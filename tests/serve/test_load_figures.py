@@ -217,7 +217,7 @@ def test_report_and_drawing_are_text_whatever_the_model_is_called(tmp_path):
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["http://127.0.0.1:9/v1", "--out", "o"], 2, "--data"),
+        (["http://127.0.0.1:9/v1", "--out", "o", "--prompts", "p.txt", "--data", "p.txt"], 2, "--data"),
         (["http://127.0.0.1:9/v1", "--out", "o", "--prompts", "missing.txt"], 2, "no such file"),
         (["http://127.0.0.1:9/v1", "--out", "o", "--prompts", "p.txt", "--concurrency", "x"], 2, "--concurrency"),
         (["http://127.0.0.1:9/v1", "--out", "o", "--prompts", "p.txt", "--", "--dtype", "x"], 2, "no vLLM flags"),

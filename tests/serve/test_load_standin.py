@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from tunegate.core import manifest
 from tunegate.core.artifacts import LoadReport
 from tunegate.core.commands import run
 from tunegate.core.measurements import load_interval, load_records
+from tunegate.serve.load_prompts import unnamed_prompts
 from tunegate.serve.loadtest_cli import app
 
 STANDIN = Path(__file__).with_name("load_standin.py")
@@ -174,6 +176,36 @@ def test_repeated_prompts_are_told(standin, load, tmp_path):
     (stage,) = report.report()["stages"]
     assert stage["repeated_prompts"] == 9  # the warm-up saw one of the two
     assert any("25% of the prompt tokens came from the prefix cache" in w for w in stage["warnings"])
+
+
+def test_without_prompts_general_ones_are_sent_and_it_is_said(standin, tmp_path, monkeypatch, capsys):
+    server = standin("--ttft-ms", 5, "--chunk-ms", 1, "--chunks", 2)
+    monkeypatch.chdir(tmp_path)
+    words = [server.url, "--concurrency", "2", "--requests", "10", "--json"]
+    assert run(app, prog="ft loadtest", argv=words) in (0, 3)
+    assert "64 short prompts of a general kind" in capsys.readouterr().err
+    report = LoadReport.open(tmp_path / "loadtest")
+    assert report.report()["settings"]["prompts"] == {"file": "builtin:generic", "count": 64}
+    assert {i.role for i in report.manifest.inputs} == {"prompts"}
+    assert report.report()["stages"][0]["repeated_prompts"] == 0
+
+
+def test_without_prompts_a_run_is_asked_what_its_dataset_held_out(tmp_path, capsys):
+    row = {"id": "1", "messages": [{"role": "user", "content": "when?"}, {"role": "assistant", "content": "now"}]}
+    for name in ("data", "run", "release"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "data" / "eval.jsonl").write_text(json.dumps(row) + "\n")
+    dataset = manifest.write(tmp_path / "data", "dataset", inputs=[], config={})
+    run_inputs = [dataset.as_input("dataset", tmp_path / "data")]
+    made = manifest.write(tmp_path / "run", "run", inputs=run_inputs, config={})
+    manifest.write(tmp_path / "release", "release", inputs=[made.as_input("run", tmp_path / "run")], config={})
+    for target in ("run", "release"):
+        prompts, name, source = unnamed_prompts(str(tmp_path / target))
+        assert [p.messages for p in prompts] == [({"role": "user", "content": "when?"},)]
+        assert (name, source.path) == (str(tmp_path / "data" / "eval.jsonl"),) * 2
+        assert "held out of the target's own data" in capsys.readouterr().err
+    (tmp_path / "data" / "eval.jsonl").unlink()
+    assert unnamed_prompts(str(tmp_path / "release"))[1] == "builtin:generic"
 
 
 def test_ctrl_c_keeps_what_was_measured(standin, tmp_path):

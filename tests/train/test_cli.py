@@ -52,6 +52,17 @@ def test_a_dry_run_shows_everything_and_trains_nothing(ft_train, tiny_model, tin
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.yaml"]
 
 
+def test_a_dry_run_says_where_the_run_itself_would_be_refused(ft_train, tiny_model, tiny_dataset, tmp_path):
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/mine").write_text("x")
+    command = (tiny_dataset.path, "--model", tiny_model, "--dry-run")
+    for folder in (tiny_dataset.path, "taken"):
+        code, _, err = ft_train(*command, "--out", folder)
+        assert code == 0
+        assert "warning: the run itself will be refused" in err
+    assert "will be refused" not in ft_train(*command, "--out", "run")[2]
+
+
 def test_a_run_prints_its_facts(ft_train, tiny_model, tiny_dataset, tmp_path):
     short = ("--max-steps", 2, "--per-device-train-batch-size", 2, "--gradient-accumulation-steps", 1, "--rank", 2)
     code, out, _ = ft_train(tiny_dataset.path, "--out", "run", "--model", tiny_model, *short, "--json")

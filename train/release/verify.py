@@ -103,12 +103,13 @@ def load_in_engine(folder: Path) -> str:
 
 def _state(row: dict[str, Any]) -> str:
     """Of an ancestor's folder: here, content changed (not what its manifest says), changed (made again: another digest now),
-    or gone. Of a file at hand: here, or content changed. A model, or a file elsewhere, is not looked at. None of it is a
+    or gone. Of a file at hand: here, or content changed. A model, an endpoint or a file elsewhere is not looked at. None of it is a
     problem of the folder asked about, whose bytes are what they were: sources grow, and names are used again."""
     path = Path(row["path"])
-    if row["kind"] == "model" or (row["kind"] == "file" and not path.is_file()):
+    file = row["kind"] in ("file", "recorded")
+    if row["kind"] in ("model", "endpoint") or (file and not path.is_file()):
         return "not checked"
-    if row["kind"] == "file":
+    if file:
         return "here" if sha256_file(path) == row["digest"] else EDITED
     if not manifests.is_finished(path):
         return "gone"
