@@ -10,10 +10,10 @@ from typing import Any
 from tunegate.core import console, registry
 from tunegate.core.artifacts import EvalReport, LoadReport
 from tunegate.core.errors import ExitCode, UserError
-from tunegate.core.files import refuse_existing, write_text
+from tunegate.core.files import refuse_existing, refuse_input, write_text
 from tunegate.core.power import detectable_difference, pairs_for_difference, power_of_margin
 from tunegate.evalkit.compare import Reading
-from tunegate.evalkit.evaluate import evaluate, metric_names_of, open_reading, open_unchanged, planned
+from tunegate.evalkit.evaluate import evaluate, metric_names_of, open_reading, open_unchanged, planned, task_inputs
 from tunegate.evalkit.folders import write_decision, write_report
 from tunegate.evalkit.gate import EXIT, check_metrics
 from tunegate.evalkit.policy import make_policy
@@ -129,6 +129,7 @@ def run_eval(
     if system.kind == "endpoint":
         share_key_with(system.spec)
     task = load_task(task_path, limit=limit, allow_python=allow_python)
+    refuse_input(out, target, against or "", *(item.path for item in task_inputs(task)))
     policy = policy_for(policy_path, task.file.gate, task.primary)
     load = None if load_path is None else LoadReport.open(load_path)
     other = None if against is None else classify(against, baseline=True)
@@ -142,7 +143,8 @@ def run_eval(
         refuse_existing(beside, force=force)
         baseline = expected  # judged by this task it will be of the same items and metrics
     if baseline is not None or policy_path is not None:
-        check_metrics(policy, metric_names_of(task), task.file.slices, baseline, load)
+        where = str(policy_path or f"{task_path} gate")
+        check_metrics(policy, metric_names_of(task), task.file.slices, baseline, load, where=where)
     check_sides(expected, baseline, allowed=allowed, load=load)
     if other is not None and other.kind != "report":
         baseline = baseline_reading(other, task, out=beside, options=options, key=key, force=force)
@@ -154,8 +156,8 @@ def run_eval(
     report = write_report(out, evaluation, baseline=baseline, force=force)
     finish(evaluation)
     paths = {"report": out, "page": out / "report.html"}
-    if decision := evaluation.reading.report["decision"]:
-        paths["gate"] = write_decision(out / GATE_FOLDER, decision, report=report, baseline=baseline, load=load).path
+    if evaluation.reading.report["decision"]:
+        paths["gate"] = _written(evaluation.reading, out / GATE_FOLDER, report, baseline, load, force=False)
     if save_as is not None and not _answered(evaluation.reading.report):
         console.warn(f"not saved as {save_as!r}: no item was answered, so nothing could be compared with it")
     elif save_as is not None:
@@ -184,6 +186,7 @@ def run_gate(
     A baseline that is no report is judged now, by the report's own task, into the folder that `ft eval` would take.
     """
     folder = out or report_path / GATE_FOLDER
+    refuse_input(folder, report_path, against or "", policy_path or "", load_path or "")
     report = EvalReport.open(report_path)
     if out is not None or against is None:
         refuse_existing(folder, force=force or out is None)
@@ -204,13 +207,30 @@ def run_gate(
         system = classify(against, baseline=True)
         baseline = _baseline_of(report, system, allow_python=allow_python, force=force)
     load = None if load_path is None else LoadReport.open(load_path)
+    where = str(policy_path or f"{report_path} gate")
+    metrics, slices = list(candidate.report["metrics"]), candidate.report["task"]["slices"]
+    check_metrics(policy, metrics, slices, baseline, load, where=where)
     check_sides(candidate, baseline, allowed=allowed, load=load)
     judged = judge_against(candidate, baseline, policy, allowed=allowed, load=load)
     _say_lock(judged.report)
-    written = write_decision(
-        folder, judged.report["decision"], report=report, baseline=baseline, load=load, force=force or out is None
-    )
-    return Shown(reading=judged, paths={"report": report_path, "gate": written.path})
+    written = _written(judged, folder, report, baseline, load, force=force or out is None)
+    return Shown(reading=judged, paths={"report": report_path, "gate": written})
+
+
+def _written(
+    judged: Reading,
+    folder: Path,
+    report: EvalReport,
+    baseline: Reading | None,
+    load: LoadReport | None,
+    *,
+    force: bool,
+) -> Path:
+    """The GateDecision folder of a reading that was decided."""
+    decision, comparison = judged.report["decision"], judged.report["comparison"]
+    return write_decision(
+        folder, decision, report=report, baseline=baseline, comparison=comparison, load=load, force=force
+    ).path
 
 
 def _baseline_of(report: EvalReport, system: System, *, allow_python: bool, force: bool) -> Reading:

@@ -84,7 +84,7 @@ def evaluate(
     _say_faults(report, rows)
     return Evaluation(
         reading=Reading(name=str(report["name"]), report=report, rows=rows),
-        inputs=[*_inputs(task), system.as_input("system")],
+        inputs=[*task_inputs(task), system.as_input("system")],
         config={"task": canonical_task(task), "target": system.spec, "options": asdict(options)},
         seeds={} if task.file.generation.seed is None else {"generation": task.file.generation.seed},
         log=log_path(out) if target else None,
@@ -201,7 +201,7 @@ def _report(
         "leakage": leakage_of(system, task),
         "comparison": None,
         "decision": None,
-        "lineage": manifests.lineage((*_inputs(task), system.as_input("system"))),
+        "lineage": manifests.lineage((*task_inputs(task), system.as_input("system"))),
     }
     return {**report, "operations": operations(rows, report)}
 
@@ -240,7 +240,8 @@ def _by_id(items: Iterable[list[Any]]) -> str:
     return sha256_text(canonical_json(sorted(items, key=itemgetter(0))))
 
 
-def _inputs(task: EvalTask) -> list[Input]:
+def task_inputs(task: EvalTask) -> list[Input]:
+    """The files that a task reads, its own first."""
     files = [Input.of_file(task.path, "task"), Input.of_file(task.file.data, "data")]
     if task.file.few_shot:
         files.append(Input.of_file(task.file.few_shot.file, "few_shot"))

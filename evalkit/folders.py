@@ -53,16 +53,23 @@ def write_decision(
     *,
     report: EvalReport,
     baseline: Reading | None,
+    comparison: dict[str, Any] | None = None,
     load: LoadReport | None = None,
     force: bool = False,
 ) -> GateDecision:
-    """Write a GateDecision folder: decision.json with policy, digests, conditions and verdict, and its manifest."""
+    """Write a GateDecision folder: decision.json (what `ft gate --json` prints, with policy and digests), and its manifest.
+
+    comparison: the `comparison` of a report; its metrics are kept.
+    """
     inputs = [report.as_input("candidate"), *([load.as_input("load")] if load else [])]
     if baseline is not None and baseline.digest is not None:
         inputs.append(Input(role="baseline", kind="eval_report", path=str(baseline.path), digest=baseline.digest))
     document = {
         "schema_version": 1,
         **decision,
+        "comparison": None if comparison is None else comparison["metrics"],
+        "report": str(report.path),
+        "gate": str(out),
         "candidate": {"path": str(report.path), "digest": report.digest, "target": report.report()["target"]},
         "baseline": None
         if baseline is None

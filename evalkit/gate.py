@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from tunegate.core.artifacts import LoadReport
+from tunegate.core.distributions import normal_quantile
 from tunegate.core.errors import ExitCode, UserError, nearest
 from tunegate.core.measurements import load_interval, load_metrics
 from tunegate.core.power import items_for_rate, pairs_for_difference
@@ -19,6 +20,7 @@ from tunegate.evalkit.policy import MAX_INFRA_ERROR_RATE, PAIRED, Condition, Pol
 from tunegate.evalkit.summary import CENSUS, LEAKAGE, Measured, known_metrics, lost_share, measure
 
 Decision = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+POWER = 0.8  # the chance with which need_n items decide
 EXIT: dict[str, ExitCode] = {
     "PASS": ExitCode.OK,
     "FAIL": ExitCode.GATE_FAIL,
@@ -81,10 +83,13 @@ def check_metrics(
     slices: Sequence[str],
     baseline: Reading | None,
     load: LoadReport | None = None,
+    *,
+    where: str = "gate",
 ) -> None:
-    """Raise UserError for a condition that a report with these metrics and slices could not decide, before it is made."""
+    """Raise UserError, with `where`, for a condition that a report with these metrics and slices could not decide, before it is
+    made."""
     shell = {"metrics": dict.fromkeys(metrics), "task": {"slices": list(slices)}}
-    _known(policy.conditions, Reading(name="", report=shell, rows=()), baseline, load is not None)
+    _known(policy.conditions, Reading(name="", report=shell, rows=()), baseline, load is not None, where)
 
 
 def _lost(candidate: Reading, baseline: Reading | None) -> float:
@@ -96,9 +101,11 @@ def _refused(finding: Finding, reason: str) -> Finding:
     return replace(finding, decision="INCONCLUSIVE", reason=reason)
 
 
-def _known(conditions: Sequence[Condition], candidate: Reading, baseline: Reading | None, loaded: bool) -> None:
+def _known(
+    conditions: Sequence[Condition], candidate: Reading, baseline: Reading | None, loaded: bool, file: str = "gate"
+) -> None:
     for index, condition in enumerate(conditions):
-        where = f"gate conditions[{index}]"
+        where = f"{file} conditions[{index}]"
         known = list(candidate.report["metrics"]) if condition.rule in PAIRED else known_metrics(candidate.report)
         known += load_metrics() if condition.rule not in PAIRED else []
         if condition.metric in load_metrics() and condition.rule not in PAIRED and not loaded:
@@ -304,13 +311,16 @@ def _need_items(measured: Measured, interval: Interval, condition: Condition, al
         need = items_for_rate(interval.value, bound, alpha=alpha)
         scale = interval.n / measured.effective_n if measured.effective_n else 1.0
         return None if need is None else max(interval.n + 1, round(need * scale))
-    edge = interval.low if least else interval.high
+    lower = interval.value >= bound if least else interval.value > bound
+    edge = interval.low if lower else interval.high  # the one that lies over the bound
     if measured.kind == "percentile" and edge is None:
         share = next(p for name, p in PERCENTILES.items() if f"_{name}_" in condition.metric)
-        return max(interval.n + 1, math.ceil(math.log(alpha) / math.log(1.0 - share if least else share)))
+        return max(interval.n + 1, math.ceil(math.log(alpha) / math.log(1.0 - share if lower else share)))
     if edge is None or interval.value == bound:
         return None
-    return max(interval.n + 1, round(interval.n * ((edge - interval.value) / (bound - interval.value)) ** 2))
+    # the half-width is z_alpha standard errors; z_beta more must fit between value and bound
+    widths = (1.0 + normal_quantile(POWER) / normal_quantile(1.0 - alpha)) * (edge - interval.value)
+    return max(interval.n + 1, round(interval.n * (widths / (bound - interval.value)) ** 2))
 
 
 def _finding(

@@ -9,7 +9,7 @@ from typing import Any
 
 from tunegate.core.artifacts import Dataset
 from tunegate.core.errors import UserError
-from tunegate.core.files import write_json, write_text
+from tunegate.core.files import refuse_input, write_json, write_text
 from tunegate.core.rows import Row, read_unique_rows
 from tunegate.core.schema_inference import infer_schema
 from tunegate.evalkit.validators.base import NotJsonError, strict_json
@@ -33,10 +33,12 @@ def init_task(data: Path, out: Path, *, force: bool) -> dict[str, Any]:
     """
     if out.exists() and not force:
         raise UserError("exists already", where=str(out), hint="pass --force to replace it")
+    refuse_input(out, data)
     name = data.stem
     if data.is_dir():
         data = Dataset.open(data).eval_path
     rows = read_unique_rows(data)[:LOOKED_AT]
+    out.parent.mkdir(parents=True, exist_ok=True)
     kind = _kind(rows)
     schema = None
     if kind == "json" and all(row.schema is None for row in rows):

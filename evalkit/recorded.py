@@ -80,7 +80,7 @@ def _parse(record: Any, where: str) -> tuple[str, Answer]:
     output, error = record.get("output"), record.get("error")
     if record.get("outcome") == "infra_error" and not error:
         error = record.get("reason") or "recorded as an infrastructure error"
-    if output is None and not error and not record.get("tool_calls"):
+    if output is None and not any((error, record.get("tool_calls"), record.get("refusal"))):
         raise UserError('a record needs an "output"', where=where, hint='an item without an answer carries "error"')
     if output is not None and not isinstance(output, str):
         raise UserError('"output" must be text, as the model wrote it', where=f"{where} /output")

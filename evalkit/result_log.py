@@ -47,6 +47,8 @@ class ResultLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._known:  # nothing was answered, so nothing is left behind
+            self.discard()
         self._stream.close()
 
     def _load(self) -> None:

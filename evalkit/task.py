@@ -180,7 +180,7 @@ def repr_of(validator: Validator) -> str:
     parts = {
         name: f"sha256:{sha256_file(value)}" if isinstance(value, Path) and value.is_file() else str(value)
         for name, value in sorted(vars(validator).items())
-        if not (isinstance(value, Path) and value.is_dir())
+        if not (isinstance(value, Path) and value.is_dir()) and (name, value) != ("accept", None)
     }
     code = [sha256_file(path) for path in validator.code()]
     return canonical_json({"kind": validator.kind, **parts, **({"code": code} if code else {})})

@@ -94,7 +94,9 @@ def judge_against(
 
     Raises UserError when the two cannot be compared.
     """
-    margins = {c.metric: c.margin for c in policy.conditions if c.margin is not None}
+    # last, so that it stands: a margin of slices is not the whole metric's
+    whole_last = sorted(policy.conditions, key=lambda c: c.slice is None)
+    margins = {c.metric: c.margin for c in whole_last if c.margin is not None}
     comparison = None
     if baseline is not None:
         comparison = compare(baseline, candidate, alpha=policy.alpha, margins=margins, allowed=allowed)

@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 from tunegate.core.errors import UserError
 from tunegate.core.rows import Row
 from tunegate.evalkit.outcomes import Answer, Verdict
-from tunegate.evalkit.validators.base import Validator, admissible, place, shown
+from tunegate.evalkit.validators.base import Admitting, place, shown
 from tunegate.evalkit.validators.exact_match import Normalisation, normalised
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnyOf(Validator):
-    """Equal to one of `values`, else of the row's `accept`, else to the expected answer."""
+class AnyOf(Admitting):
+    """Equal to one of `values` (or `accept`), else of the row's `accept`, else to the expected answer."""
 
     values: tuple[str, ...] = ()
     normalize: tuple[Normalisation, ...] = ("strip",)
@@ -21,7 +21,7 @@ class AnyOf(Validator):
     def check_row(self, row: Row) -> None:
         """Every admissible value must be text."""
         if any(not isinstance(value, str) for value in self._values(row)):
-            raise UserError(f'any_of needs texts in "accept", found {shown(row.accept)}', where=place(row))
+            raise UserError(f'any_of needs texts in "accept", found {shown(self._values(row))}', where=place(row))
 
     def judge(self, answer: Answer, row: Row) -> Verdict:
         """Pass when the text is among the admissible ones."""
@@ -33,4 +33,4 @@ class AnyOf(Validator):
         return Verdict.no(f"expected one of {shown(self._values(row))}, got {shown(answer.text)}", "wrong_value")
 
     def _values(self, row: Row) -> list[Any]:
-        return list(self.values) or admissible(row)
+        return list(self.values) or self.admissible(row)

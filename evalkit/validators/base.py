@@ -58,6 +58,14 @@ def shown(value: Any, limit: int = 120) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def admissible(row: Row) -> list[Any]:
-    """The outputs that are right: the row's `accept`, else its expected answer."""
-    return row.accept if row.accept is not None else [row.expected]
+@dataclass(frozen=True, kw_only=True)
+class Admitting(Validator):
+    """A validator that compares with admissible outputs. accept: those of every row; without it the row's own `accept`, else
+    its expected answer."""
+
+    accept: tuple[Any, ...] | None = field(default=None, metadata={"minItems": 1})
+
+    def admissible(self, row: Row) -> list[Any]:
+        """The outputs that are right for this row."""
+        given = self.accept if self.accept is not None else row.accept
+        return [row.expected] if given is None else list(given)

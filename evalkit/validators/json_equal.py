@@ -8,7 +8,7 @@ from tunegate.core.errors import UserError
 from tunegate.core.json_schema import canonical, pointer
 from tunegate.core.rows import Row
 from tunegate.evalkit.outcomes import Answer, Verdict
-from tunegate.evalkit.validators.base import NotJsonError, Validator, admissible, place, shown, strict_json
+from tunegate.evalkit.validators.base import Admitting, NotJsonError, place, shown, strict_json
 
 MISSING = object()
 Path = tuple[str | int, ...]
@@ -69,8 +69,8 @@ def share_right(expected: Any, found: list[Difference], ignore: frozenset[str]) 
 
 
 @dataclass(frozen=True, kw_only=True)
-class JsonEqual(Validator):
-    """Equal to one of the row's `accept`, else to the expected answer.
+class JsonEqual(Admitting):
+    """Equal to one of `accept`, else to the expected answer.
 
     ignore: JSON pointers left out. partial: the score is the share of expected fields that are right, in place of 0 or 1.
     """
@@ -108,4 +108,4 @@ class JsonEqual(Validator):
 
     def _expected(self, row: Row) -> list[Any]:
         """The admissible values; a text among them is JSON, as the model writes it."""
-        return [strict_json(value) if isinstance(value, str) else value for value in admissible(row)]
+        return [strict_json(value) if isinstance(value, str) else value for value in self.admissible(row)]

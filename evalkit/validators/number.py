@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from tunegate.core.errors import UserError
 from tunegate.core.rows import Row
 from tunegate.evalkit.outcomes import Answer, Verdict
-from tunegate.evalkit.validators.base import Validator, admissible, place, shown
+from tunegate.evalkit.validators.base import Admitting, place, shown
 
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3})?(?![\w])")
 _MINUS = "\N{MINUS SIGN}"  # as typesetters and many models write it
@@ -20,7 +20,7 @@ def numbers(text: str) -> list[Decimal]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Number(Validator):
+class Number(Admitting):
     """Within `abs_tolerance`, or `rel_tolerance` times the expected value's size.
 
     which: `only` takes an answer with exactly one number, `first` and `last` choose one of several.
@@ -33,7 +33,7 @@ class Number(Validator):
 
     def check_row(self, row: Row) -> None:
         """The expected answer must hold a number, and only one where the rule is `only`."""
-        values = admissible(row)
+        values = self.admissible(row)
         if any(self._read(str(value)) is not None for value in values):
             return
         if any(numbers(str(value)) for value in values):
@@ -49,7 +49,7 @@ class Number(Validator):
         got = self._read(answer.text)
         if got is None:
             return Verdict.unparsable(f"{len(numbers(answer.text))} numbers in {shown(answer.text)}")
-        for value in admissible(row):
+        for value in self.admissible(row):
             expected = self._read(str(value))
             if expected is not None and abs(got - expected) <= max(
                 Decimal(str(self.abs_tolerance)), Decimal(str(self.rel_tolerance)) * abs(expected)

@@ -6,14 +6,14 @@ from typing import Any, ClassVar, Literal
 from tunegate.core.errors import UserError
 from tunegate.core.rows import Row
 from tunegate.evalkit.outcomes import Answer, Verdict
-from tunegate.evalkit.validators.base import Validator, admissible, shown
+from tunegate.evalkit.validators.base import Admitting, shown
 from tunegate.evalkit.validators.exact_match import Normalisation, normalised
 
 SECONDS = 1.0  # of one pattern on one answer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regex(Validator):
+class Regex(Admitting):
     """pattern: Python syntax. compare: what its group 1 (else the whole match) finds must equal the expected answer; when
     false it is enough that the pattern is found. which: the first or the last match."""
 
@@ -47,6 +47,6 @@ class Regex(Validator):
             return Verdict.yes()
         match = found[0 if self.which == "first" else -1]
         got = (match.group(1) if match.re.groups else match.group(0)) or ""
-        if any(normalised(got, self.normalize) == normalised(str(v), self.normalize) for v in admissible(row)):
+        if any(normalised(got, self.normalize) == normalised(str(v), self.normalize) for v in self.admissible(row)):
             return Verdict.yes()
         return Verdict.no(f"expected {shown(row.expected)}, found {shown(got)}", "wrong_value")

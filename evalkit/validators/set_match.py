@@ -8,14 +8,14 @@ from tunegate.core.errors import UserError
 from tunegate.core.json_schema import canonical
 from tunegate.core.rows import Row
 from tunegate.evalkit.outcomes import Answer, Verdict
-from tunegate.evalkit.validators.base import NotJsonError, Validator, admissible, shown, strict_json
+from tunegate.evalkit.validators.base import Admitting, NotJsonError, shown, strict_json
 from tunegate.evalkit.validators.exact_match import Normalisation, normalised
 
 Member = tuple[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SetMatch(Validator):
+class SetMatch(Admitting):
     """A JSON list, or texts between `separator`s. partial: the score is F1 of the members in place of 0 or 1."""
 
     separator: str = ","
@@ -44,7 +44,7 @@ class SetMatch(Validator):
         except RecursionError:
             return Verdict.no("nested too deeply to compare", "wrong_value")
         best: tuple[float, str] = (-1.0, "the row accepts nothing")
-        for value in admissible(row):
+        for value in self.admissible(row):
             expected = self._counted(self._of_list(value) if isinstance(value, list) else self._of_text(str(value)))
             lacking, extra = Counter(expected) - Counter(got), Counter(got) - Counter(expected)
             if not lacking and not extra and (got == expected or not self.ordered):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from tunegate.core.errors import UserError
 from tunegate.core.rows import Row
 from tunegate.evalkit.outcomes import Answer, Verdict
-from tunegate.evalkit.validators.base import Validator, admissible, place, shown
+from tunegate.evalkit.validators.base import Admitting, place, shown
 
 MAX_ROWS = 10_000
 MAX_SIZE = 50_000_000  # characters and bytes of all rows
@@ -30,7 +30,7 @@ class QueryError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sql(Validator):
+class Sql(Admitting):
     """database: a SQLite file. ordered: the order of rows counts (else only where the expected query says ORDER BY)."""
 
     database: Path
@@ -43,7 +43,7 @@ class Sql(Validator):
 
     def check_row(self, row: Row) -> None:
         """The expected query must run."""
-        for query in admissible(row):
+        for query in self.admissible(row):
             try:
                 _expected(str(query), self.database)
             except QueryError as error:
@@ -56,7 +56,7 @@ class Sql(Validator):
         except QueryError as error:
             return Verdict.unparsable(f"the query does not run: {error}")
         reason = "the row accepts nothing"
-        for query in admissible(row):
+        for query in self.admissible(row):
             expected = _expected(str(query), self.database)
             ordered = bool(_ORDER_BY.search(str(query))) if self.ordered is None else self.ordered
             if (got == expected) if ordered else sorted(got, key=repr) == sorted(expected, key=repr):

@@ -17,7 +17,7 @@ from tunegate.core.errors import UserError
 from tunegate.core.json_schema import canonical
 from tunegate.core.rows import Row
 from tunegate.evalkit.outcomes import Answer, Verdict
-from tunegate.evalkit.validators.base import NotJsonError, Validator, place, shown, strict_json
+from tunegate.evalkit.validators.base import Admitting, NotJsonError, place, shown, strict_json
 from tunegate.evalkit.validators.json_equal import Difference, differences
 
 _LOOSE = re.compile(r"[ ,./\-_*^]")
@@ -26,7 +26,7 @@ Problem = tuple[str, str]  # reason, cause
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToolCall(Validator):
+class ToolCall(Admitting):
     """form: `whole` calls, admissible `sets` for each argument, or `auto`: sets where every argument holds a list and the
     expected answer is not itself among the calls."""
 
@@ -36,7 +36,7 @@ class ToolCall(Validator):
     def check_row(self, row: Row) -> None:
         """There must be calls to compare with, each with name and arguments."""
         try:
-            admissible = self._admissible(row)
+            admissible = self._calls(row)
         except NotJsonError as error:
             raise UserError(f"the expected answer is not a tool call: {error}", where=place(row)) from None
         if not admissible:
@@ -49,7 +49,7 @@ class ToolCall(Validator):
         except NotJsonError as error:
             return Verdict.unparsable(str(error))
         try:
-            problems = [self._all_problems(expected, got, row) for expected in self._admissible(row)]
+            problems = [self._all_problems(expected, got, row) for expected in self._calls(row)]
         except RecursionError:
             return Verdict.no("nested too deeply to compare", "wrong_field")
         if not all(problems):
@@ -95,10 +95,11 @@ class ToolCall(Validator):
             return True
         return all(canonical(call["arguments"]) != canonical(arguments) for call in own)
 
-    def _admissible(self, row: Row) -> list[list[Call]]:
+    def _calls(self, row: Row) -> list[list[Call]]:
         """What may be called, each as all the calls that make up one right answer."""
-        if row.accept is not None:
-            return [[_accepted(strict_json(value) if isinstance(value, str) else value)] for value in row.accept]
+        if self.accept is not None or row.accept is not None:
+            accept = self.admissible(row)
+            return [[_accepted(strict_json(value) if isinstance(value, str) else value)] for value in accept]
         return [calls_of(row.messages[-1].get("tool_calls"), row.expected)]
 
 

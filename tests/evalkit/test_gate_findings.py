@@ -25,6 +25,7 @@ from tunegate.evalkit.policy import make_policy
 
 NON_INFERIOR = {"metric": "exact", "rule": "non_inferior", "margin": 0.02}
 SUPERIOR = {"metric": "exact", "rule": "superior"}
+WIDTHS = 1.0 + 0.8416212 / 1.6448536  # (z of 80 % + z of alpha 0.05) over z of alpha: what a half-width must grow to
 
 
 def reading(values, *, lost=0, tags=None, groups=None, latency=None, cost=None, **report):
@@ -273,8 +274,10 @@ def test_items_still_needed():
     found = one({**late, "value": 196}, reading([1.0] * 100, latency=times))
     interval = percentile(times, 0.95, level=0.9)
     assert (found.low, found.value, found.high) == (interval.low, 194.0, interval.high)
-    assert found.need_n == max(101, round(100 * ((interval.high - 194) / (196 - 194)) ** 2))
-    assert found.need_n > 101
+    assert found.need_n == round(100 * (WIDTHS * (interval.high - 194) / (196 - 194)) ** 2) > 101
+    broken = one({**late, "value": 192}, reading([1.0] * 100, latency=times))
+    assert broken.decision == "INCONCLUSIVE"
+    assert broken.need_n == round(100 * (WIDTHS * (194 - interval.low) / (194 - 192)) ** 2), "the lower end decides it"
     assert one({**late, "value": 194}, reading([1.0] * 100, latency=times)).need_n is None
 
 
@@ -284,9 +287,9 @@ def test_items_still_needed_of_graded_scores():
     for rule, edge, bound in (("at_least", interval.low, 0.33), ("at_most", interval.high, 0.37)):
         found = one({"metric": "exact", "rule": rule, "value": bound}, reading(values))
         assert (found.decision, found.low, found.high) == ("INCONCLUSIVE", interval.low, interval.high)
-        assert found.need_n == round(40 * ((edge - interval.value) / (bound - interval.value)) ** 2) > 41
+        assert found.need_n == round(40 * (WIDTHS * (edge - interval.value) / (bound - interval.value)) ** 2) > 41
     touched = one({"metric": "exact", "rule": "at_least", "value": interval.low + 1e-9}, reading(values))
-    assert (touched.decision, touched.need_n) == ("INCONCLUSIVE", 41), "one more at least"
+    assert (touched.decision, touched.need_n) == ("INCONCLUSIVE", round(40 * WIDTHS**2)), "no even chance, but 80 %"
 
 
 def test_counted_figures_are_facts():
@@ -411,7 +414,7 @@ def test_a_condition_on_a_load_test_takes_its_figures(monkeypatch, metric, value
     if kind == "rate":
         assert found.need_n == max(101, items_for_rate(0.01, 0.02, alpha=0.05))
     else:
-        assert found.need_n == (max(101, round(100 * (4 / 2) ** 2)) if need else 101)
+        assert found.need_n == (round(100 * (WIDTHS * 4 / 2) ** 2) if need else 101)
     assert found.level == 0.9
     both = policy(FLOOR, {"metric": metric, "rule": "at_most", "value": value})
     assert decide(both, reading([1.0]), None, load)["conditions"][0]["value"] == 1.0, "of the report, not of the load"
