@@ -216,7 +216,7 @@ def _screen(document: dict[str, Any]) -> list[str]:
     )
     conditions = evidence.get("conditions", [])
     lines += [f"{'':14}{c['decision']} {c['metric']} {c['rule']}: {c['reason']}" for c in conditions]
-    how = "rolled back to" if promotion.action == "rollback" else "promoted"
+    how = "rolled back" if promotion.action == "rollback" else "promoted"
     lines.append(f"{how:<14}{promotion.at} by {promotion.by}{': ' + promotion.reason if promotion.reason else ''}")
     if promotion.promoted:
         lines.append(f"promoted      {promotion.promoted}")

@@ -328,7 +328,7 @@ def test_the_same_on_mlflow(tmp_path, ft, monkeypatch):
     assert [(r["alias"], r["digest"], r["changes"]) for r in listed] == [("champion", releases[1].digest, 2)]
     code, back, _ = ft("rollback", "champion", "--registry", address, "--json")
     assert (code, back["digest"], back["path"]) == (0, releases[0].digest, "models:/slots/1")
-    assert "rolled back to" in ft("show", "champion", "--registry", address)[1]
+    assert "\nrolled back   2" in ft("show", "champion", "--registry", address)[1]
     python = promote_registry.environments.ensure("mlflow")
     code = (
         "import mlflow, sys; u=sys.argv[1]; c=mlflow.MlflowClient(u, u); mlflow.set_tracking_uri(u); "
