@@ -19,6 +19,7 @@ import atexit
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -146,12 +147,20 @@ def llama_factory(method: str, data: Path, out: Path, steps: int) -> dict[str, f
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
     entry = {"file_name": "rows.json", "formatting": "sharegpt", "columns": {"messages": "messages"}}
     (out / "dataset_info.json").write_text(json.dumps({"rows": {**entry, "tags": {**tags, "system_tag": "system"}}}))
+    model = source.location
+    if DTYPE == "float32":  # it takes the type of the weights
+        AutoModelForCausalLM.from_pretrained(source.location, dtype="float32").save_pretrained(out / "model")
+        for file in (
+            f for f in Path(source.location).iterdir() if not (out / "model" / f.name).exists() and f.is_file()
+        ):
+            shutil.copy(file, out / "model")
+        model = str(out / "model")
     (out / "torchaudio.py").write_text("")  # imported at its start, used for sound alone
     kind = {"finetuning_type": "full"} if method == "full" else {
         "finetuning_type": "lora", "lora_target": "all", "lora_rank": 16, "lora_alpha": 32, "lora_dropout": 0.0,
     }  # fmt: skip
     settings = {
-        "stage": "sft", "do_train": True, "model_name_or_path": str(source.location), "template": "smollm2", "dataset": "rows",
+        "stage": "sft", "do_train": True, "model_name_or_path": str(model), "template": "smollm2", "dataset": "rows",
         "dataset_dir": str(out), "cutoff_len": LENGTH, "output_dir": str(out / "run"), "max_steps": steps, "use_cpu": True,
         "per_device_train_batch_size": BATCH, "gradient_accumulation_steps": 1, "learning_rate": RATE[method], "bf16": DTYPE == "bfloat16",
         "lr_scheduler_type": "cosine", "warmup_steps": 0, "logging_steps": 1, "report_to": "none", "save_strategy": "no",
