@@ -1,12 +1,10 @@
 """`ftadvise`: the table of commands. A command's code is imported only when it is called."""
 
 import sys
-from typing import Annotated, ClassVar
-
-import typer
+from typing import ClassVar
 
 from tunegate.advisor.quick_command import Quick
-from tunegate.core.commands import Entry, LazyGroup, answer_root, lazy_app, run
+from tunegate.core.commands import Entry, LazyGroup, lazy_app, run
 
 
 class AdviseGroup(Quick, LazyGroup):
@@ -32,16 +30,11 @@ class AdviseGroup(Quick, LazyGroup):
     }
 
 
-app = lazy_app(AdviseGroup, epilog="Example: ftadvise recommend my.jsonl --needs format,cost --calls-per-day 20000")
-
-
-@app.callback(invoke_without_command=True)
-def root(
-    ctx: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
-) -> None:
-    """Should we fine-tune, with what, on what, at what price, and would it pay?"""
-    answer_root(ctx, version=version)
+app = lazy_app(
+    AdviseGroup,
+    about="Should we fine-tune, with what, on what, at what price, and would it pay?",
+    epilog="Example: ftadvise recommend my.jsonl --needs format,cost --calls-per-day 20000",
+)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import traceback
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -54,9 +54,9 @@ class LazyGroup(TyperGroup):
         return name, command, rest
 
 
-def lazy_app(group: type[LazyGroup], *, epilog: str) -> typer.Typer:
-    """The Typer app over a table of commands."""
-    return typer.Typer(
+def lazy_app(group: type[LazyGroup], *, about: str, epilog: str) -> typer.Typer:
+    """The Typer app over a table of commands; `--version` prints the version. about: what its help says first."""
+    app = typer.Typer(
         cls=group,
         no_args_is_help=True,
         add_completion=False,
@@ -65,16 +65,20 @@ def lazy_app(group: type[LazyGroup], *, epilog: str) -> typer.Typer:
         epilog=epilog,
     )
 
+    @app.callback(invoke_without_command=True, help=about)
+    def root(
+        ctx: typer.Context,
+        version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    ) -> None:
+        if version:
+            from importlib.metadata import version as package_version
 
-def answer_root(ctx: typer.Context, *, version: bool) -> None:
-    """What the root of `ft` and of `ftadvise` does: print the version, refuse an empty command line, else nothing."""
-    if version:
-        from importlib.metadata import version as package_version
+            print(package_version("tunegate"))
+            raise typer.Exit
+        if ctx.invoked_subcommand is None:
+            ctx.fail("a command is missing")
 
-        print(package_version("tunegate"))
-        raise typer.Exit
-    if ctx.invoked_subcommand is None:
-        ctx.fail("a command is missing")
+    return app
 
 
 class DefaultCommandGroup(TyperGroup):

@@ -92,7 +92,6 @@ def load(spec: str = BUILTIN, *, quick: bool = False) -> Embedder:
     return Embedder(spec=spec, digest=digest, tokenizer=tokenizer, model=model)
 
 
-@lru_cache(maxsize=2)
 def word_vectors(spec: str = BUILTIN) -> "tuple[Callable[[Sequence[str]], list[list[int]]], NDArray[np.float32]]":
     """(texts -> their token ids, up to 256 each, without special tokens; float32 [vocabulary, d] of the encoder's input words).
 

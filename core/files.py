@@ -125,26 +125,26 @@ def finite(text: str) -> float:
     return number
 
 
-def refuse_existing(path: Path, *, force: bool) -> None:
+def refuse_existing(path: Path, *, force: bool, called: str = "--out", example: str = "--out data") -> None:
     """Refuse an output folder that already holds something. force: a folder that we wrote may be replaced; a file, or a
-    folder that may hold work of the user's, never is.
+    folder that may hold work of the user's, never is. called, example: the folder's place on the command line, for hints.
 
     Raises UserError. Called before any work, so that an hour of it is not thrown away at the end.
     """
     if path.name in ("", ".."):
-        raise UserError("a new folder is needed here", where=str(path), hint="name one, such as --out data")
+        raise UserError("a new folder is needed here", where=str(path), hint=f"name one, such as {example}")
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not force:
         raise UserError(
-            "the output exists already", where=str(path), hint="choose another --out, or pass --force to replace it"
+            "the output exists already", where=str(path), hint=f"choose another {called}, or pass --force to replace it"
         )
     if not _is_ours(path):
         what = "a folder that Tunegate did not write (no manifest.json of ours)" if path.is_dir() else "a file"
         raise UserError(
             f"is {what}: --force does not replace it",
             where=str(path),
-            hint="choose another --out, or remove it yourself",
+            hint=f"choose another {called}, or remove it yourself",
         )
 
 

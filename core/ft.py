@@ -1,11 +1,9 @@
 """`ft`: the table of commands. A command's code is imported only when it is called."""
 
 import sys
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-import typer
-
-from tunegate.core.commands import Entry, LazyGroup, answer_root, lazy_app, run
+from tunegate.core.commands import Entry, LazyGroup, lazy_app, run
 
 
 class FtGroup(LazyGroup):
@@ -50,17 +48,9 @@ class FtGroup(LazyGroup):
 
 app = lazy_app(
     FtGroup,
+    about="Fine-tune, release, serve and judge a language model; the exit code says whether it may ship.",
     epilog="Example: ft data prepare my.jsonl --out data/  then  ft train data/ --out run/  (ftadvise recommend says which method)",
 )
-
-
-@app.callback(invoke_without_command=True)
-def root(
-    ctx: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
-) -> None:
-    """Fine-tune, release, serve and judge a language model; the exit code says whether it may ship."""
-    answer_root(ctx, version=version)
 
 
 def main() -> None:

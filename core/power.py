@@ -5,13 +5,14 @@ import math
 
 from tunegate.core.distributions import binomial_sf, normal_quantile, normal_sf
 
+POWER = 0.8  # the chance to show what is true with the items that are asked for
 LARGEST = 10_000_000  # items; beyond it the answer is "not with any set one can make"
 
 
 FEW = 1.25  # discordance over distance up to which pairs that differ are so few that the spread under the null hypothesis counts
 
 
-def pairs_for_difference(discordance: float, distance: float, *, alpha: float, power: float = 0.8) -> int:
+def pairs_for_difference(discordance: float, distance: float, *, alpha: float, power: float = POWER) -> int:
     """Pairs needed to tell a paired difference from a bound that lies `distance` away.
 
     n = (z_alpha + z_beta)^2 (d - delta^2) / distance^2 with delta taken as 0 (Liu, Hsueh, Hsieh & Chen 2002, section
@@ -42,7 +43,7 @@ def _without_any(distance: float, alpha: float) -> float:
     return math.log(alpha) / math.log1p(-distance) if distance < 1.0 else 1.0
 
 
-def detectable_difference(n: int, discordance: float, *, alpha: float, power: float = 0.8) -> float:
+def detectable_difference(n: int, discordance: float, *, alpha: float, power: float = POWER) -> float:
     """The smallest paired difference (or margin) that n pairs show with this power; the inverse of the above."""
     low, high = 0.0, 1.0
     for _ in range(60):
@@ -53,7 +54,7 @@ def detectable_difference(n: int, discordance: float, *, alpha: float, power: fl
 
 
 @functools.lru_cache(maxsize=4096)
-def items_for_rate(rate: float, bound: float, *, alpha: float, power: float = 0.8) -> int | None:
+def items_for_rate(rate: float, bound: float, *, alpha: float, power: float = POWER) -> int | None:
     """Items needed for the exact interval of a rate to clear `bound` when the true rate is `rate`; None if it is equal.
 
     Normal approximation (Fleiss, Levin & Paik 2003, eq. 2.6), then raised until the exact test has the power.

@@ -9,6 +9,7 @@ from tunegate.core import console
 from tunegate.core.commands import DefaultCommandGroup
 from tunegate.core.console import JsonOption
 from tunegate.core.errors import UsageError, one_of
+from tunegate.core.power import POWER
 
 eval_app = typer.Typer(
     cls=DefaultCommandGroup,
@@ -178,7 +179,7 @@ def eval_power(
         float, typer.Option("--margin", min=0.0001, max=0.9999, help="Margin of non-inferiority.")
     ] = 0.02,
     alpha: Annotated[float, typer.Option("--alpha", min=0.0001, max=0.4999)] = 0.05,
-    power: Annotated[float, typer.Option("--power", min=0.5, max=0.9999)] = 0.8,
+    power: Annotated[float, typer.Option("--power", min=0.5, max=0.9999)] = POWER,
     as_json: JsonOption = False,
 ) -> None:
     """What a set of n items can show, and how many a margin needs."""

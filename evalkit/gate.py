@@ -13,14 +13,13 @@ from tunegate.core.artifacts import LoadReport
 from tunegate.core.distributions import normal_quantile
 from tunegate.core.errors import ExitCode, UserError, nearest
 from tunegate.core.measurements import load_interval, load_metrics
-from tunegate.core.power import items_for_rate, pairs_for_difference
+from tunegate.core.power import POWER, items_for_rate, pairs_for_difference
 from tunegate.core.statistics import PERCENTILES, Interval, holm
 from tunegate.evalkit.compare import Paired, Reading, by_id, pair, slice_values
 from tunegate.evalkit.policy import MAX_INFRA_ERROR_RATE, PAIRED, Condition, Policy
 from tunegate.evalkit.summary import CENSUS, LEAKAGE, Measured, known_metrics, lost_share, measure
 
 Decision = Literal["PASS", "FAIL", "INCONCLUSIVE"]
-POWER = 0.8  # the chance with which need_n items decide
 EXIT: dict[str, ExitCode] = {
     "PASS": ExitCode.OK,
     "FAIL": ExitCode.GATE_FAIL,

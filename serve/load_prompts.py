@@ -1,6 +1,5 @@
 """The prompts of a load test that names none: the held-out rows behind the target, else some of ours, which is said."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from tunegate.core import manifest as manifests
@@ -25,7 +24,8 @@ def unnamed_prompts(target: str) -> tuple[list[Prompt], str, Input]:
     """(prompts, where they are from, that as an input) for a test of `target` without --data and --prompts."""
     path = home_path(target)
     if manifests.is_finished(path):
-        for folder in _datasets(manifests.read(path).inputs):
+        lineage = manifests.lineage(manifests.read(path).inputs)
+        for folder in (Path(row["path"]) for row in lineage if row["kind"] == "dataset"):
             if (folder / HELD_OUT).is_file() and (found := read_data(folder / HELD_OUT)):
                 say(
                     f"prompts: {folder / HELD_OUT}, held out of the target's own data (--data FILE or --prompts FILE: others)"
@@ -38,11 +38,3 @@ def unnamed_prompts(target: str) -> tuple[list[Prompt], str, Input]:
     )
     source = Input(role="prompts", kind="file", path=GENERIC, digest=sha256_text("\n".join(texts)))
     return [make_prompt(({"role": "user", "content": text},)) for text in texts], GENERIC, source
-
-
-def _datasets(inputs: Iterable[Input]) -> list[Path]:
-    """The folders of the datasets in a lineage, nearest first."""
-    found = []
-    for item in inputs:
-        found += [Path(item.path)] if item.kind == "dataset" else _datasets(item.inputs)
-    return found

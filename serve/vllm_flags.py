@@ -14,6 +14,7 @@ from tunegate.core.machine import cores, gpus, memory_gb
 from tunegate.serve import preflight
 from tunegate.serve.machine_plan import Need, cache_gib, cpu_processes, plan_gpus
 from tunegate.serve.middleware import GuardSettings
+from tunegate.serve.prompting.middleware import CONTEXT, DEFAULT, FOLDERS
 from tunegate.serve.prompting.prompting import has_prompting
 from tunegate.serve.served_model import (
     Adapter,
@@ -94,9 +95,9 @@ def build(target: Target, options: ServeOptions) -> Launch:
         arguments += ["--max-model-len", str(length)]
     environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     if prompted:
-        environment |= {"TUNEGATE_PROMPTING": json.dumps(prompted), "TUNEGATE_CONTEXT_TOKENS": str(length)}
+        environment |= {FOLDERS: json.dumps(prompted), CONTEXT: str(length)}
         if model in prompted and not has_adapter(target):  # beside an adapter its base model is served first
-            environment["TUNEGATE_PROMPTED_DEFAULT"] = model
+            environment[DEFAULT] = model
     if options.certificate and options.private_key:
         arguments += ["--ssl-certfile", str(options.certificate.resolve())]
         arguments += ["--ssl-keyfile", str(options.private_key.resolve())]

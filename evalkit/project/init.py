@@ -69,7 +69,7 @@ def init_project(folder: Path, data: Path | None, *, reading: Reading, model: st
     named = folder.name not in ("", "..")  # else refused, as every output folder is
     earlier = force and named and all((folder / name).is_file() for name in ("task.yaml", "gate.yaml", "train.yaml"))
     if not earlier:
-        _refuse_existing(folder, force=force)
+        refuse_existing(folder, force=force, called="folder", example="my-model")
     with new_folder(folder, force=force, own=earlier) as temporary:
         source = temporary / ("data.jsonl" if data is None else _plain_name(data))
         if data is None:
@@ -109,15 +109,6 @@ def _seen_from(folder: Path, model: str) -> str:
     if Path(model).is_absolute() or not Path(model).exists():
         return model
     return os.path.relpath(Path(model).resolve(), folder.resolve())
-
-
-def _refuse_existing(folder: Path, *, force: bool) -> None:
-    """As for every output folder, in words of `ft init`, whose folder is no option."""
-    try:
-        refuse_existing(folder, force=force)
-    except UserError as error:
-        hint = (error.hint or "").replace("--out data", "my-model").replace("--out", "folder")
-        raise UserError(error.message, where=error.where, hint=hint) from None
 
 
 def _prepared(rows: str, folder: Path, config: PrepareConfig) -> tuple[Dataset, Report]:

@@ -42,7 +42,8 @@ class Pair:
 @dataclass(kw_only=True)
 class NearStep:
     """What the near rule found. twins: a row that goes as `b`, for `a`. best: for each row with a near one the highest
-    score, and the highest among those with its answer (1 where letters decided: no threshold changes that). skipped: comparisons left out of over-full buckets."""
+    score, and the highest among those with its answer (1 where letters decided: no threshold changes that). skipped:
+    comparisons left out of over-full buckets."""
 
     kept: list[Row] = field(default_factory=list)
     twins: list[Pair] = field(default_factory=list)
