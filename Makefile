@@ -3,6 +3,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+DEMO_DATA := test -f build/demo/data/manifest.json || $(BIN)/ft data prepare builtin:bfcl --out build/demo/data
+BENCHMARKS := $(filter-out benchmarks/peers.py benchmarks/publish.py,$(wildcard benchmarks/*.py))
 export HF_HUB_DISABLE_TELEMETRY := 1
 # Every command imports torch anew; where compiled modules may not be kept, each pays 4 seconds for compiling it.
 unexport PYTHONDONTWRITEBYTECODE
@@ -19,7 +21,7 @@ demo: setup      ## the main job, end to end, for real; FRESH=1 runs every stage
 	@$(BIN)/python examples/demo/demo.py $(if $(FRESH),--fresh)
 
 demo-bakeoff: setup ## prompt, few-shot, RAG and LoRA measured on the same questions, at most 30 minutes
-	@test -f build/demo/data/manifest.json || $(BIN)/ft data prepare builtin:bfcl --out build/demo/data
+	@$(DEMO_DATA)
 	@$(BIN)/ft bakeoff --task examples/demo/task.yaml --train build/demo/data --arms prompt,few_shot,rag,lora \
 	  --config examples/demo/bakeoff.yaml --out build/bakeoff --budget-minutes 27 --force
 
@@ -42,7 +44,9 @@ format: setup    ## rewrite formatting and imports
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 bench: setup     ## the scripts of benchmarks/, short form
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script --short || exit 1; done
+	@$(DEMO_DATA)
+	@for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script --short || failed="$$failed $$script"; done; \
+	  test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 docs: setup      ## the command reference, from the code
 	@$(BIN)/python docs/cli_reference.py

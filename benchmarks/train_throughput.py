@@ -39,6 +39,7 @@ BATCH = 4
 DTYPE = "bfloat16" if bf16_flags() else "float32"
 RATE = {"lora": 2e-4, "qlora": 2e-4, "full": 2e-5}
 SIDES = ("plain", "best", "malloc", "answers", "ft")
+BESIDE = {"plain": "a plain TRL script", "spin": "OpenMP's own spinning", "llamafactory": "LLaMA-Factory"}
 SPIN = {"GOMP_SPINCOUNT": "300000"}
 KEEP = {"MALLOC_MMAP_THRESHOLD_": "33554432", "MALLOC_TRIM_THRESHOLD_": "-1"}
 
@@ -307,19 +308,20 @@ def main() -> None:
                     raise SystemExit(f"{side} {method} failed:\n{done.stderr[-2000:]}")
                 runs.append(json.loads(line.removeprefix("RESULT ")))
                 print(f"  {method} {side}: {line}", file=sys.stderr, flush=True)
-        base = statistics.median(r["tokens_per_s"] for r in found[next(iter(found))])
+        rates = {side: statistics.median(r["tokens_per_s"] for r in runs) for side, runs in found.items()}
+        base = next(iter(rates.values()))
         for side, runs in found.items():
-            speed = statistics.median(r["tokens_per_s"] for r in runs)
+            speed = rates[side]
             peak, loss = (statistics.median(r[k] for r in runs) for k in ("peak_gb", "loss"))
             each = ", ".join(f"{r['tokens_per_s']:.0f}" for r in runs)
             share = speed * runs[0]["gflop_per_token"] / rate
             line = f"| {method} | {side} | {speed:.0f} | {speed / base:.2f} | {share:.0%} | {loss:.4f} | {peak:.1f} | {each} |"
             print(line, flush=True)
-            if side == "ft" and "plain" in found:
-                what = f"{method} on this CPU, tokens a second"
-                headlines.append(
-                    f"headline | {what} | {speed:.0f}, {speed / base:.1f} times as many | {base:.0f}: a plain TRL script"
-                )
+            if side == "ft":
+                what = f"{method} on this CPU{' beside a busy process' * options.busy}, tokens a second"
+                beside = [f"{rates[s]:.0f}: {name}" for s, name in BESIDE.items() if s in rates and s != side]
+                times = f", {speed / base:.1f} times as many" if next(iter(found)) in BESIDE else ""
+                headlines.append(f"headline | {what} | {speed:.0f}{times} | {', '.join(beside)}")
     print("\n" + "\n".join(headlines))
 
 

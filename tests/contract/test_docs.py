@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,13 @@ def test_published_figures_are_those_of_the_results(monkeypatch):
         shown |= {name for _, name, _ in publish.BLOCK.findall(text)}
     assert shown - {"headlines", "commands"} == {place.stem for place in publish.RESULTS.glob("*.md")}
     assert all((ROOT / "benchmarks" / command[0]).is_file() for command in publish.PUBLISHED.values())
+
+
+def test_make_bench_runs_every_script_and_each_has_a_short_form(monkeypatch):
+    listed = subprocess.run(["make", "-n", "bench"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    names = set(re.findall(r"benchmarks/(\w+\.py)", listed))
+    assert names == {place.name for place in (ROOT / "benchmarks").glob("*.py")} - {"peers.py", "publish.py"}
+    assert all('"--short"' in (ROOT / "benchmarks" / name).read_text(encoding="utf-8") for name in names)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    publish = script(ROOT / "benchmarks" / "publish.py")
+    assert {command[0] for command in publish.SMALL.values()} == names - {"serve_latency.py"}
