@@ -6,6 +6,9 @@ import math
 from tunegate.core.distributions import binomial_sf, normal_quantile, normal_sf
 
 POWER = 0.8  # the chance to show what is true with the items that are asked for
+GAMMA = (
+    0.001  # what the exact test adds to its p for not searching the whole range of a nuisance rate (Berger & Boos 1994)
+)
 LARGEST = 10_000_000  # items; beyond it the answer is "not with any set one can make"
 
 
@@ -17,7 +20,7 @@ def pairs_for_difference(discordance: float, distance: float, *, alpha: float, p
 
     n = (z_alpha + z_beta)^2 (d - delta^2) / distance^2 with delta taken as 0 (Liu, Hsueh, Hsieh & Chen 2002, section
     4): at d = 0.05 and a margin of 0.02 it is 773. Where few pairs differ that is far too small (equal models of which no
-    pair differs need 149 for a margin of 0.02, not 0): there it is at least their formula with the spread that the null
+    pair differs need 150 for a margin of 0.02, not 0): there it is at least their formula with the spread that the null
     hypothesis has, (z_alpha sqrt(v0) + z_beta sqrt(d))^2 / distance^2, v0 from the restricted estimate of Tango 1998, eq. 16,
     and at least the n at which no broken pair at all shows it. discordance: share of pairs that differ.
     """
@@ -39,8 +42,8 @@ def _null_variance(discordance: float, distance: float) -> float:
 
 
 def _without_any(distance: float, alpha: float) -> float:
-    """Pairs of which none is broken that exclude a share `distance` of broken ones: (1 - distance)^n < alpha."""
-    return math.log(alpha) / math.log1p(-distance) if distance < 1.0 else 1.0
+    """Pairs of which none is broken that exclude a share `distance` of broken ones: (1 - distance)^n + GAMMA < alpha."""
+    return math.log(max(alpha - GAMMA, 1e-9)) / math.log1p(-distance) if distance < 1.0 else 1.0
 
 
 def detectable_difference(n: int, discordance: float, *, alpha: float, power: float = POWER) -> float:

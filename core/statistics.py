@@ -21,6 +21,7 @@ from tunegate.core.distributions import (
     student_quantile,
     student_sf,
 )
+from tunegate.core.power import GAMMA
 
 PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}  # of latencies, wherever they are told
 KEPT_DRAWS = 1_000_000  # clusters times draws up to which a set of resamples is made at once, and kept
@@ -131,7 +132,7 @@ def non_inferior_p(b: int, c: int, n: int, margin: float, *, design_effect: floa
     return student_sf(tango_statistic(b, c, n, -margin) / math.sqrt(design_effect), df)
 
 
-def exact_non_inferior_p(b: int, c: int, n: int, margin: float, *, gamma: float = 0.001) -> float:
+def exact_non_inferior_p(b: int, c: int, n: int, margin: float, *, gamma: float = GAMMA) -> float:
     """Exact unconditional p of the same hypothesis, for few discordant pairs, where the score test errs too often. A margin
     below 0 asks for that much better: with b and c exchanged that is the p of "worse by more than the margin".
 
@@ -196,7 +197,7 @@ def design_effect(values: Sequence[float], clusters: Sequence[Hashable]) -> tupl
 def clustered_se(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
     """Standard error of the mean when rows of one cluster are not independent (Miller 2024, arXiv 2411.00640, eq. 4),
     with the C / (C - 1) correction for few clusters. With every row its own cluster it is the usual one."""
-    n = len(values)
+    n = max(1, len(values))
     mean = math.fsum(values) / n
     sums: dict[Hashable, float] = {}
     for value, cluster in zip(values, clusters, strict=True):
@@ -262,14 +263,12 @@ def bootstrap_mean(
     at most 1 - alpha^(1/k) (the exact bound of a rate with no case in k; Clopper & Pearson 1934).
 
     Each draw resamples whole clusters and gives t* = (mean* - mean) / se*; the interval is
-    mean - t*[1 - a/2] se .. mean - t*[a/2] se (Efron & Tibshirani 1993, section 12.5). Above `BOOTSTRAP_LIMIT`
-    clusters Student's t takes its place. The seed is fixed: the same scores give the same interval.
+    mean - t*[1 - a/2] se .. mean - t*[a/2] se, on the scale (Efron & Tibshirani 1993, section 12.5). Above
+    `BOOTSTRAP_LIMIT` clusters Student's t does it. The seed is fixed: the same scores give the same interval.
     """
     groups = list(range(len(values))) if clusters is None else list(clusters)
     n, count = len(values), len(set(groups))
-    if n == 0:
-        return MeanTest(interval=Interval(value=0.0, low=None, high=None, n=0), draws=(), se=math.inf, df=1.0)
-    mean, se, df = math.fsum(values) / n, clustered_se(values, groups), max(1.0, count - 1.0)
+    mean, se, df = math.fsum(values) / max(1, n), clustered_se(values, groups), max(1.0, count - 1.0)
     if math.isinf(se):
         return MeanTest(interval=Interval(value=mean, low=None, high=None, n=n), draws=(), se=se, df=df)
     if se < 1e-12:
@@ -279,11 +278,12 @@ def bootstrap_mean(
         return MeanTest(interval=interval, draws=(), se=0.0, df=df, count=count, lowest=lowest, highest=highest)
     if count > BOOTSTRAP_LIMIT:
         half = student_quantile((1.0 + level) / 2.0, df) * se
-        return MeanTest(interval=Interval(value=mean, low=mean - half, high=mean + half, n=n), draws=(), se=se, df=df)
+        interval = Interval(value=mean, low=max(lowest, mean - half), high=min(highest, mean + half), n=n)
+        return MeanTest(interval=interval, draws=(), se=se, df=df)
     studentised = _studentised_draws(tuple(values), tuple(groups), draws, seed)
     tail = (1.0 - level) / 2.0
-    low = mean - quantile(studentised, 1.0 - tail) * se
-    high = mean - quantile(studentised, tail) * se
+    low = max(lowest, mean - quantile(studentised, 1.0 - tail) * se)
+    high = min(highest, mean - quantile(studentised, tail) * se)
     return MeanTest(interval=Interval(value=mean, low=low, high=high, n=n), draws=studentised, se=se, df=df)
 
 

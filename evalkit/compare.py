@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunegate.core.errors import UserError, nearest
+from tunegate.core.power import GAMMA
 from tunegate.core.statistics import (
     Interval,
     MeanTest,
@@ -84,7 +85,7 @@ class Paired:
 
         Grouped rows count as n / design effect independent ones.
         """
-        return self._exact(self.fixed, self.broken, margin, gamma=0.001)
+        return self._exact(self.fixed, self.broken, margin, gamma=GAMMA)
 
     def exact_worse_p(self, margin: float) -> float | None:
         """Exact p of H0: the difference is at least -margin; the same test with fixed and broken exchanged, and a gamma that lets

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tunegate.core.errors import UserError, nearest
 
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)\n?[ \t]*```", re.DOTALL)
-_THINK = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+_OPENED, _CLOSED = "<think>", "</think>"
 _MARK = re.compile(r'\\.|["{}\[\]]', re.DOTALL)  # an escaped character is one mark, so that \" ends no text
 
 
@@ -35,8 +35,12 @@ def json_in_prose(text: str) -> str:
 
 
 def thinking(text: str) -> str:
-    """The text after a leading <think>...</think> block."""
-    return _THINK.sub("", text, count=1)
+    """The text after a leading <think>...</think> block, whose opening tag may stand in the prompt. A block that never ends
+    leaves nothing: the last number of a train of thought is no answer."""
+    opened, closed = text.lstrip().startswith(_OPENED), text.find(_CLOSED)
+    if closed >= 0 and (opened or _OPENED not in text[:closed]):
+        return text[closed + len(_CLOSED) :]
+    return "" if opened else text
 
 
 def last_line(text: str) -> str:

@@ -89,6 +89,8 @@ def check_metrics(
     made."""
     shell = {"metrics": dict.fromkeys(metrics), "task": {"slices": list(slices)}}
     _known(policy.conditions, Reading(name="", report=shell, rows=()), baseline, load is not None, where)
+    for index, condition in enumerate(policy.conditions):
+        _check_value(condition, f"{where} conditions[{index}]")
 
 
 def _lost(candidate: Reading, baseline: Reading | None) -> float:
@@ -131,6 +133,17 @@ def _known(
             )
 
 
+def _check_value(condition: Condition, where: str) -> None:
+    """A floor or ceiling must be one that the metric can reach: 95 of a share always fails, 5 always passes."""
+    metric, value = condition.metric, condition.value
+    share = not metric.endswith(("_ms", "_bytes", "_usd")) and metric not in LEAKAGE
+    if value is None or (value >= 0.0 and not (share and value > 1.0)):
+        return
+    wanted = "a share from 0 to 1" if share else "never below 0"
+    hint = f"{value:g} % is {value / 100.0:g}" if 1.0 < value <= 100.0 else None
+    raise UserError(f"{metric} is {wanted}, found {value:g}", where=f"{where} value", hint=hint)
+
+
 def _condition(
     condition: Condition, alpha: float, candidate: Reading, baseline: Reading | None, load: LoadReport | None
 ) -> list[Finding]:
@@ -148,8 +161,10 @@ def _condition(
     ]
     corrected = holm([contrary for _, contrary in decided])
     return [
-        _spared(finding, adjusted) if finding.decision == "FAIL" and adjusted >= alpha else finding
-        for (finding, _), adjusted in zip(decided, corrected, strict=True)
+        _spared(finding, p, adjusted, alpha / len(parts))
+        if finding.decision == "FAIL" and adjusted >= alpha
+        else finding
+        for (finding, p), adjusted in zip(decided, corrected, strict=True)
     ]
 
 
@@ -161,9 +176,12 @@ def _loaded(condition: Condition, alpha: float, load: LoadReport) -> Finding:
     return finding if interval is not None else replace(finding, reason=f"{finding.reason}: the load test is not valid")
 
 
-def _spared(finding: Finding, adjusted: float) -> Finding:
+def _spared(finding: Finding, p: float, adjusted: float, tail: float) -> Finding:
+    """A slice's FAIL that its p does not carry among so many. need_n: as many of the slice's items as bring a difference like
+    the one seen, whose z grows with the root of n, below `tail` with a chance of 80 %."""
     reason = f"{finding.reason}; not shown once corrected for the number of slices (Holm p {adjusted:.3f})"
-    return _refused(finding, reason)
+    wanted = (normal_quantile(1.0 - tail) + normal_quantile(POWER)) / normal_quantile(1.0 - p)
+    return replace(_refused(finding, reason), need_n=max(finding.n + 1, math.ceil(finding.n * wanted**2)))
 
 
 def _one(

@@ -7,8 +7,8 @@ from typing import Any
 
 # Openings of a refusal; looked at only where the answer is wrong anyway, to name the cause.
 _REFUSAL = re.compile(
-    r"^\W*(i['’]?m (very )?sorry|i am sorry|sorry|i apologi[sz]e|unfortunately)?\W*(but )?"
-    r"(as an ai\b|i (can['’]?t|cannot|can not|am unable to|['’]m unable to|am not able to|won['’]t|will not)\b)",
+    r"^\W*(i['’]?m (very )?sorry|i am sorry|sorry|i apologi[sz]e|i['’]?m afraid|unfortunately)?\W*(but )?"
+    r"(as an ai\b|i (can['’]?t|cannot|can not|won['’]t|will not)\b|i( am|['’]?m) (unable|not able) to\b)",
     re.IGNORECASE,
 )
 

@@ -56,6 +56,12 @@ def classify(spec: str, *, model: str | None = None, baseline: bool = False) -> 
     An alias such as `champion` names the promoted release; as a baseline, the report it was promoted with, where there
     is one.
     """
+    if not spec.strip():
+        raise UserError(
+            f"an empty name is no {'baseline' if baseline else 'target'}",
+            where="--against" if baseline else "TARGET",
+            hint="an unset variable in a script gives one",
+        )
     if is_url(spec):
         url = normal_url(spec)
         return System(spec=url, kind="endpoint", digest=sha256_text(f"{url} {model or ''}"), model=model)
@@ -73,7 +79,7 @@ def classify(spec: str, *, model: str | None = None, baseline: bool = False) -> 
     if path.is_dir() and (samples := lm_eval_samples(path)) is not None:
         return System(spec=str(samples), kind="recorded", digest=sha256_file(samples), model=model)
     if path.suffix in (".jsonl", ".eval") and not registry.has_report(spec):
-        raise UserError("no such file", where=spec)
+        raise UserError("is a folder, a file is needed here" if path.is_dir() else "no such file", where=spec)
     bare = "/" not in spec and ":" not in spec and not path.exists()
     if bare and not (baseline and registry.has_report(spec)) and (promoted := _promoted(spec)) is not None:
         return promoted

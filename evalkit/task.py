@@ -15,7 +15,7 @@ from tunegate.evalkit.summary import LEAKAGE, REPEATED
 from tunegate.evalkit.validators.base import Validator
 from tunegate.evalkit.validators.kinds import make
 
-SCORER_VERSION = 2  # raised whenever a validator's verdict on some answer changes
+SCORER_VERSION = 3  # raised whenever a validator's verdict on some answer changes
 RESERVED = {"weighted", *REPEATED, *LEAKAGE}  # and every name with the unit of another metric: see `_primary`
 
 
@@ -224,6 +224,9 @@ def _rows(file: TaskFile, validators: tuple[Validator, ...], where: str) -> list
         if (error.where or "").startswith(str(file.data)):
             raise
         raise _of_task(error, where) from None
+    for index, key in enumerate(file.slices):
+        if key in file.slices[:index]:
+            raise UserError(f"{key!r} stands twice", where=f"{where} slices[{index}]", hint="leave one out")
     for key in [*file.slices, *([file.group] if file.group else [])]:
         if all(_lookup(row, key) is None for row in rows):
             known = sorted(

@@ -38,9 +38,10 @@ class NotJsonError(ValueError):
 
 
 def strict_json(text: str) -> Any:
-    """One JSON value and nothing else: no NaN, no key twice. Raises NotJsonError with the reason."""
+    """One JSON value and nothing else: no NaN, no key twice, only JSON's own blanks around it (RFC 8259, section 2: a no-break
+    space is none). Raises NotJsonError with the reason."""
     try:
-        return parse_json(text.strip().encode("utf-8", "surrogatepass"), "")
+        return parse_json(text.strip(" \t\r\n").encode("utf-8", "surrogatepass"), "")
     except UserError as error:
         raise NotJsonError(error.message if text.strip() else "the answer is empty") from None
 

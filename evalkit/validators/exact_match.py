@@ -1,7 +1,5 @@
 """`exact_match`: the text, letter for letter, after the normalisations that the task names."""
 
-import re
-import string
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +10,28 @@ from tunegate.evalkit.outcomes import Answer, Verdict
 from tunegate.evalkit.validators.base import Validator, shown
 
 Normalisation = Literal["strip", "case", "whitespace", "punctuation", "articles", "nfkc"]
-_PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
+_PUNCTUATION = r"[\p{P}$+<=>^`|~]"  # Unicode's, and what ASCII has beside it
+_ARTICLES = r"(?i)\b(a|an|the)\b"
+
+
+def _whitespace(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _without(pattern: str, text: str) -> str:
+    """`text` without what the pattern finds, no blank left behind: "cat." is "cat", "The cat" is "cat". A text of nothing else
+    keeps it: the label "A" is not an empty answer, nor "+" the same as "-"."""
+    import regex
+
+    return _whitespace(regex.sub(pattern, " ", text)) or _whitespace(text)
+
+
 STEPS: dict[str, Callable[[str], str]] = {
     "strip": str.strip,
     "case": str.casefold,
-    "whitespace": lambda text: " ".join(text.split()),
-    # What is taken out leaves no blank behind: "cat." is "cat", "The cat" is "cat".
-    "punctuation": lambda text: " ".join(text.translate(_PUNCTUATION).split()),
-    "articles": lambda text: " ".join(re.sub(r"\b(a|an|the)\b", " ", text, flags=re.IGNORECASE).split()),
+    "whitespace": _whitespace,
+    "punctuation": lambda text: _without(_PUNCTUATION, text),
+    "articles": lambda text: _without(_ARTICLES, text),
     "nfkc": lambda text: unicodedata.normalize("NFKC", text),
 }
 

@@ -1,7 +1,7 @@
 """`json_equal`: the same JSON value, field by field; says which field, what was expected and what came."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from tunegate.core.errors import UserError
@@ -75,9 +75,18 @@ class JsonEqual(Admitting):
     ignore: JSON pointers left out. partial: the score is the share of expected fields that are right, in place of 0 or 1.
     """
 
-    ignore: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = field(default=(), metadata={"items": {"type": "string", "pattern": "^/"}})
     partial: bool = False
     kind: ClassVar[str] = "json_equal"
+
+    def __post_init__(self) -> None:
+        for index, at in enumerate(self.ignore):
+            if not at.startswith("/"):
+                raise UserError(
+                    f"{at!r} is no JSON pointer to a field, so nothing would be left out",
+                    where=f"{self.name} ignore[{index}]",
+                    hint=f"write /{at}" if at else "write /field",
+                )
 
     def check_row(self, row: Row) -> None:
         """What is expected must be JSON."""

@@ -14,8 +14,8 @@ SECONDS = 1.0  # of one pattern on one answer
 
 @dataclass(frozen=True, kw_only=True)
 class Regex(Admitting):
-    """pattern: Python syntax. compare: what its group 1 (else the whole match) finds must equal the expected answer; when
-    false it is enough that the pattern is found. which: the first or the last match."""
+    """pattern: Python syntax. compare: what its first group that takes part (without groups the whole match) finds must
+    equal the expected answer; when false it is enough that the pattern is found. which: the first or the last match."""
 
     pattern: str
     compare: bool = True
@@ -46,7 +46,8 @@ class Regex(Admitting):
         if not self.compare:
             return Verdict.yes()
         match = found[0 if self.which == "first" else -1]
-        got = (match.group(1) if match.re.groups else match.group(0)) or ""
+        parts = match.groups() if match.re.groups else (match.group(0),)
+        got = next((part for part in parts if part is not None), "")
         if any(normalised(got, self.normalize) == normalised(str(v), self.normalize) for v in self.admissible(row)):
             return Verdict.yes()
         return Verdict.no(f"expected {shown(row.expected)}, found {shown(got)}", "wrong_value")

@@ -116,7 +116,9 @@ def test_sample_size_check_values():
     assert miller_n(1 / 9, 1 / 6, 1 / 6, difference=0.03, k_a=1, k_b=1, alpha=0.05, power=0.8) == 3876
     assert detectable_difference(773, 0.05, alpha=0.05) == pytest.approx(0.02, abs=1e-5)
     assert power_of_margin(773, 0.05, 0.02, alpha=0.05) == pytest.approx(0.8, abs=1e-3)
-    assert 149 <= pairs_for_difference(0.0, 0.02, alpha=0.05) < 170  # equal models whose every answer is alike
+    # equal models whose every answer is alike: the first number that the exact test lets pass
+    assert pairs_for_difference(0.0, 0.02, alpha=0.05) == 150
+    assert exact_non_inferior_p(0, 0, 150, 0.02) < 0.05 < exact_non_inferior_p(0, 0, 149, 0.02)
     assert items_for_rate(1.0, 0.95, alpha=0.05) == 59  # 0.95^59 is the first power under 0.05
     assert items_for_rate(0.95, 0.95, alpha=0.05) is None
 

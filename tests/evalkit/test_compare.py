@@ -22,6 +22,7 @@ from tunegate.evalkit.compare import (
     pair,
     slice_values,
 )
+from tunegate.evalkit.summary import score_interval
 
 REPORT = {
     "metrics": {"exact": {"value": 0.5}},
@@ -340,3 +341,16 @@ def test_slices_are_sorted_and_corrected_over_all_of_them():
     }
     assert (zero["n"], zero["p"], zero["p_holm"]) == (5, 1.0, 1.0)
     assert compare_slices(reading([]), reading(new), "exact", alpha=0.1) == [], "a slice without a pair is left out"
+
+
+def test_an_interval_of_graded_scores_stays_on_their_scale():
+    """A third of the resamples of these four hold no spread, so a bound may be anywhere: it is the end of the scale."""
+    groups = ["a", "b", "c", "d"]
+    assert score_interval([0.0, 0.0, 0.0, 0.5], groups, level=0.95).interval.high == 1.0
+    assert score_interval([1.0, 1.0, 1.0, 0.5], groups, level=0.95).interval.low == 0.0
+    none, some = (
+        [{"id": g, "outcome": "fail", "scores": {"exact": s}, "group": None} for g, s in zip(groups, side, strict=True)]
+        for side in ([0.0] * 4, [0.0, 0.0, 0.0, 0.5])
+    )
+    assert pair(none, some, "exact").interval(level=0.95).high == 1.0
+    assert pair(some, none, "exact").interval(level=0.95).low == -1.0

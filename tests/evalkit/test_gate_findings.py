@@ -270,6 +270,7 @@ def test_items_still_needed():
     assert one(early, reading([1.0] * 2, latency=[1.0] * 2)).need_n == 5  # ln 0.05 / ln 0.5 = 4.3
     early = {"metric": "latency_p95_ms", "rule": "at_least", "value": 0.5}
     assert one(early, reading([1.0], latency=[1.0]), alpha=0.01).need_n == 2  # ln 0.01 / ln 0.05 = 1.5
+    assert one({**early, "value": 1.0}, reading([1.0], latency=[1.0]), alpha=0.01).need_n == 2, "a value on its floor"
     times = [100.0 + i for i in range(100)]
     found = one({**late, "value": 196}, reading([1.0] * 100, latency=times))
     interval = percentile(times, 0.95, level=0.9)
@@ -332,6 +333,7 @@ def test_a_slice_that_fails_by_chance_is_spared():
     spared = found["conditions"][3]
     assert (spared["slice"], spared["decision"], spared["n"]) == ("half=s03", "INCONCLUSIVE", 5)
     assert spared["reason"].endswith("; not shown once corrected for the number of slices (Holm p 0.625)")
+    assert spared["need_n"] == 20  # 5 times ((z of 1 - 0.05/20 + z of 0.8) / z of 1 - 1/32)^2
     assert found["decision"] == "INCONCLUSIVE"
     few = [i for i in range(100) if i % 20 == 3]
     alone = reading([new[i] for i in few], tags=["s"] * 5), reading([old[i] for i in few], tags=["s"] * 5)
@@ -346,6 +348,8 @@ def test_a_slice_under_a_floor_is_corrected_by_its_own_tail():
         values = [0.0 if i % slices == 0 and i // slices < 8 else 1.0 for i in range(30 * slices)]
         found = decide(policy(floor), reading(values, tags=tags), None)["conditions"][0]
         assert (found["slice"], found["decision"], found["n"]) == ("half=0", decision, 30)
+    # 30 ((2.576 + 0.842) / 2.418)^2: z of 1 - 0.05/10 and of 0.8, over that of 1 - 0.0078
+    assert found["need_n"] == 60
 
 
 def test_conditions_that_a_report_cannot_decide():

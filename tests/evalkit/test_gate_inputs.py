@@ -77,6 +77,71 @@ def test_a_load_test_that_is_missing_invalid_or_of_something_else(echo, ft):
     assert 'did you mean "load_ttft_p' in run.err
 
 
+@pytest.mark.parametrize(
+    ("metric", "rule", "value", "words"),
+    [
+        ("exact", "at_least", 95, "exact is a share from 0 to 1, found 95 (95 % is 0.95)"),
+        ("exact", "at_least", -1, "exact is a share from 0 to 1, found -1"),
+        ("infra_error_rate", "at_most", 5, "infra_error_rate is a share from 0 to 1, found 5 (5 % is 0.05)"),
+        ("truncated_rate", "at_most", 101, "truncated_rate is a share from 0 to 1, found 101"),
+        ("latency_p95_ms", "at_most", -5, "latency_p95_ms is never below 0, found -5"),
+        ("leakage", "at_most", -1, "leakage is never below 0, found -1"),
+    ],
+)
+def test_a_bound_that_the_metric_cannot_reach_is_bad_input(echo, ft, metric, rule, value, words):
+    """`infra_error_rate at_most 5` would also let any loss through, `exact at_least 95` never pass."""
+    outputs(echo / "o.jsonl", 60)
+    written = {"conditions": [{"metric": metric, "rule": rule, "value": value}]}
+    (echo / "gate.yaml").write_text(json.dumps(written))
+    run = ft("eval", "o.jsonl", "--task", "task.yaml", "--out", "r", "--policy", "gate.yaml", "--json")
+    assert (run.code, run.json["error"]["where"]) == (2, "gate.yaml conditions[0] value")
+    assert not (echo / "r").exists()
+    ft("eval", "o.jsonl", "--task", "task.yaml", "--out", "r")
+    run = ft("gate", "r", "--policy", "gate.yaml")
+    assert (run.code, run.err.strip().splitlines()[-1]) == (2, f"error: gate.yaml conditions[0] value: {words}")
+
+
+@pytest.mark.parametrize(
+    ("metric", "rule", "value"),
+    [
+        ("latency_p95_ms", "at_most", 800),
+        ("size_bytes", "at_most", 1e9),
+        ("leakage", "at_most", 3),
+        ("exact", "at_most", 1),
+    ],
+)
+def test_a_bound_in_the_metrics_unit_is_taken(echo, ft, metric, rule, value):
+    outputs(echo / "o.jsonl", 60)
+    (echo / "gate.yaml").write_text(json.dumps({"conditions": [{"metric": metric, "rule": rule, "value": value}]}))
+    assert ft("eval", "o.jsonl", "--task", "task.yaml", "--out", "r", "--policy", "gate.yaml").code in (0, 3)
+
+
+@pytest.mark.parametrize(("option", "where"), [("--against", "--against"), (None, "TARGET")])
+def test_an_empty_name_is_told_as_one(echo, ft, option, where):
+    outputs(echo / "o.jsonl", 60)
+    names = ("o.jsonl", option, "") if option else ("",)
+    run = ft("eval", *names, "--task", "task.yaml", "--out", "r", "--json")
+    assert (run.code, run.json["error"]["where"]) == (2, where)
+    assert "an empty name" in run.json["error"]["message"]
+
+
+def test_a_folder_called_like_recorded_outputs_is_told_as_one(echo, ft):
+    (echo / "o.jsonl").mkdir()
+    run = ft("eval", "o.jsonl", "--task", "task.yaml", "--out", "r")
+    assert (run.code, run.err.strip()) == (2, "error: o.jsonl: is a folder, a file is needed here")
+
+
+def test_a_slice_stands_once(echo, ft):
+    """Twice it would be corrected for twice as many slices."""
+    outputs(echo / "o.jsonl", 60)
+    rows = [json.loads(line) | {"tags": {"t": "x"}} for line in (echo / "eval.jsonl").read_text().splitlines()]
+    (echo / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with (echo / "task.yaml").open("a") as task:
+        task.write("slices: [t, t]\n")
+    run = ft("eval", "o.jsonl", "--task", "task.yaml", "--out", "r")
+    assert (run.code, run.err.strip()) == (2, "error: task.yaml slices[1]: 't' stands twice (leave one out)")
+
+
 def test_a_load_test_of_another_release_is_refused(echo, ft):
     from tunegate.core.artifacts import LoadReport
     from tunegate.evalkit.compare import Reading
