@@ -12,18 +12,23 @@ from tunegate.core.manifest import Input, Manifest
 
 @dataclass(frozen=True)
 class Artifact:
-    """A finished folder: its path and its manifest."""
+    """A finished folder: its path and its manifest.
+
+    passed_on: it is copied, served and published whole, so that nothing may lie in it which its digest does not cover.
+    """
 
     path: Path
     manifest: Manifest
     kind: ClassVar[str] = ""
     made_by: ClassVar[str | None] = None
+    passed_on: ClassVar[bool] = False
 
     @classmethod
     def open(cls, path: Path) -> Self:
         """Open a folder of this kind.
 
-        Raises UserError when it is another kind, unfinished, or a file it lists is missing or has another size.
+        Raises UserError when it is another kind, unfinished, a file it lists is missing or has another size, or another
+        artifact lies in one that is passed on.
         """
         if path.is_file():
             raise UserError(f"is a file, a {cls.kind} folder is needed here", where=str(path), hint=cls.made_by)
@@ -42,6 +47,12 @@ class Artifact:
                     where=str(path),
                     hint=f"ft verify {path}",
                 )
+        if cls.passed_on and (inner := manifests.inner_artifacts(path)):
+            raise UserError(
+                f"{inner[0]}/ in it is an artifact of its own, which its digest does not cover",
+                where=str(path),
+                hint="move it out of that folder",
+            )
         return cls(path, manifest)
 
     @property
@@ -107,6 +118,7 @@ class Release(Artifact):
     """
 
     kind = "release"
+    passed_on = True
 
     @property
     def quantization(self) -> str:
@@ -121,6 +133,7 @@ class GgufExport(Artifact):
     """
 
     kind = "gguf"
+    passed_on = True
 
     @property
     def model_path(self) -> Path:

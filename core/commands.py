@@ -31,10 +31,21 @@ class Entry:
         return typer.main.get_command(getattr(importlib.import_module(module), attribute))
 
 
+class StoppedError(Exception):
+    """Ctrl-C during a command that did not tell of it itself (one that did leaves by `typer.Exit`)."""
+
+
 class LazyGroup(TyperGroup):
     """A group that knows its sub-commands by name and loads one only when it is called."""
 
     entries: ClassVar[dict[str, Entry]] = {}
+
+    def invoke(self, ctx: Any) -> Any:
+        """Load and call the sub-command. Raises StoppedError for Ctrl-C, of which click would leave nothing but an exit code."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise StoppedError from None
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names in the order of the table, loading nothing."""
@@ -96,7 +107,7 @@ class DefaultCommandGroup(TyperGroup):
 def run(app: Any, *, prog: str, argv: list[str] | None = None) -> int:
     """Run a Typer app or click command and return the exit code; every expected error becomes one line.
 
-    With `--json` among the arguments, an error is the JSON object of the contract on standard output.
+    With `--json` among the arguments, an error (Ctrl-C too) is the JSON object of the contract on standard output.
     """
     argv = sys.argv[1:] if argv is None else argv
     ours = argv[: argv.index("--")] if "--" in argv else argv
@@ -113,6 +124,8 @@ def run(app: Any, *, prog: str, argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return ExitCode.INTERRUPTED
+    except StoppedError:
+        return _interrupted(as_json="--json" in ours)
     except (BrokenPipeError, SystemExit) as error:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise
@@ -147,10 +160,9 @@ def _as_ours(error: Exception, prog: str, debug: bool) -> TunegateError:
     if isinstance(error, NoArgsIsHelpError):
         if text := error.format_message():
             print(text, file=sys.stderr)
-        return UsageError("a command is missing", hint=f"see {prog} --help")
+        return UsageError("a command is missing", hint=f"see {_path(error, prog)} --help")
     if isinstance(error, ClickException):
-        ctx = getattr(error, "ctx", None)
-        return UsageError(error.format_message(), hint=f"see {ctx.command_path if ctx else prog} --help")
+        return UsageError(error.format_message(), hint=f"see {_path(error, prog)} --help")
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return InfrastructureError(
             "no space left on the device",
@@ -168,6 +180,21 @@ def _as_ours(error: Exception, prog: str, debug: bool) -> TunegateError:
         f"internal error: {type(error).__name__}: {error}",
         hint=f"this is a bug of ours; traceback in {log.name}, or run with --debug",
     )
+
+
+def _path(error: Exception, prog: str) -> str:
+    """The command that click complains of, in full."""
+    ctx = getattr(error, "ctx", None)
+    return str(ctx.command_path) if ctx else prog
+
+
+def _interrupted(*, as_json: bool) -> int:
+    print("interrupted", file=sys.stderr)
+    if as_json:
+        from tunegate.core.console import emit_json
+
+        emit_json({"error": {"kind": "interrupted", "message": "interrupted", "where": None, "hint": None}})
+    return ExitCode.INTERRUPTED
 
 
 def _fail(error: TunegateError, *, as_json: bool) -> int:

@@ -23,17 +23,25 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
+class _Visible(Console):
+    """A console whose lines may hold text of others: what a terminal would obey is shown as a sign."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As Rich's, of strings as `visible` makes them."""
+        super().print(*(visible(o) if isinstance(o, str) else o for o in objects), **options)
+
+
 def out() -> Console:
     """Standard output, for results. Plain when it is not a terminal: no colour, lines as long as they are, tables up to
     140 columns."""
     if sys.stdout.isatty():
-        return Console(highlight=False)
-    return Console(soft_wrap=True, highlight=False, width=140)
+        return _Visible(highlight=False)
+    return _Visible(soft_wrap=True, highlight=False, width=140)
 
 
 def err() -> Console:
     """Standard error, for progress and messages."""
-    return Console(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
+    return _Visible(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
 
 
 def say(message: str) -> None:
@@ -74,7 +82,7 @@ def table(title: str | None, columns: list[str], rows: list[list[str]], *, left:
     for index, name in enumerate(columns):
         grid.add_column(name, justify="left" if index < left else "right", overflow="fold")
     for row in rows:
-        grid.add_row(*(cell.replace("[", "\\[") for cell in row))
+        grid.add_row(*(visible(cell).replace("[", "\\[") for cell in row))
     out().print(grid)
 
 

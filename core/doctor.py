@@ -83,7 +83,8 @@ def _device() -> Check:
         return Check(
             "device", True, f"CUDA: {names}: train in bf16 with paged 8-bit AdamW for qlora, serve with vLLM CUDA"
         )
-    return Check("device", True, "CPU: train in bf16 autocast with rows side by side, serve with vLLM on the CPU")
+    arithmetic = "bf16 autocast" if bf16_flags() else "float32"
+    return Check("device", True, f"CPU: train in {arithmetic} with rows side by side, serve with vLLM on the CPU")
 
 
 def _embedded() -> list[Check]:

@@ -49,7 +49,7 @@ class FtGroup(LazyGroup):
 app = lazy_app(
     FtGroup,
     about="Fine-tune, release, serve and judge a language model; the exit code says whether it may ship.",
-    epilog="Example: ft data prepare my.jsonl --out data/  then  ft train data/ --out run/  (ftadvise recommend says which method)",
+    epilog="Example: ft data prepare my.jsonl --out data/ && ft train data/ --out run/",
 )
 
 

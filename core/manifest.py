@@ -150,9 +150,16 @@ def read(folder: Path) -> Manifest:
     document = read_json(path, strict=True)
     if not isinstance(document, dict) or "schema_version" not in document or "kind" not in document:
         raise UserError("not a Tunegate manifest", where=str(path))
-    if not isinstance(document["schema_version"], int) or document["schema_version"] > SCHEMA_VERSION:
+    version = document["schema_version"]
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         raise UserError(
-            f"written by a newer version (manifest schema {document['schema_version']}, this one reads {SCHEMA_VERSION})",
+            f"damaged manifest: schema_version must be a whole number from 1 on, found {version!r}",
+            where=str(path),
+            hint="run the stage that makes it again",
+        )
+    if version > SCHEMA_VERSION:
+        raise UserError(
+            f"written by a newer version (manifest schema {version}, this one reads {SCHEMA_VERSION})",
             where=str(path),
             hint="upgrade tunegate",
         )

@@ -12,14 +12,56 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from tunegate.core import manifest as manifests
-from tunegate.core.artifacts import Artifact, EvalReport
+from tunegate.core.artifacts import Artifact, EvalReport, Release
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.files import folder_bytes, need_disk, new_folder, read_json, write_json
 
 Entries = dict[str, list[dict[str, Any]]]
+SCHEMA_VERSION = 1
 # Linux's ioctl that lets a new file share the blocks of another, copy on write (linux/fs.h: FICLONE).
 FICLONE = 0x40049409
+
+
+class _Entry(msgspec.Struct):
+    """What readers rely on in every entry of the file; more may stand in it."""
+
+    digest: str
+    path: str
+    at: str
+
+
+class _Condition(msgspec.Struct):
+    decision: str
+    metric: str
+    rule: str
+    reason: str | None
+
+
+class _Evidence(msgspec.Struct):
+    report: str
+    conditions: list[_Condition]
+
+
+class _Facts(msgspec.Struct):
+    data: dict[str, Any] | None = None
+    run: dict[str, Any] | None = None
+    recipe: dict[str, Any] | None = None
+
+
+class _Promoted(_Entry):
+    """The same of an entry for a release."""
+
+    action: str
+    kind: str
+    by: str
+    from_path: str
+    evidence: _Evidence
+    facts: _Facts
+    reason: str | None = None
+    promoted: str | None = None
 
 
 def home() -> Path:
@@ -119,22 +161,39 @@ def names(entries: Entries, kind: str) -> list[str]:
 
 
 def read(place: Path | None = None) -> Entries:
-    """All histories. Raises UserError when the file is damaged."""
-    path = (place or home()) / "registry.json"
+    """All histories. Raises UserError when the file is damaged, or a newer Tunegate wrote it."""
+    place = place or home()
+    path = place / "registry.json"
+    if place.exists() and not place.is_dir():
+        raise UserError("is a file, the registry is a folder", where=str(place), hint="name another place")
     if not path.is_file():
         return {}
     try:
-        entries: Entries = read_json(path, strict=True)["entries"]
-        for history in entries.values():
-            for entry in history:
-                if Path(entry["path"]).name != entry["path"] or not isinstance(entry["digest"], str):
-                    raise TypeError
-            history[-1]
-    except (UserError, KeyError, TypeError, AttributeError, IndexError):
+        document = read_json(path, strict=True)
+        version = msgspec.convert(document.get("schema_version", SCHEMA_VERSION), int)
+        entries: Entries = document["entries"] if version <= SCHEMA_VERSION else {}
+        _check(entries)
+    except (UserError, KeyError, TypeError, AttributeError, IndexError, msgspec.ValidationError):
         raise UserError(
             "the registry file is damaged", where=str(path), hint="restore it, or remove it to start anew"
         ) from None
+    if version > SCHEMA_VERSION:
+        raise UserError(
+            f"written by a newer version (registry schema {version}, this one reads {SCHEMA_VERSION})",
+            where=str(path),
+            hint="upgrade tunegate",
+        )
     return entries
+
+
+def _check(entries: Entries) -> None:
+    """Raise for what no reader could use: an empty history, a path that leads out of the store, a value of another type."""
+    for name, history in entries.items():
+        promoted = name.startswith(key(Release.kind, ""))
+        read_as: list[_Entry] = msgspec.convert(history, list[_Promoted] if promoted else list[_Entry])
+        if any(Path(entry.path).name != entry.path for entry in read_as):
+            raise TypeError
+        history[-1]
 
 
 @contextmanager
@@ -143,7 +202,7 @@ def locked(place: Path) -> Iterator[Entries]:
     with _lock(place, "lock"):
         entries = read(place)
         yield entries
-        write_json(place / "registry.json", {"schema_version": 1, "entries": entries})
+        write_json(place / "registry.json", {"schema_version": SCHEMA_VERSION, "entries": entries})
 
 
 @contextmanager

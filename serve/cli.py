@@ -34,7 +34,7 @@ from tunegate.serve.vllm_process import Endpoint, refuse_taken
 
 app = typer.Typer(cls=DefaultCommandGroup, add_completion=False, rich_markup_mode="rich", no_args_is_help=True,
                   help="Serve a release, run or model with vLLM (OpenAI-compatible): ft serve TARGET.",
-                  epilog="Example: ft serve release-awq/ --port 8000   then   ft serve status")  # fmt: skip
+                  epilog="Example: ft serve release-awq/ --port 8000 --detach && ft serve status")  # fmt: skip
 app.command(epilog="Example: ft serve status")(cli_manage.status)
 app.command(epilog="Example: ft serve logs --port 8000 -f")(cli_manage.logs)
 app.command(epilog="Example: ft serve stop --port 8000")(cli_manage.stop)

@@ -114,7 +114,8 @@ class ChatClient:
                 where=self.base_url,
                 fatal=True,
             )
-        return [str(item.get("id")) for item in answer["data"] if isinstance(item, dict)]
+        named = (item.get("id") for item in answer["data"] if isinstance(item, dict))
+        return [name for name in named if name and isinstance(name, str)]
 
     async def choose_model(self) -> str:
         """The model asked for, which the endpoint must serve; the only one it serves when none is named.

@@ -1,5 +1,6 @@
 """vLLM's counters before and after a stage: prefix-cache hits, preemptions, tokens. From `/metrics`, Prometheus text."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +24,12 @@ class Counters:
     def since(self, before: "Counters") -> dict[str, Any]:
         """What was counted in between, with `prefix_hit_rate` (tokens found in the cache over tokens looked up).
 
-        A counter that went down (the server was started anew) is None.
+        A counter that went down (the server was started anew), or is no finite number, is None.
         """
         found: dict[str, Any] = {}
         for name, value in self.values.items():
             grown = value - before.values.get(name, 0.0)
-            found[name] = int(grown) if name in before.values and grown >= 0 else None
+            found[name] = int(grown) if name in before.values and math.isfinite(grown) and grown >= 0 else None
         queries, hits = found.get("prefix_queries"), found.get("prefix_hits")
         found["prefix_hit_rate"] = hits / queries if queries and hits is not None else None
         return found

@@ -168,6 +168,8 @@ def warnings(stage: dict[str, Any], answers: Sequence[Record]) -> list[str]:
     drift = drifted([r.e2e_ms for r in sorted(answers, key=lambda r: r.due_s) if r.e2e_ms is not None])
     if drift is not None:
         found.append(f"not steady: the median E2E of the second half is {drift:.2f} times that of the first")
+    if answers and all(r.completion_tokens is None for r in answers):
+        found.append("the endpoint reports no token counts (usage): TPOT and tokens a second are not known")
     if stage["repeated_prompts"]:
         rate = (stage["counters"] or {}).get("prefix_hit_rate")
         told = "" if rate is None else f"; {rate:.0%} of the prompt tokens came from the prefix cache"

@@ -37,6 +37,13 @@ def flag(extra: tuple[str, ...], name: str) -> str | None:
     return None
 
 
+def length_passed_on(extra: tuple[str, ...]) -> int | None:
+    """Tokens of a `--max-model-len` behind the dashes, which vLLM takes before ours; None where there is none, or a word
+    that vLLM works out by itself (auto, 8k)."""
+    found = flag(extra, "--max-model-len")
+    return int(found) if found is not None and found.isdecimal() else None
+
+
 def check_numbers(**options: float | None) -> None:
     """Refuse infinity and NaN, which no report and no timer takes. Raises UsageError."""
     for name, value in options.items():

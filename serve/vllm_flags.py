@@ -129,7 +129,10 @@ def build(target: Target, options: ServeOptions) -> Launch:
 
 
 def _length(target: Target, options: ServeOptions) -> int:
-    """Tokens a request may take: what was asked for, at most the model's own context (said when that is less)."""
+    """Tokens a request may take: what was asked for, at most the model's own context (said when that is less). A number
+    passed on to vLLM counts as it is: cache and memory are planned for it."""
+    if (passed_on := preflight.length_passed_on(options.extra)) is not None:
+        return passed_on
     longest = config_of(target).get("max_position_embeddings")
     asked = options.max_model_len
     if longest and asked and asked > int(longest):

@@ -1,6 +1,6 @@
 """`tool_call`: the right function with admissible arguments.
 
-The answer is one JSON object `{"name", "arguments"}`, or the endpoint's own tool calls. What is admissible is the row's
+The answer is one JSON object `{"name", "arguments"}`, a list of them, or the endpoint's own tool calls. What is admissible is the row's
 `accept`, each of it one call, in one of two forms: whole calls, or a set of admissible values for each argument with the
 rules of the Berkeley Function Calling Leaderboard (Patil et al. 2025, `ast_checker`): texts are compared without case,
 spaces and the marks , . / - _ * ^; a whole number does for a fraction; "" among the values means that the argument may be
@@ -104,8 +104,13 @@ class ToolCall(Admitting):
 
 
 def calls_of(tool_calls: list[Any] | None, text: str) -> list[Call]:
-    """The calls that a turn makes: its tool calls, else the one in its text. Raises NotJsonError when it makes none."""
-    return [call_of(call) for call in tool_calls] if tool_calls else [call_of(strict_json(text))]
+    """The calls that a turn makes: its tool calls, else those in its text. Raises NotJsonError when it makes none."""
+    if tool_calls:
+        return [call_of(call) for call in tool_calls]
+    value = strict_json(text)
+    if value == []:
+        raise NotJsonError("an empty list of calls")
+    return [call_of(call) for call in value] if isinstance(value, list) else [call_of(value)]
 
 
 def matched(fits: list[list[int]]) -> dict[int, int]:
@@ -135,7 +140,7 @@ def call_of(value: Any) -> Call:
         value = value["function"]
     if not isinstance(value, dict) or not isinstance(value.get("name"), str) or "arguments" not in value:
         raise NotJsonError(f'not an object with "name" and "arguments": {shown(value, 80)}')
-    if extra := [key for key in value if key not in ("name", "arguments")]:
+    if extra := [key for key in value if key not in ("name", "arguments", "id", "type")]:
         raise NotJsonError(f"keys beside name and arguments: {shown(extra, 80)}")
     arguments = value["arguments"]
     if isinstance(arguments, str):

@@ -4,6 +4,7 @@ import re
 
 from tunegate.core.errors import UsageError
 from tunegate.serve.deploy.plan import DeployOptions
+from tunegate.serve.endpoint_url import checked_url, is_url
 
 # RFC 1123 subdomain, as Kubernetes takes it for secrets and claims.
 _SUBDOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*")
@@ -13,12 +14,15 @@ _IMAGE = re.compile(rf"(?:[A-Za-z0-9][A-Za-z0-9.-]*(?::\d+)?/)?{_PART}(?:/{_PART
 
 
 def check_names(options: DeployOptions, to: str) -> None:
-    """Raises UsageError for a secret, volume or image that platform `to` cannot have by that name."""
+    """Raises UserError for a secret, volume, image or address that platform `to` cannot have by that name."""
     image, secret, volume = options.image, options.secret, options.volume
     if image is not None and ":" not in image.rpartition("/")[2] and "@" not in image:
         raise UsageError(f"{image!r} names no version", where="--image", hint="IMAGE:TAG or IMAGE@sha256:...")
     if image is not None and not _IMAGE.fullmatch(image):
         raise UsageError(f"{image!r} is no image", where="--image", hint="IMAGE:TAG or IMAGE@sha256:..., in lower case")
+    if not is_url(options.prometheus):
+        raise UsageError(f"{options.prometheus!r} is no address", where="--prometheus", hint="http://prometheus:9090")
+    checked_url(options.prometheus)
     if secret is not None and not _SUBDOMAIN.fullmatch(secret):
         raise UsageError(
             f"no secret can be called {secret!r}", where="--secret", hint="lower-case letters, digits, '-' and '.'"

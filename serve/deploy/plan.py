@@ -140,7 +140,8 @@ def make_plan(target: Target, options: DeployOptions) -> DeployPlan:
 
 def _sized(target: Target, options: DeployOptions) -> GpuPlan:
     """How a copy lies on GPUs, from the advisor's memory need; the fewest that hold it."""
-    need = need_of(target, options.max_model_len, options.max_num_seqs)
+    length = preflight.length_passed_on(options.extra) or options.max_model_len
+    need = need_of(target, length, options.max_num_seqs)
     if need is None:
         count = options.gpus or 1
         return GpuPlan(

@@ -138,6 +138,12 @@ def test_no_command_shows_the_help_and_is_wrong_use(capsys):
     assert err.startswith("error: a command is missing")
 
 
+@pytest.mark.parametrize("path", ["ft", "ft serve", "ft release", "ft data", "ftadvise", "ftadvise estimate"])
+def test_where_a_command_is_missing_the_hint_names_the_help_that_lists_them(capsys, path):
+    code, _, err = call(capsys, path)
+    assert (code, err) == (2, f"error: a command is missing (see {path} --help)\n")
+
+
 @pytest.mark.parametrize(
     "path",
     ["ft verify", "ft merge --out o", "ft quantize --out o", "ft train --out o", "ft gate", "ft report", "ft data check",

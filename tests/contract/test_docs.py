@@ -2,10 +2,12 @@
 
 import importlib.util
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+import typer
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -45,6 +47,40 @@ def test_commands_that_pages_show_exist():
                 if f"{tool} {word}" not in first:
                     odd.append(f"{page.relative_to(ROOT)}: {tool} {word}")
     assert odd == []
+
+
+# The help pages whose example is one line for a shell.
+PASTED = ("ft", "ftadvise", "ft doctor", "ft serve", "ft loadtest", "ft eval", "ft gate", "ft report", "ft data", "ft release list",
+          "ft release show", "ft release promote", "ft release rollback", "ft verify", "ft merge", "ft quantize", "ft train")  # fmt: skip
+
+
+def test_examples_of_the_help_can_be_pasted():
+    """Every word of an example is taken by the command it names: no prose in it that a shell would pass on, or choke on."""
+    reference = script(ROOT / "docs" / "cli_reference.py")
+    roots = {"ft": reference.ft, "ftadvise": reference.ftadvise}
+    commands = {tool: typer.main.get_command(app) for tool, app in roots.items()}
+    looked_at = 0
+    for tool, command in commands.items():
+        for path, found in reference.commands(command, tool):
+            if path not in PASTED and not path.startswith(tuple(f"{name} " for name in PASTED[1:])):
+                continue
+            example = (found.epilog or "").removeprefix("Example: ")
+            for part in example.split("&&") if example else []:
+                words = shlex.split(part)
+                assert words[0] in commands, f"{path}: {part}"
+                assert "then" not in words, f"{path}: {part}"
+                _taken(commands[words[0]], words)
+                looked_at += 1
+    assert looked_at > 40
+
+
+def _taken(command, words):
+    """Parse `words` as the command line does, calling nothing."""
+    name, *rest = words
+    context = command.make_context(name, list(rest))
+    while hasattr(command, "resolve_command"):
+        name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        context = command.make_context(name, list(rest), parent=context)
 
 
 def test_tests_that_pages_name_exist():

@@ -60,3 +60,15 @@ def test_json_is_one_object_and_never_nan(capsys):
 def test_a_table_shows_cells_as_they_are(capsys):
     console.table("Title", ["name", "n"], [["[bold]a[/bold]", "1"]])
     assert "[bold]a[/bold]" in capsys.readouterr().out
+
+
+def test_what_a_terminal_would_obey_is_shown_as_a_sign_wherever_text_is_printed(capsys):
+    text = "model \x1b]0;x\x07\u202e end"
+    shown = "model \u241b]0;x\u2407\ufffd end"
+    console.out().print(text, markup=False)
+    console.table(None, ["name"], [[text]])
+    console.say(text)
+    console.warn(text)
+    found = capsys.readouterr()
+    assert found.out.count(shown) == 2
+    assert found.err == f"{shown}\nwarning: {shown}\n"

@@ -73,3 +73,10 @@ def test_a_cache_that_is_a_file_is_said(tmp_path, monkeypatch, capsys, inner):
     assert f"{file} is a file: a folder is needed where models are unpacked" in line
     assert line.endswith("-> set TUNEGATE_CACHE to a folder, or remove that file")
     assert code == 2
+
+
+@pytest.mark.parametrize(("flags", "words"), [({"amx_bf16"}, "train in bf16 autocast"), (set(), "train in float32")])
+def test_the_device_says_in_which_arithmetic_it_trains(monkeypatch, flags, words):
+    monkeypatch.setattr(doctor, "gpus", lambda: [])
+    monkeypatch.setattr(doctor, "bf16_flags", lambda: frozenset(flags))
+    assert words in next(c for c in doctor.checks() if c.name == "device").found

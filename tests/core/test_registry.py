@@ -120,3 +120,52 @@ def test_two_processes_saving_at_once_lose_nothing(tmp_path, home):
     entries = json.loads((home / "registry.json").read_text())["entries"]
     assert sorted(entries) == sorted(f"eval_report/{name}{i}" for name in "ab" for i in range(10))
     assert not [p for p in home.rglob("*") if p.name.endswith((".partial", ".old"))]
+
+
+def promotion(**changed):
+    entry = {
+        "digest": "d" * 64, "path": "release-d", "at": "2026-01-01T00:00:00Z", "action": "promote", "kind": "release",
+        "by": "ada", "from_path": "release", "reason": None, "promoted": None, "facts": {"data": {"path": "data"}},
+        "evidence": {"report": "r", "conditions": [{"decision": "PASS", "metric": "m", "rule": "at_least", "reason": "x"}]},
+    }  # fmt: skip
+    return {name: value for name, value in (entry | changed).items() if value != "absent"}
+
+
+def write_registry(home, entries, **more):
+    home.mkdir(exist_ok=True)
+    (home / "registry.json").write_text(json.dumps({"schema_version": 1, "entries": entries, **more}))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"at": None}, {"at": 5}, {"by": ["ada"]}, {"by": "absent"}, {"reason": 5}, {"promoted": {}}, {"action": None},
+        {"facts": None}, {"facts": "x"}, {"facts": {"data": 5}}, {"facts": {"recipe": "x"}}, {"evidence": "absent"},
+        {"evidence": None}, {"evidence": {"conditions": []}}, {"evidence": {"report": "r", "conditions": "x"}},
+        {"evidence": {"report": "r", "conditions": [{}]}}, {"from_path": "absent"}, {"kind": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_promotion_that_no_reader_could_use_is_a_damaged_registry(home, changed):
+    write_registry(home, {"release/champion": [promotion(), promotion(more="of a later version")]})
+    assert len(registry.read()["release/champion"]) == 2, "the same without the damage"
+    write_registry(home, {"release/champion": [promotion(**changed)]})
+    with pytest.raises(UserError, match="registry file is damaged"):
+        registry.read()
+
+
+def test_a_registry_of_a_newer_version_is_neither_read_nor_written_over(tmp_path, home):
+    write_registry(home, {"release/champion": "in another form"}, schema_version=2)
+    before = (home / "registry.json").read_bytes()
+    with pytest.raises(UserError, match="written by a newer version") as told:
+        registry.read()
+    assert told.value.hint == "upgrade tunegate"
+    with pytest.raises(UserError, match="newer version"):
+        registry.save("base", make_report(tmp_path / "report"))
+    assert (home / "registry.json").read_bytes() == before
+
+
+def test_a_file_in_the_registry_s_place_is_said(home):
+    home.write_text("")
+    with pytest.raises(UserError, match="is a file, the registry is a folder"):
+        registry.read()

@@ -97,6 +97,17 @@ def test_tool_call_whole_and_real_calls():
     assert validator.judge(Answer(tool_calls=[call]), row(expected)).passed
 
 
+def test_a_list_of_calls_in_the_text_is_all_of_them():
+    one, two = {"name": "f", "arguments": {"n": 1}}, {"name": "g", "arguments": {}}
+    both = json.dumps([one, two])
+    assert judge("tool_call", json.dumps([{"id": "c1", "type": "function", **two}, {"function": one}]), both).passed
+    assert judge("tool_call", json.dumps(one), both).cause == "missing_call"
+    assert judge("tool_call", both, json.dumps(one)).cause == "extra_call"
+    assert judge("tool_call", json.dumps([one]), json.dumps(one)).passed
+    assert not judge("tool_call", json.dumps([one, "g"]), both).parsable
+    assert not judge("tool_call", json.dumps({**one, "comment": "x"}), json.dumps(one)).parsable
+
+
 @pytest.mark.parametrize(
     ("kind", "text", "expected", "options", "passed"),
     [

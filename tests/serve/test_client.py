@@ -259,6 +259,8 @@ def test_models_and_tokenize(ask):
     found = ask(answer({"data": [{"id": "a"}, {"id": "b"}]}), call=lambda c: c.models())
     assert found == ["a", "b"]
     assert ask.seen[0][0] == "/v1/models"
+    odd = {"data": [{"id": None}, {"id": 5}, {}, {"id": ""}, "x", {"id": "a"}]}
+    assert ask(answer(odd), call=lambda c: c.models()) == ["a"], "what has no name cannot be asked for"
     assert ask(answer({"tokens": [1, 2]}), call=lambda c: c.tokenize(MESSAGES)) == [1, 2]
     assert ask.seen[0][0] == "/tokenize"
     assert ask.seen[0][2]["add_special_tokens"] is False

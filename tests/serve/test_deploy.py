@@ -104,6 +104,11 @@ def test_a_model_that_is_too_large_takes_more_gpus_or_is_refused(release, monkey
         plan_of(release)
 
 
+def test_gpus_are_planned_for_a_length_behind_two_dashes(release):
+    with pytest.raises(UserError, match="for one request of 100000000000 tokens"):
+        plan_of(release, "--max-model-len=100000000000")
+
+
 def test_compose_binds_loopback_and_reads_the_key_from_a_secret(release):
     (document,) = PLATFORMS["compose"].documents(plan_of(release))
     service = document["services"]["vllm"]
@@ -256,3 +261,12 @@ def test_vllms_parser_refuses_an_unknown_flag_and_ray_an_unknown_engine_argument
         checks.check_engine_flags(
             plan_of(release, "--enable-auto-tool-choice", "--tool-call-parser", "hermes"), for_ray=True
         )
+
+
+@pytest.mark.parametrize("address", ["prometheus:9090", "ftp://p", "http://", "http://user:secret@p:9090", "x\n: y"])
+def test_an_address_of_prometheus_that_is_none_is_refused(release, tmp_path, capsys, address):
+    words = ["deploy", str(release.path), "--to", "kubernetes", "--autoscale", "keda", "--prometheus", address]
+    out = tmp_path / "out"
+    assert run(app, prog="ft serve", argv=[*words, "--no-check", "--out", str(out)]) == 2
+    assert "secret" not in capsys.readouterr().err
+    assert not out.exists()

@@ -3,13 +3,14 @@
 import itertools
 import random
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 
 from tunegate.core.commands import run
 from tunegate.core.errors import UsageError, UserError
 from tunegate.serve import load_counters
-from tunegate.serve.load_figures import drifted, figures, goodput, invalid, knee, summary, throughput
+from tunegate.serve.load_figures import drifted, figures, goodput, invalid, knee, summary, throughput, warnings
 from tunegate.serve.load_plan import (  # fmt: skip
     LoadOptions,
     Prompts,
@@ -237,3 +238,17 @@ def test_invalid_without_answers_does_not_stumble():
     stage = figures(closed(1, [record(error="timeout")]), {})
     assert invalid(stage) == []
     assert stage["throughput"] is None
+
+
+def test_an_endpoint_that_counts_no_tokens_is_told_of():
+    stage = {"repeated_prompts": 0, "unfinished": 0, "counters": None}
+    counted, uncounted = record(), replace(record(), completion_tokens=None)
+    told = ["the endpoint reports no token counts (usage): TPOT and tokens a second are not known"]
+    assert warnings(stage, [uncounted, uncounted]) == told
+    assert warnings(stage, [uncounted, counted]) == []
+    assert warnings(stage, []) == []
+
+
+def test_a_counter_that_is_no_finite_number_is_none():
+    before, after = load_counters.Counters({"preemptions": 1.0}), load_counters.Counters({"preemptions": float("inf")})
+    assert after.since(before)["preemptions"] is None

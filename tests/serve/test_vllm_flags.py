@@ -119,6 +119,16 @@ def test_the_length_is_clipped_to_the_models_own(release, make_run):
     assert value(build(make_run(), ServeOptions()), "--max-model-len") == "512", "the base's, for an adapter"
 
 
+def test_a_length_behind_two_dashes_is_what_cache_and_memory_are_planned_for(release):
+    def extra(length):
+        return ServeOptions(max_model_len=100, extra=("--max_model_len", length))
+
+    assert build(release, extra("300")).arguments.count("300") == 2, "ours says the same"
+    with pytest.raises(UserError, match="for one request of 100000000000 tokens"):
+        build(release, extra("100000000000"))
+    assert value(build(release, extra("auto")), "--max-model-len") == "100", "vLLM's own word is left to it"
+
+
 def test_flags_behind_two_dashes_come_last_as_they_are(release):
     extra = ("--max-num-batched-tokens", "4096", "--no-enable-prefix-caching")
     assert build(release, ServeOptions(extra=extra)).arguments[-3:] == list(extra)
