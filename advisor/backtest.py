@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunegate.advisor.errors import class_errors, half_width, interval
+from tunegate.advisor.estimates import widen_of
 from tunegate.advisor.facts import Record, read_csv, table
-from tunegate.advisor.measured import NEEDED, Case, NotPredictedError, parse
+from tunegate.advisor.measured import NEEDED, Case, NotPredictedError, normal, parse
 from tunegate.advisor.predict import predict
 from tunegate.core.errors import UserError
 
@@ -20,13 +21,15 @@ ABSURD = 1e9  # a measurement this many times its prediction, or as small a part
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """One row predicted. measured, predicted, low, high: in the unit of the row's class."""
+    """One row predicted. measured, predicted, low, high: in the unit of the row's class. widen: how much wider than the
+    class's its interval is, where its configuration lies outside the collection."""
 
     case: Case
     measured: float
     predicted: float
     low: float
     high: float
+    widen: float = 1.0
 
     @property
     def error(self) -> float:
@@ -35,8 +38,8 @@ class Pair:
 
     @property
     def residual(self) -> float:
-        """log(measured / predicted)."""
-        return math.log(self.measured / self.predicted)
+        """log(measured / predicted), over what its interval is widened by."""
+        return math.log(self.measured / self.predicted) / self.widen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,19 +88,22 @@ def rows_of(path: Path | None) -> Sequence[Record]:
 def backtest(rows: Sequence[Record]) -> Backtest:
     """Predict every row that can be predicted; name the others with their reason."""
     pairs, skipped = [], []
-    for number, row in enumerate(rows, 1):
+    for number, given in enumerate(rows, 1):
+        row = normal(given)
+        row["id"] = row["id"] or f"row {number}"
         try:
             case = parse(row)
             value = predict(case)
         except NotPredictedError as reason:
-            skipped.append((row["id"] or f"row {number}", str(reason), row["kind"]))
+            skipped.append((row["id"], str(reason), row["kind"]))
             continue
-        low, high = interval(value, case.kind)
-        pair = Pair(case=case, measured=case.value, predicted=value, low=low, high=high)
+        widen = min(2.0, widen_of(case.model, case.gpu, case.kind)[0])
+        low, high = interval(value, case.kind, widen=widen)
+        pair = Pair(case=case, measured=case.value, predicted=value, low=low, high=high, widen=widen)
         if 1 / ABSURD < pair.predicted / pair.measured < ABSURD:
             pairs.append(pair)
         else:
-            skipped.append((row["id"] or f"row {number}", f"measured {case.value:g}: no such thing", row["kind"]))
+            skipped.append((row["id"], f"measured {case.value:g}: no such thing", row["kind"]))
     return Backtest(pairs=tuple(pairs), skipped=tuple(skipped))
 
 
@@ -115,16 +121,28 @@ def summary(pairs: Sequence[Pair]) -> dict[str, float]:
 
 
 def class_half_width(pairs: Sequence[Pair]) -> float:
-    """Log half width recorded for a class: over all its rows, up to 15 % wider where one source of 10 rows is noisier.
+    """Log half width recorded for a class: over all its rows, up to 15 % wider where one source of 10 rows is noisier, and
+    up to half wider where every source has one voice, however many rows it has.
 
-    New rows seldom come from the sources that fit best.
+    New rows seldom come from the sources that fit best, nor from the largest.
     """
     overall = half_width([pair.residual for pair in pairs])
     sources: dict[str, list[float]] = defaultdict(list)
     for pair in pairs:
         sources[pair.case.source].append(pair.residual)
     noisiest = max((half_width(r, level=0.9) for r in sources.values() if len(r) >= 10), default=overall)
-    return max(overall, min(noisiest, 1.15 * overall))
+    return max(overall, min(noisiest, 1.15 * overall), min(one_voice_each(list(sources.values())), 1.5 * overall))
+
+
+def one_voice_each(sources: Sequence[Sequence[float]], level: float = 0.9) -> float:
+    """The `level` quantile of |residual| where each source weighs the same. Needs a residual."""
+    weighed = sorted((abs(value), 1.0 / len(values)) for values in sources for value in values)
+    passed = 0.0
+    for size, weight in weighed:
+        passed += weight
+        if passed >= level * len(sources):
+            return size
+    return weighed[-1][0]
 
 
 def as_json(result: Backtest) -> dict[str, object]:

@@ -124,7 +124,11 @@ def _against_own(answer: Recommendation) -> str:
         return "; no machine at hand does it instead"
     if answer.break_even is None:
         return f"; your own ({answer.own.label}) is cheaper at no load"
-    return f"; your own ({answer.own.label}) is cheaper from about {float(f'{answer.break_even:.2g}'):,.0f} a day"
+    weaker = ""
+    if answer.constraints.calls_per_day >= answer.break_even and answer.own.quality < answer.chosen.quality:
+        weaker = f", but weaker (quality proxy {answer.own.quality:.2f} against {answer.chosen.quality:.2f})"
+    known = float(f"{answer.break_even:.2g}")
+    return f"; your own ({answer.own.label}) is cheaper from about {known:,.0f} a day{weaker}"
 
 
 def reasons(answer: Recommendation) -> list[str]:
@@ -157,7 +161,9 @@ def refusal(entry: explain.Json) -> str:
     if behind == 0:
         return "level on points: ties go to the method listed first"
     if behind is None:
-        return f"refused ({entry['constraint']}): {entry['change']}"
+        changes = entry.get("changes", [entry["change"]])
+        more = f", and {len(changes) - 1} more (--why)" if len(changes) > 1 else ""
+        return f"refused ({entry['constraint']}): {changes[0]}{more}"
     if entry.get("flips"):
         return f"{behind:.1f} points behind; wins with {entry['change']}"
     return f"{behind:.1f} points behind; no single change tried turns that"

@@ -2,23 +2,21 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from typing import Any
 
-from tunegate.advisor import calibrate
+from tunegate.advisor import calibrate, what_if
 from tunegate.advisor.constraints import Constraints
 from tunegate.advisor.data_profile import DataProfile
 from tunegate.advisor.gpus import Gpu
 from tunegate.advisor.models import find
 from tunegate.advisor.prices import stale_note
-from tunegate.advisor.recommend import Recommendation, recommend
-from tunegate.advisor.rules import METHODS, RULES, TUNED, Rule, Situation, scores
-from tunegate.advisor.search import Option
+from tunegate.advisor.recommend import LEAST_TUNED_B, Recommendation, recommend, too_small
+from tunegate.advisor.rules import METHODS, RULES, TUNED, Rule
+from tunegate.advisor.search import Option, nearest_miss
 from tunegate.core.errors import UserError
 
 Json = dict[str, Any]
 MANY_REPEATED = 0.05  # share of the rows from which on duplicates and conflicts are said
-NO_EFFECT = "no plausible value changes the method"
 GRADES = {
     "A": "evidence A: controlled, several models",
     "B": "evidence B: one study",
@@ -30,12 +28,17 @@ GRADES = {
 def rejected(answer: Recommendation) -> list[Json]:
     """One entry for each method not chosen, for hosted APIs that a constraint refuses, and for closed fine-tuning."""
     entries = []
+    winners = [(text, what_if.winner(answer, other)) for text, other in what_if.variations(answer)]
     for method in METHODS:
         if method == answer.chosen.method:
             continue
         options = [o for o in answer.space.options if o.method == method]
-        if any(o.feasible for o in options):
-            entries.append(_outscored(answer, method))
+        feasible = [o for o in options if o.feasible]
+        if feasible and too_small(feasible, answer.situation, answer.space.options):
+            larger = [o for o in options if o.params_b >= LEAST_TUNED_B]
+            entries.append(_refused(larger, method))
+        elif feasible:
+            entries.append(_outscored(answer, method, winners))
         elif options:
             entries.append(_refused(options, method))
     refused_offers = [o for o in answer.space.options if o.vendor and o.method == "hosted_api" and not o.feasible]
@@ -49,16 +52,20 @@ def rejected(answer: Recommendation) -> list[Json]:
 
 
 def _refused(options: list[Option], name: str) -> Json:
-    near = min(options, key=lambda o: (len(o.violations), sum(v[1] for v in o.violations)))
-    constraint, _, change = max(near.violations, key=lambda v: v[1])
-    return {"option": f"{name} ({near.label})", "constraint": constraint, "change": change}
+    near = nearest_miss(options)
+    return {
+        "option": f"{name} ({near.label})",
+        "constraint": near.binding,
+        "change": " and ".join(near.changes),
+        "changes": near.changes,
+    }
 
 
-def _outscored(answer: Recommendation, method: str) -> Json:
+def _outscored(answer: Recommendation, method: str, winners: list[tuple[str, str | None]]) -> Json:
     gap = answer.score[answer.chosen.method] - answer.score[method]
     won = {r.id: r.votes.get(answer.chosen.method, 0.0) - r.votes.get(method, 0.0) for r in answer.fired}
     against = sorted((rule for rule, lead in won.items() if lead > 0), key=lambda rule: -won[rule])[:3]
-    flips = [text for text, other in _variations(answer.situation) if _winner(answer, other) == method]
+    flips = [text for text, winner in winners if winner == method]
     change = flips[0] if flips else f"none of the single changes tried: it is {gap:.1f} points of evidence behind"
     return {
         "option": method,
@@ -69,65 +76,22 @@ def _outscored(answer: Recommendation, method: str) -> Json:
     }
 
 
-def _winner(answer: Recommendation, situation: Situation) -> str:
-    """The method with most points in another situation; what was measured stands."""
-    totals = scores(situation)
-    for rule in answer.fired:
-        if rule not in RULES:
-            for method, points in rule.votes.items():
-                totals[method] += points
-    return max(METHODS, key=lambda m: totals[m])
-
-
-def _variations(s: Situation) -> Iterator[tuple[str, Situation]]:
-    """Single changes to the question, small ones first."""
-    c = s.constraints
-    for count in (50, 500, 1000, 5000, 100_001):
-        if count != c.examples:
-            yield f"{count} examples instead of {c.examples}", _with(s, examples=count)
-    if s.small_base:
-        yield "a base of 7B instead of one below 1B", dataclasses.replace(s, base_b=7.0, cpu_only=False)
-    if s.fits_16bit:
-        yield (
-            "a GPU too small for the base in 16 bits",
-            dataclasses.replace(s, fits_16bit=False, cpu_only=False),
-        )
-    elif s.fits_16bit is None:
-        yield "a GPU of your own that holds it in 16 bits", dataclasses.replace(s, fits_16bit=True)
-    if not c.needs:
-        yield "a need for a strict format", _with(s, needs=("format",))
-    else:
-        yield "none of the needs", _with(s, needs=())
-    yield "changing facts", _with(s, facts="changing")
-    yield "changing facts and a strict format", _with(s, facts="changing", needs=("format", *c.needs))
-    if c.ops == "low":
-        yield "servers of your own (ops: medium)", _with(s, ops="medium")
-    else:
-        yield "no wish to run servers (ops: low)", _with(s, ops="low")
-    yield "a far domain and 100,001 examples", _with(s, domain="far", examples=100_001)
-    yield "quality: max and a large budget", dataclasses.replace(_with(s, quality="max"), large_budget=True)
-
-
-def _with(s: Situation, **changes: Any) -> Situation:
-    return dataclasses.replace(s, constraints=dataclasses.replace(s.constraints, **changes))
-
-
 def assumptions(answer: Recommendation) -> list[Json]:
     """What was not stated, its value, and what changes when it is wrong."""
     c, entries = answer.constraints, []
     effects = {
-        "calls_per_day": "scales the monthly cost; decides whether owning machines can pay",
+        "calls_per_day": _load_matters(answer),
         "input_tokens": "scales API cost and prefill time",
         "output_tokens": "scales cost and latency",
         "peak_factor": "replicas follow the busiest hour",
-        "examples": _flip(answer, examples=(50, 5000)),
-        "facts": _flip(answer, facts=("changing",)),
-        "domain": _flip(answer, domain=("far",)),
-        "ops": _flip(answer, ops=("low",)),
-        "needs": _flip(answer, needs=((), ("format",))),
+        "examples": what_if.flip(answer, examples=(50, 5000)),
+        "facts": what_if.flip(answer, facts=("changing",)),
+        "domain": what_if.flip(answer, domain=("far",)),
+        "ops": what_if.flip(answer, ops=("low",)),
+        "needs": what_if.flip(answer, needs=((), ("format",))),
         "privacy": "public would admit hosted APIs" if c.privacy == "no-egress" else "no-egress would refuse every API",
         "p95_ms": "no latency bound was given: none refuses an option",
-        "quality": _flip(answer, quality=("max",)),
+        "quality": what_if.flip(answer, quality=("max",)),
         "budget_usd": "no one-off limit was given",
         "monthly_budget_usd": "no monthly limit was given",
         "hardware": "machines are rented at the geometric mean of known prices",
@@ -137,20 +101,16 @@ def assumptions(answer: Recommendation) -> list[Json]:
         if name not in c.stated:
             value = getattr(c, name)
             shown = list(value) if isinstance(value, tuple) else value
-            entries.append({"name": name, "value": shown, "matters": effect, "weighs": effect != NO_EFFECT})
+            entries.append({"name": name, "value": shown, "matters": effect, "weighs": effect != what_if.NO_EFFECT})
     entries += _fixed_assumptions(answer)
     return entries
 
 
-def _flip(answer: Recommendation, **alternatives: tuple[Any, ...]) -> str:
-    ((name, values),) = alternatives.items()
-    found = []
-    for value in values:
-        winner = _winner(answer, _with(answer.situation, **{name: value}))
-        if winner != answer.chosen.method:
-            shown = ",".join(value) or "none" if isinstance(value, tuple) else value
-            found.append(f"{shown} would favour {winner}")
-    return "; ".join(found) or NO_EFFECT
+def _load_matters(answer: Recommendation) -> str:
+    found = "scales the monthly cost; decides whether owning machines can pay"
+    if (flip := what_if.flip(answer, calls_per_day=(answer.constraints.calls_per_day,))) == what_if.NO_EFFECT:
+        return found
+    return f"{found}; {flip}, were it stated"
 
 
 def _fixed_assumptions(answer: Recommendation) -> list[Json]:
@@ -320,7 +280,7 @@ def _again(answer: Recommendation, name: str, value: float) -> Recommendation | 
     changed: Constraints = dataclasses.replace(c, **different)
     try:
         profile = None if answer.profile is None else dataclasses.replace(answer.profile, rows=changed.examples)
-        return recommend(changed, profile, answer.offers, answer.measured)
+        return recommend(changed, profile, answer.offers, answer.measured, answer.goods)
     except UserError:
         return None
 

@@ -10,6 +10,10 @@ from pathlib import Path
 from tunegate.core.errors import UserError
 
 Record = dict[str, str]
+_NO_PART_OF_A_NAME = (
+    "instruct|chat|it|hf|base|bf16|fp16|fp8|nvfp4|mxfp4|fp4|int4|int8|4bit|8bit|awq|gptq|marlin|bnb|unsloth|gguf|quantized|"
+    "dynamic|g128|128g|w4a16|w8a8|w8a16"
+)
 UNVERIFIED = "not verified"  # in a row's source: written from general knowledge, no public file was read for it
 
 
@@ -21,12 +25,36 @@ def table(name: str) -> tuple[Record, ...]:
 
 
 def read_csv(path: Path, needed: tuple[str, ...]) -> list[Record]:
-    """Rows of a user's CSV file. Raises UserError when it is missing, not UTF-8, or lacks a needed column."""
+    """Rows of a user's CSV file, cells stripped. Raises UserError when it is missing, not UTF-8, or lacks a needed column.
+
+    Columns may stand in any order and case, parted by comma, semicolon or tab; lines before them that are empty or begin
+    with # are passed over. A row without any cell is none.
+    """
+    return [row for _, row in read_csv_lines(path, needed)]
+
+
+def read_csv_lines(path: Path, needed: tuple[str, ...]) -> list[tuple[int, Record]]:
+    """As `read_csv`, each row with the number of the line it ends on."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            rows = [{k: v or "" for k, v in row.items() if k is not None} for row in reader]
-            columns = reader.fieldnames or []
+            passed, header = 0, ""
+            for header in stream:
+                passed += 1
+                if header.strip(" \t\r\n,;") and not header.lstrip().startswith("#"):
+                    break
+            mark = max(",;\t", key=header.count)
+            names = {name.lower(): name for name in needed}
+            columns = [cell.strip() for cell in next(csv.reader([header], delimiter=mark), [])]
+            columns = [names.get(column.lower(), column) for column in columns]
+            reader = csv.reader(stream, delimiter=mark)
+            rows = [
+                (
+                    passed + reader.line_num,
+                    dict.fromkeys(columns, "") | dict(zip(columns, map(str.strip, cells), strict=False)),
+                )
+                for cells in reader
+                if any(cells)
+            ]
     except FileNotFoundError:
         raise UserError("no such file", where=str(path)) from None
     except IsADirectoryError:
@@ -53,7 +81,8 @@ def number(text: str) -> float | None:
 
 
 def key(name: str) -> str:
-    """A name reduced to what identifies it: lower case, letters and digits, no owner, no `-Instruct`, `-chat`, `-hf`."""
+    """A name reduced to what identifies it: lower case, letters and digits, no owner, no `-Instruct`, `-chat`, `-hf`, no
+    weight format (`-FP8-dynamic`, `-GPTQ-Int4`, `-quantized.w4a16`): the shape is that of the model it was made from."""
     short = name.strip().lower().rsplit("/", 1)[-1]
-    short = re.sub(r"[-_ ](instruct|chat|it|hf|base|bf16|fp16)(?=$|[-_ .])", "", short)
+    short = re.sub(rf"[-_ .]({_NO_PART_OF_A_NAME})(?=$|[-_ .])", "", short)
     return re.sub(r"[^a-z0-9.:]+", "", short)

@@ -1,11 +1,12 @@
 """GPUs by name, from the shipped table or a user's file of the same columns."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tunegate.advisor.facts import Record, doubt, key, number, read_csv, table
+from tunegate.advisor.facts import Record, doubt, key, number, read_csv_lines, table
 from tunegate.core.errors import UserError, nearest
 
 NEEDED = ("name", "memory_GB", "bandwidth_GBps", "bf16_dense_TFLOPS")
@@ -56,10 +57,16 @@ class Gpu:
             ("H200", 450.0),
             ("GH200", 450.0),
             ("B200", 900.0),
+            ("B300", 900.0),
             ("GB", 900.0),
             ("MI300X", 448.0),
         )
         return next((speed for name, speed in links if self.name.startswith(name)), 32.0)
+
+    @property
+    def has_fp4(self) -> bool:
+        """True for Blackwell: older chips compute with 4-bit weights in 16 bits."""
+        return self.name.startswith(("B200", "B300", "GB", "RTX-PRO-6000"))
 
     @property
     def is_cpu(self) -> bool:
@@ -71,7 +78,7 @@ def known_gpus(extra: Path | None = None) -> dict[str, Gpu]:
     """Every GPU by name; rows of a user's file (same columns) replace or add. Raises UserError for a bad file."""
     gpus = dict(_shipped())
     if extra is not None:
-        for line, row in enumerate(read_csv(extra, NEEDED), 2):
+        for line, row in read_csv_lines(extra, NEEDED):
             gpus[row["name"]] = _gpu(row, where=f"{extra}:{line}")
     return gpus
 
@@ -82,10 +89,32 @@ def find_gpu(name: str, extra: Path | None = None, *, where: str = "--gpu") -> G
     index = {key(gpu): gpu for gpu in gpus}
     for row in table("gpus"):
         index.update({key(alias): row["name"] for alias in row["aliases"].split(";") if alias})
-    found = index.get(key(name.split("(")[0])) or index.get(key(name))
-    if found is None:
-        raise UserError(f"unknown GPU {name!r}", where=where, hint=nearest(name.upper(), _names(gpus)))
-    return gpus[found]
+    for spelling, memory in _spellings(name):
+        found = index.get(key(spelling))
+        if found is not None and memory in (None, gpus[found].memory_gb):
+            return gpus[found]
+    raise UserError(f"unknown GPU {name!r}", where=where, hint=nearest(name.upper(), _names(gpus)))
+
+
+def _spellings(name: str) -> Iterator[tuple[str, float | None]]:
+    """How a GPU may be meant, the likeliest first, and the memory it must then have: as drivers and vendors write it
+    (`NVIDIA H100 80GB HBM3`, `Tesla T4`, `GeForce RTX 4090 24GB`), without makers, module and memory type."""
+    yield name.split("(")[0], None
+    yield name, None
+    words = re.sub(r"[-_ ]+", " ", name.lower())
+    words = re.sub(r"\b(nvidia|tesla|geforce|amd|instinct|gpu|hbm\d?e?|gddr\dx?)\b", " ", words)
+    size = re.search(r"(?<![a-z])(\d+) ?gb?\b", words)
+    memory = float(size[1]) if size else None
+    chip = " ".join(words.replace(size[0], " ").split()) if size else " ".join(words.split())
+    bare = " ".join(re.sub(r"\b(sxm\d?|pcie|oam)\b", " ", chip).split())
+    with_size = f" {memory:g}gb" if memory else ""
+    yield chip + with_size, None
+    yield chip, memory
+    if "pcie" not in chip or not with_size:
+        yield re.sub(r"\bsxm\d\b", "sxm", chip) + with_size, None
+    yield bare + with_size, None
+    if "pcie" not in chip:
+        yield bare, memory
 
 
 def _names(gpus: dict[str, Gpu]) -> list[str]:

@@ -14,11 +14,16 @@ from tunegate.core.architecture import Architecture
 from tunegate.core.errors import UserError
 from tunegate.core.methods import ALL_LINEAR
 
-NEEDED = (
+NEEDED = ("kind", "model", "gpu", "value")
+COLUMNS = (
     "id", "kind", "model", "params_B", "method", "quant", "seq_len_or_in_len", "out_len", "batch_or_concurrency",
-    "grad_ckpt", "optimizer", "gpu", "n_gpus", "value", "unit",
+    "grad_ckpt", "optimizer", "gpu", "n_gpus", "value", "unit", "source_repo_or_paper", "source_path_or_table", "notes",
 )  # fmt: skip
 GIB = 1.073741824
+# What a row's unit is in the unit of its class: GB, ms.
+MEMORY_UNITS = {"gib": GIB, "mb": 1e-3, "mib": GIB / 1024.0, "bytes": 1e-9, "b": 1e-9}
+TIME_UNITS = {"s": 1e3, "sec": 1e3, "seconds": 1e3, "us": 1e-3}
+LENGTH = re.compile(r"(\d+(?:\.\d+)?) ?k")
 MOST_PARAMS_B = 1e5
 
 
@@ -70,7 +75,9 @@ class Case:
     def tokens(self, column: str) -> float:
         """A length in tokens. Raises NotPredictedError when the row does not state one."""
         text = self.row.get(column, "")
-        value = number(text.lstrip("s<=~ "))
+        text = text.lower().lstrip("s<=~ ")
+        thousands = LENGTH.fullmatch(text)
+        value = 1024.0 * float(thousands[1]) if thousands else number(text)
         if value is None or value <= 0:
             raise NotPredictedError(f"{column} is not stated ({text!r})")
         return value
@@ -78,41 +85,62 @@ class Case:
     def batch(self) -> int:
         """Sequences at a time (micro-batch in training). Raises NotPredictedError when the row does not state it."""
         text = self.row.get("batch_or_concurrency", "")
-        found = re.fullmatch(r"(?:micro |gbs\d+ mbs)?(\d+)", text.lower())
+        found = re.fullmatch(r"(?:(?:micro|gbs\d+ mbs|m?bs|batch|b|c|concurrency)[ =]*)?(\d+)(?:\.0)?", text.lower())
         if not found or int(found.group(1)) < 1:
             raise NotPredictedError(f"batch is not stated ({text!r})")
         return int(found.group(1))
 
 
+def normal(row: Record) -> Record:
+    """A row with every column, those that it lacks empty; the class in lower case."""
+    names = {name.lower(): name for name in COLUMNS}
+    row = dict.fromkeys(COLUMNS, "") | {names.get(name.lower(), name): value for name, value in row.items()}
+    return row | {"kind": row["kind"].lower()}
+
+
 def parse(row: Record) -> Case:
     """Check one row. Raises NotPredictedError with the reason for what cannot be predicted."""
-    value = number(row["value"])
+    row = normal(row)
+    value = number(row["value"].lstrip("~≈ "))
     if value is None:
         raise NotPredictedError(f"no number was measured ({row['value'] or 'empty'})")
     if not 0 < value < 1e9:
         raise NotPredictedError(f"not a possible measurement: {value:g}")
+    many = re.match(r"(\d+) ?[x×] ?", row["gpu"])  # `8x H100`
+    name = row["gpu"][many.end() :] if many else row["gpu"]
     try:
-        model = find_or_typical(row["model"], number(row["params_B"]))
-        gpu = find_gpu("A100-40GB" if row["gpu"] == "A100" else row["gpu"])  # no size stated: the smaller, slower one
+        model = find_or_typical(row["model"], number(row["params_B"].rstrip("bB ")))
+        gpu = find_gpu("A100-40GB" if name == "A100" else name)  # no size stated: the smaller, slower one
     except UserError as error:
         raise NotPredictedError(error.message) from None
-    count = 1.0 if not row["n_gpus"].strip() else number(row["n_gpus"])
+    count = number(row["n_gpus"]) if row["n_gpus"].strip() else float(many[1]) if many else 1.0
     if count is None or count < 1 or count != int(count):
         raise NotPredictedError(f"not a number of GPUs: {row['n_gpus']!r}")
-    size = number(row["params_B"])
+    size = number(row["params_B"].rstrip("bB "))
     if size is not None and not 0 < size < MOST_PARAMS_B:
         raise NotPredictedError(f"not a possible size: {size:g}B")
-    scale = GIB if row["unit"].startswith("GiB") else 1.0
-    return Case(row=row, kind=row["kind"], value=value * scale, model=model, gpu=gpu, n_gpus=int(count))
+    return Case(row=row, kind=row["kind"], value=value * _scale(row), model=model, gpu=gpu, n_gpus=int(count))
+
+
+def _scale(row: Record) -> float:
+    """What turns the row's unit into that of its class; 1 for the class's own and for units that `predict` reads."""
+    unit = (re.match("[a-z]*", row["unit"].lower()) or [""])[0]
+    if "mem" in row["kind"]:
+        return MEMORY_UNITS.get(unit, 1.0)
+    return TIME_UNITS.get(unit, 1.0) if row["kind"] in ("ttft", "ttft_p99", "tpot") else 1.0
 
 
 def quantization(case: Case) -> str:
-    """The weight format that the `quant` column names, as a key of WEIGHT_BITS."""
+    """The weight format that the `quant` column names, as a key of WEIGHT_BITS; where it is empty, the method's own: 4-bit
+    for QLoRA, else 16 bits."""
     text = case.row["quant"].lower()
+    if not text:
+        return "nf4" if "qlora" in case.row["method"].lower() else "bf16"
     patterns: Iterable[tuple[str, str]] = (
         (r"nf4-dq", "nf4-dq"), (r"nf4|bnb 4bit|bnb-4bit", "nf4"), (r"fp4-dq", "nf4-dq"), (r"bnb.fp4", "nf4"),
-        (r"int8", "int8"), (r"gptq|int4", "gptq"), (r"awq|w4", "awq"), (r"fp4|nvfp4", "fp4"), (r"fp8", "fp8"),
-        (r"q4_k_m", "q4_k_m"), (r"bf16|fp16|^f16|float16", "bf16"), (r"fp32", "fp32"),
+        (r"int8|w8a8|8-?bit|q8_0", "int8"), (r"gptq|int4", "gptq"), (r"awq|w4", "awq"), (r"fp4|nvfp4", "fp4"),
+        (r"fp8", "fp8"), (r"q4_", "q4_k_m"), (r"bf16|fp16|^f16|float16|16-?bit|^half|^none", "bf16"),
+        (r"fp32|32-?bit|float32", "fp32"), (r"4-?bit", "nf4" if "lora" in case.row["method"].lower() else "awq"),
     )  # fmt: skip
     if "unspecified" in text:
         raise NotPredictedError("precision is not stated")
@@ -151,12 +179,20 @@ def method(case: Case) -> str:
 
 def software(case: Case) -> str:
     """The training program, from the row's own text."""
-    for name in ("unsloth", "litgpt", "torchtune"):
+    for name in ("unsloth", "litgpt", "torchtune", "llm-foundry"):
         if name in case.text:
             return _torchtune_flags(case) if name == "torchtune" else name
-    if method(case) == "full" and "hf trainer" in case.text:  # full tuning with HF's Trainer there means DeepSpeed
+    by_trainer = "hf trainer" in case.row["optimizer"].lower() and "fsdp" not in case.text
+    if method(case) == "full" and (
+        by_trainer or "deepspeed" in case.text
+    ):  # Qwen's tables: HF's Trainer with DeepSpeed
         return "deepspeed"
     return "pretraining" if "pretrain" in case.text or "megatron" in case.text else "hf"
+
+
+def whole_copies(case: Case) -> bool:
+    """Whether each of several GPUs holds all weights: plain data parallelism, and ZeRO below its third stage."""
+    return bool(re.search(r"\bddp\b|zero-?[12]\b", case.text))
 
 
 def _torchtune_flags(case: Case) -> str:
@@ -170,8 +206,8 @@ def _torchtune_flags(case: Case) -> str:
 def checkpointing(case: Case) -> bool:
     """Whether activations are recomputed; a recipe's default is yes."""
     text = case.row["grad_ckpt"].lower()
-    if text.startswith(("yes", "recipe")):
+    if text.startswith(("yes", "recipe", "true", "on", "full")) or text in ("1", "1.0", "y"):
         return True
-    if text.startswith("no"):
+    if text.startswith(("no", "false", "off")) or text in ("0", "0.0", "n"):
         return False
     raise NotPredictedError("gradient checkpointing is not stated")

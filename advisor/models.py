@@ -10,6 +10,9 @@ from tunegate.core.architecture import Architecture, from_folder
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.files import home_path
 
+# No plain decoders: mixtures of experts by their usual names, and families with latent attention.
+_MIXTURE = re.compile(r"\d+x\d|\ba\d+(\.\d+)?b\b|moe\b|kimi|dbrx|deepseek-(v[23]|r1)(?!.*distill)", re.IGNORECASE)
+
 
 @dataclass(frozen=True, kw_only=True)
 class KnownModel:
@@ -86,7 +89,7 @@ def find_or_typical(name: str, params_b: float | None) -> KnownModel:
         return find(name, params_b=params_b)
     except UserError:
         size = params_b or _size_in(name)
-        if size is None or size <= 0:
+        if size is None or size <= 0 or _MIXTURE.search(name):  # of a mixture the size alone says little
             raise
         return KnownModel(
             name=name, spec=name, architecture=typical(size), license="", offered=False, source="scaled from its size"

@@ -14,6 +14,7 @@ from tunegate.advisor.measured import (
     quantization,
     software,
     trainable_params,
+    whole_copies,
 )
 
 ALPACA_MEAN_TOKENS = 125.0  # Alpaca rows name their longest sample; the data set's mean with template is about this
@@ -51,7 +52,7 @@ def memory_setup(case: Case) -> memory.TrainingMemory:
         quantization="bf16" if how == "full" else quantization(case),
         state=state,
         software=program if program in memory.SOFTWARE else "hf",
-        sharded_over=case.n_gpus,
+        sharded_over=1 if whole_copies(case) else case.n_gpus,
     )
 
 
@@ -88,7 +89,7 @@ def _step(case: Case) -> timing.TrainingStep:
         software=software(case),
         accumulation=8 if "8 micro" in case.row["unit"] else 1,
         fp8="fp8" in case.row["quant"],
-        sharded_over=case.n_gpus if "zero3" in case.text else 1,
+        sharded_over=case.n_gpus if re.search("zero-?3|fsdp", case.text) and not whole_copies(case) else 1,
     )
 
 
@@ -116,8 +117,8 @@ def _train_throughput(case: Case) -> float:
 ENGINE_OF = (
     ("vllm 0.6", "vllm-0.6"), ("llm-inference-bench", "vllm-0.6"), ("gemv", "autoawq-gemv"), ("autoawq", "autoawq-gemm"),
     ("llama.cpp", "llamacpp"), ("litgpt", "litgpt"), ("lmdeploy", "lmdeploy"), ("turbomind", "lmdeploy"),
-    ("trtllm", "trtllm"), ("tensorrt", "trtllm"), ("fastertransformer", "trtllm"), ("(transformer)", "hf"),
-    ("hf transformers", "hf"), ("sglang", "vllm"),
+    ("trtllm", "trtllm"), ("trt-llm", "trtllm"), ("tensorrt", "trtllm"), ("fastertransformer", "trtllm"),
+    ("(transformer)", "hf"), ("hf transformers", "hf"), ("sglang", "sglang"),
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tunegate.advisor.facts import number, read_csv, table
+from tunegate.advisor.facts import number, read_csv_lines, table
 from tunegate.core.errors import UserError, nearest
 
 NEEDED = ("provider", "model", "input_usd_mtok", "output_usd_mtok")
@@ -52,7 +52,7 @@ def offers(extra: Path | None = None) -> tuple[ApiPrice, ...]:
     """The snapshot, with rows of a user's file added or replacing. Raises UserError for a bad file."""
     found = {offer.name: offer for offer in snapshot()}
     if extra is not None:
-        for line, row in enumerate(read_csv(extra, NEEDED), 2):
+        for line, row in read_csv_lines(extra, NEEDED):
             if not row["provider"].strip() or not row["model"].strip():
                 raise UserError("provider and model must be named", where=f"{extra}:{line}")
             for column in (*NEEDED[2:], "cached_usd_mtok", "params_b"):

@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from tunegate.advisor import break_even, evidence, training_plan
 from tunegate.advisor.constraints import Constraints, implied, refuse_contradictions, with_data
@@ -10,14 +11,27 @@ from tunegate.advisor.data_profile import DataProfile
 from tunegate.advisor.evidence import Measured
 from tunegate.advisor.models import find
 from tunegate.advisor.prices import ApiPrice, snapshot
-from tunegate.advisor.rules import METHODS, TUNED, Rule, Situation, fired, scores
-from tunegate.advisor.search import Market, Option, Space, market, pareto, prompt_shape, recipe, retrieves, search
+from tunegate.advisor.rules import ADAPTERS, METHODS, PROMPTED, TUNED, Rule, Situation, fired, scores
+from tunegate.advisor.search import (
+    Market,
+    Option,
+    Space,
+    market,
+    nearest_miss,
+    pareto,
+    prompt_shape,
+    recipe,
+    retrieves,
+    search,
+)
 from tunegate.core.errors import UserError
 
 LARGE_BUDGET_USD = 5000.0
 TYPICAL_BASE = "Llama-3.1-8B"
 BAND_TUNED = (6.0, 15.0)  # 1e9 parameters: where LoRA Land's adapters stand
+LEAST_TUNED_B = 2.0  # of the bases of LoRA Land, the smallest
 BAND_LARGE = (30.0, 1e6)
+CHEAP_BAND = 0.15  # of the quality proxy that may be given up where cost comes first
 LATENCY_BUDGET = 2.0  # times the cheapest option's cost that may be spent on being faster
 
 
@@ -25,7 +39,7 @@ LATENCY_BUDGET = 2.0  # times the cheapest option's cost that may be spent on be
 class Recommendation:
     """The answer with everything it rests on. competitor: the API to beat, the chosen one where it is one. own: the service
     of one's own that `break_even` is about: the chosen one, or the best that could stand in for a chosen API; None without
-    any."""
+    any. elsewhere: what was searched to say what would flip the answer, by the constraints that differ."""
 
     constraints: Constraints
     profile: DataProfile | None
@@ -33,6 +47,7 @@ class Recommendation:
     chosen: Option
     score: dict[str, float]
     fired: tuple[Rule, ...]
+    goods: Market
     space: Space
     front: tuple[Option, ...]
     competitor: ApiPrice
@@ -40,6 +55,7 @@ class Recommendation:
     break_even: float | None
     offers: tuple[ApiPrice, ...]
     measured: Mapping[str, Measured]
+    elsewhere: dict[tuple[Any, ...], list[Option]] = field(default_factory=dict, compare=False, repr=False)
 
 
 def recommend(
@@ -47,8 +63,10 @@ def recommend(
     profile: DataProfile | None = None,
     offers: tuple[ApiPrice, ...] | None = None,
     measured: Mapping[str, Measured] | None = None,
+    goods: Market | None = None,
 ) -> Recommendation:
-    """Answer a question; `measured` reports by method outvote the priors.
+    """Answer a question; `measured` reports by method outvote the priors. goods: of a question with the same model, hardware
+    and offers.
 
     Raises UserError for contradictory constraints, unknown names, and when nothing is feasible.
     """
@@ -58,9 +76,9 @@ def recommend(
     c = implied(c)
     refuse_contradictions(c)
     offers = snapshot() if offers is None else offers
-    goods = market(c, offers)
-    situation = situation_of(c, profile, goods)
+    goods = market(c, offers) if goods is None else goods
     space = search(c, profile, goods)
+    situation = situation_of(c, profile, goods, space)
     totals = scores(situation)
     rules = fired(situation)
     if measured:
@@ -78,6 +96,7 @@ def recommend(
         chosen=chosen,
         score=totals,
         fired=tuple(rules),
+        goods=goods,
         space=space,
         front=tuple(pareto(space.options)),
         competitor=competitor,
@@ -90,11 +109,14 @@ def recommend(
 
 def _with_evidence(option: Option, measured: Mapping[str, Measured]) -> Option:
     report = measured.get(option.method)
-    return option if report is None else dataclasses.replace(option, quality=report.value)
+    if report is None:
+        return option
+    left = tuple(v for v in option.violations if v[0] != "facts")  # what was measured stands, frozen facts or not
+    return dataclasses.replace(option, quality=report.value, violations=left)
 
 
-def situation_of(c: Constraints, profile: DataProfile | None, goods: Market) -> Situation:
-    """What the rules look at."""
+def situation_of(c: Constraints, profile: DataProfile | None, goods: Market, space: Space) -> Situation:
+    """What the rules look at; space: what was found for these constraints."""
     cpu_only = goods.owned and goods.machines[-1][0].is_cpu
     base = None
     if c.model or cpu_only:
@@ -119,8 +141,29 @@ def situation_of(c: Constraints, profile: DataProfile | None, goods: Market) -> 
         ).fits
     large = c.budget_usd >= LARGE_BUDGET_USD if c.budget_usd is not None else c.quality == "max"
     return Situation(
-        constraints=c, profile=profile, base_b=base, cpu_only=cpu_only, fits_16bit=fits, large_budget=large
+        constraints=c,
+        profile=profile,
+        base_b=base,
+        cpu_only=cpu_only,
+        fits_16bit=fits,
+        large_budget=large,
+        api_cheaper=_api_cheaper(c, space),
     )
+
+
+def _api_cheaper(c: Constraints, space: Space) -> bool:
+    """Whether, at a load that was stated, an API asked with a prompt takes less a month than machines rented for a tuned base
+    of the usual size, at about its quality. False where none of that is known, or no API may be asked."""
+    if not c.wants("cost") or "calls_per_day" not in c.stated or c.hardware:
+        return False
+    low, high = BAND_TUNED
+    tuned = [o for o in space.options if o.method in ADAPTERS and o.feasible and low <= o.params_b <= high]
+    if not tuned:
+        return False
+    own = min(tuned, key=lambda o: (_cost(o), -o.quality))
+    good = own.quality - CHEAP_BAND
+    bills = [_cost(o) for o in space.options if o.method in PROMPTED and o.vendor and o.feasible and o.quality >= good]
+    return bool(bills) and min(bills) < _cost(own) + engineering_usd(tuned=True)
 
 
 def choose(situation: Situation, space: Space, totals: dict[str, float]) -> Option:
@@ -131,18 +174,24 @@ def choose(situation: Situation, space: Space, totals: dict[str, float]) -> Opti
     ranked = sorted(METHODS, key=lambda m: -totals[m])  # a stable sort: ties go to the simpler method
     for method in ranked:
         options = [o for o in space.options if o.method == method and o.feasible]
-        if options:
+        if options and not too_small(options, situation, space.options):
             return best_of(options, situation)
-    misfits = ("serving memory", "privacy", "model")
-    nearest_miss = min(
-        space.options, key=lambda o: (any(v[0] in misfits for v in o.violations), sum(v[1] for v in o.violations))
-    )
-    constraint, _, change = max(nearest_miss.violations, key=lambda v: v[1])
+    near = nearest_miss(space.options)
     raise UserError(
-        f"no option meets the constraints; the nearest is {nearest_miss.label}",
-        where=constraint,
-        hint=f"smallest change: {change}",
+        f"no option meets the constraints; the nearest is {near.label}",
+        where=near.binding,
+        hint=f"smallest change: {' and '.join(near.changes)}",
     )
+
+
+def too_small(tuned: list[Option], situation: Situation, beside: list[Option]) -> bool:
+    """Whether tuning is left with bases below those that its evidence is about, though an untuned model that is to be had
+    does better: a dollar more to train with must not lead from the best model asked to a small one tuned."""
+    fixed = situation.constraints.model or situation.cpu_only or tuned[0].method not in TUNED
+    if fixed or max(o.params_b for o in tuned) >= LEAST_TUNED_B:
+        return False
+    best = max(o.quality for o in tuned)
+    return any(o.feasible and o.training is None and o.quality > best for o in beside)
 
 
 def best_of(options: list[Option], situation: Situation) -> Option:
@@ -155,7 +204,13 @@ def best_of(options: list[Option], situation: Situation) -> Option:
     if c.priority == "latency":
         options = [o for o in options if _cost(o) <= max(1.0, LATENCY_BUDGET * cheapest)]
         return min(options, key=lambda o: (o.p95_ms, _cost(o)))
-    return min(options, key=lambda o: (_cost(o), -o.quality, o.p95_ms))
+    rented = any(o.vendor for o in options) and not c.hardware  # beside an API, what it takes to run servers counts
+
+    def whole(option: Option) -> float:
+        work = engineering_usd(tuned=option.training is not None) if rented and option.serving else 0.0
+        return _cost(option) + work
+
+    return min(options, key=lambda o: (whole(o), -o.quality, o.p95_ms))
 
 
 def _in_band(options: list[Option], situation: Situation) -> list[Option]:
@@ -174,7 +229,7 @@ def _in_band(options: list[Option], situation: Situation) -> list[Option]:
         largest = max(o.params_b for o in options)
         return [o for o in options if o.params_b >= 0.8 * largest] if large else _nearest_below(options, low)
     if c.priority == "cost":  # a prompt that costs little: anything not far behind
-        return [o for o in options if o.quality >= best - 0.15]
+        return [o for o in options if o.quality >= best - CHEAP_BAND]
     return [o for o in options if o.quality >= best - 0.06]
 
 
@@ -208,6 +263,16 @@ def _stand_in(chosen: Option, space: Space, situation: Situation) -> Option | No
     return best_of(able, situation) if able else None
 
 
+def engineering_usd(*, tuned: bool) -> float:
+    """USD a month for setting up and running a service of one's own: half the setting up where nothing is trained."""
+    base = break_even.SelfHosted(usd_per_hour=0.0, max_calls_per_s=1.0)
+    return base.upkeep_usd + _setup_usd(base, tuned=tuned) / base.paid_off_months
+
+
+def _setup_usd(base: break_even.SelfHosted, *, tuned: bool) -> float:
+    return base.once_usd * (1.0 if tuned else 0.5)
+
+
 def self_hosted(chosen: Option, c: Constraints, max_replicas: int | None) -> break_even.SelfHosted | None:
     """The chosen service with its costs; None when it is an API."""
     plan = chosen.serving
@@ -219,7 +284,7 @@ def self_hosted(chosen: Option, c: Constraints, max_replicas: int | None) -> bre
         base,
         usd_per_hour=plan.monthly_usd / 730.0 / plan.replicas,
         peak_factor=c.peak_factor,
-        once_usd=chosen.train_usd + base.once_usd * (1.0 if tuned else 0.5),
+        once_usd=chosen.train_usd + _setup_usd(base, tuned=tuned),
         max_replicas=max_replicas,
     )
 

@@ -26,7 +26,8 @@ class Situation:
     """What the rules look at. base_b: size of the base in 1e9 parameters when it is fixed (by the user, or because
     nothing larger runs on the hardware named), else None. cpu_only: the hardware named is a CPU. fits_16bit: whether a
     16-bit LoRA of the base fits the hardware named; None when neither is fixed. large_budget: a one-off budget that pays
-    for full tuning of a large model."""
+    for full tuning of a large model. api_cheaper: at the load that was stated an API, prompted, takes less a month than a
+    tuned base on machines rented for it."""
 
     constraints: Constraints
     profile: DataProfile | None = None
@@ -34,6 +35,7 @@ class Situation:
     cpu_only: bool = False
     fits_16bit: bool | None = None
     large_budget: bool = False
+    api_cheaper: bool = False
 
     @property
     def examples(self) -> int:
@@ -51,12 +53,16 @@ class Situation:
         return self.base_b is not None and self.base_b < SMALL_B
 
     @property
+    def cost_at_scale(self) -> bool:
+        """Cost is a need, and not one that an API meets better at the load stated."""
+        return self.constraints.wants("cost") and not self.api_cheaper
+
+    @property
     def reason_to_tune(self) -> bool:
         """One of the article's four reasons (format or style, latency, cost at scale, privacy), or quality."""
         c = self.constraints
-        return (
-            bool(c.needs) or self.strict_format or c.quality == "max" or c.domain == "far" or c.privacy == "no-egress"
-        )
+        other = c.wants("format", "style", "latency", "quality", "privacy") or self.cost_at_scale or self.strict_format
+        return other or c.quality == "max" or c.domain == "far" or c.privacy == "no-egress"
 
 
 Votes = Mapping[str, float]
@@ -66,8 +72,7 @@ Votes = Mapping[str, float]
 class Rule:
     """One rule. when: whether it applies to a Situation. votes: points by method: our own judgement, no study gives them.
     grade: of the evidence: A controlled and with several models, B one study, C guidance, F a fact (dated, or arithmetic).
-    conflicts: ids of rules, or published results, that say otherwise. note: where
-    the rule is wrong or dated, and what outweighs it."""
+    conflicts: ids of rules, or published results, that say otherwise. note: where the rule is wrong or dated."""
 
     id: str
     says: str
@@ -123,12 +128,12 @@ ARTICLE_RULES = (
     Rule(
         id="article-cost-first",
         says="Cost first: QLoRA on 7B or 13B, self-hosted.",
-        when=lambda s: s.constraints.priority == "cost" and s.examples >= SCARCE_EXAMPLES,
+        when=lambda s: s.constraints.priority == "cost" and s.cost_at_scale and s.examples >= SCARCE_EXAMPLES,
         source=ARTICLE,
         grade="C",
         scope="traffic that keeps a GPU busy",
         votes={"qlora": 2.5, "lora": 1.0},
-        conflicts=("hosted open-weight APIs at $0.05-0.9 per 1e6 tokens: see break_even",),
+        conflicts=("hosted open-weight APIs at $0.05-0.9 per 1e6 tokens: see break_even", "api-costs-less-here"),
         note="Self-hosting rarely undercuts a hosted open-weight API; the break-even is computed, not assumed.",
     ),
     Rule(
@@ -231,7 +236,8 @@ EVIDENCE_RULES = (
             and (
                 s.strict_format
                 or bool(s.profile and s.profile.narrow)
-                or s.constraints.wants("latency", "cost", "quality")
+                or s.constraints.wants("latency", "quality")
+                or s.cost_at_scale
                 or s.constraints.quality == "max"
             )
         ),
@@ -335,6 +341,17 @@ EVIDENCE_RULES = (
         source="AIMultiple's Qwen3-32B quantization benchmark, H100 (secondary source)",
         grade="C",
         scope="Qwen3-32B",
+    ),
+    Rule(
+        id="api-costs-less-here",
+        says="At the calls a day stated, an API costs less than machines and engineering of your own: cost is no reason to tune.",
+        when=lambda s: s.constraints.wants("cost") and s.api_cheaper,
+        source="arithmetic on dated prices: ftadvise breakeven",
+        grade="F",
+        scope="loads that leave a rented GPU idle; offers about as good as a tuned 7-14B base",
+        votes=_all(PROMPTED, 1.0),
+        conflicts=("article-cost-first",),
+        note="Article-cost-first does not count then. Without a stated load it does.",
     ),
     Rule(
         id="own-servers-for-private-data",

@@ -8,6 +8,7 @@ enumerating the product, `considered` counts the product's size.
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from tunegate.advisor import serving_plan, training_plan
 from tunegate.advisor.constraints import Constraints
@@ -15,23 +16,31 @@ from tunegate.advisor.data_profile import DataProfile
 from tunegate.advisor.gpus import Gpu, known_gpus, parse_hardware
 from tunegate.advisor.models import KnownModel, find, known_models
 from tunegate.advisor.prices import ApiPrice
-from tunegate.advisor.rules import TUNED
+from tunegate.advisor.rules import METHODS, TUNED
 from tunegate.advisor.training_memory import weights_gb
 from tunegate.core.architecture import Architecture
 
-FEW_SHOTS = 8
+SHAPES = {"prompt": ("prompt", "lora", "qlora", "full"), "few_shot": ("few_shot",), "rag": ("rag", "rag_lora")}
+FEW_SHOTS, LEAST_SHOTS, LEAST_ROWS = (
+    8,
+    3,
+    100,
+)  # the last two: what is asked for, and priced, where there are no examples
 RETRIEVED_TOKENS = 1200.0
+MISFITS = ("serving memory", "training memory", "privacy", "model", "facts")
 OFFERED_GPUS = ("T4", "L4", "A10G", "RTX4090", "L40S", "A100-40GB", "A100-80GB", "H100-SXM", "H200", "B200")
 API_FIRST_TOKEN_S, API_TOKENS_PER_S = 0.6, 80.0  # a hosted API's typical speed: an assumption
 # An ordering device, not a forecast of accuracy: see docs/advisor.md.
 PROXY_AT_1B, PROXY_PER_DECADE = 0.50, 0.11
 PROXY_CLOSED = {"small": 0.70, "mid": 0.77, "flagship": 0.82}
+Violation = tuple[str, float, str]  # constraint, relative excess, smallest change that would admit it
+Plans = tuple[list[serving_plan.ServingPlan], int]  # the best of each kind of machine, and how many were tried
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
     """One way to do it. vendor: API provider, empty when served on GPUs. quality: proxy in 0..1 that orders options.
-    violations: (constraint, relative excess, smallest change that would admit it)."""
+    violations: what refuses it, nothing where it is feasible."""
 
     method: str
     model: str
@@ -45,7 +54,7 @@ class Option:
     vendor: str = ""
     serving: serving_plan.ServingPlan | None = None
     training: training_plan.TrainingPlan | None = None
-    violations: tuple[tuple[str, float, str], ...] = ()
+    violations: tuple[Violation, ...] = ()
 
     @property
     def feasible(self) -> bool:
@@ -55,6 +64,16 @@ class Option:
     def refused_but_for(self, constraint: str) -> bool:
         """Whether anything but this constraint refuses it."""
         return any(name != constraint for name, _, _ in self.violations)
+
+    @property
+    def binding(self) -> str:
+        """The constraint that is exceeded by most."""
+        return max(self.violations, key=lambda v: v[1])[0]
+
+    @property
+    def changes(self) -> list[str]:
+        """What would admit it, all of it together: that of the binding constraint first."""
+        return list(dict.fromkeys(change for _, _, change in sorted(self.violations, key=lambda v: -v[1])))
 
     @property
     def label(self) -> str:
@@ -75,12 +94,14 @@ class Space:
 
 @dataclass(frozen=True, kw_only=True)
 class Market:
-    """What can be had: models, machines to serve and to train on, API offers. owned: machines cost nothing more."""
+    """What can be had: models, machines to serve and to train on, API offers. owned: machines cost nothing more. served:
+    serving plans found so far, by what they depend on: a question that differs elsewhere finds them here."""
 
     models: list[KnownModel]
     machines: list[tuple[Gpu, int]]
     owned: bool
     offers: tuple[ApiPrice, ...]
+    served: dict[tuple[Any, ...], Plans] = field(default_factory=dict, compare=False, repr=False)
 
 
 def market(c: Constraints, offers: tuple[ApiPrice, ...]) -> Market:
@@ -127,7 +148,7 @@ def retrieves(method: str, c: Constraints) -> bool:
 
 def prompt_shape(method: str, c: Constraints) -> tuple[float, float]:
     """(input tokens, share of them found in the prefix cache) of one call with this method."""
-    shots = min(FEW_SHOTS, c.examples) * (c.input_tokens + c.output_tokens)
+    shots = min(FEW_SHOTS, c.examples or LEAST_SHOTS) * (c.input_tokens + c.output_tokens)
     if method == "few_shot":
         return c.input_tokens + shots, shots / (c.input_tokens + shots)
     if retrieves(method, c):
@@ -135,24 +156,21 @@ def prompt_shape(method: str, c: Constraints) -> tuple[float, float]:
     return c.input_tokens, 0.0
 
 
-def search(c: Constraints, profile: DataProfile | None, goods: Market) -> Space:
-    """Every option worth showing: for each (method, model) its best plan on each kind of machine, and each API offer."""
+def search(c: Constraints, profile: DataProfile | None, goods: Market, only: tuple[str, ...] = METHODS) -> Space:
+    """Every option worth showing: for each (method, model) its best plan on each kind of machine, and each API offer. only:
+    the methods looked at."""
     load = serving_plan.load_of(c.calls_per_day, c.peak_factor, c.p95_ms, _spread(profile))
     options, considered = [], 0
     for model in goods.models:
-        for shape in ("prompt", "few_shot", "rag"):
-            plans, tried = _serving_plans(model, shape, c, load, goods)
-            methods = {
-                "prompt": ("prompt", "lora", "qlora", "full"),
-                "few_shot": ("few_shot",),
-                "rag": ("rag", "rag_lora"),
-            }
-            for method in methods[shape]:
+        for shape, methods in SHAPES.items():
+            wanted = [method for method in methods if method in only]
+            plans, tried = _serving_plans(model, shape, c, load, goods) if wanted else ([], 0)
+            for method in wanted:
                 training = _training(model, method, c, profile, goods)
                 considered += tried * (len(goods.machines) if training else 1)
                 options += [_self_hosted(method, model, plan, training, c, profile, goods) for plan in plans]
     for offer in goods.offers:
-        for method in ("prompt", "few_shot", "rag", "hosted_api"):
+        for method in (method for method in ("prompt", "few_shot", "rag", "hosted_api") if method in only):
             considered += 1
             options.append(_hosted(method, offer, c, profile))
     return Space(options=options, considered=considered)
@@ -171,10 +189,26 @@ def pareto(options: list[Option]) -> list[Option]:
     return front
 
 
-def _serving_plans(
-    model: KnownModel, shape: str, c: Constraints, load: serving_plan.Load, goods: Market
-) -> tuple[list[serving_plan.ServingPlan], int]:
+def nearest_miss(options: list[Option]) -> Option:
+    """The refused option that the fewest and smallest changes would admit; what is no matter of degree comes last."""
+    return min(
+        options,
+        key=lambda o: (sum(v[0] in MISFITS for v in o.violations), len(o.violations), sum(v[1] for v in o.violations)),
+    )
+
+
+def _serving_plans(model: KnownModel, shape: str, c: Constraints, load: serving_plan.Load, goods: Market) -> Plans:
     tokens, hit = prompt_shape(shape, c)
+    key = (model.spec, tokens, hit, c.output_tokens, load)
+    if key not in goods.served:
+        goods.served[key] = _plans(model, (tokens, hit), c, load, goods)
+    return goods.served[key]
+
+
+def _plans(
+    model: KnownModel, prompt: tuple[float, float], c: Constraints, load: serving_plan.Load, goods: Market
+) -> Plans:
+    tokens, hit = prompt
     best: dict[tuple[str, str], serving_plan.ServingPlan] = {}
     tried = 0
     for gpu, limit in _largest(goods.machines).values():
@@ -229,7 +263,7 @@ def _training(
         model.architecture,
         recipe(model.architecture, kind, c, profile, passages),
         goods.machines,
-        examples=c.examples,
+        examples=c.examples or LEAST_ROWS,
         mean_tokens=mean,
         owned=goods.owned,
     )
@@ -252,7 +286,7 @@ def _self_hosted(
         p95_ms=plan.p95_ms,
         serving=plan,
         training=training,
-        violations=(*_too_long(method, model, c), *_violations(method, plan, training, c, goods)),
+        violations=(*_too_long(method, model, c), *_frozen(method, c), *_violations(method, plan, training, c, goods)),
     )
 
 
@@ -262,18 +296,12 @@ def _violations(
     training: training_plan.TrainingPlan | None,
     c: Constraints,
     goods: Market,
-) -> list[tuple[str, float, str]]:
-    found: list[tuple[str, float, str]] = []
+) -> list[Violation]:
+    found: list[Violation] = []
     gpu = plan.gpu
     if plan.misfit_gb:
-        found.append(
-            (
-                "serving memory",
-                plan.misfit_gb / gpu.memory_gb,
-                f"{plan.misfit_gb:.1f} GB more per GPU than {gpu.name}:{plan.gpus} has, for the {plan.misfit_of}",
-            )
-        )
-        return found + _too_few(method, c)
+        more = f"{plan.misfit_gb:.1f} GB more per GPU than {gpu.name}:{plan.gpus} has, for the {plan.misfit_of}"
+        return [("serving memory", plan.misfit_gb / gpu.memory_gb, more), *_too_few(method, c)]
     if plan.late_by_ms and c.p95_ms:
         found.append(("p95_ms", plan.late_by_ms / c.p95_ms, f"raise p95_ms from {c.p95_ms:g} to {enough(plan.p95_ms)}"))
     owned_units = goods.machines[-1][1]
@@ -282,27 +310,24 @@ def _violations(
         found.append(
             ("hardware", need / owned_units - 1, f"{need} x {gpu.name} instead of {owned_units} at the busiest hour")
         )
-    if c.monthly_budget_usd is not None and plan.monthly_usd > c.monthly_budget_usd:
-        found.append(
-            (
-                "monthly_budget_usd",
-                plan.monthly_usd / max(1.0, c.monthly_budget_usd) - 1,
-                f"raise monthly_budget_usd to {enough(plan.monthly_usd)}",
-            )
-        )
+    found += _over("monthly_budget_usd", plan.monthly_usd, c.monthly_budget_usd)
     if not math.isfinite(plan.monthly_usd):
         found.append(("price", 1.0, f"no rental price is known for {gpu.name}"))
     found += _too_few(method, c)
     if training is None:
         return found
     if not training.fits:
-        shortage = f"{training.memory_gb:.1f} GB per GPU to train, {training.gpu.name} has {training.gpu.memory_gb:g}"
+        needed = enough(training.memory_gb / training_plan.FIT_MARGIN)
+        shortage = f"GPUs of {needed} GB to train on ({training.gpu.name}: {training.gpu.memory_gb:g})"
         found.append(("training memory", training.memory_gb / training.gpu.memory_gb - 1, shortage))
-    if c.budget_usd is not None and training.usd > c.budget_usd:
-        found.append(
-            ("budget_usd", training.usd / max(1.0, c.budget_usd) - 1, f"raise budget_usd to {enough(training.usd)}")
-        )
-    return found
+    return found + _over("budget_usd", training.usd, c.budget_usd)
+
+
+def _over(name: str, needed: float, allowed: float | None) -> list[Violation]:
+    """The violation of a budget, if it is one."""
+    if allowed is None or needed <= allowed:
+        return []
+    return [(name, needed / max(0.01, allowed) - 1, f"raise {name} to {enough(needed)}")]
 
 
 def enough(needed: float) -> str:
@@ -312,7 +337,7 @@ def enough(needed: float) -> str:
     return f"{math.ceil(needed)}" if needed >= 100 else f"{math.ceil(needed * 100) / 100:g}"
 
 
-def _too_long(method: str, model: KnownModel, c: Constraints) -> list[tuple[str, float, str]]:
+def _too_long(method: str, model: KnownModel, c: Constraints) -> list[Violation]:
     """Prompt, examples or passages, and answer have to go into the model's context."""
     tokens, context = prompt_shape(method, c)[0] + c.output_tokens, model.architecture.context
     if context is None or tokens <= context:
@@ -321,10 +346,16 @@ def _too_long(method: str, model: KnownModel, c: Constraints) -> list[tuple[str,
     return [("context", tokens / context - 1, change)]
 
 
-def _too_few(method: str, c: Constraints) -> list[tuple[str, float, str]]:
+def _frozen(method: str, c: Constraints) -> list[Violation]:
+    """What must be looked up is in no weights: they hold the facts of the day they were trained."""
+    frozen = c.facts == "changing" and not retrieves(method, c)
+    return [("facts", 1.0, "only with --facts static")] if frozen else []
+
+
+def _too_few(method: str, c: Constraints) -> list[Violation]:
     if c.examples >= 1 or method in ("prompt", "rag", "hosted_api"):
         return []
-    wanted = "3 examples to show" if method == "few_shot" else "at least 100 examples"
+    wanted = f"{LEAST_SHOTS} examples to show" if method == "few_shot" else f"at least {LEAST_ROWS} examples"
     return [("examples", 1.0, f"collect {wanted}")]
 
 
@@ -332,19 +363,15 @@ def _hosted(method: str, offer: ApiPrice, c: Constraints, profile: DataProfile |
     tokens, hit = prompt_shape(method, c)
     monthly = offer.per_call(tokens, c.output_tokens, hit) * c.calls_per_day * 365 / 12
     p95 = 1e3 * (API_FIRST_TOKEN_S + _spread(profile) * c.output_tokens / API_TOKENS_PER_S)
-    violations = _too_few(method, c)
+    violations = _frozen(method, c) + _too_few(method, c)
     if c.privacy == "no-egress":
-        violations.append(("privacy", 1.0, "only with --privacy public"))
+        if "privacy" in c.stated or not c.wants("privacy"):
+            violations.append(("privacy", 1.0, "only with --privacy public"))
+        if c.wants("privacy"):
+            violations.append(("privacy", 1.0, "no privacy in --needs"))
     if c.p95_ms is not None and p95 > c.p95_ms:
         violations.append(("p95_ms", p95 / c.p95_ms - 1, f"raise p95_ms from {c.p95_ms:g} to {enough(p95)}"))
-    if c.monthly_budget_usd is not None and monthly > c.monthly_budget_usd:
-        violations.append(
-            (
-                "monthly_budget_usd",
-                monthly / max(1.0, c.monthly_budget_usd) - 1,
-                f"raise monthly_budget_usd to {enough(monthly)}",
-            )
-        )
+    violations += _over("monthly_budget_usd", monthly, c.monthly_budget_usd)
     if c.model:
         violations.append(("model", 1.0, f"leave out --model {c.model}"))
     quality = quality_proxy(

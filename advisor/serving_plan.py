@@ -22,7 +22,7 @@ from tunegate.core.architecture import Architecture
 MAX_UTILISATION = 0.7  # of the highest stable load that is planned for
 LENGTH_SPREAD = 1.5  # 95th percentile of an answer's length over its mean, where no data says otherwise
 HOURS_PER_MONTH = 730.0
-STEPS_TO_BOUND = 12  # halvings of the load: to a four-thousandth of what one replica carries
+STEPS_TO_BOUND = 12  # halvings of the sequences in the engine: to a four-thousandth of the most
 SCHEDULER_LIMIT = 256.0  # sequences in one engine
 
 
@@ -121,14 +121,17 @@ def _within(bound: float, capacity: float, times: Curve, limit: float, spread: f
     """The most calls a second, up to `capacity`, whose 95th percentile is within `bound` (seconds); an empty engine is."""
     if _p95_s(times, capacity, limit, spread)[0] <= bound:
         return capacity
-    low, high = 0.0, capacity
+    low, high = 0.0, limit  # sequences in the engine: they fix the calls that bring them there
     for _ in range(STEPS_TO_BOUND):
         middle = (low + high) / 2
-        if _p95_s(times, middle, limit, spread)[0] <= bound:
+        arrivals = middle / times.service_s(max(1.0, middle))
+        most = max(1.0, 1.006 * middle)  # queueing.load rounds up by less
+        if arrivals <= capacity and _answer_s(times, arrivals, most, limit, spread) <= bound:
             low = middle
         else:
             high = middle
-    return low or high
+    running = low or high
+    return min(capacity, running / times.service_s(max(1.0, running)))
 
 
 def _unfit(name: str, setup: ServingSetup, missing: float, what: str) -> ServingPlan:
@@ -154,12 +157,17 @@ def _p95_s(times: Curve, arrivals: float, limit: float, spread: float) -> tuple[
     if running is None:
         return math.inf, limit
     running = max(1.0, running)
+    return _answer_s(times, arrivals, running, limit, spread), running
+
+
+def _answer_s(times: Curve, arrivals: float, running: float, limit: float, spread: float) -> float:
+    """The 95th percentile of a whole answer with that many sequences in the engine, seconds."""
     first, per_token = times.ttft_s(running), times.tpot_s(running)
     places = max(1, int(limit))
     # Fewer than half the places taken on average: nobody waits (C < 0.05 from 4 places on; 1 to 3 are computed).
     crowded = running > 0.5 * places or places < 4
     wait = queueing.wait_quantile(places, arrivals, first + times.output_tokens * per_token) if crowded else 0.0
-    return first + spread * times.output_tokens * per_token + wait, running
+    return first + spread * times.output_tokens * per_token + wait
 
 
 def counts_to_try(

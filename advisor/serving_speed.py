@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from tunegate.advisor.gpus import Gpu
 from tunegate.advisor.training_memory import weights_gb
+from tunegate.advisor.training_time import expert_share
 from tunegate.core.architecture import Architecture
 
 QUANTIZATIONS = ("bf16", "fp8", "awq")
@@ -28,19 +29,25 @@ class Engine:
     """One serving program, all fitted.
 
     bandwidth: share of the memory bandwidth reached in decoding, of at most max_gbps. layer_ms, sequence_ms: overhead per step and layer,
-    per step and sequence. attention_ns: per step, cached token, layer and query head where the attention kernel, not
-    bandwidth, is the bound. prefill_floor_ms: least time of a prefill. reserves_whole: a sequence gets cache for its whole
-    length when it is taken in (TensorRT-LLM's GUARANTEED_NO_EVICT), not as it grows. mfu: share of the dense peak reached in matrix
-    products, by weight format.
+    per step and sequence. product_ms: per step, sequence and 1e9 parameters multiplied, shared by the GPUs, where small
+    matrix products do not batch. attention_ns: per step, cached token, layer and query head, shared likewise, where the
+    attention kernel, not bandwidth, is the bound. prefill_floor_ms: least time of a prefill. reserves_whole: a sequence gets cache for its whole
+    length when it is taken in (TensorRT-LLM's GUARANTEED_NO_EVICT), not as it grows. eager: without captured graphs, whose
+    launches hide under the kernels' work or the other way round. waits: share of the others' prefills that a sequence
+    sits through before its first token, not between its tokens, where prefills go first (SGLang). mfu: share of the dense
+    peak reached in matrix products, by weight format.
     """
 
     bandwidth: float = 0.88
     max_gbps: float = 1e9
     layer_ms: float = 0.059
     sequence_ms: float = 0.045
+    product_ms: float = 0.0
     attention_ns: float = 0.0
     prefill_floor_ms: float = 0.0
     reserves_whole: bool = False
+    eager: bool = False
+    waits: float = 0.0
     mfu_bf16: float = 0.78
     mfu_fp8: float = 0.65
     mfu_fp4: float = 0.47
@@ -56,14 +63,15 @@ ENGINES = {
     "vllm-cpu": Engine(layer_ms=0.5, sequence_ms=5.5, mfu_bf16=0.5),
     "trtllm": Engine(layer_ms=0.042, sequence_ms=0.013, reserves_whole=True),
     "vllm-0.6": Engine(layer_ms=0.12, sequence_ms=0.08),
-    "vllm-rocm": Engine(layer_ms=0.17, sequence_ms=0.27, attention_ns=0.3),
+    "vllm-rocm": Engine(layer_ms=0.17, sequence_ms=0.1, product_ms=0.024, attention_ns=0.3),
     "lmdeploy": Engine(layer_ms=0.04, sequence_ms=0.15),
     "llamacpp": Engine(layer_ms=0.08, bandwidth=0.85, max_gbps=1300.0),
     "autoawq-gemm": Engine(layer_ms=0.05, bandwidth=0.85, prefill_floor_ms=57.0),
     "autoawq-gemv": Engine(layer_ms=0.03, bandwidth=0.85, prefill_floor_ms=57.0, mfu_4bit=0.065),
-    "hf": Engine(layer_ms=0.5),
-    "litgpt": Engine(layer_ms=0.8),
-    "litgpt-bnb": Engine(layer_ms=1.6),
+    "sglang": Engine(waits=0.5),
+    "hf": Engine(layer_ms=0.5, eager=True),
+    "litgpt": Engine(layer_ms=1.05, eager=True),
+    "litgpt-bnb": Engine(layer_ms=1.8, eager=True),
 }
 
 
@@ -122,14 +130,18 @@ def kv_copies(architecture: Architecture, gpus: int) -> float:
 
 
 def peak_flops(setup: ServingSetup) -> float:
-    """FLOP/s that matrix products reach on all GPUs. 4-bit weights compute in 16 bits, FP4 at twice the FP8 rate."""
+    """FLOP/s that matrix products reach on all GPUs. 4-bit weights compute in 16 bits, FP4 at twice the FP8 rate
+    where the chip has units for it."""
     gpu, quantization = setup.gpu, setup.quantization
     peak = gpu.tflops
     if quantization == "fp8":
         peak = gpu.fp8_tflops or gpu.tflops
-    elif quantization == "fp4" and gpu.fp8_tflops:
+    elif quantization == "fp4" and gpu.fp8_tflops and gpu.has_fp4:
         peak = 2.0 * gpu.fp8_tflops
-    return ENGINES[setup.engine].mfu(quantization) * peak * 1e12 * setup.gpus
+    elif quantization == "fp4":
+        quantization = "awq"
+    share = ENGINES[setup.engine].mfu(quantization) * expert_share(setup.architecture)
+    return share * peak * 1e12 * setup.gpus
 
 
 def allreduce_s(setup: ServingSetup, tokens: float) -> float:
@@ -159,6 +171,7 @@ class Curve:
     dense_s: reading the weights every step reads. expert_s, expert_share: reading all experts, and the share one token
     is routed to. cache_s, compute_s, sequence_s: per sequence. fixed_s: per step. prefill_s: of one prompt. fits:
     sequences that the cache holds. output_tokens: mean answer. factor: this machine's time per token over the formula's.
+    eager, waits: as Engine's.
     """
 
     dense_s: float
@@ -172,17 +185,26 @@ class Curve:
     fits: float
     output_tokens: float
     factor: float = 1.0
+    eager: bool = False
+    waits: float = 0.0
 
     def decode_s(self, concurrency: float) -> float:
-        """One decoding step."""
-        experts = self.expert_s * min(1.0, concurrency * self.expert_share)
+        """One decoding step. Of the experts those are read that some sequence is routed to: 1 - (1 - share)^B of them."""
+        experts = self.expert_s * (1.0 - math.pow(1.0 - self.expert_share, concurrency))
         memory = self.dense_s + experts + concurrency * self.cache_s
-        return max(memory, concurrency * self.compute_s) + self.fixed_s + concurrency * self.sequence_s
+        work = max(memory, concurrency * self.compute_s)
+        step = max(work, self.fixed_s) if self.eager else work + self.fixed_s
+        return step + concurrency * self.sequence_s
 
     def tpot_s(self, concurrency: float) -> float:
         """Per output token in a closed loop; sequences that do not fit the cache wait."""
         running = min(concurrency, max(1.0, self.fits))
-        return self.factor * (self.decode_s(running) + running * self.prefill_s / self.output_tokens)
+        prefills = (1.0 - self.waits) * running * self.prefill_s / self.output_tokens
+        return self.factor * (self.decode_s(running) + prefills)
+
+    def waiting_s(self, concurrency: float) -> float:
+        """Of a whole call in a closed loop: others' prefills before its first token."""
+        return self.waits * min(concurrency, max(1.0, self.fits)) * self.prefill_s
 
     def ttft_s(self, concurrency: float) -> float:
         """To the first token at a steady load: its own prefill, those that overlap it, half a step, the front end.
@@ -215,7 +237,8 @@ def curve(setup: ServingSetup) -> Curve:
     experts = experts if a.experts > 1 else 0.0
     cache = a.kv_tokens(setup.mean_context) * a.kv_bytes_per_token(setup.kv_bytes) / bandwidth
     cache *= kv_copies(a, setup.gpus)
-    cache = max(cache, engine.attention_ns * 1e-9 * setup.mean_context * a.layers * a.heads)
+    cache = max(cache, engine.attention_ns * 1e-9 * setup.mean_context * a.layers * a.heads / setup.gpus)
+    products = engine.product_ms / 1e3 * a.compute_params / 1e9 / setup.gpus
     start, per_sequence = allreduce_s(setup, 0.0), allreduce_s(setup, 1.0) - allreduce_s(setup, 0.0)
     return Curve(
         dense_s=(read - experts) / bandwidth,
@@ -223,11 +246,13 @@ def curve(setup: ServingSetup) -> Curve:
         expert_share=a.experts_per_token / a.experts,
         cache_s=cache,
         compute_s=2.0 * a.compute_params / peak_flops(setup),
-        sequence_s=engine.sequence_ms / 1e3 + per_sequence,
+        sequence_s=engine.sequence_ms / 1e3 + products + per_sequence,
         fixed_s=engine.layer_ms * a.layers / 1e3 + start,
         prefill_s=prefill_s(setup),
         fits=max_concurrency(setup),
         output_tokens=setup.output_tokens,
+        eager=engine.eager,
+        waits=engine.waits,
     )
 
 
@@ -253,7 +278,8 @@ def max_concurrency(setup: ServingSetup) -> float:
 def throughput(setup: ServingSetup, concurrency: float) -> float:
     """Output tokens per second of the whole engine in a closed loop."""
     of = curve(setup)
-    return min(concurrency, max(1.0, of.fits)) / of.tpot_s(concurrency)
+    whole = of.tpot_s(concurrency) + of.waiting_s(concurrency) / of.output_tokens
+    return min(concurrency, max(1.0, of.fits)) / whole
 
 
 def benchmark_ttft_s(setup: ServingSetup, concurrency: float) -> float:
@@ -264,7 +290,7 @@ def benchmark_ttft_s(setup: ServingSetup, concurrency: float) -> float:
     of = curve(setup)
     fits = max(1.0, of.fits)
     running = min(concurrency, fits)
-    burst = of.prefill_s * max(1.0, BURST * math.sqrt(running))
+    burst = max(of.prefill_s * max(1.0, BURST * math.sqrt(running)), of.waiting_s(running))
     service = of.prefill_s + of.output_tokens * of.tpot_s(running)
     return burst + 0.5 * of.decode_s(running) + 0.015 + max(0.0, concurrency / fits - 1.0) * service
 

@@ -55,9 +55,12 @@ STATE_BYTES = {
     "paged_in_backward": 2.0,
 }  # fmt: skip
 TRAINED_EMBEDDING_BYTES = 12.0  # `modules_to_save`: bf16 copy and gradient, two fp32 moments
-# Kept per quantized parameter for the backward pass: dequantized copies (bitsandbytes up to 0.41 without recomputation,
-# GPTQ kernels always). Fitted.
+# Kept per quantized parameter for the backward pass: dequantized copies (bitsandbytes up to 0.41, without recomputation).
+# Fitted.
 TRANSIENT_BYTES = 0.3
+# GPTQ kernels: one layer's weights unpacked to 32 bits, and a workspace. Fitted.
+GPTQ_LAYER_BYTES = 4.0
+GPTQ_WORKSPACE_GB = 1.0
 # DeepSpeed's working set in full tuning: 1e9 live parameters and a 1e9 sub-group being updated (its defaults
 # stage3_max_live_parameters and sub_group_size). Bytes each: fitted.
 DEEPSPEED_WORKING_BYTES = 10.0
@@ -156,10 +159,18 @@ def peak_gb(setup: TrainingMemory) -> float:
         working = DEEPSPEED_WORKING_BYTES * min(a.params, 1e9) / 1e9 if setup.software == "deepspeed" else 0.0
         # Activations and gradients do not peak together where gradients are freed between steps.
         return kept + max(moving, gradients) + working + fixed
-    quantized = setup.quantization not in ("bf16", "fp32")
-    keeps_copies = quantized and (setup.quantization == "gptq" or not setup.checkpointing)
-    transient = TRANSIENT_BYTES * a.linear_params / 1e9 if keeps_copies else 0.0
-    return static_gb(setup) / n + moving + transient + fixed
+    return static_gb(setup) / n + moving + _copies_gb(setup) + fixed
+
+
+def _copies_gb(setup: TrainingMemory) -> float:
+    """GB of dequantized weights beside the quantized ones, of adapters' frozen base."""
+    a = setup.architecture
+    kept = 0.0
+    if setup.quantization not in ("bf16", "fp32") and not setup.checkpointing:
+        kept = TRANSIENT_BYTES * a.linear_params / 1e9
+    if setup.quantization == "gptq":
+        kept += GPTQ_LAYER_BYTES * a.linear_params / a.layers / 1e9 + GPTQ_WORKSPACE_GB
+    return kept
 
 
 def unsharded_gb(setup: TrainingMemory) -> float:

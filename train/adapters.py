@@ -41,27 +41,36 @@ def settings(folder: Path) -> dict[str, Any]:
     }
 
 
-def as_input(folder: Path, source: ModelSource, base: Input) -> Input:
-    """The adapter as an input of the run. base: `source.as_input()`. Raises UserError when it was trained on another model
-    than `source`, as its run or its own config says, and for one in another format than ours."""
+def as_inputs(folder: Path) -> list[Input]:
+    """The adapter that a run goes on from, as its inputs: a run's folder, else the adapter's two files. Raises UserError for
+    a run that was changed since it was written, and for an adapter in another format than ours."""
+    if manifests.is_finished(folder):
+        run = Run.open(folder)
+        manifests.refuse_changed(folder, "the adapter's run")
+        return [run.as_input("adapter")]
+    if not (folder / WEIGHTS).is_file():
+        hint = "save it with PEFT's safe_serialization"
+        raise UserError(
+            f"no {WEIGHTS}: an adapter in another format (a pickle) is not read", where=str(folder), hint=hint
+        )
+    return [Input.of_file(folder / name, "adapter") for name in (WEIGHTS, ADAPTER)]
+
+
+def check_base(folder: Path, source: ModelSource, base: Input) -> None:
+    """Hold an adapter against the model. base: `source.as_input()`. Raises UserError when it was trained on another one than
+    `source`, as its run or its own config says."""
     if not manifests.is_finished(folder):
-        if not (folder / WEIGHTS).is_file():
-            hint = "save it with PEFT's safe_serialization"
-            raise UserError(
-                f"no {WEIGHTS}: an adapter in another format (a pickle) is not read", where=str(folder), hint=hint
-            )
-        _check_base(folder / ADAPTER, source)
-        return Input.of_file(folder / WEIGHTS, "adapter")
+        _check_named_base(folder / ADAPTER, source)
+        return
     run = Run.open(folder)
     before = next((i for i in run.manifest.inputs if i.role == "base_model"), None)
     if before is not None and not same_model.same_digest(source, base, before.digest):
         raise UserError(
             f"the adapter was trained on other weights ({before.path})", where=str(folder), hint="give that model"
         )
-    return run.as_input("adapter")
 
 
-def _check_base(path: Path, source: ModelSource) -> None:
+def _check_named_base(path: Path, source: ModelSource) -> None:
     """Hold an adapter that no run vouches for against the model: equal shapes fit, whatever it was trained on."""
     config = read_json(path)
     named = config.get("base_model_name_or_path") if isinstance(config, dict) else None

@@ -4,6 +4,7 @@ Sources: LoRA Without Regret (Thinking Machines, 2025): LoRA takes about ten tim
 Tinker's sweep give the ranges below. Refusals: vLLM's PEFT reader and its list of ranks, as `ft serve` checks them.
 """
 
+from tunegate.core.methods import WEIGHTLESS
 from tunegate.serve.served_model import LORA_RANKS
 from tunegate.train.config import TrainConfig
 
@@ -22,6 +23,8 @@ def usual_rates(method: str, params_b: float) -> tuple[float, float]:
 
 def warnings(config: TrainConfig, params_b: float | None = None) -> list[str]:
     """Words of caution. params_b: the model's size in 1e9 parameters where it is known."""
+    if config.method in WEIGHTLESS:
+        return []
     found = []
     rate = f"learning rate {config.learning_rate:g}"
     if config.method in ("lora", "qlora") and config.learning_rate < 5e-5:

@@ -27,6 +27,15 @@ def recomputes(config: TrainConfig, device: str) -> bool:
     return device == "cuda" or (config.method == "qlora" and not config.fast_cpu)
 
 
+def _warmup(config: TrainConfig, steps: int) -> float:
+    """Over which the rate rises: a share below 1, else a number of steps (a share of 1 would be read as one step). The
+    polynomial schedule divides by the steps that are left: it gets one."""
+    left = int(config.lr_scheduler_type == "polynomial")
+    if config.warmup_ratio < 1 and not left:
+        return config.warmup_ratio
+    return min(math.ceil(config.warmup_ratio * steps), steps - left)
+
+
 def keeps_best(config: TrainConfig) -> bool:
     """Whether the run ends with the weights of the best validation loss: by default where evaluations were asked for."""
     if config.keep_best is not None:
@@ -51,7 +60,8 @@ def sft_arguments(config: TrainConfig, work: Path, device: str, *, rows: int, va
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler_type,
-        warmup_steps=config.warmup_ratio,
+        lr_scheduler_kwargs={"lr_end": 0.0} if config.lr_scheduler_type == "polynomial" else None,
+        warmup_steps=_warmup(config, total_steps(config, rows, ranks.count())),
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         optim="paged_adamw_8bit" if paged else "adamw_torch_fused",

@@ -16,27 +16,33 @@ from tunegate.core.architecture import Architecture, from_folder
 from tunegate.core.artifacts import Dataset, Run
 from tunegate.core.console import JsonOption, emit_json, out, say, warn
 from tunegate.core.errors import UsageError, UserError
-from tunegate.core.files import refuse_existing, refuse_input
+from tunegate.core.files import home_path, refuse_existing, refuse_input
 from tunegate.core.methods import WEIGHTLESS
 from tunegate.core.model_source import ModelSource
 from tunegate.core.model_source import resolve as resolve_model
-from tunegate.train import adapters, dry_run_view, same_model, thread_waits
+from tunegate.train import adapters, dry_run_view, inputs, same_model, thread_waits
 from tunegate.train.advice import rate_note, warnings
 from tunegate.train.config import TrainConfig, field_types, from_file, keys_of, resolve
 from tunegate.train.config import as_json as config_json
 from tunegate.train.launch_options import launch_fields, launch_of
+from tunegate.train.paths import given_name, given_path
 from tunegate.train.stop import Interrupted, told
-from tunegate.train.work import FREE
+from tunegate.train.work import FREE, NAMES
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
+OutOption = Annotated[Path, typer.Option("--out", help="Run folder to write.", parser=given_path, metavar="<path>")]
+
 
 def train(
-    dataset: Annotated[Path, typer.Argument(help="Dataset folder, made by ft data prepare.")],
-    out_folder: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
-    config_file: Annotated[Path | None, typer.Option("--config", help="YAML file of settings.")] = None,
+    dataset: Annotated[Path, typer.Argument(help="Dataset folder, made by ft data prepare.", parser=given_path)],
+    out_folder: OutOption,
+    config_file: Annotated[
+        Path | None, typer.Option("--config", help="YAML file of settings.", parser=given_path, metavar="<path>")
+    ] = None,
     recommendation: Annotated[
-        Path | None, typer.Option("--from", help="recommendation.yaml of ftadvise recommend.")
+        Path | None,
+        typer.Option("--from", help="recommendation.yaml of ftadvise recommend.", parser=given_path, metavar="<path>"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last complete checkpoint.")] = False,
     dry_run: Annotated[
@@ -60,7 +66,7 @@ def train(
     Settings come from the preset, then --config or --from, then options; each is printed with its origin.
     """
     thread_waits.keep_short()
-    given = {k: v for k, v in flags.items() if v is not None}
+    given = _given(flags)
     spread = launch_of({spec.name: given.pop(spec.name) for spec, _ in launch_fields() if spec.name in given})
     config, settings, notes = _resolved(config_file, recommendation, given)
     if spread:
@@ -87,6 +93,14 @@ def train(
     ready, forecast = _check(opened, source, config, settings, dry_run=False, refuse=preflight, as_json=as_json)
     work = {"resume": resume, "force": force, "prepared": ready, "forecast": forecast, "launch": spread}
     _with_weights(opened, source, config, out_folder, work, as_json=as_json)
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given. Raises UsageError for a name that is empty."""
+    given = {key: value for key, value in flags.items() if value is not None}
+    for key in NAMES:
+        given_name("--" + key.replace("_", "-"), given.get(key, key))
+    return given
 
 
 def _check_out(out_folder: Path, read: tuple[Path | str, ...], *, force: bool, dry_run: bool) -> None:
@@ -125,7 +139,7 @@ def _resolved(config_file: Path | None, recommendation: Path | None, flags: dict
     config, settings, notes = resolve(layers)
     if not config.adapter:
         return config, settings, notes
-    brought = adapters.settings(Path(config.adapter))
+    brought = adapters.settings(home_path(config.adapter))
     config, settings, notes = resolve([*layers, (f"adapter {config.adapter}", brought)])
     return config, settings, [*notes, *_overruled(flags, config, brought)]
 
@@ -153,7 +167,8 @@ def _check(
     from tunegate.train import sft, template_check
 
     if dry_run and config.adapter:
-        adapters.as_input(Path(config.adapter), source, source.as_input())
+        adapters.as_inputs(home_path(config.adapter))
+        adapters.check_base(home_path(config.adapter), source, source.as_input())
     if (size := _size_b(source)) is not None:
         say(rate_note(config, size))
     ready = sft.prepare(dataset, source, config)
@@ -209,7 +224,10 @@ def _finished(out_folder: Path, dataset: Dataset, config: TrainConfig) -> Run | 
     same = _weighty(run.manifest.config) == _weighty(config_json(_as_trained(config)))
     if not same or made_from.get("dataset") != dataset.digest:
         return None
-    return run if _same_model(run, config.model, made_from.get("base_model", "")) else None
+    if not _same_model(run, config.model, made_from.get("base_model", "")):
+        return None
+    others = [(i.role, i.digest) for i in run.manifest.inputs if i.role not in ("dataset", "base_model")]
+    return run if others == [(i.role, i.digest) for i in inputs.others(config)] else None
 
 
 def _same_model(run: Run, spec: str, digest: str) -> bool:
@@ -228,8 +246,8 @@ def _as_trained(config: TrainConfig) -> TrainConfig:
 
 
 def _weighty(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings that decide the weights, the model apart: `--resume` takes the others as they come."""
-    return {key: value for key, value in config.items() if key not in (*FREE, "model")}
+    """The settings that decide the weights, names of models and files apart: `--resume` takes the others as they come."""
+    return {key: value for key, value in config.items() if key not in (*FREE, *NAMES)}
 
 
 def _show_run(run: Run, *, as_json: bool) -> None:

@@ -46,6 +46,7 @@ LEAST = {
     "k": -1, "seed": 0, "eval_steps": 0, "save_steps": 0, "early_stopping_patience": 0, "spike_factor": 0,
 }  # fmt: skip
 MOST = {"seed": 2**32 - 1, "num_train_epochs": 1e6}  # what NumPy's generator takes; steps that can be counted
+MOST_WHOLE = 2**31 - 1  # of every other whole number: beyond it nothing can be counted or allocated
 SHARES = ("dropout", "warmup_ratio", "max_left_out_share", "validation_share", "weight_decay")
 LORA_KEYS = (
     "preset", "rank", "alpha", "dropout", "targets", "use_dora", "use_rslora", "modules_to_save", "adapter",
@@ -176,9 +177,12 @@ def resolve(layers: list[tuple[str, dict[str, Any]]]) -> tuple[TrainConfig, dict
     """
     notes: list[str] = []
     clean = [(origin, _known(origin, values, notes)) for origin, values in layers]
-    preset = next((values["preset"] for _, values in reversed(clean) if "preset" in values), "recommended")
-    if preset not in PRESETS:
-        raise UserError(f"unknown preset {preset!r}", where="preset", hint=nearest(str(preset), list(PRESETS)))
+    preset, place = next(
+        ((values["preset"], _place(origin, "preset")) for origin, values in reversed(clean) if "preset" in values),
+        ("recommended", None),
+    )
+    if not isinstance(preset, str) or preset not in PRESETS:
+        raise UserError(f"unknown preset {preset!r}", where=place, hint=nearest(str(preset), list(PRESETS)))
     chosen = PRESETS[preset]
     settings = {f.name: Setting(value=f.default, origin="default") for f in dataclasses.fields(TrainConfig)}
     for name in PRESET_KEYS:
@@ -306,12 +310,16 @@ def _typed(key: str, value: Any, kind: Any, origin: str) -> Any:
         if not isinstance(items, list | tuple) or not all(isinstance(i, str) for i in items):
             raise UserError(f"{key} must be a list of names, not {value!r}", where=origin)
         words = tuple(i.strip() for i in items if i.strip())
-        if key == "targets" and not words:
+        if key == "targets" and words in ((), ("none",)):
             raise UserError(f"{key} must be a list of names, not {value!r}", where=origin)
         return () if words == ("none",) else words
     if kind is bool:
         if not isinstance(value, bool):
             raise UserError(f"{key} must be true or false, not {value!r}", where=origin)
+        return value
+    if kind is str:
+        if not isinstance(value, str):
+            raise UserError(f"{key} must be text, not {value!r}", where=origin, hint="text in quotes")
         return value
     try:
         if value is None or isinstance(value, bool) or (kind is int and float(value) != int(float(value))):
@@ -320,7 +328,7 @@ def _typed(key: str, value: Any, kind: Any, origin: str) -> Any:
             raise ValueError
         return kind(float(value)) if kind is int else kind(value)
     except (TypeError, ValueError, OverflowError):
-        names = {int: "a whole number", float: "a number", str: "text"}
+        names = {int: "a whole number", float: "a number"}
         raise UserError(f"{key} must be {names[kind]}, not {value!r}", where=origin) from None
 
 
@@ -331,6 +339,9 @@ def _check(config: TrainConfig, settings: dict[str, Setting]) -> None:
     for name, known in CHOICES.items():
         if (value := getattr(config, name)) not in known:
             raise refused(name, f"unknown {name} {value!r}", nearest(str(value), list(known)))
+    for name in ("model", "embedder"):
+        if not getattr(config, name).strip():
+            raise refused(name, f"{name} is empty", "name one, or leave it out")
     for name in config.report_to:
         if name not in TRACKERS:
             raise refused("report_to", f"unknown tracker {name!r}", nearest(name, list(TRACKERS)))
@@ -347,9 +358,10 @@ def _check(config: TrainConfig, settings: dict[str, Setting]) -> None:
     for name, least in LEAST.items():
         if not (value := getattr(config, name)) >= least:
             raise refused(name, f"{name} must be {least} or more, not {value}")
-    for name, most in MOST.items():
+    whole = dict.fromkeys((name for name, kind in field_types().items() if kind is int), MOST_WHOLE)
+    for name, most in {**whole, **MOST}.items():
         if (value := getattr(config, name)) > most:
-            raise refused(name, f"{name} must be at most {most:g}, not {value:g}")
+            raise refused(name, f"{name} must be at most {most:.10g}, not {value:g}")
     tied = sorted({"lm_head", "embed_tokens"} & set(config.targets))
     if tied:
         message = f"no LoRA on {tied[0]}: TRL refuses it, and with tied embeddings the merged model would be wrong"

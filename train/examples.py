@@ -1,11 +1,12 @@
 """From rows to token ids and labels, with a certificate of what the loss will and will not see."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunegate.core.chat_template import IGNORE_INDEX, Masked, MaskError, called, mask
-from tunegate.core.console import progress
+from tunegate.core.chat_template import IGNORE_INDEX, Masked, MaskError, called, mask, render
+from tunegate.core.console import progress, warn
 from tunegate.core.errors import UserError
 from tunegate.core.files import sha256_text
 from tunegate.core.rows import Row
@@ -49,8 +50,8 @@ def build(
 ) -> tuple[list[Example], MaskCertificate]:
     """Mask every row; rows too long for `max_length` are left out whole, so that no answer loses its end.
 
-    Raises UserError when more than `max_left_out_share` of the rows would be left out, when a row cannot be masked,
-    when answers do not end with a stop token (the model would never learn to stop), or when nothing is left.
+    Raises UserError when more than `max_left_out_share` of the rows would be left out, when a row cannot be masked or the
+    template leaves out a part of its answers, when answers do not end with a stop token (the model would never learn to stop), or when nothing is left.
     """
     kept: list[Example] = []
     too_long: list[str] = []
@@ -61,6 +62,7 @@ def build(
             tick()
             try:
                 masked: Masked = mask(tokenizer, row.messages, stop_ids, tools=row.tools)
+                _check_shown(row, tokenizer)
             except MaskError as error:
                 unmaskable.append(f"{row.file}:{row.line} {error.message}")
                 continue
@@ -88,6 +90,8 @@ def build(
         )
     if not kept:
         raise UserError("no row is left to train on")
+    _warn_of_marks(rows, tokenizer)
+    _warn_of_tools(rows, tokenizer)
     certificate = MaskCertificate(
         rows=len(kept),
         tokens=sum(len(e.input_ids) for e in kept),
@@ -97,6 +101,66 @@ def build(
         examples=tuple(too_long[:5]),
     )
     return kept, certificate
+
+
+def _check_shown(row: Row, tokenizer: Any) -> None:
+    """Raise MaskError when what is learnt is not the row's answer: a call without a name, a text that is not in the rendered
+    conversation, white space apart (a template may cut what stands before </think>), "None" in place of no content."""
+    whole = render(tokenizer, row.messages, tools=row.tools)
+    text, at = _dense(whole), 0
+    for index, message in enumerate(row.messages):
+        if message["role"] != "assistant":
+            continue
+        if len(called(message)) < len(message.get("tool_calls") or []):
+            raise MaskError(f"turn {index}: a tool call without a function name")
+        if message.get("content") is None and _says_none(row, index, whole, tokenizer):
+            raise MaskError(f'turn {index}: the template writes "None" for no content: give it "content": ""')
+        wanted = _dense(message.get("content") or "")
+        found = text.find(wanted, at)
+        if found < 0:
+            raise MaskError(f"turn {index}: the template leaves out a part of the answer")
+        at = found + len(wanted)
+
+
+def _says_none(row: Row, index: int, text: str, tokenizer: Any) -> bool:
+    """Whether the rendered text is that of an empty turn with the word None in it."""
+    turns = [*row.messages[:index], {**row.messages[index], "content": ""}, *row.messages[index + 1 :]]
+    empty = render(tokenizer, turns, tools=row.tools)
+    same = next((at for at, (a, b) in enumerate(zip(text, empty, strict=False)) if a != b), len(empty))
+    return text == f"{empty[:same]}None{empty[same:]}"
+
+
+def _dense(text: str) -> str:
+    return "".join(text.split())
+
+
+def _warn_of_marks(rows: Sequence[Row], tokenizer: Any) -> None:
+    """Say how many rows hold the text of a special token: inside an answer a stop token teaches to stop there."""
+    marks = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    if not marks:
+        return
+    mark = re.compile("|".join(map(re.escape, marks)))
+    holding = [
+        (row, found[0])
+        for row in rows
+        if (found := mark.search("\n".join(turn.get("content") or "" for turn in row.messages)))
+    ]
+    if holding:
+        row, text = holding[0]
+        warn(
+            f"{len(holding)} rows hold the text of a special token, which the model reads as that token; the first: "
+            f"{row.file}:{row.line} {text}"
+        )
+
+
+def _warn_of_tools(rows: Sequence[Row], tokenizer: Any) -> None:
+    """Say how many rows have tools that the template does not show: a template shows those of every row or of none."""
+    having = [row for row in rows if row.tools]
+    if not having:
+        return
+    row = having[0]
+    if render(tokenizer, row.messages, tools=row.tools) == render(tokenizer, row.messages):
+        warn(f"the chat template leaves out the tools of {len(having)} rows; the first: {row.file}:{row.line}")
 
 
 def split_validation(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:

@@ -72,9 +72,10 @@ def _lora_linear() -> Any:
 
         @staticmethod
         def backward(ctx: Any, grad: Any) -> Any:
-            if not ctx.saved_tensors:
+            saved = ctx.saved_tensors  # once: gradient checkpointing hands them out once
+            if not saved:
                 return grad @ ctx.weights.filled((), ()), None, None, None, None
-            both, down, *ups = ctx.saved_tensors
+            both, down, *ups = saved
             grad_both, size = grad @ ctx.weights.filled(ups, ctx.places), down.shape[1]
             grad_low = grad_both[:, size:].contiguous()
             grad_down = grad_low.T @ both[:, :size]

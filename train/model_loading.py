@@ -3,11 +3,11 @@
 import os
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from tunegate.core.console import say
 from tunegate.core.errors import InfrastructureError, UserError, first_line, nearest
+from tunegate.core.files import home_path
 from tunegate.core.machine import bf16_flags
 from tunegate.core.model_source import ModelSource, quiet_transformers
 from tunegate.train import adapters
@@ -128,7 +128,7 @@ def with_adapter(model: Any, config: TrainConfig) -> Any:
     if config.method == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if config.adapter:
-        wrapped = adapters.load(model, Path(config.adapter))
+        wrapped = adapters.load(model, home_path(config.adapter))
     else:
         targets: Any = "all-linear" if "all-linear" in config.targets else list(config.targets)
         adapter = LoraConfig(

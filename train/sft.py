@@ -12,7 +12,7 @@ from tunegate.core.artifacts import Dataset, Run
 from tunegate.core.console import progress as progress_view
 from tunegate.core.console import say, warn
 from tunegate.core.errors import UserError
-from tunegate.core.files import new_folder
+from tunegate.core.files import home_path, new_folder
 from tunegate.core.model_source import ModelSource
 from tunegate.core.rows import Row, read_rows
 from tunegate.serve.prompting.prompting import Prompting
@@ -22,6 +22,7 @@ from tunegate.train import (
     cpu_attention,
     examples,
     fast_decoder,
+    inputs,
     model_loading,
     preflight,
     ranks,
@@ -117,10 +118,10 @@ def train(
     trackers.prepare(config, out)
     config = _settled(config)
     base = source.as_input()
-    inputs = [dataset.as_input("dataset"), base]
-    inputs += [adapters.as_input(Path(config.adapter), source, base)] if config.adapter else []
-    files = build.file_inputs(config)
-    begun = work.identity(config, dataset, base, files, processes=launch.told if launch else "1")
+    others = inputs.others(config)
+    if config.adapter:
+        adapters.check_base(home_path(config.adapter), source, base)
+    begun = work.identity(config, dataset, base, others, processes=launch.told if launch else "1")
     same_base = partial(same_model.same_digest, source, base)
     with work.opened(out, begun, resume=resume, force=force, same_base=same_base) as folder:
         job = Job(
@@ -137,7 +138,8 @@ def train(
         with new_folder(out, force=force) as final:
             facts = launching.run(launch, job, final) if launch else finish(job, session, final)
             seeds = {"seed": config.seed}
-            manifests.write(final, "run", inputs=[*inputs, *files], config=asdict(config), seeds=seeds, facts=facts)
+            made_from = [dataset.as_input("dataset"), base, *others]
+            manifests.write(final, "run", inputs=made_from, config=asdict(config), seeds=seeds, facts=facts)
         shutil.rmtree(folder)
     return Run.open(out)
 

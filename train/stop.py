@@ -8,7 +8,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import typer
+
 from tunegate.core.console import emit_json, say
+from tunegate.core.errors import ExitCode
 from tunegate.train import ranks, work
 
 GO_ON = "go on with the same command and --resume"
@@ -25,15 +28,16 @@ class Interrupted(KeyboardInterrupt):
 @contextmanager
 def told(out: Path, *, as_json: bool) -> Iterator[None]:
     """Make SIGTERM the interruption that Ctrl-C is, from the first moment on; with `--json` either one is told on standard
-    output before it goes on its way. out: the run's folder."""
+    output and leaves by `typer.Exit`. out: the run's folder."""
     here = threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGTERM, _interrupt) if here else None
     try:
         yield
     except KeyboardInterrupt as stopped:
-        if as_json:
-            emit_json({"error": _as_json(stopped, work.working_folder(out))})
-        raise
+        if not as_json:
+            raise
+        emit_json({"error": _as_json(stopped, work.working_folder(out))})
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
     finally:
         if previous is not None:
             signal.signal(signal.SIGTERM, previous)

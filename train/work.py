@@ -23,6 +23,8 @@ MARKER = "training.json"
 METRICS = "metrics.jsonl"
 # Settings that change nothing of the weights: a resumed run may have others.
 FREE = ("save_steps", "logging_steps", "report_to")
+# Settings that name a model, an adapter or files: what they name is compared, by digest, not how it is spelt.
+NAMES = ("model", "adapter", "docs", "embedder", "system_file")
 
 
 def working_folder(out: Path) -> Path:
@@ -31,17 +33,18 @@ def working_folder(out: Path) -> Path:
 
 
 def identity(
-    config: TrainConfig, dataset: Dataset, base: Input, files: Sequence[Input] = (), *, processes: str = "1"
+    config: TrainConfig, dataset: Dataset, base: Input, others: Sequence[Input] = (), *, processes: str = "1"
 ) -> dict[str, Any]:
     """What a run was begun with; a resumed one must have the same, or its weights would be a mixture.
 
-    files: documents that the rows were trained with. processes: their number and how they share the model.
+    others: the adapter it goes on from, documents that the rows are trained with and their encoder. processes: their
+    number and how they share the model.
     """
     return {
         "config": as_json(config),
         "dataset": dataset.digest,
         "base": base.digest,
-        "files": [file.digest for file in files],
+        "inputs": [[other.role, other.digest] for other in others],
         "processes": processes,
         "versions": versions(),
     }
@@ -99,7 +102,7 @@ def _anew(work: Path, begun: dict[str, Any], *, force: bool) -> None:
 def _noted(work: Path) -> dict[str, Any]:
     """What the unfinished run began with. Raises UserError where the note of it is damaged."""
     found = read_json(work / MARKER)
-    kinds = {"config": dict, "dataset": str, "base": str, "files": list, "processes": str, "versions": dict}
+    kinds = {"config": dict, "dataset": str, "base": str, "inputs": list, "processes": str, "versions": dict}
     if not isinstance(found, dict) or not all(isinstance(found.get(key), kind) for key, kind in kinds.items()):
         raise UserError(
             "the note of what this run began with is damaged", where=str(work / MARKER), hint="--force begins anew"
@@ -110,12 +113,13 @@ def _noted(work: Path) -> dict[str, Any]:
 def _same(before: dict[str, Any], now: dict[str, Any], work: Path, same_base: Callable[[str], bool]) -> None:
     if before["dataset"] != now["dataset"]:
         raise UserError("the dataset is not the one this run began with", where=str(work), hint="nothing was touched")
-    if before["files"] != now["files"]:
-        raise UserError("the documents are not those this run began with", where=str(work), hint="nothing was touched")
+    for role, what in (("adapter", "adapter is"), ("documents", "documents are"), ("embedder", "embedder is")):
+        if _of_role(before, role) != _of_role(now, role):
+            raise UserError(f"the {what} not what this run began with", where=str(work), hint="nothing was touched")
     if before["processes"] != now["processes"]:
         was = f"this run began with {before['processes']} processes, not {now['processes']}"
         raise UserError(was, where=str(work), hint="random states and shards are kept for each")
-    changed = [k for k, v in now["config"].items() if before["config"].get(k) != v and k not in (*FREE, "model")]
+    changed = [k for k, v in now["config"].items() if before["config"].get(k) != v and k not in (*FREE, *NAMES)]
     if changed:
         told = ", ".join(f"{k} (was {before['config'].get(k)!r})" for k in changed)
         raise UserError(f"the settings differ from those this run began with: {told}", where=str(work))
@@ -128,6 +132,10 @@ def _same(before: dict[str, Any], now: dict[str, Any], work: Path, same_base: Ca
     other = [k for k, v in now["versions"].items() if before["versions"].get(k) != v]
     if other:
         warn(f"other versions than at the start ({', '.join(other)}): the result may differ in the last bits")
+
+
+def _of_role(noted: dict[str, Any], role: str) -> list[Any]:
+    return [other for other in noted["inputs"] if isinstance(other, list) and other[:1] == [role]]
 
 
 def cut_metrics(work: Path, length: int, checkpoint: Path | None) -> int:

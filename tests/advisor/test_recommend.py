@@ -59,6 +59,7 @@ SCENARIOS = [
     ("a need for privacy, no rows", {"needs": "privacy"}, {"prompt"}),
     ("style and 3,000 rows", {"examples": 3000, "needs": "style"}, {"qlora"}),
     ("far domain, 5,000 rows", {"examples": 5000, "domain": "far", "needs": "quality"}, {"qlora", "lora"}),
+    ("cost first at a load that no GPU is rented for", {"examples": 5000, "needs": "cost", "calls_per_day": 1000}, {"prompt", "few_shot"}),
     ("far domain and facts to look up", {"examples": 5000, "domain": "far", "facts": "changing"}, {"rag_lora"}),
 ]  # fmt: skip
 

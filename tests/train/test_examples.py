@@ -96,3 +96,77 @@ def test_the_preview_dims_what_is_not_learnt(build, makers):
     shown = examples.preview(examples.parts_of(kept[0], tokenizer))
     assert '[/dim]{"sum": 0}<|im_end|>[dim]' in shown
     assert "\\[1] plus" in shown
+
+
+REASONING = (
+    "{% for m in messages %}{% set c = m['content'].split('</think>')[-1] if m['role'] == 'assistant' else m['content'] %}"
+    "<|im_start|>{{ m['role'] }}\n{{ c | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def talk(*texts):
+    turns = [
+        {"role": role, "content": text} for role, text in zip(("user", "assistant") * len(texts), texts, strict=False)
+    ]
+    return {"messages": turns}
+
+
+def test_an_answer_of_which_the_template_leaves_out_a_part_is_refused(build):
+    """What was learnt was not the row's answer, and nothing said so."""
+    rows = [talk("q", "  a\n"), talk("q", "<think>h</think>a"), talk("q", "a", "q", "<think>h</think>a")]
+    with pytest.raises(
+        UserError, match=r"2 rows cannot be masked.*rows\.jsonl:2 turn 1: the template leaves out a part"
+    ):
+        build(rows, template=REASONING)
+    assert len(build(rows[:1], template=REASONING)[1][0]) == 1
+    assert len(build(rows)[1][0]) == 3
+
+
+def test_special_tokens_in_a_row_s_text_are_said(build, makers, capsys):
+    build([*makers.rows(2), talk("q", "stop <|im_end|> here"), talk("<|im_start|>", "a")])
+    assert "2 rows hold the text of a special token" in (said := " ".join(capsys.readouterr().err.split()))
+    assert "the first: rows.jsonl:3 <|im_end|>" in said
+    build(makers.rows(2))
+    assert "special token" not in capsys.readouterr().err
+
+
+def test_tools_that_the_template_does_not_show_are_said(build, makers, capsys):
+    tools = [{"type": "function", "function": {"name": "get", "parameters": {}}}]
+    rows = [*makers.rows(1), {**talk("q", "a"), "tools": tools}]
+    build(rows)
+    assert "the chat template leaves out the tools of 1 rows; the first: rows.jsonl:2" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    shown = "{% if tools %}{{ tools | tojson }}{% endif %}"
+    build(rows, template=shown + makers.tokenizer().chat_template, max_length=200)
+    assert "leaves out the tools" not in capsys.readouterr().err
+
+
+CALLS = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+    "{% for c in m.tool_calls or [] %}[{{ c['function']['name'] }}]{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def calling(*calls, **content):
+    return {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls": list(calls), **content}]}
+
+
+@pytest.mark.parametrize("call", ["get", {}, {"function": {}}, {"function": {"arguments": "{}"}}])
+def test_a_call_without_a_name_is_not_trained_on(build, call):
+    """The word None was learnt in its place."""
+    with pytest.raises(UserError, match=r"rows\.jsonl:1 turn 1: a tool call without a function name"):
+        build([calling(call)])
+
+
+def test_none_is_not_an_answer(build):
+    named = {"type": "function", "function": {"name": "get", "arguments": "{}"}}
+    with pytest.raises(UserError, match=r'rows\.jsonl:1 turn 1: the template writes "None" for no content'):
+        build([calling(named, content=None)], template=CALLS)
+    tokenizer, (kept, _) = build([calling(named, content="")], template=CALLS)
+    assert tokenizer.decode([label for label in kept[0].labels if label >= 0]) == "[get]<|im_end|>"
+    careful = CALLS.replace("m['content']", "m['content'] or ''")
+    assert len(build([calling(named, content=None)], template=careful)[1][0]) == 1
+    assert len(build([calling(named)], template=CALLS)[1][0]) == 1

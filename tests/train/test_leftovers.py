@@ -300,7 +300,7 @@ def test_an_unreadable_adapter_config_stays_one_line(tiny_model, tmp_path):
     source = resolve(str(tiny_model))
     with pytest.raises(UserError):
         adapters.settings(tmp_path)
-    adapters.as_input(tmp_path, source, source.as_input())
+    adapters.check_base(tmp_path, source, source.as_input())
 
 
 def test_a_stop_of_several_processes_is_told_whole(tmp_path, monkeypatch):

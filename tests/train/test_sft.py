@@ -89,7 +89,7 @@ def test_an_adapter_is_trained_and_released_with_the_passages_of_its_documents(t
     plain = train(tiny_model, tiny_dataset, tmp_path / "plain")
     found = train(tiny_model, tiny_dataset, tmp_path / "run", docs=str(docs), k=1, passage_tokens=60)
     assert found.manifest.facts["retrieval"] == {"passages": 2, "embedder": "builtin:minilm", "k": 1}
-    assert [i.role for i in found.manifest.inputs] == ["dataset", "base_model", "documents", "documents"]
+    assert [i.role for i in found.manifest.inputs] == ["dataset", "base_model", "documents", "documents", "embedder"]
     assert found.manifest.facts["mask"]["tokens"] > 1.2 * plain.manifest.facts["mask"]["tokens"]
     assert found.manifest.facts["mask"]["label_tokens"] == plain.manifest.facts["mask"]["label_tokens"]
     seen = json.loads((found.path / "probe.json").read_text())["prompts"][0]["messages"]

@@ -14,7 +14,6 @@ from tunegate.core.chat_template import probe_digest, render, template_digest
 from tunegate.core.console import progress, say
 from tunegate.core.errors import UserError
 from tunegate.core.files import home_path, new_folder, write_jsonl, write_text
-from tunegate.core.manifest import Input
 from tunegate.core.model_source import ModelSource
 from tunegate.core.rows import Row, read_rows
 from tunegate.serve.prompting.index import Index, Passage
@@ -22,14 +21,14 @@ from tunegate.serve.prompting.prompting import TURN_TOKENS, Prompting, Settings,
 from tunegate.train import model_loading, probe
 from tunegate.train.arms import choose, documents
 from tunegate.train.arms.instructions import write_instructions
-from tunegate.train.config import TrainConfig, keys_of, to_yaml
+from tunegate.train.config import TrainConfig, to_yaml
+from tunegate.train.inputs import others
 from tunegate.train.work import METRICS
 
 # Room that is left for the answer and the template when examples are measured and chosen.
 ANSWER_TOKENS = 256
 DEVELOPMENT_ROWS = 24
 LOOKED_UP = 256  # rows whose passages are looked up together
-FILE_KEYS = (("system_prompt", "system_file"), ("documents", "docs"))
 
 
 def build(dataset: Dataset, source: ModelSource, config: TrainConfig, out: Path, *, force: bool) -> Run:
@@ -43,7 +42,7 @@ def build(dataset: Dataset, source: ModelSource, config: TrainConfig, out: Path,
     if not rows:
         raise UserError("there are no training rows to take from", where=str(dataset.train_path))
     prompting, curve, facts = make(rows, source, config, tokenizer)
-    inputs = [dataset.as_input("dataset"), source.as_input(), *file_inputs(config)]
+    inputs = [dataset.as_input("dataset"), source.as_input(), *others(config)]
     with new_folder(out, force=force) as folder:
         tokenizer.save_pretrained(folder)
         prompting.save(folder)
@@ -247,12 +246,3 @@ def _takes_system(tokenizer: Any) -> bool:
     except UserError:
         return False
     return "SYS-PROBE" in text
-
-
-def file_inputs(config: TrainConfig) -> list[Input]:
-    """The system file and the documents, for the lineage; those that the method does not read are left out."""
-    read = keys_of(config.method)
-    named = [(role, getattr(config, key) if key in read else "") for role, key in FILE_KEYS]
-    found = [(role, home_path(spec)) for role, spec in named if spec]
-    files = [(role, file) for role, path in found for file in ([path] if path.is_file() else sorted(path.rglob("*")))]
-    return [Input.of_file(file, role) for role, file in files if file.is_file()]

@@ -13,6 +13,7 @@ from tunegate.core.errors import UserError
 from tunegate.train.data.engine import Mapped
 from tunegate.train.data.near import jaccard, letter_apart
 from tunegate.train.data.words import neighbours
+from tunegate.train.paths import given_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,13 +76,15 @@ class Judge:
         """Whether the pair is near by its letters alone."""
         return self.spelling and pair[2] >= SURE and letter_apart(pair[0], pair[1])
 
-    def verdicts(self, pairs: Sequence[Candidate]) -> list[Verdict]:
-        """One for each pair; what letters do not decide goes to `scores` together."""
-        sure = [self.sure(pair) for pair in pairs]
-        asked = [pair for pair, known in zip(pairs, sure, strict=True) if not known]
+    def verdicts(self, pairs: Sequence[Candidate], known: Sequence[bool | None] | None = None) -> list[Verdict]:
+        """One for each pair; what letters do not decide goes to `scores` together. known: what `sure` said of each pair; None
+        where it was not asked."""
+        told = known or [None] * len(pairs)
+        sure = [self.sure(pair) if said is None else said for pair, said in zip(pairs, told, strict=True)]
+        asked = [pair for pair, spelt in zip(pairs, sure, strict=True) if not spelt]
         scores = iter(self.scores(asked) if asked else ())
-        found = [round(pair[2], 4) if known else next(scores) for pair, known in zip(pairs, sure, strict=True)]
-        return [Verdict(s, known or s >= self.threshold, known) for s, known in zip(found, sure, strict=True)]
+        found = [round(pair[2], 4) if spelt else next(scores) for pair, spelt in zip(pairs, sure, strict=True)]
+        return [Verdict(s, spelt or s >= self.threshold, spelt) for s, spelt in zip(found, sure, strict=True)]
 
 
 def judge(model: str = embedding.BUILTIN, threshold: float | None = None, mapped: Mapped = map) -> Judge:
@@ -96,7 +99,7 @@ def judge(model: str = embedding.BUILTIN, threshold: float | None = None, mapped
         return _checked(_lexical(f" ({model} is not installed)"), threshold)
     if model == LEXICAL:
         return _checked(_lexical(""), threshold)
-    cosine = _Cosine(model, mapped)
+    cosine = _Cosine(given_name("--near-model", model), mapped)
     if model != embedding.BUILTIN:
         embedding.load(model, quick=True)
     found = Judge(

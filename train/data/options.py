@@ -10,6 +10,7 @@ import typer
 
 from tunegate.core.embedding import BUILTIN
 from tunegate.core.errors import UserError, one_of
+from tunegate.train.paths import given_path
 
 if TYPE_CHECKING:
     from tunegate.train.data.engine import Mapped
@@ -27,9 +28,16 @@ Sources = Annotated[
         show_default=False,
     ),
 ]
-Out = Annotated[Path, typer.Option("--out", help="Folder to write.", show_default=False)]
-OutOrNone = Annotated[Path | None, typer.Option("--out", help="Folder to write; without it nothing is written.")]
-OutFile = Annotated[Path, typer.Option("--out", help="File to write.", show_default=False)]
+Out = Annotated[
+    Path, typer.Option("--out", help="Folder to write.", show_default=False, parser=given_path, metavar="<path>")
+]
+OutOrNone = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder to write; without it nothing is written.", parser=given_path, metavar="<path>"),
+]
+OutFile = Annotated[
+    Path, typer.Option("--out", help="File to write.", show_default=False, parser=given_path, metavar="<path>")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an earlier output (a folder of ours, a converted file).")]
 Format = Annotated[
     str | None, typer.Option("--format", help="messages, sharegpt, alpaca or prompt_completion; else found out.")
@@ -47,7 +55,13 @@ Seed = Annotated[int, typer.Option("--seed", help="Another seed, another hold-ou
 Group = Annotated[str | None, typer.Option("--group", help="Tag or key that rows of one source share.")]
 Label = Annotated[str | None, typer.Option("--label", help="Tag or key of the label; else found out.")]
 KeepEval = Annotated[
-    Path | None, typer.Option("--keep-eval", help="Earlier eval.jsonl or dataset: its rows stay held out.")
+    Path | None,
+    typer.Option(
+        "--keep-eval",
+        help="Earlier eval.jsonl or dataset: its rows stay held out.",
+        parser=given_path,
+        metavar="<path>",
+    ),
 ]
 
 Near = Annotated[bool, typer.Option("--near/--no-near", help="Remove near duplicates.")]

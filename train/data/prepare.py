@@ -116,6 +116,7 @@ def prepare(
     train, pairs = done.kept, done.pairs
     rejected += done.rejected
     refuse_mass_removal(everyone, rejected, yes=config.yes)
+    refuse_nothing_left(train, done.rejected, names)
     measured = measure(train, held_out, config.clean, sizer)
     findings = _findings([*train, *held_out], mapped)
     notes += [*done.notes, *measured.notes]
@@ -142,6 +143,17 @@ def prepare(
         inputs.append(Input.of_file(_eval_file(config.keep_eval), "kept_eval"))
     dataset = _write(out, train, held_out, rejected, pairs, findings, report, inputs, config, force=force)
     return dataset, report
+
+
+def refuse_nothing_left(kept: Sequence[Row], removed: Sequence[Rejected], names: Sequence[str]) -> None:
+    """Raise UserError when every row was removed: nothing would be left to train on. removed: with their reasons."""
+    if not kept:
+        told = ", ".join(f"{reason} {count}" for reason, count in tally(removed).items())
+        raise UserError(
+            f"no row is left to train on, every one was removed: {told}",
+            where=", ".join(names),
+            hint="remove less: a higher --max-length, fewer --drop options",
+        )
 
 
 def profile_of(rows: Iterable[Row], tokens: Counter, label_source: str | None) -> DatasetProfile:

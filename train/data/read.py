@@ -70,9 +70,12 @@ def sources(names: Iterable[str]) -> list[Path]:
             files.append(path)
         else:
             raise UserError("no such file", where=name)
-    for index, file in enumerate(files):
-        if file in files[:index]:
+    seen: set[Path] = set()
+    for file in files:
+        place = file.resolve()
+        if place in seen:
             raise UserError("given twice", where=str(file), hint="every row would be a duplicate of itself")
+        seen.add(place)
     return files
 
 
@@ -85,8 +88,10 @@ def _dataset(path: Path) -> list[Path]:
 def read(names: Iterable[str], reading: Reading) -> Iterator[Row | Fault]:
     """All rows and faults of all sources, streaming, in order.
 
-    Raises UserError for what spoils a whole file: missing, empty, wrong compression, no known format.
+    Raises UserError for what spoils a whole file: missing, given twice, empty, wrong compression, no known format.
     """
+    names = list(names)
+    sources(names)
     for name in names:
         if name.startswith("builtin:"):
             _known_builtin(name)

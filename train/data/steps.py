@@ -25,11 +25,12 @@ from tunegate.train.data.labels import labels
 from tunegate.train.data.leakage import Leakage
 from tunegate.train.data.leakage import leakage as compare
 from tunegate.train.data.lines import Fault
-from tunegate.train.data.prepare import PrepareConfig, admitted, profile_of, source_inputs
+from tunegate.train.data.prepare import PrepareConfig, admitted, profile_of, refuse_nothing_left, source_inputs
 from tunegate.train.data.read import Reading, read, read_records, sources, strictly
 from tunegate.train.data.rejected import Rejected
 from tunegate.train.data.tokens import Counter as TokenCounter
 from tunegate.train.data.tokens import Size, Sizer, counter, sizes, warn_if_estimated
+from tunegate.train.paths import given_name
 
 # Rows looked at to tell what a set is like, before it streams by.
 SAMPLE = 1000
@@ -142,6 +143,7 @@ def clean(names: Sequence[str], out: Path, config: PrepareConfig, *, force: bool
     kept, result = clean_rows(rows, [], config.clean, Sizer(counter=tokens))
     result = replace(result, rejected=[*rejected, *result.rejected])
     refuse_mass_removal(rows, result.rejected, yes=config.yes)
+    refuse_nothing_left(kept, result.rejected, names)
     _write_rows(out, names, kept, result.rejected, [], force=force)
     return len(rows) + len(rejected), kept, result
 
@@ -227,6 +229,7 @@ def _converted(
 
 
 def _side(name: str, side: str) -> str:
+    given_name(f"--{side}", name)
     if manifest.is_finished(Path(name)) and manifest.read(Path(name)).kind != "rows":
         dataset = Dataset.open(Path(name))
         return str(dataset.train_path if side == "train" else dataset.eval_path)

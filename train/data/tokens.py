@@ -13,6 +13,7 @@ from tunegate.core.model_source import file_at_hand
 from tunegate.core.profile import row_texts
 from tunegate.core.rows import Row
 from tunegate.train.data.template import ChatTemplate, chat_template
+from tunegate.train.paths import given_name
 
 # Characters a token, measured on the 858 BFCL rows with SmolLM2-135M-Instruct's tokenizer (English and JSON).
 CHARACTERS_PER_TOKEN = 4.0
@@ -86,7 +87,7 @@ def counter(model: str | None) -> Counter:
     """
     if model is None:
         return estimate()
-    place = home_path(model)
+    place = home_path(given_name("--model", model))
     named = place.is_file() and place.name == TOKENIZER  # the file itself is named, and so its folder
     find = partial(file_at_hand, str(place.parent) if named else model)
     file = find(TOKENIZER)

@@ -152,10 +152,16 @@ def _judged(candidates: list[tuple[_Seen, Found]], judge: Judge) -> list[tuple[_
     nothing is asked about it."""
     going: dict[int, tuple[_Seen, float]] = {}
     unsure: set[int] = set()
+    sure: dict[tuple[int, int], bool] = {}
+
+    def is_sure(seen: _Seen, other: _Seen, overlap: float) -> bool:
+        sure[id(seen), id(other)] = found = judge.sure((seen.text, other.text, overlap))
+        return found
+
     for seen, found in candidates:
         alike = [(o, overlap) for o, overlap in found if o.answer == seen.answer and id(o) not in going]
         stays = (item for item in alike if id(item[0]) not in unsure)
-        if twin := next((item for item in stays if judge.sure((seen.text, item[0].text, item[1]))), None):
+        if twin := next((item for item in stays if is_sure(seen, *item)), None):
             going[id(seen)] = twin
         elif alike:
             unsure.add(id(seen))
@@ -163,7 +169,9 @@ def _judged(candidates: list[tuple[_Seen, Found]], judge: Judge) -> list[tuple[_
         (seen, [going[id(seen)]] if id(seen) in going else [item for item in found if id(item[0]) not in going])
         for seen, found in candidates
     ]
-    verdicts = iter(judge.verdicts([(seen.text, o.text, overlap) for seen, found in left for o, overlap in found]))
+    pairs = [(seen, other, overlap) for seen, found in left for other, overlap in found]
+    known = [sure.get((id(seen), id(other))) for seen, other, _ in pairs]
+    verdicts = iter(judge.verdicts([(seen.text, other.text, overlap) for seen, other, overlap in pairs], known))
     return [(seen, [(other, next(verdicts)) for other, _ in found]) for seen, found in left]
 
 
