@@ -122,6 +122,8 @@ def _span(
 ) -> tuple[int, int]:
     before = render(tokenizer, messages[:index], tools=tools, generate=True)
     after = render(tokenizer, messages[: index + 1], tools=tools)
+    if not text.startswith(after):  # Phi-3's template ends every rendering, not every turn, with the end of text
+        after = after.removesuffix(getattr(tokenizer, "eos_token", None) or "")
     if not after.startswith(before) or not text.startswith(after):
         raise MaskError(f"turn {index}: the template renders the prompt differently with and without the answer")
     return len(before), len(after)

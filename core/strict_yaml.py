@@ -9,7 +9,9 @@ from typing import Any
 from tunegate.core.errors import UserError
 
 MAX_BYTES = 4_000_000
-_FLOAT = re.compile(r"^[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?$")
+# Numbers as YAML 1.2 has them: PyYAML's own read 1:30 as 90, 010 as 8 and 1_000 as 1000.
+_FLOAT = re.compile(r"^[-+]?((\d+\.\d*|\.\d+)([eE][-+]?\d+)?|\d+[eE][-+]?\d+)$")
+_INT = re.compile(r"^[-+]?(\d+|0x[0-9a-fA-F]+)$")
 
 
 def read_yaml(path: Path) -> Any:
@@ -79,7 +81,7 @@ def _loader() -> Any:
             return number
 
         def construct_yaml_int(self, node: Any) -> int:
-            number = super().construct_yaml_int(node)
+            number = int(node.value, 16 if "x" in node.value else 10)
             if abs(number) > sys.float_info.max:
                 raise yaml.constructor.ConstructorError(
                     None, None, "a whole number beyond the range of a number", node.start_mark
@@ -105,11 +107,12 @@ def _loader() -> Any:
         first: [
             (tag, pattern)
             for tag, pattern in pairs
-            if tag not in ("tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:float", "tag:yaml.org,2002:merge")
+            if tag.rpartition(":")[2] not in ("timestamp", "float", "int", "merge")
         ]
         for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     Strict.add_constructor("tag:yaml.org,2002:float", Strict.construct_yaml_float)
     Strict.add_constructor("tag:yaml.org,2002:int", Strict.construct_yaml_int)
     Strict.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+    Strict.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
     return Strict

@@ -303,6 +303,40 @@ def test_a_template_that_drops_tool_calls_is_refused(makers):
         mask(tokenizer, messages, [tokenizer.eos_token_id])
 
 
+def test_a_call_is_looked_for_in_its_own_turn(makers):
+    """The user may have named the function, and a later turn may call it."""
+    calls = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "{% if not loop.index0 in dropped | default([]) %}{% for c in m.tool_calls or [] %}{{ c.function.name }}{% endfor %}{% endif %}"
+        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    call = {"id": "c", "type": "function", "function": {"name": "book_seats", "arguments": "{}"}}
+    turn = {"role": "assistant", "content": "", "tool_calls": [call]}
+    ask = {"role": "user", "content": "call book_seats", "tool_calls": []}
+    whole = makers.tokenizer(calls)
+    found = mask(whole, [ask, turn, ask, turn], [whole.eos_token_id])
+    learnt = whole.decode([i for i in found.labels if i != -100])
+    assert learnt == "book_seats<|im_end|>" * 2
+    for dropped in (1, 3):
+        tokenizer = makers.tokenizer(calls.replace("dropped | default([])", f"[{dropped}]"))
+        with pytest.raises(MaskError, match=f"turn {dropped}: the template leaves out the call of 'book_seats'"):
+            mask(tokenizer, [ask, turn, ask, turn], [tokenizer.eos_token_id])
+
+
+def test_a_template_that_ends_every_rendering_with_the_end_of_text(makers):
+    """Phi-3's: <|endoftext|> stands after the last turn of whatever is rendered, <|end|> after each."""
+    phi3 = (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% else %}<|endoftext|>{% endif %}"
+    )
+    tokenizer = makers.tokenizer(phi3, ("<|user|>", "<|assistant|>", "<|end|>", "<|endoftext|>"), "<|endoftext|>")
+    stops = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|end|>")]
+    found = mask(tokenizer, conversation(2), stops)
+    learnt = tokenizer.decode([i for i in found.labels if i != -100])
+    assert learnt == f"{TURNS[1]}<|end|>{TURNS[3]}<|end|>\n<|endoftext|>"
+    assert found.stopped
+
+
 @pytest.mark.parametrize("call", ["book", {"id": "c"}, {"function": "book"}, {"function": {"arguments": "{}"}}])
 def test_a_call_without_a_name_is_no_crash(makers, call):
     tokenizer = makers.tokenizer()

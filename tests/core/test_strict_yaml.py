@@ -13,6 +13,12 @@ from tunegate.core.strict_yaml import parse_yaml
         ("a: 2026-11-24", {"a": "2026-11-24"}),
         ("a: .5", {"a": 0.5}),
         ("a: 'no'", {"a": "no"}),
+        ("a: 010", {"a": 10}),  # eight to YAML 1.1
+        ("a: -0x10", {"a": -16}),
+        ("a: 1:30", {"a": "1:30"}),  # ninety to YAML 1.1
+        ("a: 1_000", {"a": "1_000"}),
+        ("a: +7", {"a": 7}),
+        ("a: 5.", {"a": 5.0}),
     ],
 )
 def test_values_are_those_of_json(text, value):
