@@ -124,8 +124,8 @@ def _names(gpus: dict[str, Gpu]) -> list[str]:
 
 def parse_hardware(text: str, extra: Path | None = None, *, where: str = "--hardware") -> tuple[Gpu, int]:
     """`L4`, `H100:2` or `cpu` as (GPU, count). Raises UserError for an unknown GPU or a count that is not 1..1024."""
-    name, _, count = text.partition(":")
-    if count and not (re.fullmatch("[0-9]{1,4}", count) and 1 <= int(count) <= 1024):
+    name, colon, count = text.partition(":")
+    if colon and not (re.fullmatch("[0-9]{1,4}", count) and 1 <= int(count) <= 1024):
         raise UserError(f"not a number of GPUs: {count!r}", where=where, hint="for example L4:1")
     return find_gpu(name, extra, where=where), int(count or 1)
 

@@ -9,6 +9,8 @@ from tunegate.core.errors import UserError
 from tunegate.core.files import read_json, sha256_file
 from tunegate.core.manifest import Input, Manifest
 
+UNCOVERED = "an artifact of its own, which its digest does not cover"
+
 
 @dataclass(frozen=True)
 class Artifact:
@@ -47,13 +49,18 @@ class Artifact:
                     where=str(path),
                     hint=f"ft verify {path}",
                 )
-        if cls.passed_on and (inner := manifests.inner_artifacts(path)):
+        for inner in cls.uncovered(path):
             raise UserError(
-                f"{inner[0]}/ in it is an artifact of its own, which its digest does not cover",
+                f"{inner}/ in it is {UNCOVERED}",
                 where=str(path),
                 hint="move it out of that folder",
             )
         return cls(path, manifest)
+
+    @classmethod
+    def uncovered(cls, path: Path) -> list[str]:
+        """Artifacts inside a folder of this kind, relative, that may not lie there."""
+        return manifests.inner_artifacts(path) if cls.passed_on else []
 
     @property
     def digest(self) -> str:

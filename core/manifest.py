@@ -176,7 +176,10 @@ def read(folder: Path) -> Manifest:
 
 
 def verify(folder: Path) -> list[dict[str, str]]:
-    """Re-hash a folder against its manifest: a list of {path, problem}, empty when every byte is as it was."""
+    """Re-hash a folder against its manifest: a list of {path, problem}, empty when every byte is as it was.
+
+    Raises UserError when the folder itself has no manifest that can be read; one inside it that cannot is a problem.
+    """
     manifest = read(folder)
     document = read_json(folder / NAME, strict=True)
     claimed = document.pop("self_sha256", None)
@@ -199,7 +202,11 @@ def verify(folder: Path) -> list[dict[str, str]]:
     if not problems and manifest.digest != digest_of(manifest.kind, manifest.outputs):
         problems.append({"path": NAME, "problem": "digest does not match the files listed"})
     for inner in inner_artifacts(folder):
-        problems += [{**problem, "path": f"{inner}/{problem['path']}"} for problem in verify(folder / inner)]
+        try:
+            found = verify(folder / inner)
+        except UserError as error:
+            found = [{"path": NAME, "problem": error.message}]
+        problems += [{**problem, "path": f"{inner}/{problem['path']}"} for problem in found]
     return problems
 
 

@@ -86,11 +86,12 @@ class McNemar:
 
 
 def mcnemar(b: int, c: int) -> McNemar:
-    """Exact McNemar test: under equality b ~ Bin(b + c, 1/2). mid_p as Fagerland, Lydersen & Laake 2013, eq. 3."""
+    """Exact McNemar test: under equality b ~ Bin(b + c, 1/2). mid_p: Fagerland, Lydersen & Laake 2013, eq. 3 and below it."""
     better, worse = binomial_sf(b, b + c, 0.5), binomial_sf(c, b + c, 0.5)
     two_sided = min(1.0, 2.0 * min(better, worse))
     point = math.exp(_log_binomial(b + c, b) - (b + c) * math.log(2.0))
-    return McNemar(two_sided=two_sided, better=better, worse=worse, mid_p=min(1.0, max(0.0, two_sided - point)))
+    mid_p = 1.0 - point / 2.0 if b == c else max(0.0, two_sided - point)
+    return McNemar(two_sided=two_sided, better=better, worse=worse, mid_p=mid_p)
 
 
 def _log_binomial(n: int, k: int) -> float:

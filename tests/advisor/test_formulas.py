@@ -269,7 +269,7 @@ def test_names():
     with pytest.raises(UserError) as error:
         find_gpu("H10")
     assert "H100" in str(error.value.hint)
-    for bad in ("L4:0", "L4:x", "L4:-1"):
+    for bad in ("L4:0", "L4:x", "L4:-1", "L4:"):
         with pytest.raises(UserError):
             parse_hardware(bad)
 

@@ -86,6 +86,7 @@ def test_test_and_interval_agree():
 def test_exact_guard_where_the_score_test_errs():
     # With a true drop of 2 points and nothing ever fixed, 133 items without a broken one happen with 0.98^133 = 6.8 %.
     assert non_inferior_p(0, 0, 133, 0.02) < 0.05
+    assert exact_non_inferior_p(0, 30, 60, 0.02) == 1.0
     assert exact_non_inferior_p(0, 0, 133, 0.02) == pytest.approx(0.98**133 + 0.001, abs=1e-4)
     assert exact_non_inferior_p(0, 0, 0, 0.02) == 1.0
 
@@ -277,9 +278,8 @@ def test_mcnemar_on_both_sides():
     assert (found.better, found.worse) == pytest.approx((10 / 512, 511 / 512))
     assert found.two_sided == pytest.approx(20 / 512)
     assert found.mid_p == pytest.approx(20 / 512 - 9 / 512)  # the point's probability, 9 / 2^9, once
-    assert mcnemar(2, 2).two_sided == 1.0
-    assert mcnemar(2, 2).mid_p == pytest.approx(1 - 6 / 16)
-    assert mcnemar(0, 0).mid_p == 0.0
+    assert mcnemar(2, 2).mid_p == pytest.approx(1 - 6 / 32)
+    assert (mcnemar(2, 2).two_sided, mcnemar(0, 0).two_sided) == (1.0, 1.0)
 
 
 def likelihood_statistic(b, c, n, d):
