@@ -81,7 +81,8 @@ def widening(kind: str, gpu: Gpu) -> float:
 def prior_points(kind: str, gpu: Gpu) -> float:
     """How many logs the formula's own answer weighs: (spread between logs / spread of the formula's error)^2.
 
-    The normal prior: 0.7 for training speed on a GPU, 0.01 on a CPU, whose speed is a rough guess.
+    The normal prior: 0.54 for training speed and 2.0 for time per token on a GPU; on a CPU, whose speed is a rough guess,
+    0.008 and 0.03.
     """
     error = class_errors().get(kind)
     spread = (CPU_WIDEN if gpu.is_cpu else 1.0) * (error.half_width if error else math.log(2.0)) / 1.645

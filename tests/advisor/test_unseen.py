@@ -1,6 +1,9 @@
-"""Rows and names the collection does not hold: other spellings, other hardware, mixtures of experts, other engines.
+"""Rows and names that the collection mostly does not hold: other spellings, other hardware, mixtures of experts, other engines.
 
-Measurements are published ones of rows that no constant was fitted on.
+Measurements are published ones. Some of their rows stand in `advisor/tables/measured.csv`, on which constants were fitted:
+SGLang with 64 and 128 clients, fsdp_qlora's two, TinyChat's but for Llama-3-8B on A6000. Of the others (Qwen-72B and 7B by
+GPTQ, Qwen3-235B, llm-foundry's long sequences on H100, SGLang with 16 clients) the table holds other rows of the same sources
+only.
 """
 
 import csv
