@@ -49,12 +49,8 @@ class Artifact:
                     where=str(path),
                     hint=f"ft verify {path}",
                 )
-        for inner in cls.uncovered(path):
-            raise UserError(
-                f"{inner}/ in it is {UNCOVERED}",
-                where=str(path),
-                hint="move it out of that folder",
-            )
+        if inner := cls.uncovered(path):
+            raise UserError(f"{inner[0]}/ in it is {UNCOVERED}", where=str(path), hint="move it out of that folder")
         return cls(path, manifest)
 
     @classmethod

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,8 @@ class Load:
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
     """Predictions (value, low, high: 90 % interval) and the device they are held against. memory_gb, device_gb: 1e9 bytes.
-    hours: of the whole run. steps: optimizer steps. proposals: settings that are predicted to fit, where these do not."""
+    hours: of the whole run. steps: optimizer steps. proposals: settings that are predicted to fit, where these do not.
+    calibrate: the command by which the advisor learns from the run, RUN its folder."""
 
     device: str
     device_gb: float
@@ -49,6 +51,7 @@ class Forecast:
     fits: bool
     proposals: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    calibrate: str = "ftadvise calibrate RUN"
 
     def say(self) -> None:
         """Print it."""
@@ -75,7 +78,7 @@ class Forecast:
         speed, memory = rate / float(self.tokens_per_s["value"]), peak / float(self.memory_gb["value"])
         say(
             f"measured: {rate:.0f} tokens/s ({speed:.2f} times the forecast), {peak:.1f} GB ({memory:.2f} times); "
-            "the advisor learns from it by: ftadvise calibrate RUN"
+            f"once it is done the advisor learns from it by: {self.calibrate}"
         )
 
 
@@ -108,6 +111,16 @@ def forecast(source: ModelSource, config: TrainConfig, load: Load, device: str) 
         fits=fits,
         proposals=() if fits else _proposals(model, gpu, config, load),
         notes=tuple(notes),
+        calibrate=_calibrate(source, gpu, config, load),
+    )
+
+
+def _calibrate(source: ModelSource, gpu: Gpu, config: TrainConfig, load: Load) -> str:
+    """The command line with the shape that is trained; a GGUF is known by the folder it was unpacked to."""
+    model = source.location if source.kind == "gguf" else source.spec
+    return (
+        f"ftadvise calibrate RUN --model {shlex.quote(model)} --gpu {gpu.name} --method {config.method} "
+        f"--batch {config.per_device_train_batch_size} --seq {max(1, round(load.mean))}"
     )
 
 

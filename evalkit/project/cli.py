@@ -14,7 +14,7 @@ from tunegate.train.data import options as o
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
-@app.command(epilog="Example: ft init my-model --data my.jsonl   then   cd my-model && make advice")
+@app.command(epilog="Example: ft init my-model --data my.jsonl && cd my-model && make advice")
 @o.takes(o.READING)
 def init(
     ctx: typer.Context,

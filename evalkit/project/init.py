@@ -14,6 +14,7 @@ from tunegate.core.artifacts import Dataset
 from tunegate.core.errors import UserError
 from tunegate.core.files import home_path, new_folder, refuse_existing, write_jsonl, write_text
 from tunegate.core.methods import WEIGHTLESS
+from tunegate.core.model_source import BUILTIN_PREFIX, BUILTINS, resolve
 from tunegate.core.power import detectable_difference, pairs_for_difference
 from tunegate.core.rows import read_rows
 from tunegate.core.statistics import clopper_pearson
@@ -59,13 +60,14 @@ def init_project(folder: Path, data: Path | None, *, reading: Reading, model: st
     """Write a project folder whole, or nothing. data: the user's rows in any format that `ft data prepare` reads; a
     sample set without it. reading: how they are read.
 
-    Raises UserError for a folder that exists, and for data that cannot be read.
+    Raises UserError for a folder that exists, for data that cannot be read, and for a model that can be none.
     """
     if data is not None and not data.is_file():
         what = "is a folder" if data.is_dir() else "is no file that can be copied" if data.exists() else "no such file"
         raise UserError(what, where=str(data), hint="a file of rows is needed")
     # A folder without a tokenizer is refused before anything is written; a GGUF file has its own inside, estimated here.
     count = counter(None if home_path(model).is_file() else model)
+    _refuse_no_model(model)
     named = folder.name not in ("", "..")  # else refused, as every output folder is
     earlier = force and named and all((folder / name).is_file() for name in ("task.yaml", "gate.yaml", "train.yaml"))
     if not earlier:
@@ -102,6 +104,16 @@ def init_project(folder: Path, data: Path | None, *, reading: Reading, model: st
         need_n=pairs_for_difference(DISCORDANCE, MARGIN, alpha=ALPHA),
         calls_left_out=sum(size.calls_left_out for size in sizes(read_rows(prepared.train_path), count)),
     )  # fmt: skip
+
+
+def _refuse_no_model(model: str) -> None:
+    """Raise UserError, in the words of every command that loads one, for what no later stage could take as a model. What is
+    there, a known builtin, an URL and the form of a hub id pass; nothing is fetched or unpacked."""
+    path = home_path(model)
+    builtin = model.removeprefix(BUILTIN_PREFIX) in BUILTINS and model.startswith(BUILTIN_PREFIX)
+    hub_id = model.count("/") == 1 and not model.startswith((".", "/", "~")) and path.suffix != ".gguf"
+    if not (builtin or path.exists() or "://" in model or hub_id):
+        resolve(model)
 
 
 def _seen_from(folder: Path, model: str) -> str:

@@ -1,6 +1,7 @@
 """The documents beside the code say what the code does."""
 
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -50,8 +51,9 @@ def test_commands_that_pages_show_exist():
 
 
 # The help pages whose example is one line for a shell.
-PASTED = ("ft", "ftadvise", "ft doctor", "ft serve", "ft loadtest", "ft eval", "ft gate", "ft report", "ft data", "ft release list",
-          "ft release show", "ft release promote", "ft release rollback", "ft verify", "ft merge", "ft quantize", "ft train")  # fmt: skip
+PASTED = ("ft", "ftadvise", "ft doctor", "ft serve", "ft loadtest", "ft eval", "ft gate", "ft report", "ft data", "ft init",
+          "ft release", "ft verify", "ft merge", "ft quantize", "ft export", "ft push", "ft train")  # fmt: skip
+OTHERS = ("cd", "make", "ollama")  # programs that are not ours, in such a line
 
 
 def test_examples_of_the_help_can_be_pasted():
@@ -67,20 +69,43 @@ def test_examples_of_the_help_can_be_pasted():
             example = (found.epilog or "").removeprefix("Example: ")
             for part in example.split("&&") if example else []:
                 words = shlex.split(part)
-                assert words[0] in commands, f"{path}: {part}"
-                assert "then" not in words, f"{path}: {part}"
-                _taken(commands[words[0]], words)
+                assert words[0] in (*commands, *OTHERS), f"{path}: {part}"
+                assert not {"then", "or", "and"} & set(words), f"{path}: {part}"
+                if words[0] in commands:
+                    _taken(commands[words[0]], words)
                 looked_at += 1
     assert looked_at > 40
 
 
+@pytest.mark.parametrize("spec", ["builtin:smollm2-135m", "my model/"])
+def test_the_command_that_training_names_for_calibrating_is_taken(capsys, tmp_path, monkeypatch, spec):
+    from tunegate.core.model_source import ModelSource
+    from tunegate.train import preflight
+    from tunegate.train.config import TrainConfig
+
+    monkeypatch.chdir(tmp_path)
+    shape = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
+             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 256}  # fmt: skip
+    (tmp_path / "my model").mkdir()
+    (tmp_path / "my model" / "config.json").write_text(json.dumps(shape))
+    source = ModelSource(spec, "folder", str(tmp_path / "my model"), "m")
+    load = preflight.Load(rows=100, longest=64, mean=40.4, label_share=0.5)
+    found = preflight.forecast(source, TrainConfig(device="cpu", per_device_train_batch_size=2), load, "cpu")
+    found.measured(1000.0, 1.0)
+    words = shlex.split(capsys.readouterr().err.rpartition(" by: ")[2])
+    assert words[:3] == ["ftadvise", "calibrate", "RUN"]
+    taken = _taken(typer.main.get_command(script(ROOT / "docs" / "cli_reference.py").ftadvise), words)
+    assert [taken[key] for key in ("model", "gpu", "method", "batch", "seq")] == [spec, "cpu", "lora", 2, 40]
+
+
 def _taken(command, words):
-    """Parse `words` as the command line does, calling nothing."""
+    """The parameters of `words`, parsed as the command line does, calling nothing."""
     name, *rest = words
     context = command.make_context(name, list(rest))
     while hasattr(command, "resolve_command"):
         name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
         context = command.make_context(name, list(rest), parent=context)
+    return context.params
 
 
 def test_tests_that_pages_name_exist():

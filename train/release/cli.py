@@ -1,5 +1,6 @@
 """`ft merge` and `ft quantize`: options, opening folders, printing."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -10,17 +11,18 @@ from tunegate.core.console import JsonOption, emit_json, out, say
 from tunegate.core.errors import UsageError, UserError, nearest
 from tunegate.core.files import refuse_existing, refuse_input
 from tunegate.core.model_source import resolve
+from tunegate.train.paths import given_path
 
 merge_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 quantize_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
-OutOption = Annotated[Path, typer.Option("--out", help="Release folder to write.")]
+OutOption = Annotated[Path, typer.Option("--out", help="Release folder to write.", parser=given_path, metavar="<path>")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing folder.")]
 
 
 @merge_app.command(epilog="Example: ft merge run/ --out release/")
 def merge(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of ft train.")],
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of ft train.", parser=given_path)],
     out_folder: OutOption,
     onto: Annotated[
         str, typer.Option(help="qlora: fold into the dequantized (NF4) base, the original, or auto (the better one).")
@@ -32,7 +34,12 @@ def merge(
         float, typer.Option("--max-shard-size", min=0.001, help="Largest weight file, in GB (1e9 bytes).")
     ] = 5.0,
     data: Annotated[
-        Path | None, typer.Option(help="Dataset whose held-out answers prove the merge; default: the run's own.")
+        Path | None,
+        typer.Option(
+            help="Dataset whose held-out answers prove the merge; default: the run's own.",
+            parser=given_path,
+            metavar="<path>",
+        ),
     ] = None,
     rows: Annotated[
         int | None, typer.Option(min=0, help="Held-out answers of the proof; default 8, 32 to tell two merges apart.")
@@ -48,6 +55,8 @@ def merge(
 
     if onto not in merging.ONTO:
         raise UsageError(f"--onto {onto}: unknown", hint=nearest(onto, list(merging.ONTO)))
+    if math.isinf(max_shard_size):
+        raise UsageError("--max-shard-size must be a number of GB, not infinite", hint="a large one makes one file")
     config = merging.MergeConfig(onto=onto, keep_adapter=keep_adapter, max_shard_gb=max_shard_size, rows=rows)
     dataset = Dataset.open(data) if data else None if keep_adapter else _own_dataset(run)
     _report(
@@ -68,10 +77,17 @@ def _own_dataset(run: Run) -> Dataset | None:
 @quantize_app.command(epilog="Example: ft quantize release/ --out release-awq/")
 def quantize(
     ctx: typer.Context,
-    release_folder: Annotated[Path, typer.Argument(metavar="RELEASE", help="Release folder of ft merge.")],
+    release_folder: Annotated[
+        Path, typer.Argument(metavar="RELEASE", help="Release folder of ft merge.", parser=given_path)
+    ],
     out_folder: OutOption,
     calibration: Annotated[
-        Path | None, typer.Option(help="Dataset folder to calibrate on; default: the one it was trained on.")
+        Path | None,
+        typer.Option(
+            help="Dataset folder to calibrate on; default: the one it was trained on.",
+            parser=given_path,
+            metavar="<path>",
+        ),
     ] = None,
     backend: Annotated[str, typer.Option(help="Quantizer: llmcompressor or autoawq.")] = "llmcompressor",
     scheme: Annotated[

@@ -8,6 +8,7 @@ import typer
 from tunegate.core.artifacts import Release
 from tunegate.core.console import JsonOption, emit_json, out
 from tunegate.core.files import refuse_existing, refuse_input
+from tunegate.train.paths import given_path
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,11 +24,13 @@ def root() -> None:
 
 
 @app.command(
-    epilog="Example: ft export gguf release/ --type q4_k_m --out gguf/  then  ollama create mine -f gguf/Modelfile"
+    epilog="Example: ft export gguf release/ --type q4_k_m --out gguf/ && ollama create mine -f gguf/Modelfile"
 )
 def gguf(
-    release_folder: Annotated[Path, typer.Argument(metavar="RELEASE", help="Release folder of ft merge (bf16).")],
-    out_folder: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    release_folder: Annotated[
+        Path, typer.Argument(metavar="RELEASE", help="Release folder of ft merge (bf16).", parser=given_path)
+    ],
+    out_folder: Annotated[Path, typer.Option("--out", help="Folder to write.", parser=given_path, metavar="<path>")],
     kind: Annotated[
         str, typer.Option("--type", help="q4_k_m, q5_k_m, q6_k, q8_0, f16, bf16, ...: of the file's weights.")
     ] = "q4_k_m",

@@ -17,6 +17,9 @@ from tunegate.core.errors import UserError, nearest
 from tunegate.core.files import read_json
 from tunegate.core.manifest import Input
 
+# Facts of a run without weights: what its making chose and counted.
+MADE = ("k", "selection", "examples", "passages", "embedder", "instruction_tokens")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Promotion:
@@ -219,9 +222,10 @@ def described(artifact: Release | Run | GgufExport) -> dict[str, Any]:
     facts = artifact.manifest.facts
     found: dict[str, Any] = {"name": artifact.path.resolve().name}
     keys = ("base", "base_name", "license", "method", "quantization", "format", "group_size", "calibration_rows", "bytes",
-            "template_digest", "probe_digest")  # fmt: skip
+            "template_digest", "probe_digest", *MADE)  # fmt: skip
     found |= {name: facts[name] for name in keys if name in facts}
     if artifact.kind == Run.kind:
+        found["run"] = {"path": str(artifact.path), "digest": artifact.digest}
         found["recipe"] = artifact.manifest.config
     for row in manifests.lineage(artifact.manifest.inputs):
         document = _still_there(row)

@@ -9,6 +9,7 @@ from tunegate.core import manifest as manifests
 from tunegate.core import registry as folders
 from tunegate.core.artifacts import EvalReport, Release, Run
 from tunegate.core.errors import InfrastructureError, UserError
+from tunegate.train.paths import given_name
 from tunegate.train.release import environments, worker
 from tunegate.train.release.promote import Evidence, Promotion, Registry, rollback_target, standing, taken_up
 
@@ -18,9 +19,10 @@ KIND = Release.kind
 
 
 def open_registry(spec: str | None) -> Registry:
-    """The registry that `spec` names: None for `$TUNEGATE_REGISTRY` or the default folder, `mlflow:URI[#NAME]`, or a folder."""
-    spec = spec or os.environ.get("TUNEGATE_REGISTRY")
-    if spec is None:
+    """The registry that `spec` names: None for `$TUNEGATE_REGISTRY` (an empty one is not set) or the default folder,
+    `mlflow:URI[#NAME]`, or a folder. Raises UsageError for an empty `spec`."""
+    spec = os.environ.get("TUNEGATE_REGISTRY", "").strip() if spec is None else given_name("--registry", spec)
+    if not spec:
         return FolderRegistry(folders.home())
     if spec.startswith(PREFIX):
         uri, _, name = spec.removeprefix(PREFIX).partition("#")
@@ -64,7 +66,14 @@ class FolderRegistry:
             history = _history(entries, alias, self.place)
             now, target = rollback_target(alias, history, to)
             stored = Path(target.path)
-            if not stored.is_dir() or manifests.read(stored).digest != target.digest or manifests.verify(stored):
+            if not stored.is_dir():
+                again = f"ft release promote {target.from_path} --gate DECISION --as {alias}"
+                raise UserError(
+                    "the bytes to go back to are gone",
+                    where=str(stored),
+                    hint=f"promote them again: {again}; or go back to others by --to",
+                )
+            if manifests.read(stored).digest != target.digest or manifests.verify(stored):
                 raise UserError("the bytes to go back to were changed", where=str(stored), hint=f"ft verify {stored}")
             entry = taken_up(target, by, reason)
             entries[folders.key(KIND, alias)].append(replace(entry, path=stored.name).as_json())

@@ -9,14 +9,16 @@ from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import EvalReport, GateDecision, GgufExport, Release, open_any
 from tunegate.core.console import JsonOption, emit_json, out
 from tunegate.core.errors import UserError
+from tunegate.train.paths import given_path
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 
-@app.command(epilog="Example: ft push release-awq/ s3://models/slots-v3 --report report/  (or owner/name for the hub)")
+@app.command(epilog="Example: ft push release-awq/ s3://models/slots-v3 --report report/")
 def push(
     release_folder: Annotated[
-        Path, typer.Argument(metavar="RELEASE", help="Release folder, or a GGUF folder of ft export.")
+        Path,
+        typer.Argument(metavar="RELEASE", help="Release folder, or a GGUF folder of ft export.", parser=given_path),
     ],
     dest: Annotated[
         str, typer.Argument(metavar="DEST", help="owner/name on the hub, or s3://, gs://, file:// and a path.")

@@ -10,7 +10,9 @@ from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import Release, Run, open_any
 from tunegate.core.console import JsonOption, emit_json, out, say, table
 from tunegate.core.errors import UsageError, UserError
-from tunegate.train.release.promote import Promotion, described, standing, who
+from tunegate.core.methods import WEIGHTLESS
+from tunegate.train.paths import given_path
+from tunegate.train.release.promote import MADE, Promotion, described, standing, who
 from tunegate.train.release.promote import promote as do_promote
 from tunegate.train.release.promote_registry import current, open_registry
 
@@ -20,6 +22,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog="Example: ft release promote release-awq/ --gate report/gate --as champion",
 )
+# Settings of a method, and what was found while it was made, that the screen shows.
+OF_WEIGHTS = ("rank", "alpha", "learning_rate", "num_train_epochs", "max_steps", "seed")
+OF_PROMPTS = ("k", "selection", "examples", "passages", "passage_tokens", "embedder", "docs", "system_file", "instruction_tokens")  # fmt: skip
 RegistryOption = Annotated[
     str | None,
     typer.Option(
@@ -90,8 +95,16 @@ def show(
     epilog="Example: ft release promote release-awq/ --gate report/gate --as champion --reason 'v2 of the data'"
 )
 def promote(
-    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Release (or Run) folder.")],
-    gate: Annotated[Path, typer.Option("--gate", help="GateDecision folder, or the report it lies in (REPORT/gate).")],
+    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Release (or Run) folder.", parser=given_path)],
+    gate: Annotated[
+        Path,
+        typer.Option(
+            "--gate",
+            help="GateDecision folder, or the report it lies in (REPORT/gate).",
+            parser=given_path,
+            metavar="<path>",
+        ),
+    ],
     alias: Annotated[str, typer.Option("--as", help="champion, candidate, baseline, or a name of yours.")] = "champion",
     by: ByOption = None,
     reason: ReasonOption = None,
@@ -138,11 +151,9 @@ def rollback(
     say("what is being served does not change by itself: restart the server on that folder")
 
 
-@app.command(
-    epilog="Example: ft release sign release-awq/ --key key.pem  then  ft verify release-awq/ --key public.pem"
-)
+@app.command(epilog="Example: ft release sign release-awq/ --key key.pem && ft verify release-awq/ --key public.pem")
 def sign(
-    folder: Annotated[Path, typer.Argument(metavar="RELEASE", help="Any finished folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="RELEASE", help="Any finished folder.", parser=given_path)],
     key: Annotated[Path | None, typer.Option("--key", help="P-256 private key, PEM.")] = None,
     key_password_file: Annotated[
         Path | None, typer.Option("--key-password-file", help="Where the key has one.")
@@ -187,12 +198,24 @@ def _servable(path: Path) -> Release | Run:
     return artifact
 
 
+def _recipe(facts: dict[str, Any]) -> str:
+    """The method with the settings it reads, and what making it chose and counted."""
+    from tunegate.train.config import keys_of
+
+    method = str(facts.get("method"))
+    read = keys_of(method)
+    known = {key: value for key, value in (facts.get("recipe") or {}).items() if key in read}
+    known |= {key: facts[key] for key in MADE if key in facts}
+    shown = OF_PROMPTS if method in WEIGHTLESS else OF_WEIGHTS
+    told = ", ".join(f"{key} {known[key]}" for key in shown if known.get(key) not in (None, "", -1))
+    return f"{method}: {told}" if told else method
+
+
 def _screen(document: dict[str, Any]) -> list[str]:
     facts = document["facts"]
-    data, run, recipe = facts.get("data") or {}, facts.get("run") or {}, facts.get("recipe") or {}
+    data, run = facts.get("data") or {}, facts.get("run") or {}
     counts = f", {data['train']} rows to train on, {data['eval']} held out" if "train" in data else ""
-    keys = ("rank", "alpha", "learning_rate", "num_train_epochs", "max_steps", "seed")
-    settings = ", ".join(f"{k} {recipe[k]}" for k in keys if recipe.get(k) not in (None, -1))
+    made_by = f" (run {run['path']}, {str(run.get('digest', ''))[:12]})" if "path" in run else ""
     quantization = ", ".join(
         [str(facts.get("quantization", "none"))]
         + [f"{k.replace('_', ' ')} {facts[k]}" for k in ("format", "group_size", "calibration_rows") if k in facts]
@@ -203,7 +226,7 @@ def _screen(document: dict[str, Any]) -> list[str]:
         f"folder        {document['path']}",
         f"data          {data.get('path', 'unknown')} ({str(data.get('digest', ''))[:12]}){counts}",
         f"base          {facts.get('base')} = {facts.get('base_name')}, licence {facts.get('license') or 'unknown'} ({str(facts.get('base_digest', ''))[:12]})",
-        f"recipe        {facts.get('method')}{': ' + settings if settings else ''} (run {run.get('path', 'unknown')}, {str(run.get('digest', ''))[:12]})",
+        f"recipe        {_recipe(facts)}{made_by}",
         f"quantization  {quantization}",
     ]
     if document["promotion"] is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tunegate.core import manifest as manifests
 from tunegate.core import weight_files
-from tunegate.core.artifacts import GgufExport, Release, Run, open_any
+from tunegate.core.artifacts import KINDS, UNCOVERED, Artifact, GgufExport, Release, Run, open_any
 from tunegate.core.errors import UserError
 from tunegate.core.files import sha256_file
 from tunegate.core.manifest import SIGNATURE, Manifest
@@ -62,6 +62,8 @@ def inspect(folder: Path, *, signer: Signer | None = None, distribution: bool = 
     """
     manifest = manifests.read(folder)
     problems = [*manifests.verify(folder), *_empty_folders(folder)]
+    uncovered = KINDS.get(manifest.kind, Artifact).uncovered(folder)
+    problems += [{"path": f"{inner}/", "problem": f"is {UNCOVERED}: move it out"} for inner in uncovered]
     signature, broken = _signature(folder, signer)
     if broken:
         problems.append({"path": SIGNATURE, "problem": broken})

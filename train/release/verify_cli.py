@@ -7,6 +7,7 @@ import typer
 
 from tunegate.core.console import JsonOption, emit_json, out
 from tunegate.core.errors import ExitCode, TunegateError, UsageError
+from tunegate.train.paths import given_path
 from tunegate.train.release.verify import Inspection, Signer, inspect, load_in_engine
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -14,8 +15,11 @@ app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
 @app.command(epilog="Example: ft verify release-awq/ --key public.pem")
 def verify(
-    folder: Annotated[Path, typer.Argument(help="Any folder that a stage wrote.")],
-    key: Annotated[Path | None, typer.Option("--key", help="Public key (PEM) that must have signed it.")] = None,
+    folder: Annotated[Path, typer.Argument(help="Any folder that a stage wrote.", parser=given_path)],
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", help="Public key (PEM) that must have signed it.", parser=given_path, metavar="<path>"),
+    ] = None,
     identity: Annotated[str | None, typer.Option("--identity", help="Keyless: who must have signed it.")] = None,
     issuer: Annotated[str | None, typer.Option("--issuer", help="Keyless: who vouches for the identity (URL).")] = None,
     trust_config: Annotated[

@@ -229,6 +229,10 @@ def test_rollback_to_a_named_digest_and_to_a_damaged_one(tmp_path, ft, home):
     code, _, err = ft("rollback")
     assert code == 2
     assert "the bytes to go back to were changed" in err
+    shutil.rmtree(home / "store" / f"release-{releases[1].digest[:16]}")
+    code, _, err = ft("rollback")
+    assert (code, "ft verify" in err) == (2, False)
+    assert f"the bytes to go back to are gone (promote them again: ft release promote {releases[1].path} --gate" in err
     assert ft("list", "--json")[1]["releases"][0]["digest"] == releases[2].digest, "a refused rollback changes nothing"
     assert ft("rollback", "champion", "--to", releases[0].digest[:8], "--json")[1]["digest"] == releases[0].digest
 

@@ -118,6 +118,38 @@ def test_extra_hidden_missing_linked_and_empty_are_found(release, verify):
     ]
 
 
+@pytest.mark.parametrize("kind", ["release", "gguf"])
+def test_an_artifact_inside_a_folder_that_is_passed_on_is_a_problem(tmp_path, verify, chain, kind):
+    folder = shutil.copytree(chain / "release", tmp_path / "outer")
+    old = manifest.read(folder)
+    (folder / "manifest.json").unlink()
+    manifest.write(folder, kind, inputs=list(old.inputs), config={}, facts=old.facts)
+    shutil.copytree(chain / "run", folder / "sub" / "inner")
+    code, document = verify(folder)
+    assert (code, document["ok"]) == (2, False)
+    assert said(document) == ["sub/inner/: is an artifact of its own, which its digest does not cover: move it out"]
+
+
+def test_a_gate_inside_a_report_is_none(tmp_path, verify):
+    for folder, kind in ((tmp_path / "report" / "gate", "gate_decision"), (tmp_path / "report", "eval_report")):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "file").write_text("x")
+        manifest.write(folder, kind, inputs=[], config={})
+    assert verify(tmp_path / "report")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("garbage", "not valid JSON: "), ("{}", "not a Tunegate manifest"), ('{"schema_version": 99, "kind": "run"}', "written by a newer version")],
+)  # fmt: skip
+def test_a_manifest_inside_that_cannot_be_read_is_a_row_like_any_other(release, verify, text, says):
+    (release.path / "sub").mkdir()
+    (release.path / "sub" / "manifest.json").write_text(text)
+    code, document = verify(release.path)
+    assert code == 2
+    assert f"sub/manifest.json: {says}" in "\n".join(said(document))
+
+
 def test_a_lineage_that_does_not_reach_the_data_or_the_base(release, verify):
     full = release.manifest.inputs[0]
     data, base = full.inputs
