@@ -103,16 +103,21 @@ def _loader() -> Any:
                 seen.add(key)
             return super().construct_mapping(node, deep)
 
-    Strict.yaml_implicit_resolvers = {
-        first: [
-            (tag, pattern)
-            for tag, pattern in pairs
-            if tag.rpartition(":")[2] not in ("timestamp", "float", "int", "merge")
-        ]
-        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    Strict.add_constructor("tag:yaml.org,2002:float", Strict.construct_yaml_float)
-    Strict.add_constructor("tag:yaml.org,2002:int", Strict.construct_yaml_int)
-    Strict.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
-    Strict.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
+    Strict.yaml_implicit_resolvers = _without(
+        yaml.SafeLoader.yaml_implicit_resolvers, "timestamp", "float", "int", "merge"
+    )
+    for kind, pattern, number in (
+        ("float", _FLOAT, Strict.construct_yaml_float),
+        ("int", _INT, Strict.construct_yaml_int),
+    ):
+        Strict.add_constructor(f"tag:yaml.org,2002:{kind}", number)
+        Strict.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", pattern, list("-+.0123456789"))
     return Strict
+
+
+def _without(resolvers: dict[str, Any], *kinds: str) -> dict[str, Any]:
+    """PyYAML's table of what an untagged word may be, by first letter, without some kinds."""
+    return {
+        first: [(tag, pattern) for tag, pattern in pairs if tag.rpartition(":")[2] not in kinds]
+        for first, pairs in resolvers.items()
+    }

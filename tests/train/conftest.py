@@ -1,5 +1,7 @@
 """What tests of training share."""
 
+import os
+
 import pytest
 
 
@@ -18,3 +20,28 @@ def poisoned_model(tiny_model, tmp_path):
     model.save_pretrained(tmp_path / "poisoned")
     tokenizer.save_pretrained(tmp_path / "poisoned")
     return tmp_path / "poisoned"
+
+
+@pytest.fixture
+def stopped(monkeypatch):
+    """Send a signal before step 4 of the next run, from inside."""
+    from tunegate.train import sft
+
+    make = sft.make_trainer
+
+    def ask(*numbers):
+        from transformers import TrainerCallback
+
+        class Act(TrainerCallback):
+            def on_step_begin(self, args, state, control, **_):
+                if state.global_step == 3:
+                    for number in numbers:
+                        os.kill(os.getpid(), number)
+
+        def acting(**options):
+            monkeypatch.setattr(sft, "make_trainer", make)
+            return make(**{**options, "callbacks": [*options["callbacks"], Act()]})
+
+        monkeypatch.setattr(sft, "make_trainer", acting)
+
+    return ask

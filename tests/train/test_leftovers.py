@@ -47,29 +47,6 @@ def ft(capsys, tiny_model, tiny_dataset, tmp_path):
 
 
 @pytest.fixture
-def stopped(monkeypatch):
-    """Send a signal before step 4 of the next run, from inside."""
-    make = sft.make_trainer
-
-    def ask(*numbers):
-        from transformers import TrainerCallback
-
-        class Act(TrainerCallback):
-            def on_step_begin(self, args, state, control, **_):
-                if state.global_step == 3:
-                    for number in numbers:
-                        os.kill(os.getpid(), number)
-
-        def acting(**options):
-            monkeypatch.setattr(sft, "make_trainer", make)
-            return make(**{**options, "callbacks": [*options["callbacks"], Act()]})
-
-        monkeypatch.setattr(sft, "make_trainer", acting)
-
-    return ask
-
-
-@pytest.fixture
 def raw(adapter_run_once, tmp_path):
     """An adapter as PEFT saves it, without a manifest, whose config names a base: `raw(name)`."""
 

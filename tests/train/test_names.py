@@ -1,7 +1,6 @@
 """What a run goes on from is known by what it is, not by how it is spelt; an empty name is no name."""
 
 import json
-import os
 import shutil
 import signal
 
@@ -39,24 +38,6 @@ def ft(capsys, tiny_model, tiny_dataset, tmp_path):
     return call
 
 
-@pytest.fixture
-def stopped(monkeypatch):
-    """Stop the next run before step 4."""
-    make = sft.make_trainer
-    from transformers import TrainerCallback
-
-    class Act(TrainerCallback):
-        def on_step_begin(self, args, state, control, **_):
-            if state.global_step == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    def acting(**options):
-        monkeypatch.setattr(sft, "make_trainer", make)
-        return make(**{**options, "callbacks": [*options["callbacks"], Act()]})
-
-    monkeypatch.setattr(sft, "make_trainer", acting)
-
-
 @pytest.fixture(scope="module")
 def adapters(tiny_model, tiny_dataset, tmp_path_factory):
     """Two runs that differ in their seed alone."""
@@ -85,6 +66,7 @@ def bare(run, place):
 
 @pytest.mark.parametrize("kind", ["run", "bare"])
 def test_a_run_goes_on_only_with_the_adapter_it_began_with(ft, stopped, adapters, tmp_path, kind):
+    stopped(signal.SIGINT)
     first = shutil.copytree(adapters[0], tmp_path / "a") if kind == "run" else bare(adapters[0], tmp_path / "a")
     code, _, err = ft("--adapter", first)
     assert code == 130, err
@@ -99,6 +81,7 @@ def test_a_run_goes_on_only_with_the_adapter_it_began_with(ft, stopped, adapters
 
 
 def test_the_settings_of_a_bare_adapter_are_a_part_of_it(ft, stopped, adapters, tmp_path):
+    stopped(signal.SIGINT)
     place = bare(adapters[0], tmp_path / "a")
     assert ft("--adapter", place)[0] == 130
     config = json.loads((place / ADAPTER).read_text())
@@ -118,6 +101,7 @@ def test_an_adapter_of_changed_bytes_is_refused(ft, adapters, tmp_path):
 
 
 def test_an_adapter_by_another_spelling_is_the_same(ft, stopped, adapters, tmp_path, monkeypatch):
+    stopped(signal.SIGINT)
     place = shutil.copytree(adapters[0], tmp_path / "a")
     monkeypatch.chdir(tmp_path)
     assert ft("--adapter", "a")[0] == 130
@@ -131,6 +115,7 @@ def test_an_adapter_by_another_spelling_is_the_same(ft, stopped, adapters, tmp_p
 
 
 def test_documents_and_their_encoder_by_another_spelling_are_the_same(ft, stopped, tmp_path, monkeypatch):
+    stopped(signal.SIGINT)
     docs = tmp_path / "docs"
     docs.mkdir()
     (docs / "a.txt").write_text("One plus one is two.")
