@@ -183,9 +183,7 @@ def software(case: Case) -> str:
         if name in case.text:
             return _torchtune_flags(case) if name == "torchtune" else name
     by_trainer = "hf trainer" in case.row["optimizer"].lower() and "fsdp" not in case.text
-    if method(case) == "full" and (
-        by_trainer or "deepspeed" in case.text
-    ):  # Qwen's tables: HF's Trainer with DeepSpeed
+    if method(case) == "full" and (by_trainer or "deepspeed" in case.text):  # Qwen's: HF's Trainer with DeepSpeed
         return "deepspeed"
     return "pretraining" if "pretrain" in case.text or "megatron" in case.text else "hf"
 

@@ -10,13 +10,8 @@ from tunegate.advisor.rules import ADAPTERS, METHODS, PROMPTED, RULES, TUNED, Si
 from tunegate.advisor.search import Option, Space, search
 from tunegate.core.errors import UserError
 
-SHAPING = (
-    "calls_per_day",
-    "examples",
-    "facts",
-    "privacy",
-    "budget_usd",
-)  # of what is varied here: what the options hang on
+# Of what is varied here: what the options hang on.
+SHAPING = ("calls_per_day", "examples", "facts", "privacy", "budget_usd")
 AMPLE_USD = 100_000.0
 COMPARED = (*PROMPTED, *ADAPTERS)  # what is held against each other where a load is stated and cost matters
 UNTUNED = tuple(m for m in METHODS if m not in TUNED)
