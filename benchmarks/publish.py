@@ -1,7 +1,7 @@
 """Run the published benchmarks and put their tables into README.md and docs/: the one way a figure gets into a page.
 
     python benchmarks/publish.py run NAME... | all     # one after another, on an otherwise idle machine; results/NAME.md each
-    python benchmarks/publish.py one-go                # all of them with their peers, small, one after another; results/one-go.md
+    python benchmarks/publish.py one-go                # all scripts with their peers, small, one after another; results/one-go.md
     python benchmarks/publish.py fill                  # results/ into the pages, between `<!-- benchmark NAME -->` and `<!-- end -->`
 
 A result is what the script printed, under a line with its command, machine, load before it, date and versions. A script may
@@ -24,6 +24,7 @@ from tunegate.core.machine import cpu_name
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
+ONE_GO = ROOT / "build" / "one-go"
 PUBLISHED: dict[str, tuple[str, ...]] = {
     "advisor": ("advisor_backtest.py",),
     "gate": ("gate_error_rates.py", "--draws", "20000"),
@@ -75,21 +76,19 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
     "near-duplicates": ("data_dedup.py", "--sizes", "1000", "10000", "100000"),
     "near-duplicates-million": ("data_dedup.py", "--sizes", "1000000"),
 }
-# What `one-go` runs: every benchmark with its peers, as small as still says something (latency has none, and wants the
-# demo's releases).
+# What `one-go` runs: every script with its peers, as small as still says something (latency has none, and wants the demo's
+# releases), in about 45 minutes on two cores.
 TRAIN = ("train_throughput.py", "--rounds", "1", "--steps", "4")
 SMALL: dict[str, tuple[str, ...]] = {
     "advisor": PUBLISHED["advisor"],
     "gate": ("gate_error_rates.py", "--draws", "5000"),
-    "evaluators-standin": PUBLISHED["evaluators-standin"],
     "evaluators-vllm": ("eval_throughput.py", "--part", "vllm", "--rounds", "1", "--requests", "64"),
     "load-accuracy": ("load_accuracy.py", "--requests", "128"),
     "load-overhead": ("serve_overhead.py", "--rounds", "1", "--requests", "48"),
     "prompting": PUBLISHED["prompting"],
-    "train-lora": (*TRAIN, "--methods", "lora", "--sides", "plain,malloc,ft,llamafactory"),
+    "train-lora": (*TRAIN, "--methods", "lora", "--sides", "plain,malloc,ft"),
     "train-qlora": (*TRAIN, "--methods", "qlora", "--sides", "plain,ft"),
     "train-full": (*TRAIN, "--methods", "full", "--sides", "plain,ft"),
-    "train-busy": PUBLISHED["train-busy"],
     "quantize": ("quantize.py", "--layers", "1", "--rows", "32"),
     "read": PUBLISHED["read"],
     "near-duplicates": ("data_dedup.py", "--sizes", "1000", "10000"),
@@ -144,15 +143,22 @@ def run(name: str) -> int:
 
 
 def one_go() -> int:
-    """Run all of SMALL and keep their headlines as one table, with the minutes each took."""
+    """Run all of SMALL and keep their headlines as one table, with the minutes each took. What a stopped run of the same day
+    has finished is taken from build/one-go."""
     load, rows, failed = os.getloadavg()[0], [], []
     for name, command in SMALL.items():
-        started = time.monotonic()
-        lines = printed(name, command)
-        minutes = (time.monotonic() - started) / 60
-        failed += [name] if lines is None else []
-        found = [x.removeprefix(HEADLINE).strip() for x in lines or [] if x.startswith(HEADLINE)]
-        rows += [f"| {x} | `{' '.join(command)}` | {minutes:.1f} |" for x in found]
+        done = ONE_GO / f"{date.today()}-{name}.txt"
+        if not done.is_file():
+            started = time.monotonic()
+            lines = printed(name, command)
+            if lines is None:
+                failed.append(name)
+                continue
+            ONE_GO.mkdir(parents=True, exist_ok=True)
+            done.write_text(f"{''.join(lines)}\nminutes {(time.monotonic() - started) / 60:.1f}\n", encoding="utf-8")
+        *lines, took = done.read_text(encoding="utf-8").splitlines()
+        found = [x.removeprefix(HEADLINE).strip() for x in lines if x.startswith(HEADLINE)]
+        rows += [f"| {x} | `{' '.join(command)}` | {took.removeprefix('minutes ')} |" for x in found]
     table = ["| what | here | beside | command | minutes |", "|---|---|---|---|---:|", *rows]
     notes = [f"\nFailed: {', '.join(failed)}."] if failed else []
     keep("one-go", "publish.py one-go", load, "\n".join([*table, *notes]))
