@@ -155,11 +155,11 @@ def test_the_model_of_a_project_is_read_by_make_and_found_from_inside(tmp_path, 
     (tmp_path / "my base").mkdir()
     assert run(app, prog="ft", argv=["init", "p", "--model", "my base"]) == 2
     assert not (tmp_path / "p").exists()
-    (tmp_path / "base.gguf").write_text("x")
     for model, written, in_make in (
         ("base.gguf", "../base.gguf", "../base.gguf"),
-        ("a$(x) b", "a$(x) b", "'a$$(x) b'"),
+        ("a$(x) b.gguf", "../a$(x) b.gguf", "'../a$$(x) b.gguf'"),
     ):
+        (tmp_path / model).write_text("x")
         assert run(app, prog="ft", argv=["init", "p", "--model", model, "--force"]) == 0
         assert read_yaml(tmp_path / "p/train.yaml")["model"] == written
         assert f"$(FT) eval {in_make} --task" in (tmp_path / "p/Makefile").read_text()
