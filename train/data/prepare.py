@@ -150,7 +150,7 @@ def refuse_nothing_left(kept: Sequence[Row], removed: Sequence[Rejected], names:
     if not kept:
         told = ", ".join(f"{reason} {count}" for reason, count in tally(removed).items())
         raise UserError(
-            f"no row is left to train on, every one was removed: {told}",
+            f"nothing is left to train on, every row was removed: {told}",
             where=", ".join(names),
             hint="remove less: a higher --max-length, fewer --drop options",
         )

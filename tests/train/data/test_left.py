@@ -55,7 +55,7 @@ def test_no_dataset_without_rows(step: str, long_rows: str, tmp_path: Path, caps
     argv = [step, long_rows, "--out", str(tmp_path / "out"), "--max-length", "5", "--drop-long", "--yes"]
     assert run(app, prog="ft data", argv=argv) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith(f"error: {long_rows}: no row is left to train on, every one was removed: too_long ")
+    assert line.startswith(f"error: {long_rows}: nothing is left to train on, every row was removed: too_long ")
     assert "--max-length" in line
     assert not (tmp_path / "out").exists()
 
