@@ -34,6 +34,7 @@ from tunegate.serve.vllm_start import wait_ready
 
 UNREADY_S = 5.0  # to end in, of a server that has answered nobody yet
 EMPTY_S = 5.0  # within this a killed group is gone
+YOUNG_S = 120.0  # a compiler is done by then
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,7 @@ def refuse_taken(host: str, port: int) -> None:
 
 def start(launch: Launch, log: Path, instance: str, key: str | None, guard: GuardSettings) -> Child:
     """Start the server and its reaper. The key goes by the environment, which other users cannot read."""
+    drop_cut_kernels()
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, **launch.environment, **guard.as_environment(), INSTANCE_VARIABLE: instance}
     environment[PROBE_MODEL_VARIABLE] = launch.model
@@ -140,6 +142,18 @@ def start(launch: Launch, log: Path, instance: str, key: str | None, guard: Guar
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
     return Child(process, _reaper(process.pid))
+
+
+def drop_cut_kernels() -> None:
+    """Remove compiled kernels that a killed compiler left empty: torch takes one for finished, and every engine that asks for
+    it dies ("file too short"). A young one may still be written."""
+    named = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    places = [Path(named)] if named else Path(tempfile.gettempdir()).glob("torchinductor_*")
+    for file in (found for place in places for found in place.glob("*/*.so")):
+        with contextlib.suppress(OSError):
+            status = file.stat()
+            if status.st_size == 0 and status.st_uid == os.getuid() and time.time() - status.st_mtime > YOUNG_S:
+                file.unlink()
 
 
 def stop(child: Child, *, grace_s: float) -> None:

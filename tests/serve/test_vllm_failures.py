@@ -1,8 +1,12 @@
 """From the end of a log to a cause and a remedy."""
 
+import os
+import time
+
 import pytest
 
 from tunegate.core.errors import InfrastructureError
+from tunegate.serve import vllm_process
 from tunegate.serve.vllm_failures import explain
 
 SNIPPETS = {
@@ -72,3 +76,23 @@ def test_the_root_error_is_shown_and_not_what_it_led_to(tmp_path):
 
 def test_a_missing_log_is_no_second_failure(tmp_path):
     assert "no message" in explain(tmp_path / "none.log", 1).message
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_kernel_that_a_killed_compiler_left_empty_is_removed_before_a_start(tmp_path, monkeypatch, named):
+    """Torch takes it for finished: each engine that asked for it died, until somebody emptied the folder."""
+    folder = tmp_path / "torchinductor_me"
+    if named:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    else:
+        monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (folder / "ql").mkdir(parents=True)
+    cut, whole, young = (folder / "ql" / f"{name}.main.so" for name in ("cut", "whole", "young"))
+    for file in (cut, whole, young):
+        file.write_bytes(b"ELF" if file == whole else b"")
+    before = time.time() - vllm_process.YOUNG_S - 1
+    for file in (cut, whole):
+        os.utime(file, (before, before))
+    vllm_process.drop_cut_kernels()
+    assert [cut.exists(), whole.exists(), young.exists()] == [False, True, True]
