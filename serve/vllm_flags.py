@@ -124,6 +124,8 @@ def build(target: Target, options: ServeOptions) -> Launch:
         environment |= _cpu_environment(target, need, options.extra, wide=wide) | {
             k: v for k, v in how.items() if k not in KEPT or k not in os.environ
         }
+        if options.eager:  # else the first request for log-probabilities waits half a minute for a C++ compiler
+            environment["TORCHDYNAMO_DISABLE"] = os.environ.get("TORCHDYNAMO_DISABLE", "1")
     names = (model, *(a.name for a in adapters if a.name != model))
     return Launch(arguments=[*arguments, *options.extra], environment=environment, model=model, adapters=names[1:])
 

@@ -139,6 +139,7 @@ def test_eager_and_compiled_and_the_cpu(release, monkeypatch):
     assert "--enforce-eager" in eager.arguments
     assert "--enforce-eager" not in compiled.arguments
     assert eager.environment["VLLM_NO_USAGE_STATS"] == "1"
+    assert (eager.environment["TORCHDYNAMO_DISABLE"], "TORCHDYNAMO_DISABLE" in compiled.environment) == ("1", False)
     assert eager.environment["VLLM_CPU_KVCACHE_SPACE"] == "1", "whole GiB, and enough for the tiny model"
     assert compiled.environment["VLLM_CPU_NUM_OF_RESERVED_CPU"] == "0", "both of two cores"
     monkeypatch.setenv("VLLM_CPU_NUM_OF_RESERVED_CPU", "1")
