@@ -77,7 +77,7 @@ PUBLISHED: dict[str, tuple[str, ...]] = {
     "near-duplicates-million": ("data_dedup.py", "--sizes", "1000000"),
 }
 # What `one-go` runs: every script with its peers, as small as still says something (latency has none, and wants the demo's
-# releases), in about 45 minutes on two cores.
+# releases), in an hour or so on two cores.
 TRAIN = ("train_throughput.py", "--rounds", "1", "--steps", "4")
 SMALL: dict[str, tuple[str, ...]] = {
     "advisor": PUBLISHED["advisor"],
