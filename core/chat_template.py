@@ -23,12 +23,13 @@ PROBE = (
 class Masked:
     """One rendered conversation: token ids, and labels that are -100 outside the assistant's turns.
 
-    stopped: every assistant turn ends with a stop token that is learnt.
+    stopped: every assistant turn ends with a stop token that is learnt. text: as rendered.
     """
 
     input_ids: list[int]
     labels: list[int]
     stopped: bool
+    text: str
 
     @property
     def label_tokens(self) -> int:
@@ -108,7 +109,7 @@ def mask(
         stopped &= stop is not None
         for i in inside if stop is None else inside[: stop + 1]:
             labels[i] = ids[i]
-    return Masked(ids, labels, stopped)
+    return Masked(ids, labels, stopped, text)
 
 
 def called(message: Message) -> list[str]:

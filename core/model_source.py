@@ -58,6 +58,11 @@ def of_folder(folder: Path) -> ModelSource:
     return ModelSource(str(folder), "folder", str(folder), folder.name)
 
 
+def has_hub_form(spec: str) -> bool:
+    """Whether a name is written as a hub id, owner/name; a relative path of two parts is, too."""
+    return spec.count("/") == 1 and not spec.startswith((".", "/", "~"))
+
+
 def resolve(spec: str, *, offline: bool | None = None) -> ModelSource:
     """Find the model that `spec` names; a builtin or GGUF is unpacked to a cached folder the first time.
 
@@ -75,7 +80,7 @@ def resolve(spec: str, *, offline: bool | None = None) -> ModelSource:
         if not (path / "config.json").is_file():
             raise UserError("no config.json: not a model folder", where=spec)
         return ModelSource(spec, "folder", str(path.resolve()), path.name)
-    if spec.startswith((".", "/", "~")) or spec.count("/") != 1:
+    if not has_hub_form(spec):
         known = [BUILTIN_PREFIX + name for name in BUILTINS]
         raise UserError(
             f"no model {spec!r}: not a folder, a hub id (owner/name) or a builtin", hint=nearest(spec, known)
@@ -106,7 +111,7 @@ def file_at_hand(spec: str, name: str) -> Path | None:
         folder = unpacked_folder(entry["file"], entry["sha256"])
     if (folder / name).is_file():
         return folder / name
-    if spec.count("/") != 1 or spec.startswith((".", "/", "~")) or folder.exists():
+    if not has_hub_form(spec) or folder.exists():
         return None
     from huggingface_hub import try_to_load_from_cache
 

@@ -62,7 +62,7 @@ def build(
             tick()
             try:
                 masked: Masked = mask(tokenizer, row.messages, stop_ids, tools=row.tools)
-                _check_shown(row, tokenizer)
+                _check_shown(row, masked.text, tokenizer)
             except MaskError as error:
                 unmaskable.append(f"{row.file}:{row.line} {error.message}")
                 continue
@@ -103,10 +103,9 @@ def build(
     return kept, certificate
 
 
-def _check_shown(row: Row, tokenizer: Any) -> None:
+def _check_shown(row: Row, whole: str, tokenizer: Any) -> None:
     """Raise MaskError when what is learnt is not the row's answer: a call without a name, a text that is not in the rendered
-    conversation, white space apart (a template may cut what stands before </think>), "None" in place of no content."""
-    whole = render(tokenizer, row.messages, tools=row.tools)
+    conversation `whole`, white space apart (a template may cut what stands before </think>), "None" in place of no content."""
     text, at = _dense(whole), 0
     for index, message in enumerate(row.messages):
         if message["role"] != "assistant":

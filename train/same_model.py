@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tunegate.core.files import home_path
 from tunegate.core.manifest import Input
-from tunegate.core.model_source import ModelSource, file_at_hand, folder_digest, of_folder
+from tunegate.core.model_source import ModelSource, file_at_hand, folder_digest, has_hub_form, of_folder
 
 # .../models--OWNER--NAME/snapshots/REVISION: a model in the hub's cache, of this machine or another one.
 _CACHED = re.compile(r".*/models--(.+?)--(.+)/snapshots/([^/]+)/?")
@@ -65,7 +65,7 @@ def _names(source: ModelSource) -> set[str]:
 
 
 def _is_hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not name.endswith("/")
+    return has_hub_form(name) and not name.endswith("/")
 
 
 def _plain(name: str) -> str:

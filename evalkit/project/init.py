@@ -14,7 +14,7 @@ from tunegate.core.artifacts import Dataset
 from tunegate.core.errors import UserError
 from tunegate.core.files import home_path, new_folder, refuse_existing, write_jsonl, write_text
 from tunegate.core.methods import WEIGHTLESS
-from tunegate.core.model_source import BUILTIN_PREFIX, BUILTINS, resolve
+from tunegate.core.model_source import BUILTIN_PREFIX, BUILTINS, has_hub_form, resolve
 from tunegate.core.power import detectable_difference, pairs_for_difference
 from tunegate.core.rows import read_rows
 from tunegate.core.statistics import clopper_pearson
@@ -111,7 +111,7 @@ def _refuse_no_model(model: str) -> None:
     there, a known builtin, an URL and the form of a hub id pass; nothing is fetched or unpacked."""
     path = home_path(model)
     builtin = model.removeprefix(BUILTIN_PREFIX) in BUILTINS and model.startswith(BUILTIN_PREFIX)
-    hub_id = model.count("/") == 1 and not model.startswith((".", "/", "~")) and path.suffix != ".gguf"
+    hub_id = has_hub_form(model) and path.suffix != ".gguf"
     if not (builtin or path.exists() or "://" in model or hub_id):
         resolve(model)
 

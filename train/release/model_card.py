@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tunegate.core.artifacts import EvalReport, GgufExport, Release
+from tunegate.core.model_source import has_hub_form
 from tunegate.train.release import licences
 
 
@@ -40,9 +41,7 @@ def front(facts: dict[str, Any], reported: Sequence[dict[str, Any]] = (), name: 
     """The hub's front matter, from a release's facts. reported: results for its `model-index`, under `name`."""
     base, quantization = str(facts.get("base_name") or ""), str(facts.get("quantization", "none"))
     found: dict[str, Any] = {}
-    if base.count("/") == 1 and not base.startswith(
-        (".", "/", "~")
-    ):  # the hub links it; a local folder's name is nobody's
+    if has_hub_form(base):  # the hub links it; a local folder's name is nobody's
         relation = "adapter" if facts.get("adapter") else "finetune" if quantization == "none" else "quantized"
         found |= {"base_model": base, "base_model_relation": relation}
     if facts.get("license"):

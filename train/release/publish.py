@@ -15,7 +15,7 @@ from tunegate.core.artifacts import EvalReport, GateDecision, GgufExport, Releas
 from tunegate.core.errors import UserError
 from tunegate.core.files import canonical_json, home_path, read_json, sha256_text
 from tunegate.core.manifest import Input
-from tunegate.core.model_source import cache_folder
+from tunegate.core.model_source import cache_folder, has_hub_form
 from tunegate.train.release import licences, model_card
 from tunegate.train.release.promote import described
 from tunegate.train.release.sign import sign
@@ -47,7 +47,7 @@ Passable = Release | GgufExport
 def destination(text: str) -> Destination:
     """`owner/name`, `hf://owner/name[@revision]`, or `s3://`, `gs://`, `file://`, ... for fsspec. Raises UserError."""
     scheme, separator, rest = text.partition("://")
-    if not separator and text.count("/") == 1 and not text.startswith((".", "/", "~")):
+    if not separator and has_hub_form(text):
         scheme, rest = "hf", text
     if scheme == "hf":
         place, _, revision = rest.partition("@")
