@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunegate.core import template_input
 from tunegate.core.errors import UserError
 from tunegate.core.files import canonical_json, sha256_text
 from tunegate.core.rows import Message
@@ -62,13 +63,15 @@ def render(
     Raises UserError when the template refuses these messages.
     """
     _template(tokenizer)
+
+    def render_once(turns: list[Message], shown: list[Any] | None) -> str:
+        text: str = tokenizer.apply_chat_template(turns, tools=shown, add_generation_prompt=generate, tokenize=False)
+        return text
+
     try:
-        text: str = tokenizer.apply_chat_template(
-            list(messages), tools=tools, add_generation_prompt=generate, tokenize=False
-        )
+        return template_input.rendered(render_once, messages, tools)
     except Exception as error:  # jinja2's errors, and whatever a template calls
         raise MaskError(f"the chat template refuses these messages: {error}") from None
-    return text
 
 
 def render_ids(

@@ -62,7 +62,7 @@ def build(
             tick()
             try:
                 masked: Masked = mask(tokenizer, row.messages, stop_ids, tools=row.tools)
-                _check_shown(row, masked.text, tokenizer)
+                _check_shown(row, masked.text)
             except MaskError as error:
                 unmaskable.append(f"{row.file}:{row.line} {error.message}")
                 continue
@@ -103,30 +103,20 @@ def build(
     return kept, certificate
 
 
-def _check_shown(row: Row, whole: str, tokenizer: Any) -> None:
-    """Raise MaskError when what is learnt is not the row's answer: a call without a name, a text that is not in the rendered
-    conversation `whole`, white space apart (a template may cut what stands before </think>), "None" in place of no content."""
+def _check_shown(row: Row, whole: str) -> None:
+    """Raise MaskError when what is learnt is not the row's answer: a call without a name, or a text that is not in the
+    rendered conversation `whole`, white space apart (a template may cut what stands before </think>)."""
     text, at = _dense(whole), 0
     for index, message in enumerate(row.messages):
         if message["role"] != "assistant":
             continue
         if len(called(message)) < len(message.get("tool_calls") or []):
             raise MaskError(f"turn {index}: a tool call without a function name")
-        if message.get("content") is None and _says_none(row, index, whole, tokenizer):
-            raise MaskError(f'turn {index}: the template writes "None" for no content: give it "content": ""')
         wanted = _dense(message.get("content") or "")
         found = text.find(wanted, at)
         if found < 0:
             raise MaskError(f"turn {index}: the template leaves out a part of the answer")
         at = found + len(wanted)
-
-
-def _says_none(row: Row, index: int, text: str, tokenizer: Any) -> bool:
-    """Whether the rendered text is that of an empty turn with the word None in it."""
-    turns = [*row.messages[:index], {**row.messages[index], "content": ""}, *row.messages[index + 1 :]]
-    empty = render(tokenizer, turns, tools=row.tools)
-    same = next((at for at, (a, b) in enumerate(zip(text, empty, strict=False)) if a != b), len(empty))
-    return text == f"{empty[:same]}None{empty[same:]}"
 
 
 def _dense(text: str) -> str:

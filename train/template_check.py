@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tunegate.core import template_input
 from tunegate.core.chat_template import render_ids, template_digest
 from tunegate.core.errors import UserError
 from tunegate.core.model_source import ModelSource, of_folder
+from tunegate.core.rows import Message, Row
 from tunegate.train.model_loading import load_tokenizer, stop_ids
 
 if TYPE_CHECKING:
@@ -66,9 +68,13 @@ def check(ready: "Prepared", source: ModelSource) -> TemplateCheck:
     )
 
 
-def _at_once(tokenizer: Any, row: Any) -> list[int]:
+def _at_once(tokenizer: Any, row: Row) -> list[int]:
     """Rendered and tokenized in one call, as some servers do."""
-    ids: list[int] = tokenizer.apply_chat_template(
-        list(row.prompt), tools=row.tools, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
-    return ids
+
+    def render(turns: list[Message], tools: list[Any] | None) -> list[int]:
+        ids: list[int] = tokenizer.apply_chat_template(
+            turns, tools=tools, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        return ids
+
+    return template_input.rendered(render, row.prompt, row.tools)

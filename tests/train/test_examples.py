@@ -161,12 +161,9 @@ def test_a_call_without_a_name_is_not_trained_on(build, call):
         build([calling(call)])
 
 
-def test_none_is_not_an_answer(build):
+@pytest.mark.parametrize("content", [{}, {"content": None}, {"content": ""}])
+def test_none_is_not_an_answer(build, content):
+    """A template that writes null as the word None would teach it; servers give "" there."""
     named = {"type": "function", "function": {"name": "get", "arguments": "{}"}}
-    with pytest.raises(UserError, match=r'rows\.jsonl:1 turn 1: the template writes "None" for no content'):
-        build([calling(named, content=None)], template=CALLS)
-    tokenizer, (kept, _) = build([calling(named, content="")], template=CALLS)
+    tokenizer, (kept, _) = build([calling(named, **content)], template=CALLS)
     assert tokenizer.decode([label for label in kept[0].labels if label >= 0]) == "[get]<|im_end|>"
-    careful = CALLS.replace("m['content']", "m['content'] or ''")
-    assert len(build([calling(named, content=None)], template=careful)[1][0]) == 1
-    assert len(build([calling(named)], template=CALLS)[1][0]) == 1

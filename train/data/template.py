@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
+from tunegate.core import template_input
 from tunegate.core.errors import UserError, first_line
 from tunegate.core.files import read_json
-from tunegate.core.rows import Row
+from tunegate.core.rows import Message, Row
 
 if TYPE_CHECKING:
     from jinja2 import Template as JinjaTemplate
@@ -35,16 +36,19 @@ class ChatTemplate:
 
         Raises UserError when the template refuses these messages.
         """
-        messages = list(row.messages if answer else row.prompt)
-        try:
+
+        def render_once(messages: list[Message], tools: list[Any] | None) -> str:
             text: str = self.compiled.render(
-                messages=messages, tools=row.tools, documents=None, add_generation_prompt=not answer, **self.tokens
+                messages=messages, tools=tools, documents=None, add_generation_prompt=not answer, **self.tokens
             )
+            return text
+
+        try:
+            return template_input.rendered(render_once, row.messages if answer else row.prompt, row.tools)
         except Exception as error:  # jinja2's errors, and whatever a template raises
             raise UserError(
                 f"the chat template refuses these messages: {error}", where=f"{row.file}:{row.line}"
             ) from None
-        return text
 
     def leaves_calls_out(self, row: Row) -> bool:
         """Whether the conversation reads the same without its tool calls, so that no call in it would be learnt.
