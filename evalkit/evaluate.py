@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -125,7 +126,7 @@ def _answers(
         if len(log):
             say(f"resuming: {len(log)} answers found in {log.path}")
         log_file = out.with_name(f".{out.name}.server.log")
-        with nullcontext(at) if at else served(system, key=key, log=log_file) as target:
+        with nullcontext(at) if at else served(system, key=key, log=log_file, tools=task.sends_tools) as target:
             asked = ask(task, target, log, model_digest=system.digest, options=options, judge=_judge(task))
     return asked, target.facts, True
 
@@ -258,8 +259,10 @@ def _say_faults(report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     """Nothing silent: items that got no answer, that were cut off, that are empty."""
     counts = report["outcomes"]
     if counts["infra_error"]:
+        said = Counter(row["error"].splitlines()[0][:300] for row in rows if row["error"]).most_common(1)
         warn(
             f"{counts['infra_error']} of {report['n']} items got no answer (infrastructure errors); they are in no score"
+            + "".join(f"; {times} times: {text}" for text, times in said)
         )
     if counts["truncated"]:
         warn(f"{counts['truncated']} of {report['n']} answers were cut off at max_tokens")

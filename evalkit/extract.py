@@ -1,13 +1,18 @@
 """Named steps that take the answer out of what stands around it. Off unless the task lists them: what a caller's parser
 would choke on must not pass here."""
 
+import json
 import re
 from collections.abc import Callable
+from typing import Any
 
 from tunegate.core.errors import UserError, nearest
+from tunegate.evalkit.validators.base import NotJsonError, strict_json
 
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)\n?[ \t]*```", re.DOTALL)
 _OPENED, _CLOSED = "<think>", "</think>"
+_CALL_TAGS = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+_MISTRAL, _LLAMA = "[TOOL_CALLS]", "<|python_tag|>"
 _MARK = re.compile(r'\\.|["{}\[\]]', re.DOTALL)  # an escaped character is one mark, so that \" ends no text
 
 
@@ -48,11 +53,39 @@ def last_line(text: str) -> str:
     return next((line for line in reversed(text.splitlines()) if line.strip()), "")
 
 
+def tool_calls(text: str) -> str:
+    """The calls that a model writes as text, as a JSON list of {"name", "arguments"}: in <tool_call> tags (Hermes, Qwen), after
+    [TOOL_CALLS] (Mistral), after <|python_tag|> or bare with "parameters" (Llama 3). The text as it is where it is none of
+    these. A server with a tool parser gives them as tool calls instead."""
+    if blocks := _CALL_TAGS.findall(text):
+        values = [_json(block) for block in blocks]
+    elif _MISTRAL in text:
+        values = [_json(text.partition(_MISTRAL)[2])]
+    else:
+        values = [_json(text.strip().removeprefix(_LLAMA))]
+        if isinstance(values[0], list):
+            return text
+    calls = [call for value in values for call in (value if isinstance(value, list) else [value])]
+    if not calls or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in calls):
+        return text
+    named = [{"name": call["name"], "arguments": call.get("arguments", call.get("parameters"))} for call in calls]
+    return json.dumps(named, ensure_ascii=False)
+
+
+def _json(text: str) -> Any:
+    """The JSON value that a text is; None where it is none, or holds a key twice."""
+    try:
+        return strict_json(text)
+    except NotJsonError:
+        return None
+
+
 STEPS: dict[str, Callable[[str], str]] = {
     "code_fence": code_fence,
     "json_in_prose": json_in_prose,
     "thinking": thinking,
     "last_line": last_line,
+    "tool_calls": tool_calls,
 }
 
 

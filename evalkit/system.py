@@ -144,13 +144,17 @@ def _report(spec: str, report: EvalReport) -> System:
 
 
 @contextmanager
-def served(system: System, *, key: str | None, log: Path) -> Iterator[Target]:
-    """The endpoint to ask: the one named, else a server started for this system and stopped at the end."""
+def served(system: System, *, key: str | None, log: Path, tools: bool = False) -> Iterator[Target]:
+    """The endpoint to ask: the one named, else a server started for this system and stopped at the end. tools: requests
+    will bring tools. Raises UserError for a model that takes none."""
     if system.kind == "endpoint":
         yield Target(base_url=system.spec, model=system.model or "", key=key)
         return
+    from tunegate.serve.tool_calls import check_takes_tools
     from tunegate.serve.vllm_process import serving
 
     assert isinstance(system.source, Release | Run | ModelSource)
+    if tools:
+        check_takes_tools(system.source)
     with serving(system.source, log=log) as endpoint:
         yield Target(base_url=endpoint.base_url, model=endpoint.model, key=endpoint.key, facts=endpoint.facts)

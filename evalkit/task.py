@@ -117,6 +117,11 @@ class EvalTask:
             turns[-2]["content"] = self.file.prompt.replace("{input}", str(turns[-2].get("content") or ""))
         return turns
 
+    @property
+    def sends_tools(self) -> bool:
+        """Whether any request brings tools."""
+        return any(self.tools(row) for row in self.rows)
+
     def tools(self, row: Row) -> list[Any] | None:
         """The tools sent with one row."""
         return row.tools if self.file.send_tools else None

@@ -312,9 +312,14 @@ async def _refusal(response: "aiohttp.ClientResponse", where: str) -> EndpointEr
     """The error that an HTTP status other than 200 means. A redirect is one: prompts and key go to the address given only."""
     raw = await _body(response, LARGEST_REFUSAL)
     elsewhere = response.headers.get("Location", "")[:500] if 300 <= response.status < 400 else ""
-    fatal = response.status in (401, 403, 404, 405) or bool(elsewhere)
     hint = "set TUNEGATE_API_KEY or --api-key-file" if response.status in (401, 403) else None
     text = _said(raw) or response.reason or ""
+    no_parser = response.status == 400 and "--tool-call-parser" in text  # vLLM's word on a request with tools
+    if no_parser:
+        hint = (
+            "ft serve finds the parser by the chat template; start any other vLLM with both flags, or send_tools: false"
+        )
+    fatal = no_parser or response.status in (401, 403, 404, 405) or bool(elsewhere)
     if elsewhere:
         text, hint = f"it sends on to {elsewhere!r}", "redirects are not followed: give that address if you trust it"
     failure = EndpointError(

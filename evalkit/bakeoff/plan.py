@@ -15,6 +15,7 @@ from tunegate.core.methods import METHODS, RAG_LORA, TRAINED
 from tunegate.core.model_source import ModelSource
 from tunegate.core.rows import Row, read_rows, read_unique_rows
 from tunegate.evalkit.task import EvalTask
+from tunegate.serve.tool_calls import check_takes_tools
 from tunegate.train.config import from_file, resolve
 from tunegate.train.data.normalize import normalized, user_text
 
@@ -115,7 +116,10 @@ def read_settings(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]
 
 
 def open_plan(plan: Plan, *, force: bool) -> None:
-    """Make the folder, or go on in it. Raises UserError when another bake-off stands or was begun there."""
+    """Make the folder, or go on in it. Raises UserError when another bake-off stands or was begun there, or when the task's
+    tools cannot be sent to the model."""
+    if plan.task.sends_tools:
+        check_takes_tools(plan.source)
     if manifests.is_finished(plan.out) and not force:
         raise UserError("exists already", where=str(plan.out), hint="pass --force to decide and write it again")
     identity = {

@@ -14,6 +14,7 @@ from tunegate.serve.machine_plan import GpuPlan, plan_gpus
 from tunegate.serve.middleware import EXIT_S, GuardSettings
 from tunegate.serve.prompting.prompting import has_prompting
 from tunegate.serve.served_model import Target, describe, has_adapter, name_of, weights_bytes
+from tunegate.serve.tool_calls import tool_flags
 from tunegate.serve.vllm_flags import MIDDLEWARE, need_of
 
 MODELS = "/models"  # where a release is in a container
@@ -129,7 +130,7 @@ def make_plan(target: Target, options: DeployOptions) -> DeployPlan:
         name=name,
         model=model,
         source=source,
-        flags=(*flags, *sized.flags(), *options.extra),
+        flags=(*flags, *tool_flags(target, options.extra), *sized.flags(), *options.extra),
         gpu=options.gpu,
         gpus=sized.tensor * sized.pipeline * sized.data,
         gpu_says=sized.says,

@@ -1,7 +1,7 @@
 """Run where vLLM is installed: parse a server's flags with vLLM's own parser, starting nothing.
 
 Standard input: {"flags": [...], "engine": [names]}; standard output, last line: {"error": text or null}. engine: keyword
-arguments that must exist on vLLM's engine.
+arguments that Ray hands on: to vLLM's engine, or to its front end (ray `vllm_models.py`, VLLMEngineConfig.from_llm_config).
 """
 
 import contextlib
@@ -29,10 +29,10 @@ def main() -> None:
         error = lines[-1].partition("error:")[2].strip() if lines else "vLLM's parser refuses it"
     except ValueError as problem:
         error = str(problem).splitlines()[0]
-    known = {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+    known = {field.name for part in (AsyncEngineArgs, cli_args.FrontendArgs) for field in dataclasses.fields(part)}
     unknown = [name for name in asked["engine"] if name not in known]
     if error is None and unknown:
-        error = f"not an argument of vLLM's engine: {', '.join(unknown)}"
+        error = f"not an argument of vLLM's engine or front end: {', '.join(unknown)}"
     print(json.dumps({"error": error}))
 
 

@@ -27,7 +27,7 @@ class Engine:
 
     def tokens(self, body):
         """The prompt's token ids: the embedded template, no special tokens added."""
-        prompt = self.format(messages=body["messages"], tools=body.get("tools")).prompt
+        prompt = self.format(messages=[_turn(turn) for turn in body["messages"]], tools=body.get("tools")).prompt
         return self.model.tokenize(prompt.encode("utf-8"), add_bos=False, special=True)
 
     def complete(self, body):
@@ -48,6 +48,15 @@ class Engine:
         message = {"role": "assistant", "content": choice["text"]}
         return {"object": "chat.completion", "model": self.name, "usage": done["usage"],
                 "choices": [{"index": 0, "message": message, "finish_reason": choice["finish_reason"]}]}  # fmt: skip
+
+
+def _turn(turn):
+    """A turn as templates take it: arguments of its calls as objects, no content as ""."""
+    calls = [{**call, "function": {**call["function"]}} for call in turn.get("tool_calls") or []]
+    for call in calls:
+        if isinstance(call["function"].get("arguments"), str):
+            call["function"]["arguments"] = json.loads(call["function"]["arguments"] or "{}")
+    return {**turn, "content": turn.get("content") or "", **({"tool_calls": calls} if calls else {})}
 
 
 def handler(engine):
