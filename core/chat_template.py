@@ -42,6 +42,10 @@ class MaskError(UserError):
     """This conversation cannot be masked with this template."""
 
 
+class RewrittenError(MaskError):
+    """The template renders a turn otherwise once others follow, so one rendering cannot hold every answer as it is asked for."""
+
+
 def template_digest(tokenizer: Any) -> str:
     """SHA-256 of the template's text: equal digests render equal prompts."""
     return sha256_text(_template(tokenizer))
@@ -83,15 +87,36 @@ def render_ids(
     return ids
 
 
-def mask(
+def mask_answers(
     tokenizer: Any, messages: Sequence[Message], stop_ids: Sequence[int], *, tools: list[Any] | None = None
+) -> list[Masked]:
+    """Every answer of a conversation after the prompt that a server would make for it: the conversation with all of them, or,
+    where the template renders turns otherwise once others follow (Qwen3 and R1 take thoughts out of earlier answers), one
+    conversation for each answer, which ends with it. Raises MaskError.
+    """
+    try:
+        return [mask(tokenizer, messages, stop_ids, tools=tools)]
+    except RewrittenError:
+        ends = [index + 1 for index, message in enumerate(messages) if message["role"] == "assistant"]
+        return [mask(tokenizer, messages[:end], stop_ids, tools=tools, last=True) for end in ends]
+
+
+def mask(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    stop_ids: Sequence[int],
+    *,
+    tools: list[Any] | None = None,
+    last: bool = False,
 ) -> Masked:
     """Token ids and labels of one conversation; the loss falls on the assistant's turns and on the stop token after each.
+    last: on the last turn only.
 
     The rendered text is tokenized once, as it is at inference. Each turn's span comes from rendering the messages up to
     it and with it: what stands between is the answer, the template's text after the stop token left out.
-    Raises MaskError when a call is not in its turn's text (a template without tool calls drops them silently), when a prefix is not a prefix of the whole (the template rewrites earlier turns), or when a token
-    straddles the start of an answer (the model would never see that split at inference).
+    Raises MaskError when a call is not in its turn's text (a template without tool calls drops them silently), when the prompt is
+    not the beginning of the same with its answer, RewrittenError when that is not the beginning of the whole, or MaskError
+    when a token straddles the start of an answer (the model would never see that split at inference).
     """
     text = render(tokenizer, messages, tools=tools)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -99,7 +124,7 @@ def mask(
     labels = [IGNORE_INDEX] * len(ids)
     stopped = True
     for index, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" or (last and index + 1 < len(messages)):
             continue
         start, end = _span(tokenizer, messages, index, tools, text)
         for name in called(message):
@@ -128,7 +153,9 @@ def _span(
     after = render(tokenizer, messages[: index + 1], tools=tools)
     if not text.startswith(after):  # Phi-3's template ends every rendering, not every turn, with the end of text
         after = after.removesuffix(getattr(tokenizer, "eos_token", None) or "")
-    if not after.startswith(before) or not text.startswith(after):
+    if not text.startswith(after):
+        raise RewrittenError(f"turn {index}: the template renders the turn differently once others follow")
+    if not after.startswith(before):
         raise MaskError(f"turn {index}: the template renders the prompt differently with and without the answer")
     return len(before), len(after)
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunegate.core.chat_template import IGNORE_INDEX, Masked, MaskError, called, mask, render
-from tunegate.core.console import progress, warn
+from tunegate.core.chat_template import IGNORE_INDEX, MaskError, called, mask_answers, render
+from tunegate.core.console import progress, say, warn
 from tunegate.core.errors import UserError
 from tunegate.core.files import sha256_text
 from tunegate.core.rows import Row
@@ -14,7 +14,7 @@ from tunegate.core.rows import Row
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One training row: the row's id, its token ids and its labels (-100 outside the answers)."""
+    """One training row, or one answer of it: the row's id, its token ids and its labels (-100 outside the answers)."""
 
     id: str
     input_ids: list[int]
@@ -34,7 +34,8 @@ class MaskCertificate:
     """What the loss sees. Token counts over the rows that are trained on, each of which the template masks and a stop token
     ends (`build` refuses all rows otherwise).
 
-    too_long: rows left out because they exceed max_length; examples: ids of the first of them.
+    by_answer: of them, rows of which each answer is an example of its own. too_long: rows left out because they exceed
+    max_length; examples: ids of the first of them.
     """
 
     rows: int
@@ -42,6 +43,7 @@ class MaskCertificate:
     label_tokens: int
     longest: int
     too_long: int
+    by_answer: int = 0
     examples: tuple[str, ...] = ()
 
 
@@ -57,21 +59,24 @@ def build(
     too_long: list[str] = []
     unmaskable: list[str] = []
     no_stop: list[str] = []
+    in_parts: list[str] = []
     with progress("masking", len(rows)) as tick:
         for row in rows:
             tick()
             try:
-                masked: Masked = mask(tokenizer, row.messages, stop_ids, tools=row.tools)
-                _check_shown(row, masked.text)
+                found = mask_answers(tokenizer, row.messages, stop_ids, tools=row.tools)
+                _check_shown(row, [masked.text for masked in found])
             except MaskError as error:
                 unmaskable.append(f"{row.file}:{row.line} {error.message}")
                 continue
-            if len(masked.input_ids) > max_length:
+            if max(len(masked.input_ids) for masked in found) > max_length:
                 too_long.append(row.id)
                 continue
-            if not masked.stopped:
+            if not all(masked.stopped for masked in found):
                 no_stop.append(f"{row.file}:{row.line}")
-            kept.append(Example(id=row.id, input_ids=masked.input_ids, labels=masked.labels))
+            if len(found) > 1:
+                in_parts.append(f"{row.file}:{row.line}")
+            kept += [Example(id=row.id, input_ids=masked.input_ids, labels=masked.labels) for masked in found]
     if unmaskable:
         calls = "choose a model whose template has tool calls, or write a call as JSON text in content"
         raise UserError(
@@ -90,30 +95,36 @@ def build(
         )
     if not kept:
         raise UserError("no row is left to train on")
+    if in_parts:
+        say(
+            f"{len(in_parts)} rows are {len(kept) - (len(rows) - len(too_long) - len(in_parts))} examples, each ending with one of their "
+            f"answers: the template renders turns otherwise once others follow; the first: {in_parts[0]}"
+        )
     _warn_of_marks(rows, tokenizer)
     _warn_of_tools(rows, tokenizer)
     certificate = MaskCertificate(
-        rows=len(kept),
+        rows=len(rows) - len(too_long),
         tokens=sum(len(e.input_ids) for e in kept),
         label_tokens=sum(sum(label != IGNORE_INDEX for label in e.labels) for e in kept),
         longest=max(len(e.input_ids) for e in kept),
         too_long=len(too_long),
+        by_answer=len(in_parts),
         examples=tuple(too_long[:5]),
     )
     return kept, certificate
 
 
-def _check_shown(row: Row, whole: str) -> None:
-    """Raise MaskError when what is learnt is not the row's answer: a call without a name, or a text that is not in the
-    rendered conversation `whole`, white space apart (a template may cut what stands before </think>)."""
-    text, at = _dense(whole), 0
-    for index, message in enumerate(row.messages):
-        if message["role"] != "assistant":
-            continue
+def _check_shown(row: Row, texts: Sequence[str]) -> None:
+    """Raise MaskError when what is learnt is not the row's answers: a call without a name, or a text that is not in the
+    conversation as rendered, white space apart (a template may cut what stands before </think>). texts: one with all
+    answers, or one for each answer, which ends it."""
+    answers = [(index, message) for index, message in enumerate(row.messages) if message["role"] == "assistant"]
+    dense, at = [_dense(text) for text in texts], 0
+    for number, (index, message) in enumerate(answers):
         if len(called(message)) < len(message.get("tool_calls") or []):
             raise MaskError(f"turn {index}: a tool call without a function name")
         wanted = _dense(message.get("content") or "")
-        found = text.find(wanted, at)
+        found = dense[0].find(wanted, at) if len(dense) == 1 else dense[number].rfind(wanted)
         if found < 0:
             raise MaskError(f"turn {index}: the template leaves out a part of the answer")
         at = found + len(wanted)
@@ -153,21 +164,20 @@ def _warn_of_tools(rows: Sequence[Row], tokenizer: Any) -> None:
 
 
 def split_validation(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """(train, validation): `share` of the examples, at most 64, chosen by the hash of their id, so it is stable.
+    """(train, validation): the examples of `share` of the rows, at most 64, chosen by the hash of their id, so it is stable.
 
     Raises UserError when none is left to train on.
     """
-    wanted = min(64, round(share * len(examples)))
-    if examples and wanted >= len(examples):
+    order = sorted({e.id for e in examples}, key=lambda name: sha256_text(f"{seed}:{name}"))
+    wanted = min(64, round(share * len(order)))
+    if examples and wanted >= len(order):
         raise UserError(
-            f"all {len(examples)} rows would be set aside for the validation loss: none is left to train on",
+            f"all {len(order)} rows would be set aside for the validation loss: none is left to train on",
             where="validation_share",
             hint="lower --validation-share",
         )
-    order = sorted(range(len(examples)), key=lambda i: sha256_text(f"{seed}:{examples[i].id}"))
     chosen = set(order[:wanted])
-    train = [e for i, e in enumerate(examples) if i not in chosen]
-    return train, [e for i, e in enumerate(examples) if i in chosen]
+    return [e for e in examples if e.id not in chosen], [e for e in examples if e.id in chosen]
 
 
 def preview(parts: Sequence[Part]) -> str:

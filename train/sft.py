@@ -90,7 +90,7 @@ def forecast_of(ready: Prepared, source: ModelSource, config: TrainConfig) -> pr
     load = preflight.Load(
         rows=len(training),
         longest=found.longest,
-        mean=found.tokens / found.rows,
+        mean=found.tokens / len(ready.kept),
         label_share=found.label_tokens / found.tokens,
     )
     return preflight.forecast(source, config, load, model_loading.pick_device(config))

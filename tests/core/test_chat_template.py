@@ -4,7 +4,16 @@ import itertools
 
 import pytest
 
-from tunegate.core.chat_template import PROBE, MaskError, mask, probe_digest, render, render_ids, template_digest
+from tunegate.core.chat_template import (
+    PROBE,
+    MaskError,
+    RewrittenError,
+    mask,
+    probe_digest,
+    render,
+    render_ids,
+    template_digest,
+)
 from tunegate.core.errors import UserError
 
 CHATML = (
@@ -119,7 +128,7 @@ def test_an_answer_without_a_stop_token_is_told(makers):
     assert not mask(tokenizer, conversation(1), [tokenizer.eos_token_id]).stopped
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(makers):
+def test_a_template_that_rewrites_earlier_turns_has_no_one_rendering(makers):
     strips_thoughts = (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n"
         "{{ m.content if loop.last or '</think>' not in m.content else m.content.split('</think>')[1] }}<|im_end|>\n"
@@ -130,7 +139,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused(makers):
     assert mask(tokenizer, messages, [tokenizer.eos_token_id]).stopped
     messages[1] = {"role": "assistant", "content": "<think>2+2</think>4"}
     assert mask(tokenizer, messages[:2], [tokenizer.eos_token_id]).stopped
-    with pytest.raises(MaskError, match="turn 1: the template renders the prompt differently"):
+    with pytest.raises(RewrittenError, match="turn 1: the template renders the turn differently once others follow"):
         mask(tokenizer, messages, [tokenizer.eos_token_id])
 
 

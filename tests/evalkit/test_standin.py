@@ -41,6 +41,7 @@ def test_500s_for_a_third_complete_and_nothing_is_judged(echo, standin, ft):
     assert run.json["metrics"]["exact"]["value"] == 1.0
     assert "33.3% of the items were lost" in run.json["conditions"][0]["reason"]
     assert "20 of 60 items got no answer" in run.err
+    assert "20 times: " in run.err  # and why
     standin.asked.clear()
     standin.answer = lambda q, _: (200, q)
     again = ft("eval", standin.url, "--task", "task.yaml", "--out", "r", "--against", "base", "--force", "--json")

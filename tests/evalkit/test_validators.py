@@ -188,6 +188,40 @@ def test_extraction_is_named_and_keeps_null():
     assert extract("null", ("code_fence", "json_in_prose")) == "null"
 
 
+F, G = {"name": "f", "arguments": {"x": 1}}, {"name": "g", "arguments": {}}
+
+
+@pytest.mark.parametrize(
+    ("text", "calls"),
+    [
+        ('<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>', [F]),
+        (
+            'I ask.\n<tool_call>{"name":"f","arguments":{"x":1}}</tool_call>\n<tool_call>{"name":"g","arguments":{}}</tool_call>',
+            [F, G],
+        ),
+        ('<think>f?</think><tool_call>{"name": "g", "arguments": {}}', [G]),
+        ('[TOOL_CALLS] [{"name": "f", "arguments": {"x": 1}, "id": "a1b2c3d4e"}]', [F]),
+        ('<|python_tag|>{"name": "f", "parameters": {"x": 1}}', [F]),
+        ('{"name": "f", "parameters": {"x": 1}}', [F]),
+        ('{"name": "f", "arguments": {"x": 1}}', [F]),
+    ],
+)
+def test_calls_written_as_text_are_read_where_the_task_says_so(text, calls):
+    assert json.loads(extract(text, ("tool_calls",))) == calls
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It rains.", "", "null", "[]", '[{"name": "f", "arguments": {"x": 1}}]', '{"x": 1}', "<tool_call>{cut", "[TOOL_CALLS] none",
+        '<tool_call>{"name": "f", "arguments": {"x": 1}}</tool_call><tool_call>{"arguments": {}}</tool_call>',
+        '<tool_call>{"name": "f", "name": "g", "arguments": {}}</tool_call>',
+    ],
+)  # fmt: skip
+def test_what_holds_no_calls_stays_as_it_is(text):
+    assert extract(text, ("tool_calls",)) == text
+
+
 @pytest.mark.parametrize(
     ("answer", "outcome"),
     [

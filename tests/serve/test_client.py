@@ -201,6 +201,15 @@ def test_what_a_retry_cannot_mend_is_raised_at_once(ask, waits, status, fatal):
     assert (len(ask.seen), waits) == (1, [])
 
 
+def test_a_server_without_a_tool_parser_ends_the_run(ask, waits):
+    """vLLM's own words, to a request with tools."""
+    said = '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'
+    with pytest.raises(EndpointError, match=r"HTTP 400: .auto. tool choice requires") as caught:
+        ask(answer({"error": {"message": said}}, 400))
+    assert caught.value.fatal
+    assert "send_tools: false" in caught.value.hint
+
+
 @pytest.mark.parametrize("body", ["", "plain text\nsecond line", "[]", '{"error": "text"}', '{"error": null}'])
 def test_odd_error_bodies_are_read(ask, waits, body):
     with pytest.raises(EndpointError, match="HTTP 400") as caught:

@@ -66,7 +66,7 @@ def answer_loss(
         applied = prompting.apply(row.prompt, room=room)
         used += len(applied.used)
         try:
-            masked = mask(tokenizer, [*applied.messages, row.messages[-1]], stop_ids, tools=row.tools)
+            masked = mask(tokenizer, [*applied.messages, row.messages[-1]], stop_ids, tools=row.tools, last=True)
         except MaskError:
             continue
         start, end = _last_answer(masked.labels)

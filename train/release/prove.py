@@ -8,7 +8,7 @@ from typing import Any
 
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import Dataset, Release, Run
-from tunegate.core.chat_template import IGNORE_INDEX, MaskError, mask
+from tunegate.core.chat_template import IGNORE_INDEX, MaskError, mask_answers
 from tunegate.core.console import progress, say
 from tunegate.core.errors import UserError
 from tunegate.core.files import sha256_text
@@ -76,11 +76,11 @@ def held_out(dataset: Dataset | None, tokenizer: Any, stops: list[int], count: i
     found, refused = [], 0
     for row in rows[:count]:
         try:
-            masked = mask(tokenizer, row.messages, stops, tools=row.tools)
+            answers = mask_answers(tokenizer, row.messages, stops, tools=row.tools)
         except MaskError:
             refused += 1
             continue
-        found.append(Example(id=row.id, input_ids=masked.input_ids, labels=masked.labels))
+        found += [Example(id=row.id, input_ids=masked.input_ids, labels=masked.labels) for masked in answers]
     if refused:
         say(f"{refused} held-out rows cannot be masked with this template and are left out of the proof")
     return [example for example in found if any(label != IGNORE_INDEX for label in example.labels[1:])]

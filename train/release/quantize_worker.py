@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tunegate.core.chat_template import mask
+from tunegate.core.chat_template import mask_answers
 from tunegate.core.console import progress
 from tunegate.core.errors import InfrastructureError, TunegateError
 from tunegate.core.rows import Row
@@ -19,10 +19,10 @@ def write_calibration(rows: list[Row], tokenizer: Any, stops: list[int], path: P
     tokens = 0
     with path.open("w", encoding="utf-8") as stream:
         for row in rows:
-            masked = mask(tokenizer, row.messages, stops, tools=row.tools)
-            line = {"input_ids": masked.input_ids, "loss_mask": [int(label != -100) for label in masked.labels]}
-            stream.write(json.dumps(line) + "\n")
-            tokens += len(masked.input_ids)
+            for masked in mask_answers(tokenizer, row.messages, stops, tools=row.tools):
+                line = {"input_ids": masked.input_ids, "loss_mask": [int(label != -100) for label in masked.labels]}
+                stream.write(json.dumps(line) + "\n")
+                tokens += len(masked.input_ids)
     return tokens
 
 

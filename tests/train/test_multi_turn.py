@@ -1,0 +1,128 @@
+"""Conversations of several answers on templates that take thoughts out of earlier ones, as Qwen3 and R1 do."""
+
+import itertools
+from importlib.resources import files
+
+import pytest
+
+from tunegate.core.chat_template import MaskError, RewrittenError, mask, mask_answers, render_ids
+from tunegate.core.errors import UserError
+from tunegate.core.rows import parse_row
+from tunegate.train import examples
+
+QWEN3 = (files("trl") / "chat_templates" / "qwen3.jinja").read_text(encoding="utf-8")
+THOUGHT = "<think>\n\n</think>\n\n"
+TEXTS = ("capital of France?", "Paris.", "and of Italy?", "Rome.", "thanks", "{}")
+
+
+def talk(*texts):
+    roles = itertools.cycle(("user", "assistant"))
+    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+
+
+def learnt(tokenizer, labels):
+    return tokenizer.decode([label for label in labels if label >= 0])
+
+
+@pytest.fixture
+def qwen3(makers):
+    return makers.tokenizer(QWEN3)
+
+
+def test_each_answer_follows_the_prompt_that_a_server_makes(qwen3):
+    """One rendering cannot hold them: in it only the last answer has the empty thoughts that all are generated with."""
+    messages = talk(*TEXTS)
+    with pytest.raises(RewrittenError, match="turn 1: the template renders the turn differently once others follow"):
+        mask(qwen3, messages, [qwen3.eos_token_id])
+    found = mask_answers(qwen3, messages, [qwen3.eos_token_id])
+    assert [learnt(qwen3, one.labels) for one in found] == [f"{THOUGHT}{text}<|im_end|>" for text in TEXTS[1::2]]
+    for number, one in enumerate(found):
+        prompt = render_ids(qwen3, messages[: 2 * number + 1], generate=True)
+        assert one.input_ids[: len(prompt)] == prompt
+        assert set(one.labels[: len(prompt)]) == {-100}
+        assert one.labels[len(prompt)] >= 0
+
+
+def test_one_answer_and_templates_that_rewrite_nothing_stay_one_conversation(qwen3, makers):
+    assert len(mask_answers(qwen3, talk("q", "a"), [qwen3.eos_token_id])) == 1
+    plain = makers.tokenizer()
+    (found,) = mask_answers(plain, talk(*TEXTS), [plain.eos_token_id])
+    assert learnt(plain, found.labels) == "".join(f"{text}<|im_end|>" for text in TEXTS[1::2])
+
+
+def test_thoughts_are_learnt_where_they_are_asked_for(qwen3):
+    """A thought in an earlier answer is learnt there and is not in the prompt of the next one."""
+    found = mask_answers(qwen3, talk("q", "<think>\nhm\n</think>\n\na", "r", "b"), [qwen3.eos_token_id])
+    assert learnt(qwen3, found[0].labels) == "<think>\nhm\n</think>\n\na<|im_end|>"
+    assert "hm" not in found[1].text
+    assert learnt(qwen3, found[1].labels) == f"{THOUGHT}b<|im_end|>"
+
+
+def test_calls_and_their_results_are_one_conversation(qwen3):
+    call = {"id": "c", "type": "function", "function": {"name": "find", "arguments": '{"x": 1}'}}
+    messages = [
+        *talk("q"),
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "rain"},
+        {"role": "assistant", "content": "Rain."},
+        {"role": "user", "content": "r"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+    ]
+    texts = [learnt(qwen3, one.labels) for one in mask_answers(qwen3, messages, [qwen3.eos_token_id])]
+    called = '<tool_call>\n{"name": "find", "arguments": {"x": 1}}\n</tool_call><|im_end|>'
+    assert texts == [f"{THOUGHT}{called}", f"{THOUGHT}Rain.<|im_end|>", f"{THOUGHT}{called}"]
+
+
+def test_what_no_prompt_leads_to_is_refused_still(makers):
+    of = "{% for m in messages %}<|im_start|>{{ m.role }} of {{ messages | length }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    tokenizer = makers.tokenizer(of + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+    with pytest.raises(
+        MaskError, match="turn 1: the template renders the prompt differently with and without the answer"
+    ):
+        mask_answers(tokenizer, talk(*TEXTS), [tokenizer.eos_token_id])
+
+
+@pytest.fixture
+def build(qwen3):
+    def call(rows, *, max_length=200, share=0.2):
+        parsed = [parse_row({"messages": row, "id": f"r{n}"}, "rows.jsonl", n) for n, row in enumerate(rows, 1)]
+        stops = [qwen3.eos_token_id]
+        return examples.build(parsed, qwen3, stops, max_length=max_length, max_left_out_share=share)
+
+    return call
+
+
+def test_rows_become_examples_and_it_is_said(build, capsys):
+    kept, certificate = build([talk("q", "a"), talk(*TEXTS), talk("q", "a", "r", "b")])
+    assert [example.id for example in kept] == ["r1", *["r2"] * 3, *["r3"] * 2]
+    assert (certificate.rows, certificate.by_answer) == (3, 2)
+    assert certificate.tokens == sum(len(example.input_ids) for example in kept)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 rows are 5 examples, each ending with one of their answers" in said
+    assert "the first: rows.jsonl:2" in said
+
+
+def test_a_row_with_an_example_too_long_is_left_out_whole(build):
+    kept, certificate = build([talk("q", "a"), talk("q", "a", "r" * 400, "b"), talk("r", "b")], share=0.5)
+    assert [example.id for example in kept] == ["r1", "r3"]
+    assert (certificate.rows, certificate.too_long, certificate.by_answer) == (2, 1, 0)
+
+
+def test_an_answer_cut_by_the_template_is_refused(makers):
+    """Where the last turn loses its thoughts too, nothing would teach them."""
+    strips = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}{{ ' last' if loop.last and m.role == 'assistant' else '' }}\n"
+        "{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant last\n{% endif %}"
+    )
+    tokenizer = makers.tokenizer(strips)
+    rows = [parse_row({"messages": talk("q", "a", "r", "<think>h</think>b")}, "rows.jsonl", 1)]
+    with pytest.raises(UserError, match=r"rows\.jsonl:1 turn 3: the template leaves out a part of the answer"):
+        examples.build(rows, tokenizer, [tokenizer.eos_token_id], max_length=200, max_left_out_share=0.0)
+
+
+def test_a_rows_examples_stay_on_one_side_of_the_validation_split():
+    made = [examples.Example(id=f"r{i // 3}", input_ids=[1], labels=[1]) for i in range(300)]
+    train, validation = examples.split_validation(made, 0.04, 0)
+    assert len(validation) == 12
+    assert not {e.id for e in train} & {e.id for e in validation}
