@@ -91,7 +91,7 @@ def mask_answers(
     tokenizer: Any, messages: Sequence[Message], stop_ids: Sequence[int], *, tools: list[Any] | None = None
 ) -> list[Masked]:
     """Every answer of a conversation after the prompt that a server would make for it: the conversation with all of them, or,
-    where the template renders turns otherwise once others follow (Qwen3 and R1 take thoughts out of earlier answers), one
+    where the template renders turns otherwise once others follow (Qwen3, GLM-4.5 and gpt-oss take thoughts out of earlier answers), one
     conversation for each answer, which ends with it. Raises MaskError.
     """
     try:
@@ -156,7 +156,13 @@ def _span(
     if not text.startswith(after):
         raise RewrittenError(f"turn {index}: the template renders the turn differently once others follow")
     if not after.startswith(before):
-        raise MaskError(f"turn {index}: the template renders the prompt differently with and without the answer")
+        same = next(
+            (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after))
+        )
+        raise MaskError(
+            f"turn {index}: the template renders the prompt differently with and without the answer: "
+            f"{before[same : same + 20]!r}, {after[same : same + 20]!r}"
+        )
     return len(before), len(after)
 
 

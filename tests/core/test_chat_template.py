@@ -244,7 +244,9 @@ def test_a_generation_prompt_that_no_answer_begins_with_is_refused(makers):
     opens = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
     tokenizer = makers.tokenizer(opens)
     assert render(tokenizer, conversation(1)[:1], generate=True).endswith("<think>\n")
-    with pytest.raises(MaskError, match="turn 1: the template renders the prompt differently"):
+    with pytest.raises(
+        MaskError, match=r"turn 1: the template renders the prompt differently.*: '<think>\\n', '\{\"sum"
+    ):
         mask(tokenizer, conversation(1), [tokenizer.eos_token_id])
 
 

@@ -1,4 +1,4 @@
-"""Conversations of several answers on templates that take thoughts out of earlier ones, as Qwen3 and R1 do."""
+"""Conversations of several answers on templates that take thoughts out of earlier ones, as Qwen3 does."""
 
 import itertools
 from importlib.resources import files
