@@ -82,7 +82,7 @@ def evaluate(
         "requests_per_s": round(asked.asked / asked.wall_s, 3) if asked.asked and asked.wall_s else None,
         "concurrency": options.concurrency if target else None,
     }
-    _say_faults(report, rows)
+    _say_faults(report, rows, task.file.extract)
     return Evaluation(
         reading=Reading(name=str(report["name"]), report=report, rows=rows),
         inputs=[*task_inputs(task), system.as_input("system")],
@@ -255,8 +255,8 @@ def task_inputs(task: EvalTask) -> list[Input]:
     return files
 
 
-def _say_faults(report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Nothing silent: items that got no answer, that were cut off, that are empty."""
+def _say_faults(report: dict[str, Any], rows: list[dict[str, Any]], extract: tuple[str, ...]) -> None:
+    """Nothing silent: items that got no answer, that were cut off, that are empty, that hold thoughts."""
     counts = report["outcomes"]
     if counts["infra_error"]:
         said = Counter(row["error"].splitlines()[0][:300] for row in rows if row["error"]).most_common(1)
@@ -269,6 +269,12 @@ def _say_faults(report: dict[str, Any], rows: list[dict[str, Any]]) -> None:
     empty = sum(not row["output"].strip() and not row["tool_calls"] for row in judged(rows))
     if empty:
         warn(f"{empty} of {report['n']} answers are empty")
+    thinking = sum(row["output"].lstrip().startswith("<think>") for row in judged(rows))
+    if thinking and "thinking" not in extract:
+        warn(
+            f"{thinking} of {report['n']} answers begin with <think>, which is judged as a part of them: extract: [thinking] in the "
+            "task takes it out; chat_template_kwargs: {enable_thinking: false} under generation, extra_body asks for none"
+        )
     lost = sum("infra_error" in row.get("outcomes", ()) for row in judged(rows))
     if lost:
         warn(f"{lost} items lost some of their repeats to infrastructure errors; the others are judged")

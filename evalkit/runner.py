@@ -123,7 +123,8 @@ async def _prompt_ids(task: EvalTask, client: ChatClient) -> str | None:
     """Digest over the token ids of the first prompts by id, as the server makes them; None where it does not tell."""
     probed = sorted(task.rows, key=lambda row: row.id)[:PROBED]
     try:
-        ids = [await client.tokenize(task.messages(row), task.tools(row)) for row in probed]
+        how = task.file.generation.extra_body.get("chat_template_kwargs")
+        ids = [await client.tokenize(task.messages(row), task.tools(row), how) for row in probed]
     except (EndpointError, KeyError, TypeError):
         return None
     return sha256_text(canonical_json(ids))

@@ -1,6 +1,6 @@
 """`task.yaml`: the data, how it is asked, how answers are judged. Everything in it is checked before anything is asked."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,37 @@ SCORER_VERSION = 3  # raised whenever a validator's verdict on some answer chang
 RESERVED = {"weighted", *REPEATED, *LEAKAGE}  # and every name with the unit of another metric: see `_primary`
 
 
+# Fields of a request that the harness sets itself.
+OURS = frozenset(("model", "messages", "tools", "stream", "stream_options", "response_format", "n"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """Request fields sent to the endpoint as they are. max_tokens: of the answer. stop: texts that end it."""
+    """Request fields sent to the endpoint as they are. max_tokens: of the answer. stop: texts that end it. extra_body: further
+    fields that the endpoint takes, such as `chat_template_kwargs: {enable_thinking: false}` (vLLM) or `reasoning_effort`."""
 
     max_tokens: int = field(default=256, metadata={"minimum": 1})
     temperature: float = field(default=0.0, metadata={"minimum": 0})
     seed: int | None = 0
     top_p: float = field(default=1.0, metadata={"exclusiveMinimum": 0, "maximum": 1})
     stop: tuple[str, ...] = ()
+    extra_body: dict[str, Any] = field(default_factory=dict)
 
     def request(self) -> dict[str, Any]:
         """As request fields; absent ones left out."""
-        fields: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature, "top_p": self.top_p}
-        fields |= {} if self.seed is None else {"seed": self.seed}
-        return fields | ({"stop": list(self.stop)} if self.stop else {})
+        found: dict[str, Any] = {"max_tokens": self.max_tokens, "temperature": self.temperature, "top_p": self.top_p}
+        found |= {} if self.seed is None else {"seed": self.seed}
+        return found | ({"stop": list(self.stop)} if self.stop else {}) | self.extra_body
+
+    def check(self, where: str) -> None:
+        """Raise UserError for a further field that is set here by another way."""
+        own = {f.name for f in fields(self)} | OURS
+        if taken := sorted(own & self.extra_body.keys()):
+            raise UserError(
+                f"{taken[0]!r} is no further field",
+                where=f"{where} extra_body",
+                hint="it has a key of its own, or is the harness's",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +174,7 @@ def load_task(path: Path, *, limit: int | None = None, allow_python: bool = Fals
             "a python validator runs code of yours", where=f"{where} validators", hint="pass --allow-python"
         )
     extraction.check(file.extract, f"{where} extract")
+    file.generation.check(f"{where} generation")
     if file.gate is not None:
         file.gate.check(f"{where} gate")
     if file.train is not None and not file.train.is_file():

@@ -138,9 +138,14 @@ class ChatClient:
         self.model = self.model or served[0]
         return self.model
 
-    async def tokenize(self, messages: Sequence[Message], tools: list[Any] | None = None) -> list[int]:
-        """The prompt's token ids as the server makes them (vLLM's `/tokenize`). Raises EndpointError."""
-        body = {
+    async def tokenize(
+        self, messages: Sequence[Message], tools: list[Any] | None = None, template: dict[str, Any] | None = None
+    ) -> list[int]:
+        """The prompt's token ids as the server makes them (vLLM's `/tokenize`). template: its `chat_template_kwargs`.
+
+        Raises EndpointError.
+        """
+        body: dict[str, Any] = {
             "model": self.model,
             "messages": list(messages),
             "add_generation_prompt": True,
@@ -148,6 +153,8 @@ class ChatClient:
         }
         if tools:
             body["tools"] = tools
+        if template:
+            body["chat_template_kwargs"] = template
         url = f"{self.base_url.removesuffix('/v1')}/tokenize"
         answer = await self._json("POST", url, body)
         tokens = answer.get("tokens") if isinstance(answer, dict) else None

@@ -145,3 +145,34 @@ def test_half_a_character_in_an_answer_breaks_nothing(echo, standin, ft):
     assert run.code == 0, run.err
     assert run.json["outcomes"]["pass"] == 59
     assert results(echo / "r")[1]["output"] == "\ufffd x"
+
+
+def test_further_fields_reach_the_endpoint_and_count_in_the_comparison(echo, standin, ft):
+    task = (echo / "task.yaml").read_text()
+    (echo / "quiet.yaml").write_text(
+        task + "generation: {extra_body: {chat_template_kwargs: {enable_thinking: false}, top_k: 1}}\n"
+    )
+    assert ft("eval", standin.url, "--task", "task.yaml", "--out", "base").code == 0
+    assert not any("chat_template_kwargs" in body for body in standin.bodies)
+    standin.bodies.clear()
+    run = ft("eval", standin.url, "--task", "quiet.yaml", "--out", "r", "--against", "base")
+    assert run.code == 2
+    assert "generation" in run.err  # other settings are another question
+    assert ft("eval", standin.url, "--task", "quiet.yaml", "--out", "r").code == 0
+    assert {(body["chat_template_kwargs"]["enable_thinking"], body["top_k"]) for body in standin.bodies} == {(False, 1)}
+    assert all("extra_body" not in body for body in standin.bodies)
+    (echo / "bad.yaml").write_text(task + "generation: {extra_body: {max_tokens: 5}}\n")
+    refused = ft("eval", standin.url, "--task", "bad.yaml", "--out", "x")
+    assert refused.code == 2
+    assert "bad.yaml generation extra_body: 'max_tokens' is no further field" in " ".join(refused.err.split())
+
+
+def test_thoughts_in_answers_are_said(echo, standin, ft):
+    standin.answer = lambda q, _: (200, f"<think>\n\n</think>\n\n{q}")
+    run = ft("eval", standin.url, "--task", "task.yaml", "--out", "r", "--json")
+    assert run.json["metrics"]["exact"]["value"] == 0.0
+    assert "60 of 60 answers begin with <think>" in run.err
+    (echo / "cut.yaml").write_text((echo / "task.yaml").read_text() + "extract: [thinking]\n")
+    run = ft("eval", standin.url, "--task", "cut.yaml", "--out", "c", "--json")
+    assert run.json["metrics"]["exact"]["value"] == 1.0, run.json
+    assert "<think>" not in run.err
