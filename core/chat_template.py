@@ -5,6 +5,7 @@ A tokenizer here is any transformers fast tokenizer; nothing of transformers is 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from tunegate.core import template_input
@@ -13,6 +14,7 @@ from tunegate.core.files import canonical_json, sha256_text
 from tunegate.core.rows import Message
 
 IGNORE_INDEX = -100
+DAY = datetime(2026, 1, 1)
 PROBE = (
     {"role": "system", "content": "Answer in JSON. Zahlen: 0123456789."},
     {"role": "user", "content": 'naïve café 東京 🙂 \t two  spaces\nline {"a": [1, 2.5]} <|im_end|>'},
@@ -51,25 +53,38 @@ def template_digest(tokenizer: Any) -> str:
     return sha256_text(_template(tokenizer))
 
 
+def is_dated(template: str) -> bool:
+    """Whether a template writes today's date into prompts, as Llama 3.2's and gpt-oss's do: they differ from day to day."""
+    return "strftime_now" in template
+
+
 def probe_digest(tokenizer: Any) -> str:
-    """SHA-256 over the token ids of a fixed conversation (digits, spaces, scripts, emoji, special-token text).
+    """SHA-256 over the token ids of a fixed conversation (digits, spaces, scripts, emoji, special-token text), on a fixed day.
 
     Two tokenizers with one digest turn the same messages into the same ids, on this probe.
     """
-    return sha256_text(canonical_json(render_ids(tokenizer, PROBE)))
+    text = render(tokenizer, PROBE, strftime_now=DAY.strftime)
+    return sha256_text(canonical_json(tokenizer(text, add_special_tokens=False)["input_ids"]))
 
 
 def render(
-    tokenizer: Any, messages: Sequence[Message], *, tools: list[Any] | None = None, generate: bool = False
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    tools: list[Any] | None = None,
+    generate: bool = False,
+    **more: Any,
 ) -> str:
-    """The conversation as text; with `generate` it ends where the assistant's answer begins.
+    """The conversation as text; with `generate` it ends where the assistant's answer begins. more: given to the template.
 
     Raises UserError when the template refuses these messages.
     """
     _template(tokenizer)
 
     def render_once(turns: list[Message], shown: list[Any] | None) -> str:
-        text: str = tokenizer.apply_chat_template(turns, tools=shown, add_generation_prompt=generate, tokenize=False)
+        text: str = tokenizer.apply_chat_template(
+            turns, tools=shown, add_generation_prompt=generate, tokenize=False, **more
+        )
         return text
 
     try:

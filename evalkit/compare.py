@@ -169,7 +169,7 @@ def lock(baseline: Reading, candidate: Reading, *, allowed: Sequence[str]) -> tu
     for name in LOCKED:
         if one[name] is None or two[name] is None:
             unknown.append(name)
-        elif one[name] != two[name]:
+        elif one[name] != two[name] and not (name == "template" and _same_but_for_the_day(baseline, candidate)):
             differing.append(name)
     if "data" not in differing and _other_questions(baseline.report, candidate.report):
         differing.insert(0, "data")
@@ -181,6 +181,13 @@ def lock(baseline: Reading, candidate: Reading, *, allowed: Sequence[str]) -> tu
             hint=f"judge the baseline again with this task, or pass --allow-different {','.join(refused)}",
         )
     return differing, unknown
+
+
+def _same_but_for_the_day(baseline: Reading, candidate: Reading) -> bool:
+    """Whether both were asked with one chat template that writes today's date, whose prompts differ from day to day."""
+    one, two = (reading.report for reading in (baseline, candidate))
+    dated = all((report.get("server") or {}).get("dated_template") for report in (one, two))
+    return dated and one.get("template_digest") == two.get("template_digest") is not None
 
 
 def _locked(report: dict[str, Any]) -> dict[str, Any]:

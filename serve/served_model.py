@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tunegate.core.artifacts import Release, Run
+from tunegate.core.chat_template import is_dated
 from tunegate.core.errors import UserError
 from tunegate.core.files import read_json, sha256_text
 from tunegate.core.methods import WEIGHTLESS
@@ -95,14 +96,18 @@ def template_of(target: Target) -> tuple[Path, str] | None:
 
 
 def template_digest(target: Target) -> str | None:
-    """SHA-256 of the chat template that will be used; None for a hub id, whose files are not here yet."""
+    """SHA-256 of the chat template that will be used; None where it has none."""
     if isinstance(target, Release | Run):
         digest: str | None = target.manifest.facts.get("template_digest")
         return digest
-    if target.path is None:
-        return None
     found = template_of(target)
     return sha256_text(found[1]) if found else None
+
+
+def has_dated_template(target: Target) -> bool:
+    """Whether the chat template writes today's date into prompts."""
+    found = template_of(target)
+    return found is not None and is_dated(found[1])
 
 
 def rank_of(adapter: Adapter) -> int:

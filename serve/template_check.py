@@ -9,6 +9,7 @@ from tunegate.core.console import say
 from tunegate.core.errors import InfrastructureError, UserError
 from tunegate.core.files import canonical_json, read_json, sha256_text
 from tunegate.serve.plain_http import call
+from tunegate.serve.served_model import has_dated_template
 
 FILE = "probe.json"
 
@@ -25,8 +26,10 @@ def check_template(
 ) -> int:
     """Ask the server's /tokenize for the run's probe prompts and for special-token text in contents; the number compared.
 
-    root: the server's URL without /v1. Raises UserError with the first position that differs.
+    root: the server's URL without /v1. A template that writes today's date is rendered anew, by the artifact's own tokenizer.
+    Raises UserError with the first position that differs.
     """
+    today = _tokenizer(artifact) if has_dated_template(artifact) else None
 
     def served(messages: Any, tools: Any, *, generate: bool) -> list[int]:
         body = {
@@ -41,17 +44,21 @@ def check_template(
 
     prompts = probe_prompts(artifact.path)
     for number, prompt in enumerate(prompts):
-        found = served(prompt["messages"], prompt.get("tools"), generate=True)
-        if found != prompt["ids"]:
-            raise _differs(artifact, f"prompt {number} of {artifact.path / FILE}", prompt["ids"], found)
+        messages, tools = prompt["messages"], prompt.get("tools")
+        ids = prompt["ids"] if today is None else render_ids(today, messages, tools=tools, generate=True)
+        found = served(messages, tools, generate=True)
+        if found != ids:
+            raise _differs(artifact, f"prompt {number} of {artifact.path / FILE}", ids, found)
     wanted = artifact.manifest.facts.get("probe_digest")
     if wanted:
         found = served(list(PROBE), None, generate=False)
-        if sha256_text(canonical_json(found)) != wanted:
+        same = sha256_text(canonical_json(found)) == wanted if today is None else found == _rendered(artifact)
+        if not same:
             raise _differs(artifact, "the probe with special-token text in its contents", _rendered(artifact), found)
     compared = len(prompts) + bool(wanted)
     if compared:
-        say(f"the server tokenizes as training did ({compared} prompts compared)")
+        dated = ", with today's date, which the template writes" if today else ""
+        say(f"the server tokenizes as training did ({compared} prompts compared{dated})")
     return compared
 
 
@@ -75,11 +82,15 @@ def _differs(artifact: Release | Run, what: str, wanted: list[int] | None, found
     )
 
 
-def _rendered(artifact: Release | Run) -> list[int] | None:
-    """The probe's ids by the artifact's own tokenizer, where that is still the one of training."""
+def _tokenizer(artifact: Release | Run) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(artifact.path))
+    return AutoTokenizer.from_pretrained(str(artifact.path))
+
+
+def _rendered(artifact: Release | Run) -> list[int] | None:
+    """The probe's ids by the artifact's own tokenizer, where that is still the one of training."""
+    tokenizer = _tokenizer(artifact)
     if probe_digest(tokenizer) != artifact.manifest.facts["probe_digest"]:
         return None
     return render_ids(tokenizer, PROBE)

@@ -27,7 +27,7 @@ from tunegate.serve.middleware import (
     PROBE_MODEL_VARIABLE,
     GuardSettings,
 )
-from tunegate.serve.served_model import Target, describe, template_digest
+from tunegate.serve.served_model import Target, describe, has_dated_template, template_digest
 from tunegate.serve.template_check import check_template
 from tunegate.serve.vllm_flags import SERVER_MODULE, Launch, ServeOptions, build
 from tunegate.serve.vllm_start import wait_ready
@@ -89,6 +89,7 @@ def serving(
             "flags": launch.arguments,
             "start_s": round(took, 1),
             "template_digest": template_digest(target),
+            "dated_template": has_dated_template(target),
             "adapters": list(launch.adapters),
         }
         yield Endpoint(

@@ -184,6 +184,25 @@ def test_digests_tell_templates_and_tokenizers_apart(makers):
     assert probe_digest(chatml) != probe_digest(other), "the same text, other ids"
 
 
+def test_the_probe_s_digest_is_of_no_day(makers, monkeypatch):
+    """A template that writes the date has one digest on every day; only its prompts differ."""
+    import transformers.utils.chat_template_utils as utils
+
+    tokenizer = makers.tokenizer("{{ strftime_now('%Y-%m-%d') }}" + CHATML)
+    today, text = probe_digest(tokenizer), render(tokenizer, conversation(1))
+
+    class Later(utils.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(2031, 5, 6)
+
+    monkeypatch.setattr(utils, "datetime", Later)
+    assert render(tokenizer, conversation(1)) != text
+    assert render(tokenizer, conversation(1)).startswith("2031-05-06")
+    assert probe_digest(tokenizer) == today
+    assert probe_digest(makers.tokenizer("{{ strftime_now('%Y/%m/%d') }}" + CHATML)) != today
+
+
 def test_an_answer_that_an_earlier_turn_foretells_is_labelled_at_its_own_place(makers):
     tokenizer = makers.tokenizer()
     messages = [

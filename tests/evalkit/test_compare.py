@@ -215,6 +215,20 @@ def test_the_lock_says_what_differs_and_how_to_let_it_through(name, changed, wor
     assert lock(base, base, allowed=[]) == ([], [])
 
 
+def test_prompts_that_hold_the_day_s_date_are_compared_by_their_template():
+    """A baseline of yesterday under Llama 3.2's template: other token ids, the same prompts but for the day."""
+    dated = {"server": {"dated_template": True}, "template_digest": "t"}
+    yesterday, today = reading([], **dated), reading([], "new", **dated, prompt_ids_digest="x")
+    assert lock(yesterday, today, allowed=[]) == ([], [])
+    plain = {"server": {"dated_template": False}, "template_digest": "t"}
+    for other in ({**dated, "template_digest": "u"}, {**dated, "template_digest": None}, plain, {"server": {}}):
+        with pytest.raises(UserError, match="template: the prompts' token ids differ"):
+            lock(yesterday, reading([], "new", **other, prompt_ids_digest="x"), allowed=[])
+    nothing = reading([], **{**dated, "template_digest": None})
+    with pytest.raises(UserError, match="template: the prompts' token ids differ"):
+        lock(nothing, reading([], "new", **{**dated, "template_digest": None}, prompt_ids_digest="x"), allowed=[])
+
+
 def test_the_lock_names_all_that_differs_at_once_and_refuses_what_is_not_allowed():
     base = reading([])
     other = reading([], "new", prompt_digest="x", data__questions_digest="x", scorer_version=2)

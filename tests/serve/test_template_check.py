@@ -8,7 +8,7 @@ import pytest
 
 from tunegate.core import manifest
 from tunegate.core.artifacts import Run
-from tunegate.core.chat_template import probe_digest, render_ids
+from tunegate.core.chat_template import probe_digest, render, render_ids
 from tunegate.core.errors import InfrastructureError, UserError
 from tunegate.serve.template_check import check_template, first_difference
 
@@ -114,7 +114,7 @@ def test_a_server_that_does_not_tokenize_is_no_fault_of_the_run(trained, serve):
 def test_a_run_without_probes_compares_nothing(trained, tmp_path, makers):
     folder = tmp_path / "bare"
     folder.mkdir()
-    manifest.write(folder, "run", inputs=[], config={}, facts={})
+    manifest.write(folder, "run", inputs=[], config={}, facts={"method": "full"})
     assert check_template(Run.open(folder), "http://127.0.0.1:9", "m", key=None) == 0
 
 
@@ -124,3 +124,26 @@ def test_a_run_without_probes_compares_nothing(trained, tmp_path, makers):
 )
 def test_the_first_difference(a, b, position):
     assert first_difference(a, b) == position
+
+
+DATED = "{{ strftime_now('%d %b %Y') }}\n"
+
+
+def test_a_template_that_writes_the_date_is_served_on_another_day(makers, serve, tmp_path, capsys):
+    """Llama 3.2's does: what training rendered is no longer what any server makes of the same messages."""
+    template = DATED + makers.tokenizer().chat_template
+    tokenizer = makers.tokenizer(template=template)
+    folder = tmp_path / "run"
+    tokenizer.save_pretrained(folder)
+    then = {"strftime_now": lambda form: "26 Jul 2024"}
+    ids = [tokenizer(render(tokenizer, m, generate=True, **then))["input_ids"] for m in PROMPTS]
+    assert ids[0] != render_ids(tokenizer, PROMPTS[0], generate=True)
+    prompts = [{"messages": m, "tools": None, "ids": found} for m, found in zip(PROMPTS, ids, strict=True)]
+    (folder / "probe.json").write_text(json.dumps({"prompts": prompts}))
+    manifest.write(folder, "run", inputs=[], config={}, facts={"probe_digest": probe_digest(tokenizer)})
+    root, _ = serve(by(tokenizer))
+    assert check_template(Run.open(folder), root, "m", key=None) == 3
+    assert "3 prompts compared, with today's date" in " ".join(capsys.readouterr().err.split())
+    other, _ = serve(by(makers.tokenizer(template=template.replace("\n{{ m", " \n{{ m"))))
+    with pytest.raises(UserError, match="differently from training"):
+        check_template(Run.open(folder), other, "m", key=None)
