@@ -15,7 +15,7 @@ from tunegate.core.rows import Message
 
 IGNORE_INDEX = -100
 DAY = datetime(2026, 1, 1)
-PROBE = (
+PROBE: tuple[Message, ...] = (
     {"role": "system", "content": "Answer in JSON. Zahlen: 0123456789."},
     {"role": "user", "content": 'naïve café 東京 🙂 \t two  spaces\nline {"a": [1, 2.5]} <|im_end|>'},
     {"role": "assistant", "content": '{"ok": true}'},
@@ -58,12 +58,22 @@ def is_dated(template: str) -> bool:
     return "strftime_now" in template
 
 
+def probe_of(tokenizer: Any) -> tuple[Message, ...]:
+    """A fixed conversation (digits, spaces, scripts, emoji, special-token text) as the template takes it: Gemma 2's and
+    others refuse the system turn."""
+    try:
+        render(tokenizer, PROBE)
+    except MaskError:
+        return PROBE[1:]
+    return PROBE
+
+
 def probe_digest(tokenizer: Any) -> str:
-    """SHA-256 over the token ids of a fixed conversation (digits, spaces, scripts, emoji, special-token text), on a fixed day.
+    """SHA-256 over the token ids of that conversation, on a fixed day.
 
     Two tokenizers with one digest turn the same messages into the same ids, on this probe.
     """
-    text = render(tokenizer, PROBE, strftime_now=DAY.strftime)
+    text = render(tokenizer, probe_of(tokenizer), strftime_now=DAY.strftime)
     return sha256_text(canonical_json(tokenizer(text, add_special_tokens=False)["input_ids"]))
 
 

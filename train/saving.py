@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tunegate.core.chat_template import PROBE, probe_digest, render_ids, template_digest
+from tunegate.core.chat_template import probe_digest, probe_of, render_ids, template_digest
 from tunegate.core.errors import InfrastructureError
 from tunegate.core.files import read_json, write_json, write_text
 from tunegate.core.model_source import ModelSource
@@ -37,7 +37,7 @@ def facts_of(
         "license": card.base_license(source),
         "template_digest": template_digest(tokenizer),
         "probe_digest": probe_digest(tokenizer),
-        "mask": {**asdict(certificate), "probe_ids": render_ids(tokenizer, PROBE)},
+        "mask": {**asdict(certificate), "probe_ids": render_ids(tokenizer, probe_of(tokenizer))},
         "steps": trainer.state.global_step,
         "tokens": progress.tokens,
         "label_tokens": progress.label_tokens,

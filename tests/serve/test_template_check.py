@@ -147,3 +147,27 @@ def test_a_template_that_writes_the_date_is_served_on_another_day(makers, serve,
     other, _ = serve(by(makers.tokenizer(template=template.replace("\n{{ m", " \n{{ m"))))
     with pytest.raises(UserError, match="differently from training"):
         check_template(Run.open(folder), other, "m", key=None)
+
+
+def test_a_template_that_refuses_a_system_turn_is_checked_without(makers, serve, tmp_path):
+    """Gemma 2's: its run could not even be saved."""
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    tokenizer = makers.tokenizer(template=refuses + makers.tokenizer().chat_template)
+    folder = tmp_path / "run"
+    tokenizer.save_pretrained(folder)
+    manifest.write(
+        folder, "run", inputs=[], config={}, facts={"probe_digest": probe_digest(tokenizer), "method": "full"}
+    )
+
+    def tokenize(request):
+        try:
+            return by(tokenizer)(request)
+        except UserError:
+            return None
+
+    root, got = serve(tokenize)
+    assert check_template(Run.open(folder), root, "m", key=None) == 1
+    assert [turn["role"] for turn in got[-1][2]["messages"]] == ["user", "assistant"]
+    other, _ = serve(by(makers.tokenizer()))
+    with pytest.raises(UserError, match="the probe with special-token text"):
+        check_template(Run.open(folder), other, "m", key=None)

@@ -9,7 +9,7 @@ from typing import Any
 
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import GgufExport, Release
-from tunegate.core.chat_template import PROBE, render, render_ids, template_digest
+from tunegate.core.chat_template import probe_of, render, render_ids, template_digest
 from tunegate.core.console import progress, say, warn
 from tunegate.core.errors import InfrastructureError, TunegateError, UserError, nearest
 from tunegate.core.files import need_disk, new_folder, read_json, sha256_text
@@ -165,7 +165,7 @@ def _prove(
     release: Release, config: ExportConfig, tools: llama_cpp.LlamaCpp, tokenizer: Any, stops: list[int], file: Path
 ) -> dict[str, Any]:
     """Token ids of every text equal, and how far the answers are those of the release. Raises TunegateError."""
-    texts = [*TEXTS, render(tokenizer, PROBE), *tokenizer.all_special_tokens, *RARE]
+    texts = [*TEXTS, render(tokenizer, probe_of(tokenizer)), *tokenizer.all_special_tokens, *RARE]
     questions = _questions(release, config.prompts) if config.prompts else []
     prompts = [render_ids(tokenizer, messages, tools=tools_, generate=True) for messages, tools_ in questions]
     answers = _reference(release, prompts, stops, config.max_tokens)
