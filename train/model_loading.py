@@ -12,6 +12,7 @@ from tunegate.core.machine import bf16_flags
 from tunegate.core.model_source import ModelSource, quiet_transformers
 from tunegate.train import adapters
 from tunegate.train.config import TrainConfig
+from tunegate.train.lora_targets import targets_of
 
 
 def pick_device(config: TrainConfig) -> str:
@@ -88,7 +89,13 @@ def arithmetic(config: TrainConfig) -> Any:
     return torch.float32 if settled(config).dtype == "float32" else torch.bfloat16
 
 
-def load_base(source: ModelSource, config: TrainConfig, device: str, attention: str) -> Any:
+def attention_of(architecture: Any) -> str | None:
+    """The attention of transformers that computes what the engine serves. None: its own choice, SDPA where the model has it;
+    `eager` where scores are capped (Gemma 2), which its SDPA silently leaves out and vLLM computes."""
+    return "eager" if getattr(architecture, "attn_logit_softcapping", None) else None
+
+
+def load_base(source: ModelSource, config: TrainConfig, device: str, attention: str | None) -> Any:
     """The base model: bf16 (or `dtype`) for lora, 4-bit NF4 with double quantization for qlora (Dettmers et al. 2023, section 3),
     fp32 for full (its weights are the optimizer's master copy; the arithmetic is bf16 by autocast).
 
@@ -124,13 +131,13 @@ def with_adapter(model: Any, config: TrainConfig) -> Any:
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    _known_modules(model, config)
+    targets = targets_of(model, config.targets)
+    _known_modules(model, config.modules_to_save)
     if config.method == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if config.adapter:
         wrapped = adapters.load(model, home_path(config.adapter))
     else:
-        targets: Any = "all-linear" if "all-linear" in config.targets else list(config.targets)
         adapter = LoraConfig(
             r=config.rank,
             lora_alpha=config.alpha,
@@ -149,10 +156,8 @@ def with_adapter(model: Any, config: TrainConfig) -> Any:
     return wrapped
 
 
-def _known_modules(model: Any, config: TrainConfig) -> None:
+def _known_modules(model: Any, wanted: tuple[str, ...]) -> None:
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    for where, wanted in (("targets", config.targets), ("modules_to_save", config.modules_to_save)):
-        missing = [t for t in wanted if t not in names and t != "all-linear"]
-        if missing:
-            hint = nearest(missing[0], sorted(names - {""}))
-            raise UserError(f"the model has no module called {missing[0]!r}", where=where, hint=hint)
+    if missing := [name for name in wanted if name not in names]:
+        hint = nearest(missing[0], sorted(names - {""}))
+        raise UserError(f"the model has no module called {missing[0]!r}", where="modules_to_save", hint=hint)

@@ -239,7 +239,7 @@ def session_of(job: Job, ready: Prepared, stop: StopRequest | StopFile) -> Sessi
     facts = {
         **_last_look(trainer, progress, config, folder, validation),
         "total_params": total,
-        "attention": attention,
+        "attention": attention or str(model.config._attn_implementation),
         "forecast": asdict(job.forecast) if job.forecast else None,
         "processes": ranks.count(),
     }
@@ -279,7 +279,7 @@ def _stop_if_asked(stop: StopRequest | StopFile, config: TrainConfig, step: int)
         raise Interrupted(f"stopped at step {step}", hint=GO_ON)
 
 
-def _model(source: ModelSource, config: TrainConfig, device: str, attention: str) -> tuple[Any, int]:
+def _model(source: ModelSource, config: TrainConfig, device: str, attention: str | None) -> tuple[Any, int]:
     """(model, with its adapter where there is one; number of the base's parameters), seeded."""
     from transformers.trainer_utils import set_seed
 
@@ -296,17 +296,17 @@ def _model(source: ModelSource, config: TrainConfig, device: str, attention: str
     return model, total
 
 
-def _attention(source: ModelSource, config: TrainConfig, device: str) -> tuple[bool, str]:
-    """(rows side by side?, attention implementation): our CPU attention where it computes the same, else SDPA."""
+def _attention(source: ModelSource, config: TrainConfig, device: str) -> tuple[bool, str | None]:
+    """(rows side by side?, attention implementation): our CPU attention where it computes the same, else transformers'."""
     from transformers import AutoConfig
 
+    try:
+        architecture = AutoConfig.from_pretrained(source.location, revision=source.revision)
+    except (OSError, ValueError) as error:
+        raise UserError(f"the model's config cannot be read: {error}", where=source.spec) from None
     if device == "cpu" and config.fast_cpu:
-        try:
-            architecture = AutoConfig.from_pretrained(source.location, revision=source.revision)
-        except (OSError, ValueError) as error:
-            raise UserError(f"the model's config cannot be read: {error}", where=source.spec) from None
         if cpu_attention.supported(architecture):
             cpu_attention.register()
             return True, cpu_attention.NAME
         say("fast CPU attention does not cover this architecture: padded batches with torch's attention instead")
-    return False, "sdpa"
+    return False, model_loading.attention_of(architecture)

@@ -18,7 +18,7 @@ from tunegate.core.model_source import of_folder
 from tunegate.core.rows import Message, read_rows
 from tunegate.serve.served_model import has_adapter, weights_bytes
 from tunegate.serve.template_check import probe_prompts
-from tunegate.train.model_loading import load_tokenizer, stop_ids
+from tunegate.train.model_loading import attention_of, load_tokenizer, stop_ids
 from tunegate.train.release import card, llama_cpp, ollama, worker
 
 # float types and the K-quants people serve; llama.cpp knows more, which need an importance matrix to be of use
@@ -231,13 +231,14 @@ def _reference(release: Release, prompts: list[list[int]], stops: list[int], lim
     if not prompts:
         return []
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     wide = (
         not bf16_flags() and 3 * weights_bytes(release) / 1e9 < memory_gb()
     )  # bf16 in software takes several times as long
     kind = torch.float32 if wide else torch.bfloat16
-    model = AutoModelForCausalLM.from_pretrained(release.path, dtype=kind).eval()
+    attention = attention_of(AutoConfig.from_pretrained(release.path))
+    model = AutoModelForCausalLM.from_pretrained(release.path, dtype=kind, attn_implementation=attention).eval()
     answers = []
     with torch.inference_mode(), progress("answers of the release", len(prompts)) as tick:
         for ids in prompts:

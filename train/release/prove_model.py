@@ -7,6 +7,7 @@ from typing import Any
 from tunegate.core.errors import InfrastructureError
 from tunegate.core.model_source import quiet_transformers
 from tunegate.serve.preflight import memory_limits
+from tunegate.train.model_loading import attention_of
 
 Source = Callable[[str], Any]  # a tensor's name -> its value, any float type
 
@@ -44,7 +45,7 @@ def given(
     if hasattr(shape, "quantization_config"):
         del shape.quantization_config
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(shape, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(shape, attn_implementation=attention_of(shape))
     names = {id(module): name for name, module in model.named_modules()}
     for module in model.modules():
         _without_memory(module)
