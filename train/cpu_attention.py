@@ -17,7 +17,7 @@ LONGEST_DENSE = 1024
 def supported(config: Any) -> bool:
     """Whether a model's attention is plain and causal, so that this function computes the same thing."""
     sliding = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    odd = ("attn_logit_softcapping", "attention_chunk_size", "q_lora_rank")
+    odd = ("attn_logit_softcapping", "attention_chunk_size", "q_lora_rank", "attn_pdrop", "attention_dropout")
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     return not sliding and kinds == {"full_attention"} and not any(getattr(config, name, None) for name in odd)
 

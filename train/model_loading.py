@@ -150,7 +150,10 @@ def with_adapter(model: Any, config: TrainConfig) -> Any:
             ensure_weight_tying=bool(config.modules_to_save and model.config.tie_word_embeddings),
             task_type="CAUSAL_LM",
         )
-        wrapped = get_peft_model(model, adapter, autocast_adapter_dtype=True)
+        try:
+            wrapped = get_peft_model(model, adapter, autocast_adapter_dtype=True)
+        except ValueError as error:  # modules that PEFT does not adapt, such as Mamba's
+            raise UserError(f"no adapter can be laid on this model: {first_line(error)}", where="targets") from None
     trainable = sum(p.numel() for p in wrapped.parameters() if p.requires_grad)
     say(f"adapter: {trainable:,} trainable parameters in fp32")
     return wrapped

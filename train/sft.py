@@ -198,6 +198,7 @@ def session_of(job: Job, ready: Prepared, stop: StopRequest | StopFile) -> Sessi
         allocator.keep_freed_memory()
     side_by_side, attention = _attention(source, config, device)
     model, total = _model(source, config, device, attention)
+    _within_vocabulary(model, ready, source)
     checkpoint = work.begin_from(folder) if job.resume else None
     progress = Progress.read(checkpoint) if checkpoint else Progress()
     steps = total_steps(config, len(training), ranks.count())
@@ -294,6 +295,18 @@ def _model(source: ModelSource, config: TrainConfig, device: str, attention: str
         elif not fast_decoder.speed_up(model, model_loading.arithmetic(config)):
             say("decoder layers: the library's (the faster ones cover plain Llama, Mistral and Qwen2 layers)")
     return model, total
+
+
+def _within_vocabulary(model: Any, ready: Prepared, source: ModelSource) -> None:
+    """Raise UserError where the tokenizer makes ids that the model has no embedding for."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    largest = max(ready.tokenizer.pad_token_id or 0, *(max(example.input_ids) for example in ready.kept))
+    if largest >= rows:
+        raise UserError(
+            f"the tokenizer makes the token id {largest}, the model has embeddings for ids below {rows}",
+            where=source.spec,
+            hint="the tokenizer is another model's, or tokens were added without resizing the embeddings",
+        )
 
 
 def _attention(source: ModelSource, config: TrainConfig, device: str) -> tuple[bool, str | None]:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from tunegate.core.console import say
 from tunegate.core.errors import UserError
 from tunegate.core.model_source import ModelSource
 from tunegate.train.release import licences
@@ -30,14 +31,29 @@ def release_dtype(dtype: str) -> str:
 
 
 def original(files: TensorFiles) -> Source:
-    """The base's tensors in the release's type; an output matrix that has no tensor of its own is the embedding."""
+    """The base's tensors in the release's type; an output matrix that has no tensor of its own is the embedding. Tensors that
+    transformers names otherwise than their file, or puts together (the experts of a mixture), are taken from the whole model,
+    which is loaded for them."""
     import torch
 
+    loaded: dict[str, Any] = {}
+
     def read(name: str) -> Any:
-        tensor = files.read(EMBEDDING if name == HEAD and name not in files.specs else name)
+        own = EMBEDDING if name == HEAD and name not in files.specs else name
+        if own not in files.specs and not loaded:
+            loaded.update(_as_loaded(files.place))
+        tensor = files.read(own) if own in files.specs else loaded[name]
         return tensor.to(getattr(torch, release_dtype(str(tensor.dtype).removeprefix("torch."))))
 
     return read
+
+
+def _as_loaded(folder: Path) -> dict[str, Any]:
+    """Every tensor of a model folder by transformers' own names."""
+    from transformers import AutoModelForCausalLM
+
+    say("this architecture's files hold weights under other names than its model: it is loaded whole for the proof")
+    return dict(AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict())
 
 
 def dequantized(files: TensorFiles, config: Path, dtype: str) -> Source:
@@ -55,7 +71,7 @@ def dequantized(files: TensorFiles, config: Path, dtype: str) -> Source:
     def given(name: str) -> Any:
         if name not in through:
             return read(name)
-        tensor = files.read(name).to(getattr(torch, dtype)).contiguous()
+        tensor = (files.read(name) if name in files.specs else read(name)).to(getattr(torch, dtype)).contiguous()
         packed, state = quantize_4bit(tensor, blocksize=64, compress_statistics=True, quant_type="nf4")
         return dequantize_4bit(packed, quant_state=state).reshape(tensor.shape)
 
