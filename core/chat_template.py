@@ -122,7 +122,7 @@ def mask_answers(
     try:
         return [mask(tokenizer, messages, stop_ids, tools=tools)]
     except RewrittenError:
-        ends = [index + 1 for index, message in enumerate(messages) if message["role"] == "assistant"]
+        ends = [index + 1 for index, message in enumerate(messages) if is_learnt(message)]
         return [mask(tokenizer, messages[:end], stop_ids, tools=tools, last=True) for end in ends]
 
 
@@ -134,7 +134,7 @@ def mask(
     tools: list[Any] | None = None,
     last: bool = False,
 ) -> Masked:
-    """Token ids and labels of one conversation; the loss falls on the assistant's turns and on the stop token after each.
+    """Token ids and labels of one conversation; the loss falls on the assistant's turns (`is_learnt`) and on the stop token after each.
     last: on the last turn only.
 
     The rendered text is tokenized once, as it is at inference. Each turn's span comes from rendering the messages up to
@@ -149,7 +149,7 @@ def mask(
     labels = [IGNORE_INDEX] * len(ids)
     stopped = True
     for index, message in enumerate(messages):
-        if message["role"] != "assistant" or (last and index + 1 < len(messages)):
+        if not is_learnt(message) or (last and index + 1 < len(messages)):
             continue
         start, end = _span(tokenizer, messages, index, tools, text)
         for name in called(message):
@@ -163,6 +163,15 @@ def mask(
         for i in inside if stop is None else inside[: stop + 1]:
             labels[i] = ids[i]
     return Masked(ids, labels, stopped, text)
+
+
+def is_learnt(message: Message) -> bool:
+    """Whether the loss falls on a turn: the assistant's, but for those with OpenAI's `"weight": 0`. Raises MaskError for another
+    weight than 0 and 1."""
+    weight = message.get("weight")
+    if weight not in (None, 0, 1):
+        raise MaskError(f'"weight" is {weight!r}: 0 (the turn is not learnt) or 1')
+    return message["role"] == "assistant" and weight != 0
 
 
 def called(message: Message) -> list[str]:

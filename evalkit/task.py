@@ -117,7 +117,7 @@ class EvalTask:
 
     def messages(self, row: Row) -> list[Message]:
         """The prompt of one row: system turn, examples, question."""
-        turns = [dict(message) for message in row.prompt]
+        turns = [_sent(message) for message in row.prompt]
         systems = [m for m in turns if m["role"] in ("system", "developer")]
         rest = [m for m in turns if m["role"] not in ("system", "developer")]
         if self.file.system is not None:
@@ -128,7 +128,7 @@ class EvalTask:
         return [*systems, *shown, *rest]
 
     def _as_example(self, example: Row) -> list[Message]:
-        turns = [dict(m) for m in example.messages if m["role"] not in ("system", "developer")]
+        turns = [_sent(m) for m in example.messages if m["role"] not in ("system", "developer")]
         if self.file.prompt is not None and len(turns) >= 2:
             turns[-2]["content"] = self.file.prompt.replace("{input}", str(turns[-2].get("content") or ""))
         return turns
@@ -151,6 +151,11 @@ class EvalTask:
         """The row's value of a slice key, as text; None where it has none."""
         value = _lookup(row, key)
         return None if value is None else value if isinstance(value, str) else canonical_json(value)
+
+
+def _sent(message: Message) -> Message:
+    """A turn as a request holds it: OpenAI's `weight` is for training, and its API refuses it."""
+    return {key: value for key, value in message.items() if key != "weight"}
 
 
 def load_task(path: Path, *, limit: int | None = None, allow_python: bool = False) -> EvalTask:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunegate.core.chat_template import IGNORE_INDEX, MaskError, called, mask_answers, render
+from tunegate.core.chat_template import IGNORE_INDEX, MaskError, called, is_learnt, mask_answers, render
 from tunegate.core.console import progress, say, warn
 from tunegate.core.errors import UserError
 from tunegate.core.files import sha256_text
@@ -66,6 +66,8 @@ def build(
             try:
                 found = mask_answers(tokenizer, row.messages, stop_ids, tools=row.tools)
                 _check_shown(row, [masked.text for masked in found])
+                if not found or not any(masked.label_tokens for masked in found):
+                    raise MaskError("no answer of it is learnt")
             except MaskError as error:
                 unmaskable.append(f"{row.file}:{row.line} {error.message}")
                 continue
@@ -118,7 +120,7 @@ def _check_shown(row: Row, texts: Sequence[str]) -> None:
     """Raise MaskError when what is learnt is not the row's answers: a call without a name, or a text that is not in the
     conversation as rendered, white space apart (a template may cut what stands before </think>). texts: one with all
     answers, or one for each answer, which ends it."""
-    answers = [(index, message) for index, message in enumerate(row.messages) if message["role"] == "assistant"]
+    answers = [(index, message) for index, message in enumerate(row.messages) if is_learnt(message)]
     dense, at = [_dense(text) for text in texts], 0
     for number, (index, message) in enumerate(answers):
         if len(called(message)) < len(message.get("tool_calls") or []):

@@ -176,3 +176,15 @@ def test_thoughts_in_answers_are_said(echo, standin, ft):
     run = ft("eval", standin.url, "--task", "cut.yaml", "--out", "c", "--json")
     assert run.json["metrics"]["exact"]["value"] == 1.0, run.json
     assert "<think>" not in run.err
+
+
+def test_the_weight_of_a_turn_is_not_sent(echo, standin, ft):
+    """OpenAI's fine-tuning format has it, its chat API refuses it."""
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "c")]
+    messages = [{"role": role, "content": text, **({"weight": 0} if text == "b" else {})} for role, text in turns]
+    (echo / "eval.jsonl").write_text(json.dumps({"id": "i", "messages": messages}) + "\n")
+    assert (
+        ft("eval", standin.url, "--task", "task.yaml", "--out", "r", "--json").json["metrics"]["exact"]["value"] == 1.0
+    )
+    (body,) = standin.bodies
+    assert all("weight" not in turn for turn in body["messages"])

@@ -126,3 +126,29 @@ def test_a_rows_examples_stay_on_one_side_of_the_validation_split():
     train, validation = examples.split_validation(made, 0.04, 0)
     assert len(validation) == 12
     assert not {e.id for e in train} & {e.id for e in validation}
+
+
+@pytest.mark.parametrize("rewrites", [False, True])
+def test_turns_of_weight_0_are_not_learnt(makers, qwen3, rewrites):
+    """OpenAI's `weight`: a conversation with an answer that is a bad example."""
+    tokenizer = qwen3 if rewrites else makers.tokenizer()
+    messages = talk(*TEXTS)
+    messages[1]["weight"], messages[3]["weight"] = 0, 1
+    found = mask_answers(tokenizer, messages, [tokenizer.eos_token_id])
+    texts = [learnt(tokenizer, one.labels) for one in found]
+    head = THOUGHT if rewrites else ""
+    wanted = [f"{head}Rome.<|im_end|>", f"{head}{{}}<|im_end|>"]
+    assert texts == (wanted if rewrites else ["".join(wanted)])
+    assert all("Paris." in one.text for one in found), "it is still read"
+    messages[3]["weight"] = 0.5
+    with pytest.raises(MaskError, match=r'"weight" is 0\.5: 0 \(the turn is not learnt\) or 1'):
+        mask_answers(tokenizer, messages, [tokenizer.eos_token_id])
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_row_of_which_nothing_is_learnt_is_refused(build, count):
+    row = talk(*TEXTS[: 2 * count])
+    for turn in row[1::2]:
+        turn["weight"] = 0
+    with pytest.raises(UserError, match=r"rows\.jsonl:1 no answer of it is learnt"):
+        build([row])

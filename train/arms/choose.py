@@ -69,6 +69,8 @@ def answer_loss(
             masked = mask(tokenizer, [*applied.messages, row.messages[-1]], stop_ids, tools=row.tools, last=True)
         except MaskError:
             continue
+        if not masked.label_tokens:
+            continue
         start, end = _last_answer(masked.labels)
         answer, length = end - start, len(masked.input_ids)
         ids = torch.tensor([masked.input_ids], device=model.device)
