@@ -1,5 +1,6 @@
 """Which modules of a model LoRA adapts: the projections that a preset names, under the names that the architecture gives them."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +19,9 @@ OTHER_NAMES = {
     "up_proj": ("gate_up_proj", "w3", "fc1", "c_fc", "dense_h_to_4h"),
     "down_proj": ("w2", "fc2", "c_proj", "dense_4h_to_h"),
 }
+_TOWER = re.compile(
+    r"(^|\.)(vision_tower|vision_model|visual|audio_tower|multi_modal_projector|embed_vision|embed_audio)$"
+)
 
 
 def targets_of(model: Any, wanted: Iterable[str]) -> list[str] | str:
@@ -29,8 +33,11 @@ def targets_of(model: Any, wanted: Iterable[str]) -> list[str] | str:
     wanted = list(wanted)
     if "all-linear" in wanted:
         return "all-linear"
-    names = {name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)}
-    known = {name.rpartition(".")[2] for name, _ in model.named_modules()} - {""}
+    inside = [
+        (name, module) for name, module in model.named_modules() if not any(_within(name, t) for t in towers_of(model))
+    ]
+    names = {name.rpartition(".")[2] for name, module in inside if _is_linear(module)}
+    known = {name.rpartition(".")[2] for name, _ in inside} - {""}
     found: dict[str, str] = {}
     lacking = []
     for name in wanted:
@@ -54,6 +61,16 @@ def targets_of(model: Any, wanted: Iterable[str]) -> list[str] | str:
     if lacking:
         say(f"not adapted, for the model has no such linear layers: {', '.join(lacking)}")
     return list(dict.fromkeys(found.values()))
+
+
+def towers_of(model: Any) -> list[str]:
+    """Modules for images and sound, which rows of text never reach: no adapter is laid on them."""
+    return [name for name, _ in model.named_modules() if _TOWER.search(name)]
+
+
+def is_within(name: str, modules: Iterable[str]) -> bool:
+    """Whether a module's name is one of these, or that of a part of one."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
 def _is_linear(module: Any) -> bool:

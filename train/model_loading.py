@@ -12,7 +12,7 @@ from tunegate.core.machine import bf16_flags
 from tunegate.core.model_source import ModelSource, quiet_transformers
 from tunegate.train import adapters
 from tunegate.train.config import TrainConfig
-from tunegate.train.lora_targets import targets_of
+from tunegate.train.lora_targets import targets_of, towers_of
 
 
 def pick_device(config: TrainConfig) -> str:
@@ -143,6 +143,7 @@ def with_adapter(model: Any, config: TrainConfig) -> Any:
             lora_alpha=config.alpha,
             lora_dropout=config.dropout,
             target_modules=targets,
+            exclude_modules="|".join(rf"{re.escape(tower)}\..*" for tower in towers_of(model)) or None,
             use_dora=config.use_dora,
             use_rslora=config.use_rslora,
             modules_to_save=list(config.modules_to_save) or None,

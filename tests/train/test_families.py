@@ -70,6 +70,54 @@ def test_an_adapter_is_trained_and_merged(makers, dataset, tmp_path, name):
     assert release.manifest.facts["merge"]["same_next_token_share"] > 0.95
 
 
+def seeing(name):
+    """The config of a model that takes images too, whose files have other names than what is trained."""
+    import transformers
+
+    text = {**SHAPE, "vocab_size": 400}
+    eyes = {"hidden_size": 32, "intermediate_size": 64}
+    if name == "gemma3":
+        eyes |= {"num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+        text |= {"query_pre_attn_scalar": 16, "sliding_window": 64}
+        return transformers.Gemma3Config(text_config=text, vision_config=eyes, mm_tokens_per_image=4)
+    text["layer_types"] = ["linear_attention", "full_attention"]
+    return transformers.Qwen3_5Config(
+        text_config=text, vision_config={**eyes, "depth": 2, "num_heads": 2, "out_hidden_size": 64}
+    )
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize(
+    ("name", "template", "end"), [("gemma3", "gemma3", "<end_of_turn>"), ("qwen3.5", "qwen3", "<|im_end|>")]
+)
+def test_the_text_of_a_model_with_eyes_is_adapted_and_merged(makers, dataset, tmp_path, name, template, end, method):
+    """Gemma 3 from 4B on, and Qwen3.5, come as such: nothing is laid on the tower, and the release has the base's own names."""
+    import torch
+    import transformers
+    from safetensors.torch import load_file
+
+    text = (files("trl") / "chat_templates" / f"{template}.jinja").read_text(encoding="utf-8")
+    tokenizer = makers.tokenizer(text, ("<|im_start|>", "<think>", "</think>", end), end)
+    tokenizer.bos_token = "<|im_start|>"
+    shape = seeing(name)
+    for part in (shape, shape.text_config):
+        part.bos_token_id, part.eos_token_id, part.pad_token_id = 0, tokenizer.eos_token_id, tokenizer.eos_token_id
+    torch.manual_seed(0)
+    model = tmp_path / "model"
+    transformers.AutoModelForImageTextToText.from_config(shape).save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    run = train(model, dataset, tmp_path / "run", method=method)
+    assert not any("vis" in key for key in load_file(run.path / "adapter_model.safetensors"))
+    release = merge(run, resolve(str(model)), tmp_path / "release", force=False)
+    before, after = load_file(model / "model.safetensors"), load_file(release.path / "model.safetensors")
+    assert before.keys() == after.keys()
+    changed = {key for key in before if not torch.equal(before[key].to(after[key].dtype), after[key])}
+    assert changed
+    assert not any("vis" in key for key in changed)
+    assert release.manifest.facts["merge"]["unrounded_difference"] < 1e-3
+    transformers.AutoModelForImageTextToText.from_pretrained(release.path)
+
+
 def test_renamed_projections_and_those_it_lacks_are_said(makers, dataset, tmp_path, capsys):
     *made, _ = FAMILIES["gpt-neox"]
     train(make(makers, tmp_path / "m", *made), dataset, tmp_path / "run", targets=["q_proj", "o_proj"])

@@ -183,7 +183,7 @@ def _merged(
     place = merge_base.folder_of(base)
     card.copy_licence(place, folder)  # of a hub id the files are here only now
     files = TensorFiles(place)
-    adapter = merge_adapter.read(run.path, files.specs)
+    adapter = merge_adapter.read(run.path, files.specs, files.named)
     specs, changes = _specs(files, adapter, place)
     _model_files(place, folder, changes)
     qlora = run.method == "qlora"
@@ -197,7 +197,7 @@ def _merged(
     prompts = probe_prompts(run.path)
     parameters = sum(spec.bytes for spec in specs.values()) // 2
     bench = merge_proof.Bench(
-        config=place, folder=run.path, adapter=adapter, trained=bases["dequantized" if qlora else "original"],
+        config=place, folder=run.path, adapter=adapter, named=files.named, trained=bases["dequantized" if qlora else "original"],
         prompts=prove.ends_of(prompts), rows=prove.held_out(dataset, tokenizer, stops, rows), pad=tokenizer.pad_token_id,
         stops=stops, keep=_plan(specs, parameters, folder), vocabulary=changes.get("vocab_size"),
     )  # fmt: skip
@@ -304,9 +304,10 @@ def _rounded(adapter: Adapter, source: Source, specs: dict[str, Spec], rounding:
     changed = adapter.changed()
 
     def make(name: str) -> Any:
-        spec = specs.get(name, specs[EMBEDDING] if name == HEAD else None)
-        assert spec is not None
         before = source(name)
+        spec = specs.get(name, specs.get(EMBEDDING) if name == HEAD else None)
+        if spec is None:  # put together from several tensors of the files, none of which an adapter changes
+            return before
         if name not in changed:
             return before.to(getattr(torch, spec.dtype))
         merged = adapter.apply(name, before)

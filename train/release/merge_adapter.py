@@ -7,6 +7,7 @@ row scaled to the norm m. All in fp32.
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,8 @@ class Adapter:
         return merged
 
 
-def read(folder: Path, base: dict[str, Spec]) -> Adapter:
-    """Read an adapter and lay it on the base's tensors.
+def read(folder: Path, base: dict[str, Spec], named: Callable[[str], str] = str) -> Adapter:
+    """Read an adapter and lay it on the base's tensors. named: what the base's files call a tensor of the model.
 
     Raises UserError for kinds that are not merged (named), for a tensor the base does not have, and for shapes that do
     not fit.
@@ -97,11 +98,12 @@ def read(folder: Path, base: dict[str, Spec]) -> Adapter:
     updates: dict[str, Update] = {}
     whole: dict[str, str] = {}
     for key in files.specs:
-        name, part = _target(key)
+        module, part = _target(key)
+        name = named(module)
         if part == "whole":
             whole[name] = key
         elif part in ("A", "embedding_A"):
-            updates[name] = _update(key, name, files, config, embedding=part == "embedding_A")
+            updates[name] = _update(key, module, files, config, embedding=part == "embedding_A")
         elif part == "unknown":
             raise UserError(f"the adapter's tensor {key} is of a kind that is not merged", where=str(folder / WEIGHTS))
     for name in (*updates, *whole):

@@ -6,6 +6,7 @@ from typing import Any
 from tunegate.core.console import say
 from tunegate.core.errors import UserError
 from tunegate.core.model_source import ModelSource
+from tunegate.train.lora_targets import is_within, towers_of
 from tunegate.train.release import licences
 from tunegate.train.release.merge_adapter import EMBEDDING, HEAD
 from tunegate.train.release.prove_model import Source
@@ -39,7 +40,8 @@ def original(files: TensorFiles) -> Source:
     loaded: dict[str, Any] = {}
 
     def read(name: str) -> Any:
-        own = EMBEDDING if name == HEAD and name not in files.specs else name
+        own = files.named(name)
+        own = files.named(EMBEDDING) if name == HEAD and own not in files.specs else own
         if own not in files.specs and not loaded:
             loaded.update(_as_loaded(files.place))
         tensor = files.read(own) if own in files.specs else loaded[name]
@@ -65,13 +67,14 @@ def dequantized(files: TensorFiles, config: Path, dtype: str) -> Source:
     import torch
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
-    through = linear_weights(config)
+    through = {files.named(name) for name in linear_weights(config)}
     read = original(files)
 
     def given(name: str) -> Any:
-        if name not in through:
+        own = files.named(name)
+        if own not in through:
             return read(name)
-        tensor = (files.read(name) if name in files.specs else read(name)).to(getattr(torch, dtype)).contiguous()
+        tensor = (files.read(own) if own in files.specs else read(name)).to(getattr(torch, dtype)).contiguous()
         packed, state = quantize_4bit(tensor, blocksize=64, compress_statistics=True, quant_type="nf4")
         return dequantize_4bit(packed, quant_state=state).reshape(tensor.shape)
 
@@ -79,16 +82,17 @@ def dequantized(files: TensorFiles, config: Path, dtype: str) -> Source:
 
 
 def linear_weights(config: Path) -> set[str]:
-    """Names of the weights of the model's linear layers, its output matrix left out."""
+    """Names of the weights of the model's linear layers; left out are its output matrix, and towers for images and sound, which
+    training has not passed through: they stay as they are."""
     import torch
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with init_empty_weights():
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config))
-    head = model.get_output_embeddings()
+    head, towers = model.get_output_embeddings(), towers_of(model)
     return {
         f"{name}.weight"
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
+        if isinstance(module, torch.nn.Linear) and module is not head and not is_within(name, towers)
     }

@@ -48,12 +48,26 @@ class TensorFiles:
         self.place = place
         self.specs: dict[str, Spec] = {}
         self._at: dict[str, tuple[Path, int, int]] = {}
+        self._named: dict[str, str] = {}
         paths = [place] if place.is_file() else [place / name for name in indexed(place)]
         paths = paths or sorted(p for p in place.glob("*.safetensors") if not p.name.startswith("."))
         if not paths:
             raise UserError("no safetensors file: weights in another format are not read", where=str(place))
         for path in paths:
             self._read_header(path)
+
+    def named(self, name: str) -> str:
+        """What the files call a tensor of the model: the same, or the name with the longest common end, where a checkpoint has
+        another beginning (Gemma 3's `language_model.model.` for `model.language_model.`); `name` where none or several fit."""
+        if name in self.specs:
+            return name
+        if name not in self._named:
+            parts = name.split(".")
+            found = [(_alike(parts, other.split(".")), other) for other in self.specs]
+            best = max((score for score, _ in found), default=(0, 0))
+            fitting = [other for score, other in found if score == best and best[0] > 1]
+            self._named[name] = fitting[0] if len(fitting) == 1 else name
+        return self._named[name]
 
     def read(self, name: str) -> Any:
         """One tensor, a copy in memory. Raises UserError when the file is shorter than it was."""
@@ -144,3 +158,12 @@ def _write_shard(path: Path, specs: Mapping[str, Spec], make: Callable[[str], An
             if tensor.numel():
                 stream.write(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
             tick()
+
+
+def _alike(one: list[str], two: list[str]) -> tuple[int, int]:
+    """(parts that two dotted names end with alike, parts they share anywhere)."""
+    end = next(
+        (i for i, (a, b) in enumerate(zip(reversed(one), reversed(two), strict=False)) if a != b),
+        min(len(one), len(two)),
+    )
+    return end, len(set(one) & set(two))
