@@ -33,9 +33,8 @@ def targets_of(model: Any, wanted: Iterable[str]) -> list[str] | str:
     wanted = list(wanted)
     if "all-linear" in wanted:
         return "all-linear"
-    inside = [
-        (name, module) for name, module in model.named_modules() if not any(_within(name, t) for t in towers_of(model))
-    ]
+    towers = towers_of(model)
+    inside = [(name, module) for name, module in model.named_modules() if not is_within(name, towers)]
     names = {name.rpartition(".")[2] for name, module in inside if _is_linear(module)}
     known = {name.rpartition(".")[2] for name, _ in inside} - {""}
     found: dict[str, str] = {}
