@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunegate.core.chat_template import IGNORE_INDEX, MaskError, called, is_learnt, mask_answers, render
+from tunegate.core.chat_template import IGNORE_INDEX, Masked, MaskError, called, is_learnt, mask_answers, render
 from tunegate.core.console import progress, say, warn
 from tunegate.core.errors import UserError
 from tunegate.core.files import sha256_text
@@ -64,10 +64,7 @@ def build(
         for row in rows:
             tick()
             try:
-                found = mask_answers(tokenizer, row.messages, stop_ids, tools=row.tools)
-                _check_shown(row, [masked.text for masked in found])
-                if not found or not any(masked.label_tokens for masked in found):
-                    raise MaskError("no answer of it is learnt")
+                found = _masked(row, tokenizer, stop_ids)
             except MaskError as error:
                 unmaskable.append(f"{row.file}:{row.line} {error.message}")
                 continue
@@ -99,8 +96,8 @@ def build(
         raise UserError("no row is left to train on")
     if in_parts:
         say(
-            f"{len(in_parts)} rows are {len(kept) - (len(rows) - len(too_long) - len(in_parts))} examples, each ending with one of their "
-            f"answers: the template renders turns otherwise once others follow; the first: {in_parts[0]}"
+            f"{len(in_parts)} of the rows are several examples, {len(kept)} in all, each ending with one of their answers: the template "
+            f"renders turns otherwise once others follow; the first: {in_parts[0]}"
         )
     _warn_of_marks(rows, tokenizer)
     _warn_of_tools(rows, tokenizer)
@@ -114,6 +111,15 @@ def build(
         examples=tuple(too_long[:5]),
     )
     return kept, certificate
+
+
+def _masked(row: Row, tokenizer: Any, stop_ids: Sequence[int]) -> list[Masked]:
+    """The row's answers masked. Raises MaskError for one that would not be learnt as it stands, or when none is learnt."""
+    found = mask_answers(tokenizer, row.messages, stop_ids, tools=row.tools)
+    _check_shown(row, [masked.text for masked in found])
+    if not any(masked.label_tokens for masked in found):
+        raise MaskError("no answer of it is learnt")
+    return found
 
 
 def _check_shown(row: Row, texts: Sequence[str]) -> None:

@@ -98,7 +98,7 @@ def test_rows_become_examples_and_it_is_said(build, capsys):
     assert (certificate.rows, certificate.by_answer) == (3, 2)
     assert certificate.tokens == sum(len(example.input_ids) for example in kept)
     said = " ".join(capsys.readouterr().err.split())
-    assert "2 rows are 5 examples, each ending with one of their answers" in said
+    assert "2 of the rows are several examples, 6 in all, each ending with one of their answers" in said
     assert "the first: rows.jsonl:2" in said
 
 
