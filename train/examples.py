@@ -77,11 +77,7 @@ def build(
                 in_parts.append(f"{row.file}:{row.line}")
             kept += [Example(id=row.id, input_ids=masked.input_ids, labels=masked.labels) for masked in found]
     if unmaskable:
-        calls = "choose a model whose template has tool calls, or write a call as JSON text in content"
-        raise UserError(
-            f"{len(unmaskable)} rows cannot be masked with this chat template; the first: {unmaskable[0]}",
-            hint=calls if any(called(message) for row in rows for message in row.messages) else None,
-        )
+        raise _unmaskable(rows, unmaskable)
     if no_stop:
         raise UserError(
             f"the answers of {len(no_stop)} rows end without a stop token, so the model would not learn to stop; the first: {no_stop[0]}",
@@ -111,6 +107,14 @@ def build(
         examples=tuple(too_long[:5]),
     )
     return kept, certificate
+
+
+def _unmaskable(rows: Sequence[Row], found: Sequence[str]) -> UserError:
+    calls = "choose a model whose template has tool calls, or write a call as JSON text in content"
+    return UserError(
+        f"{len(found)} rows cannot be masked with this chat template; the first: {found[0]}",
+        hint=calls if any(called(message) for row in rows for message in row.messages) else None,
+    )
 
 
 def _masked(row: Row, tokenizer: Any, stop_ids: Sequence[int]) -> list[Masked]:
