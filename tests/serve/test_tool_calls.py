@@ -136,3 +136,21 @@ def test_vllms_parser_reads_back_what_the_template_writes(makers, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1]) == {name: [["find", {"city": "Köln", "n": 3}]] for name in pairs}
     assert {parser for _, parser in pairs.values()} == {name for name, _ in FORMS} - {"openai", "kimi_k2"}
+
+
+def test_llama_cpps_server_hands_turns_over_likewise():
+    """The worker runs where nothing of ours is installed, so it has a function of its own for it."""
+    from tunegate.core.template_input import rendered
+    from tunegate.train.release.workers.llama_server import _turn
+
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"x": [1]}'}}
+    turns = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "assistant", "tool_calls": [{**call, "function": {"name": "g", "arguments": ""}}]},
+        {"role": "assistant", "content": "a", "tool_calls": []},
+    ]
+    ours = rendered(lambda found, _: found, turns, None)
+    assert [
+        {"tool_calls": None, **_turn(turn)} | {"tool_calls": _turn(turn).get("tool_calls") or None} for turn in turns
+    ] == [{"tool_calls": None, **turn} for turn in ours]
