@@ -1,5 +1,6 @@
 """`task.yaml`: the data, how it is asked, how answers are judged. Everything in it is checked before anything is asked."""
 
+import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
