@@ -161,8 +161,6 @@ def test_further_fields_reach_the_endpoint_and_count_in_the_comparison(echo, sta
     assert ft("eval", standin.url, "--task", "quiet.yaml", "--out", "r").code == 0
     assert {(body["chat_template_kwargs"]["enable_thinking"], body["top_k"]) for body in standin.bodies} == {(False, 1)}
     assert all("extra_body" not in body for body in standin.bodies)
-    (echo / "bad.yaml").write_text(task + "generation: {extra_body: {x: .inf}}\n")
-    assert "infinity and NaN are no JSON" in ft("eval", standin.url, "--task", "bad.yaml", "--out", "x").err
     (echo / "bad.yaml").write_text(task + "generation: {extra_body: {max_tokens: 5}}\n")
     refused = ft("eval", standin.url, "--task", "bad.yaml", "--out", "x")
     assert refused.code == 2
