@@ -6,7 +6,7 @@ from typing import Any
 
 from tunegate.core.console import say
 from tunegate.core.errors import UserError, nearest
-from tunegate.core.methods import ALL_LINEAR
+from tunegate.core.methods import ALL_LINEAR, ATTENTION
 
 # Llama's names of the projections, and what other architectures call them (transformers 5, `models/*/modeling_*.py`): several in
 # one matrix (Phi-3, GLM-4, GPT-NeoX, Falcon, GPT-2), other words (Phi, LFM2, StarCoder2).
@@ -60,6 +60,14 @@ def targets_of(model: Any, wanted: Iterable[str]) -> list[str] | str:
     if lacking:
         say(f"not adapted, for the model has no such linear layers: {', '.join(lacking)}")
     return list(dict.fromkeys(found.values()))
+
+
+def projections_of(wanted: Iterable[str], *, mixture: bool) -> tuple[str, ...]:
+    """The same in Llama's names, for the advisor's count: what a model's own names stand for. Names that stand for nothing here
+    are left out (the model decides on them); all projections where none is left. mixture: its experts are not adapted."""
+    wanted = set(wanted)
+    found = [name for name in ALL_LINEAR if wanted & {name, *OTHER_NAMES[name]}] or list(ALL_LINEAR)
+    return tuple(name for name in found if not mixture or name in ATTENTION) or ATTENTION
 
 
 def towers_of(model: Any) -> list[str]:

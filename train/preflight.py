@@ -14,12 +14,12 @@ from tunegate.core import machine
 from tunegate.core.architecture import Architecture
 from tunegate.core.console import say, warn
 from tunegate.core.errors import UserError
-from tunegate.core.methods import ALL_LINEAR
 from tunegate.core.model_source import ModelSource
 from tunegate.train import model_loading
 from tunegate.train.arguments import recomputes, total_steps
 from tunegate.train.config import TrainConfig
 from tunegate.train.cpu_attention import LONGEST_DENSE
+from tunegate.train.lora_targets import projections_of
 
 Json = dict[str, Any]
 FEW_ROWS = 50  # below this a tuned model mostly learns its rows by heart
@@ -146,7 +146,7 @@ def _estimate(model: KnownModel, gpu: Gpu, config: TrainConfig, load: Load) -> J
             batch=config.per_device_train_batch_size,
             seq=load.longest,
             rank=config.rank,
-            targets=ALL_LINEAR if "all-linear" in config.targets else config.targets,
+            targets=projections_of(config.targets, mixture=model.architecture.experts > 1),
             examples=load.rows,
             epochs=config.num_train_epochs,
             mean_tokens=load.mean,

@@ -6,10 +6,13 @@ from importlib.resources import files
 import pytest
 
 from tunegate.core.artifacts import Dataset
+from tunegate.core.commands import run as run_cli
 from tunegate.core.errors import UserError
 from tunegate.core.model_source import resolve
 from tunegate.train import sft
+from tunegate.train.cli import app
 from tunegate.train.config import resolve as resolve_config
+from tunegate.train.lora_targets import projections_of
 from tunegate.train.release.merge import merge
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -176,3 +179,37 @@ def test_token_ids_beyond_the_embeddings_are_refused(makers, dataset, tmp_path):
         UserError, match=r"the tokenizer makes the token id \d+, the model has embeddings for ids below 100"
     ):
         train(model, dataset, tmp_path / "run", method="full")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "mixture", "counted"),
+    [
+        (("q_proj", "v_proj"), False, {"q_proj", "v_proj"}),
+        (("qkv_proj", "down_proj"), False, {"q_proj", "k_proj", "v_proj", "down_proj"}),
+        (("all-linear",), False, ALL),
+        (("in_proj",), False, ALL),
+        (("q_proj", "up_proj"), True, {"q_proj"}),
+        (("up_proj",), True, {"q_proj", "k_proj", "v_proj", "o_proj"}),
+    ],
+)
+def test_the_forecast_counts_what_the_names_stand_for(wanted, mixture, counted):
+    assert set(projections_of(wanted, mixture=mixture)) == counted
+
+
+def test_a_models_own_names_pass_the_preflight(makers, dataset, tmp_path, capsys):
+    """They were refused before the model was looked at: Phi-3 had no way to an adapter."""
+    *made, _ = FAMILIES["phi3"]
+    model = make(makers, tmp_path / "m", *made)
+    words = [
+        str(dataset.path),
+        "--model",
+        str(model),
+        "--targets",
+        "qkv_proj",
+        "--out",
+        str(tmp_path / "o"),
+        "--dry-run",
+        "--json",
+    ]
+    assert run_cli(app, prog="ft train", argv=words) == 0
+    assert json.loads(capsys.readouterr().out)["forecast"]["memory_gb"]
