@@ -138,7 +138,8 @@ def mask(
     last: on the last turn only.
 
     The rendered text is tokenized once, as it is at inference. Each turn's span comes from rendering the messages up to
-    it and with it: what stands between is the answer, the template's text after the stop token left out.
+    it and with it: what stands between is the answer, the template's text after the stop token left out. Where the token that
+    opens the next turn is what stops (GLM), that one is learnt, and put behind the last answer.
     Raises MaskError when a call is not in its turn's text (a template without tool calls drops them silently), when the prompt is
     not the beginning of the same with its answer, RewrittenError when that is not the beginning of the whole, or MaskError
     when a token straddles the start of an answer (the model would never see that split at inference).
@@ -159,10 +160,34 @@ def mask(
         if any(offsets[i][0] < start for i in inside):
             raise MaskError(f"turn {index}: a token straddles the start of the answer")
         stop = next((n for n in range(len(inside) - 1, -1, -1) if ids[inside[n]] in stop_ids), None)
-        stopped &= stop is not None
         for i in inside if stop is None else inside[: stop + 1]:
             labels[i] = ids[i]
+        if stop is None:  # GLM's turns are ended by the token that opens the next one
+            place = next((i for i, (a, _) in enumerate(offsets) if a >= end), len(ids))
+            if place == len(ids):
+                ids += _opening_of_next(tokenizer, messages, tools, text)
+                labels += [IGNORE_INDEX] * (len(ids) - len(labels))
+            if place < len(ids) and ids[place] in stop_ids:
+                labels[place] = ids[place]
+            else:
+                stopped = False
+                del ids[len(offsets) :], labels[len(offsets) :]
     return Masked(ids, labels, stopped, text)
+
+
+def _opening_of_next(tokenizer: Any, messages: Sequence[Message], tools: list[Any] | None, text: str) -> list[int]:
+    """The token that would open the turn after the last one: the tool's after calls, else the user's. Empty where the template
+    writes that turn otherwise."""
+    calls = messages[-1].get("tool_calls")
+    following = {"role": "tool" if calls else "user", "content": "x"}
+    try:
+        longer = render(tokenizer, [*messages, following], tools=tools)
+    except MaskError:
+        return []
+    ids: list[int] = (
+        tokenizer(longer[len(text) :], add_special_tokens=False)["input_ids"] if longer.startswith(text) else []
+    )
+    return ids[:1]
 
 
 def is_learnt(message: Message) -> bool:

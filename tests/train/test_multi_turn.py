@@ -152,3 +152,24 @@ def test_a_row_of_which_nothing_is_learnt_is_refused(build, count):
         turn["weight"] = 0
     with pytest.raises(UserError, match=r"rows\.jsonl:1 no answer of it is learnt"):
         build([row])
+
+
+def test_glm_stops_with_the_token_that_opens_the_next_turn(makers):
+    """Its template closes no turn: the model ends with <|user|>, and after a call with <|observation|>."""
+    text = (files("trl") / "chat_templates" / "glm4moe.jinja").read_text(encoding="utf-8")
+    roles = ("<|user|>", "<|observation|>")
+    tokenizer = makers.tokenizer(text, (*roles, "<|assistant|>", "<|endoftext|>"), "<|endoftext|>")
+    stops = [tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(list(roles))]
+    thought = "\n<think></think>\n"
+    (found,) = mask_answers(tokenizer, talk(*TEXTS[:4]), stops)
+    assert found.stopped
+    assert learnt(tokenizer, found.labels) == f"{thought}Paris.<|user|>{thought}Rome.<|user|>"
+    assert len(found.input_ids) == len(found.labels)
+    assert found.input_ids[:-1] == render_ids(tokenizer, talk(*TEXTS[:4])), "the last answer's stop is put behind it"
+    call = {"type": "function", "function": {"name": "find", "arguments": '{"x": "1"}'}}
+    messages = [*talk("q"), {"role": "assistant", "content": None, "tool_calls": [call]}]
+    (found,) = mask_answers(tokenizer, messages, stops)
+    assert learnt(tokenizer, found.labels).endswith("</tool_call><|observation|>")
+    (found,) = mask_answers(tokenizer, messages, [tokenizer.eos_token_id])  # no role is a stop: nothing ends the answer
+    assert not found.stopped
+    assert len(found.input_ids) == len(found.labels) == len(render_ids(tokenizer, messages))
