@@ -3,7 +3,9 @@
 A tokenizer here is any transformers fast tokenizer; nothing of transformers is imported.
 """
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -50,7 +52,18 @@ class RewrittenError(MaskError):
 
 def template_digest(tokenizer: Any) -> str:
     """SHA-256 of the template's text: equal digests render equal prompts."""
-    return sha256_text(_template(tokenizer))
+    return sha256_text(template_text(tokenizer))
+
+
+def with_defaults(template: str, values: Mapping[str, Any]) -> str:
+    """The template with values for variables that a request does not set, such as Qwen3's `enable_thinking`: every server renders
+    with them. Raises UserError for a variable that the template does not read."""
+    lines = []
+    for name, value in values.items():
+        if not re.search(rf"\b{re.escape(name)}\b", template):
+            raise UserError(f"the chat template does not read {name!r}", where="template_defaults")
+        lines.append(f"{{%- if {name} is not defined %}}{{%- set {name} = {json.dumps(value)} %}}{{%- endif %}}")
+    return "".join(lines) + template
 
 
 def is_dated(template: str) -> bool:
@@ -89,7 +102,7 @@ def render(
 
     Raises UserError when the template refuses these messages.
     """
-    _template(tokenizer)
+    template_text(tokenizer)
 
     def render_once(turns: list[Message], shown: list[Any] | None) -> str:
         text: str = tokenizer.apply_chat_template(
@@ -225,7 +238,8 @@ def _span(
     return len(before), len(after)
 
 
-def _template(tokenizer: Any) -> str:
+def template_text(tokenizer: Any) -> str:
+    """A tokenizer's chat template. Raises UserError where it has none."""
     template = getattr(tokenizer, "chat_template", None)
     if not isinstance(template, str) or not template:
         raise UserError(

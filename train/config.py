@@ -1,6 +1,7 @@
 """What `ft train` can be told: every key is a YAML key, an option, and a line of the resolved `config.yaml`."""
 
 import dataclasses
+import json
 import math
 import types
 import typing
@@ -111,6 +112,9 @@ class TrainConfig:
     max_grad_norm: float = _key(1.0, "Gradient clipping norm.")
     max_length: int = _key(2048, "Longest row in tokens; longer rows are left out, never cut, and counted.")
     max_left_out_share: float = _key(0.2, "Refuse to train when more than this share of rows is too long.")
+    template_defaults: tuple[str, ...] = _key(
+        (), "Variables of the chat template, comma-separated: enable_thinking=false. The run's template keeps them."
+    )
     validation_share: float = _key(0.04, "Share of TRAINING rows set aside for the validation loss (at most 64 rows).")
     eval_steps: int = _key(0, "Validation loss every this many steps; 0: after each epoch.")
     early_stopping_patience: int = _key(
@@ -227,6 +231,21 @@ def from_file(path: Path) -> dict[str, Any]:
         if not isinstance(document, dict):
             raise UserError('"train" must be a mapping of settings', where=place_of(path, "train"))
     return {str(key).replace("-", "_"): value for key, value in document.items()}
+
+
+def template_values(config: TrainConfig) -> dict[str, bool | int | float | str]:
+    """`template_defaults` as variables and values: true, false and numbers as such, other words as text. Raises UserError."""
+    found: dict[str, bool | int | float | str] = {}
+    for item in config.template_defaults:
+        name, equals, word = (part.strip() for part in item.partition("="))
+        if not equals or not name.isidentifier():
+            raise UserError(f"{item!r} is not NAME=VALUE", where="template_defaults", hint="enable_thinking=false")
+        try:
+            value = json.loads(word)
+        except ValueError:
+            value = word
+        found[name] = value if isinstance(value, bool | int | float | str) else word
+    return found
 
 
 def as_json(config: TrainConfig) -> dict[str, Any]:
@@ -351,6 +370,7 @@ def _check(config: TrainConfig, settings: dict[str, Setting]) -> None:
     for name in SHARES:
         if not 0 <= (value := getattr(config, name)) <= 1:
             raise refused(name, f"{name} must be between 0 and 1, not {value}")
+    template_values(config)
     if config.dropout == 1:
         raise refused("dropout", "dropout must be below 1: nothing would be left to train")
     if config.max_steps == 0 or config.max_steps < -1:

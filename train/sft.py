@@ -9,6 +9,7 @@ from typing import Any
 
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import Dataset, Run
+from tunegate.core.chat_template import template_text, with_defaults
 from tunegate.core.console import progress as progress_view
 from tunegate.core.console import say, warn
 from tunegate.core.errors import UserError
@@ -36,7 +37,7 @@ from tunegate.train import launch as launching
 from tunegate.train.arguments import keeps_best, sft_arguments, total_steps
 from tunegate.train.arms import build
 from tunegate.train.callbacks import make_callback
-from tunegate.train.config import TrainConfig
+from tunegate.train.config import TrainConfig, template_values
 from tunegate.train.job import Job
 from tunegate.train.launch_options import Launch
 from tunegate.train.loss import projects_answers_only
@@ -63,6 +64,8 @@ class Prepared:
 def prepare(dataset: Dataset, source: ModelSource, config: TrainConfig) -> Prepared:
     """Read and mask the training rows. Raises UserError for rows or templates that cannot be trained on."""
     tokenizer = model_loading.load_tokenizer(source)
+    if values := template_values(config):
+        tokenizer.chat_template = with_defaults(template_text(tokenizer), values)
     stops = model_loading.stop_ids(source, tokenizer)
     rows = list(read_rows(dataset.train_path))
     prompting, facts = None, {}

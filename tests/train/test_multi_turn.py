@@ -5,7 +5,7 @@ from importlib.resources import files
 
 import pytest
 
-from tunegate.core.chat_template import MaskError, RewrittenError, mask, mask_answers, render_ids
+from tunegate.core.chat_template import MaskError, RewrittenError, mask, mask_answers, render, render_ids
 from tunegate.core.errors import UserError
 from tunegate.core.rows import parse_row
 from tunegate.train import examples
@@ -173,3 +173,39 @@ def test_glm_stops_with_the_token_that_opens_the_next_turn(makers):
     (found,) = mask_answers(tokenizer, messages, [tokenizer.eos_token_id])  # no role is a stop: nothing ends the answer
     assert not found.stopped
     assert len(found.input_ids) == len(found.labels) == len(render_ids(tokenizer, messages))
+
+
+def test_a_variable_of_the_template_is_kept_in_the_runs_template(makers, tmp_path):
+    """Qwen3 without thoughts: the prompt holds the empty ones, and every server renders it so, with no flag."""
+    from tunegate.core.model_source import resolve
+    from tunegate.train import sft
+    from tunegate.train.config import resolve as resolve_config
+
+    model = makers.model(tmp_path / "m")
+    (model / "chat_template.jinja").write_text(QWEN3, encoding="utf-8")
+    rows = makers.rows(8)
+    dataset = makers.dataset(tmp_path / "d", rows[:6], rows[6:])
+
+    def prepared(*defaults):
+        return sft.prepare(
+            dataset,
+            resolve(str(model)),
+            resolve_config([("t", {"model": str(model), "template_defaults": list(defaults)})])[0],
+        )
+
+    thinking, quiet = prepared(), prepared("enable_thinking=false")
+    assert learnt(thinking.tokenizer, thinking.kept[0].labels).startswith(THOUGHT)
+    assert learnt(quiet.tokenizer, quiet.kept[0].labels).startswith("{")
+    assert thinking.kept[0].input_ids == quiet.kept[0].input_ids, "the same text, another part of it is learnt"
+    asked = render(quiet.tokenizer, talk("q"), generate=True)
+    assert asked.endswith(THOUGHT)
+    assert not render(quiet.tokenizer, talk("q"), generate=True, enable_thinking=True).endswith(THOUGHT), (
+        "a request still decides"
+    )
+    for wrong, words in (
+        ("thinking=false", "does not read 'thinking'"),
+        ("enable_thinking", "is not NAME=VALUE"),
+        ("a b=1", "is not NAME=VALUE"),
+    ):
+        with pytest.raises(UserError, match=words):
+            prepared(wrong)
