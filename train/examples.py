@@ -77,7 +77,7 @@ def build(
                 in_parts.append(f"{row.file}:{row.line}")
             kept += [Example(id=row.id, input_ids=masked.input_ids, labels=masked.labels) for masked in found]
     if unmaskable:
-        raise _unmaskable(rows, unmaskable)
+        raise _unmaskable(rows, unmaskable, tokenizer)
     if no_stop:
         raise UserError(
             f"the answers of {len(no_stop)} rows end without a stop token, so the model would not learn to stop; the first: {no_stop[0]}",
@@ -109,12 +109,13 @@ def build(
     return kept, certificate
 
 
-def _unmaskable(rows: Sequence[Row], found: Sequence[str]) -> UserError:
-    calls = "choose a model whose template has tool calls, or write a call as JSON text in content"
-    return UserError(
-        f"{len(found)} rows cannot be masked with this chat template; the first: {found[0]}",
-        hint=calls if any(called(message) for row in rows for message in row.messages) else None,
-    )
+def _unmaskable(rows: Sequence[Row], found: Sequence[str], tokenizer: Any) -> UserError:
+    hint = None
+    if any(called(message) for row in rows for message in row.messages):
+        hint = "choose a model whose template has tool calls, or write a call as JSON text in content"
+    if "with and without the answer" in found[0] and "enable_thinking" in tokenizer.chat_template:
+        hint = "answers without thoughts: --template-defaults enable_thinking=false"
+    return UserError(f"{len(found)} rows cannot be masked with this chat template; the first: {found[0]}", hint=hint)
 
 
 def _masked(row: Row, tokenizer: Any, stop_ids: Sequence[int]) -> list[Masked]:

@@ -1,4 +1,5 @@
-"""Tool calls from data to verdict: OpenAI's form trained with Qwen's template, read back by vLLM's parser, judged."""
+"""Tool calls from data to verdict: OpenAI's form trained with Qwen3's template (which rewrites earlier turns, and gets a variable set),
+read back by vLLM's parser, judged."""
 
 import json
 from importlib.resources import files
@@ -40,7 +41,7 @@ def test_calls_are_learnt_served_and_judged_as_calls(job, makers, tmp_path: Path
     model = makers.model(tmp_path / "tiny", heads=2)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1024}))
-    template = files("trl") / "chat_templates" / "qwen2_5.jinja"
+    template = files("trl") / "chat_templates" / "qwen3.jinja"
     (model / "chat_template.jinja").write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
     rows = [row(city, number) for number, city in enumerate(CITIES)]
     makers.dataset(tmp_path / "data", rows, rows)
@@ -50,7 +51,7 @@ def test_calls_are_learnt_served_and_judged_as_calls(job, makers, tmp_path: Path
     )
     run = tmp_path / "run"
     job.run("ft", "train", str(tmp_path / "data"), "--model", str(model), "--method", "full", "--learning-rate", "3e-3",
-            "--max-steps", "250", "--validation-share", "0", "--lr-scheduler-type", "constant", "--out", str(run)).ok()  # fmt: skip
+            "--max-steps", "250", "--validation-share", "0", "--template-defaults", "enable_thinking=false", "--lr-scheduler-type", "constant", "--out", str(run)).ok()  # fmt: skip
     done = job.run("ft", "eval", str(run), "--task", str(task), "--out", str(tmp_path / "report"), "--json").ok()
     assert done.json()["metrics"]["call"]["value"] == 1.0, (tmp_path / "report" / "results.jsonl").read_text()
     kept = [json.loads(line) for line in (tmp_path / "report" / "results.jsonl").read_text().splitlines()]

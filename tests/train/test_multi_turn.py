@@ -5,7 +5,7 @@ from importlib.resources import files
 
 import pytest
 
-from tunegate.core.chat_template import MaskError, RewrittenError, mask, mask_answers, render, render_ids
+from tunegate.core.chat_template import MaskError, RewrittenError, mask, mask_answers, render, render_ids, with_defaults
 from tunegate.core.errors import UserError
 from tunegate.core.rows import parse_row
 from tunegate.train import examples
@@ -209,3 +209,16 @@ def test_a_variable_of_the_template_is_kept_in_the_runs_template(makers, tmp_pat
     ):
         with pytest.raises(UserError, match=words):
             prepared(wrong)
+
+
+def test_answers_without_thoughts_where_the_prompt_opens_one_are_told_the_way(makers):
+    """Nemotron 3's prompt opens a thought; rows without one need its variable."""
+    text = (files("trl") / "chat_templates" / "nemotron_3_nano.jinja").read_text(encoding="utf-8")
+    tokenizer = makers.tokenizer(text)
+    rows = [parse_row({"messages": talk("q", "a")}, "rows.jsonl", 1)]
+    with pytest.raises(UserError, match=r"with and without the answer: '\\n', '</think>") as caught:
+        examples.build(rows, tokenizer, [tokenizer.eos_token_id], max_length=900, max_left_out_share=0.0)
+    assert caught.value.hint == "answers without thoughts: --template-defaults enable_thinking=false"
+    tokenizer.chat_template = with_defaults(text, {"enable_thinking": False})
+    kept, _ = examples.build(rows, tokenizer, [tokenizer.eos_token_id], max_length=900, max_left_out_share=0.0)
+    assert learnt(tokenizer, kept[0].labels) == "a<|im_end|>"
