@@ -51,7 +51,7 @@ def test_calls_are_learnt_served_and_judged_as_calls(job, makers, tmp_path: Path
     )
     run = tmp_path / "run"
     job.run("ft", "train", str(tmp_path / "data"), "--model", str(model), "--method", "full", "--learning-rate", "3e-3",
-            "--max-steps", "250", "--validation-share", "0", "--template-defaults", "enable_thinking=false", "--lr-scheduler-type", "constant", "--out", str(run)).ok()  # fmt: skip
+            "--max-steps", "110", "--validation-share", "0", "--template-defaults", "enable_thinking=false", "--lr-scheduler-type", "constant", "--out", str(run)).ok()  # fmt: skip
     done = job.run("ft", "eval", str(run), "--task", str(task), "--out", str(tmp_path / "report"), "--json").ok()
     assert done.json()["metrics"]["call"]["value"] == 1.0, (tmp_path / "report" / "results.jsonl").read_text()
     kept = [json.loads(line) for line in (tmp_path / "report" / "results.jsonl").read_text().splitlines()]

@@ -243,7 +243,7 @@ def reversed_lines(path):
 
 
 def test_the_order_of_lines_makes_no_other_items(echo, standin, ft, monkeypatch):
-    async def tokens(self, messages, tools=None):
+    async def tokens(self, messages, tools=None, template=None):
         return [len(m["content"]) + ord(m["content"][-1]) for m in messages]
 
     monkeypatch.setattr("tunegate.serve.client.ChatClient.tokenize", tokens)

@@ -54,7 +54,7 @@ def answers(standin, monkeypatch):
     right, broken, served = {"base": 10, "run": 50, "release": 49, "awq": 25, "gguf": 48}, set(), []
 
     @contextmanager
-    def pretend(system, *, key, log):
+    def pretend(system, *, key, log, tools):
         name = system.spec.rstrip("/").rpartition("/")[2]
         served.append(name)
         if name in broken:
