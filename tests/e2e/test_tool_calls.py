@@ -36,6 +36,7 @@ def row(city: str, number: int) -> dict:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_calls_are_learnt_served_and_judged_as_calls(job, makers, tmp_path: Path):
     model = makers.model(tmp_path / "tiny", heads=2)
