@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from os.path import commonprefix
 from typing import Any
 
 from tunegate.core import template_input
@@ -86,8 +87,7 @@ def probe_digest(tokenizer: Any) -> str:
 
     Two tokenizers with one digest turn the same messages into the same ids, on this probe.
     """
-    text = render(tokenizer, probe_of(tokenizer), strftime_now=DAY.strftime)
-    return sha256_text(canonical_json(tokenizer(text, add_special_tokens=False)["input_ids"]))
+    return sha256_text(canonical_json(render_ids(tokenizer, probe_of(tokenizer), strftime_now=DAY.strftime)))
 
 
 def render(
@@ -117,10 +117,15 @@ def render(
 
 
 def render_ids(
-    tokenizer: Any, messages: Sequence[Message], *, tools: list[Any] | None = None, generate: bool = False
+    tokenizer: Any,
+    messages: Sequence[Message],
+    *,
+    tools: list[Any] | None = None,
+    generate: bool = False,
+    **more: Any,
 ) -> list[int]:
-    """The conversation as token ids, as the server makes them: the rendered text, no special tokens added."""
-    text = render(tokenizer, messages, tools=tools, generate=generate)
+    """The conversation as token ids, as the server makes them: the rendered text, no special tokens added. Like `render`."""
+    text = render(tokenizer, messages, tools=tools, generate=generate, **more)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
@@ -177,14 +182,11 @@ def mask(
             labels[i] = ids[i]
         if stop is None:  # GLM's turns are ended by the token that opens the next one
             place = next((i for i, (a, _) in enumerate(offsets) if a >= end), len(ids))
-            if place == len(ids):
-                ids += _opening_of_next(tokenizer, messages, tools, text)
-                labels += [IGNORE_INDEX] * (len(ids) - len(labels))
-            if place < len(ids) and ids[place] in stop_ids:
-                labels[place] = ids[place]
+            opening = ids[place : place + 1] or _opening_of_next(tokenizer, messages, tools, text)
+            if opening and opening[0] in stop_ids:
+                ids[place : place + 1] = labels[place : place + 1] = opening
             else:
                 stopped = False
-                del ids[len(offsets) :], labels[len(offsets) :]
     return Masked(ids, labels, stopped, text)
 
 
@@ -228,9 +230,7 @@ def _span(
     if not text.startswith(after):
         raise RewrittenError(f"turn {index}: the template renders the turn differently once others follow")
     if not after.startswith(before):
-        same = next(
-            (i for i, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), min(len(before), len(after))
-        )
+        same = len(commonprefix([before, after]))  # noqa: RUF071  (texts, no paths)
         raise MaskError(
             f"turn {index}: the template renders the prompt differently with and without the answer: "
             f"{before[same : same + 20]!r}, {after[same : same + 20]!r}"

@@ -8,6 +8,7 @@ function in one order, and give "" for no content (vLLM 0.32 `renderers/chat_uti
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from tunegate.core.rows import Message
@@ -24,28 +25,24 @@ def rendered(render: Callable[[list[Message], Tools], T], messages: Sequence[Mes
         return render(turns, shown)
     except Exception:  # whatever a template raises
         texts = [_turn(message, as_text=True) for message in messages]
-        if texts == turns:
-            raise
-        try:
-            return render(texts, shown)
-        except Exception:  # noqa: S110  (the first one says what the template wants)
-            pass
+        if texts != turns:
+            with suppress(Exception):
+                return render(texts, shown)
         raise
 
 
-def arguments_of(function: dict[str, Any]) -> Any:
+def _arguments(found: Any) -> Any:
     """A call's arguments as an object, whether they stand as one or as JSON text; "" and null are none. What is no JSON
     object is given back as it is."""
-    found = function.get("arguments")
     if found in (None, ""):
         return {}
-    if isinstance(found, str):
-        try:
-            value = json.loads(found)
-        except (ValueError, RecursionError):
-            return found
-        return value if isinstance(value, dict) else found
-    return found
+    if not isinstance(found, str):
+        return found
+    try:
+        value = json.loads(found)
+    except (ValueError, RecursionError):
+        return found
+    return value if isinstance(value, dict) else found
 
 
 def _turn(message: Message, *, as_text: bool = False) -> Message:
@@ -60,7 +57,7 @@ def _turn(message: Message, *, as_text: bool = False) -> Message:
 def _call(call: Any, *, as_text: bool) -> Any:
     if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
         return call
-    arguments = arguments_of(call["function"])
+    arguments = _arguments(call["function"].get("arguments"))
     if as_text and not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
     return {**call, "function": {**call["function"], "arguments": arguments}}

@@ -13,7 +13,7 @@ from tunegate.core.model_source import ModelSource, resolve
 
 Target = Release | Run | ModelSource
 ADAPTER = "adapter_config.json"
-TEMPLATE = "chat_template.jinja"
+TEMPLATE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
 # Ranks that vLLM's LoRA kernels are built for (vllm/config/lora.py, MaxLoRARanks).
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 UNSERVED = (("use_dora", "DoRA"), ("modules_to_save", "modules_to_save"), ("lora_bias", "LoRA bias"))
@@ -84,15 +84,17 @@ def _base_file(target: Target, name: str) -> Path | None:
 
 def template_of(target: Target) -> tuple[Path, str] | None:
     """(file, text) of the chat template the server will use; None when there is none."""
-    own = target.path if isinstance(target, Release | Run) else None
-    for find in (lambda name: own / name if own else None, lambda name: _base_file(target, name)):
-        file, settings = find(TEMPLATE), find("tokenizer_config.json")
-        if file and file.is_file():
-            return file, file.read_text(encoding="utf-8")
-        template = read_json(settings).get("chat_template") if settings and settings.is_file() else None
-        if settings and isinstance(template, str):
-            return settings, template
-    return None
+    found = None
+    if isinstance(target, Release | Run):
+        found = _template_in(target.path / TEMPLATE, target.path / SETTINGS)
+    return found or _template_in(_base_file(target, TEMPLATE), _base_file(target, SETTINGS))
+
+
+def _template_in(file: Path | None, settings: Path | None) -> tuple[Path, str] | None:
+    if file and file.is_file():
+        return file, file.read_text(encoding="utf-8")
+    template = read_json(settings).get("chat_template") if settings and settings.is_file() else None
+    return (settings, template) if settings and isinstance(template, str) else None
 
 
 def template_digest(target: Target) -> str | None:

@@ -55,9 +55,10 @@ def check_template(
             found = served(list(PROBE), None, generate=False)
         except InfrastructureError:  # a template that takes no system turn, as it did in training
             found = served(list(PROBE[1:]), None, generate=False)
-        same = sha256_text(canonical_json(found)) == wanted if today is None else found == _rendered(artifact)
+        same = sha256_text(canonical_json(found)) == wanted if today is None else found == _rendered(artifact, today)
         if not same:
-            raise _differs(artifact, "the probe with special-token text in its contents", _rendered(artifact), found)
+            ids_then = _rendered(artifact, today or _tokenizer(artifact))
+            raise _differs(artifact, "the probe with special-token text in its contents", ids_then, found)
     compared = len(prompts) + bool(wanted)
     if compared:
         dated = ", with today's date, which the template writes" if today else ""
@@ -91,9 +92,8 @@ def _tokenizer(artifact: Release | Run) -> Any:
     return AutoTokenizer.from_pretrained(str(artifact.path))
 
 
-def _rendered(artifact: Release | Run) -> list[int] | None:
+def _rendered(artifact: Release | Run, tokenizer: Any) -> list[int] | None:
     """The probe's ids by the artifact's own tokenizer, where that is still the one of training."""
-    tokenizer = _tokenizer(artifact)
     if probe_digest(tokenizer) != artifact.manifest.facts["probe_digest"]:
         return None
     return render_ids(tokenizer, probe_of(tokenizer))

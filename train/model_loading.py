@@ -95,15 +95,16 @@ def attention_of(architecture: Any) -> str | None:
     return "eager" if getattr(architecture, "attn_logit_softcapping", None) else None
 
 
-def load_base(source: ModelSource, config: TrainConfig, device: str, attention: str | None) -> Any:
+def load_base(source: ModelSource, config: TrainConfig, device: str, attention: str | None = None) -> Any:
     """The base model: bf16 (or `dtype`) for lora, 4-bit NF4 with double quantization for qlora (Dettmers et al. 2023, section 3),
-    fp32 for full (its weights are the optimizer's master copy; the arithmetic is bf16 by autocast).
+    fp32 for full (its weights are the optimizer's master copy; the arithmetic is bf16 by autocast). attention: by name;
+    without one what `attention_of` says.
 
     Raises UserError when the model cannot be loaded.
     """
     quiet_transformers()
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
     options: dict[str, Any] = {"dtype": torch.float32 if config.method == "full" else arithmetic(config)}
     if config.method == "qlora":
@@ -115,8 +116,9 @@ def load_base(source: ModelSource, config: TrainConfig, device: str, attention: 
         )
         options["device_map"] = {"": device if device == "cpu" else int(os.environ.get("LOCAL_RANK", "0"))}
     try:
+        found = attention or attention_of(AutoConfig.from_pretrained(source.location, revision=source.revision))
         model = AutoModelForCausalLM.from_pretrained(
-            source.location, revision=source.revision, attn_implementation=attention, **options
+            source.location, revision=source.revision, attn_implementation=found, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"the model cannot be loaded: {first_line(error)}", where=source.spec) from error

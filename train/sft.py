@@ -313,16 +313,16 @@ def _within_vocabulary(model: Any, ready: Prepared, source: ModelSource) -> None
 
 
 def _attention(source: ModelSource, config: TrainConfig, device: str) -> tuple[bool, str | None]:
-    """(rows side by side?, attention implementation): our CPU attention where it computes the same, else transformers'."""
+    """(rows side by side?, attention implementation): our CPU attention where it computes the same, else None."""
     from transformers import AutoConfig
 
-    try:
-        architecture = AutoConfig.from_pretrained(source.location, revision=source.revision)
-    except (OSError, ValueError) as error:
-        raise UserError(f"the model's config cannot be read: {error}", where=source.spec) from None
     if device == "cpu" and config.fast_cpu:
+        try:
+            architecture = AutoConfig.from_pretrained(source.location, revision=source.revision)
+        except (OSError, ValueError) as error:
+            raise UserError(f"the model's config cannot be read: {error}", where=source.spec) from None
         if cpu_attention.supported(architecture):
             cpu_attention.register()
             return True, cpu_attention.NAME
         say("fast CPU attention does not cover this architecture: padded batches with torch's attention instead")
-    return False, model_loading.attention_of(architecture)
+    return False, None

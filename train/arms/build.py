@@ -162,10 +162,7 @@ def _few_shot(
     selections = ("nearest", "fixed") if config.selection == "auto" else (config.selection,)
     k, selection, curve = config.k, selections[0], []
     if k < 0:
-        from transformers import AutoConfig
-
-        attention = model_loading.attention_of(AutoConfig.from_pretrained(source.location, revision=source.revision))
-        model = model_loading.load_base(source, config, model_loading.pick_device(config), attention).eval()
+        model = model_loading.load_base(source, config, model_loading.pick_device(config)).eval()
         stops = model_loading.stop_ids(source, tokenizer)
         k, selection, tried = choose.choose(
             made,

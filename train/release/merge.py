@@ -197,7 +197,7 @@ def _merged(
     prompts = probe_prompts(run.path)
     parameters = sum(spec.bytes for spec in specs.values()) // 2
     bench = merge_proof.Bench(
-        config=place, folder=run.path, adapter=adapter, named=files.named, trained=bases["dequantized" if qlora else "original"],
+        config=place, folder=run.path, adapter=adapter, trained=bases["dequantized" if qlora else "original"],
         prompts=prove.ends_of(prompts), rows=prove.held_out(dataset, tokenizer, stops, rows), pad=tokenizer.pad_token_id,
         stops=stops, keep=_plan(specs, parameters, folder), vocabulary=changes.get("vocab_size"),
     )  # fmt: skip
@@ -304,6 +304,7 @@ def _rounded(adapter: Adapter, source: Source, specs: dict[str, Spec], rounding:
     changed = adapter.changed()
 
     def make(name: str) -> Any:
+        name = adapter.named(name)
         before = source(name)
         spec = specs.get(name, specs.get(EMBEDDING) if name == HEAD else None)
         if spec is None:  # put together from several tensors of the files, none of which an adapter changes

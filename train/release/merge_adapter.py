@@ -44,11 +44,13 @@ class Update:
 @dataclass(frozen=True)
 class Adapter:
     """A LoRA adapter read from its folder. updates: by the base's tensor name. whole: tensors that stand in its file whole
-    (modules_to_save, resized embeddings), by the base's tensor name."""
+    (modules_to_save, resized embeddings), by the base's tensor name. named: what the base's files, whose names these are, call a
+    tensor of the model."""
 
     files: TensorFiles
     updates: dict[str, Update]
     whole: dict[str, str]
+    named: Callable[[str], str]
 
     def changed(self) -> set[str]:
         """Names of the base's tensors that change."""
@@ -59,10 +61,11 @@ class Adapter:
         return self.files.specs[self.whole[name]].shape if name in self.whole else base
 
     def apply(self, name: str, weight: Any) -> Any:
-        """The tensor `name` after the adapter, fp32; weight: the base's, any float type (not looked at where the adapter's
-        file has the module whole)."""
+        """The tensor `name`, the files' or the model's, after the adapter, fp32; weight: the base's, any float type (not looked at
+        where the adapter's file has the module whole)."""
         import torch
 
+        name = self.named(name)
         merged = (self.files.read(self.whole[name]) if name in self.whole else weight).float()
         update = self.updates.get(name)
         if update is None:
@@ -114,7 +117,7 @@ def read(folder: Path, base: dict[str, Spec], named: Callable[[str], str] = str)
                 hint="serve base and adapter: ft merge --keep-adapter",
             )
     _check_shapes(updates, files, known, folder / WEIGHTS)
-    return Adapter(files, updates, whole)
+    return Adapter(files, updates, whole, named)
 
 
 def _check_kind(config: dict[str, Any], where: Path) -> None:

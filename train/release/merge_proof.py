@@ -2,9 +2,8 @@
 answers; and which base to merge onto, by what those answers say."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,12 @@ ANSWER_TOKENS = 24
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What is compared on. config: folder of the base's config; adapter: folder and reading of it; named: what the base's
-    files call a tensor of the model; trained: the base as
+    """What is compared on. config: folder of the base's config; adapter: folder and reading of it; trained: the base as
     training saw it; prompts: of probe.json; rows: held-out answers; keep: the model stays in memory."""
 
     config: Path
     folder: Path
     adapter: Adapter
-    named: Callable[[str], str]
     trained: Source
     prompts: list[Example]
     rows: list[Example]
@@ -52,7 +49,7 @@ class Bench:
     def trained_with_whole(self, name: str) -> Any:
         """The base's tensor; the adapter's own where it has one of more rows (tokens added to the base's)."""
         tensor = self.trained(name)
-        own = self.adapter.whole.get(self.named(name))
+        own = self.adapter.whole.get(self.adapter.named(name))
         return (
             tensor
             if own is None or tensor.shape == self.adapter.files.specs[own].shape
@@ -85,7 +82,7 @@ def check_arithmetic(bench: Bench, known: Reference, merged_config: Path) -> flo
 
     Raises TunegateError where it does not: a fault in the merge, which rounding would hide.
     """
-    model = given(merged_config, lambda name: bench.adapter.apply(bench.named(name), bench.trained(name)), keep=False)
+    model = given(merged_config, lambda name: bench.adapter.apply(name, bench.trained(name)), keep=False)
     said = listen(model, bench.prompts, "merged, unrounded", pad=bench.pad)
     found = difference(known.said[: len(said)], said)
     if not found.mean_logit_difference <= LARGEST_UNROUNDED_SHARE * found.spread:
@@ -106,17 +103,13 @@ def choose(
     """
     losses = {}
     for onto, source in candidates.items():
-        model = given(merged_config, partial(_by_file, source, bench.named), keep=bench.keep)
+        model = given(merged_config, source, keep=bench.keep)
         losses[onto] = loss_of(listen(model, bench.rows, f"merged onto the {onto} base", pad=bench.pad))
     best = asked if asked in candidates else min(losses, key=lambda onto: losses[onto])
     shown = ", ".join(f"{onto} {loss:.4f} (perplexity {math.exp(loss):.3f})" for onto, loss in losses.items())
     why = "as asked" if asked in candidates else "the better one is kept"
     say(f"loss on {len(bench.rows)} held-out answers, merged onto: {shown}; {best}: {why}")
     return best, losses
-
-
-def _by_file(source: Source, named: Callable[[str], str], name: str) -> Any:
-    return source(named(name))
 
 
 def check_files(bench: Bench, known: Reference, effect: float, merged: Path, source: Source) -> dict[str, Any]:

@@ -7,6 +7,7 @@ data_offsets}, then the bytes (the safetensors format's own description).
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +163,4 @@ def _write_shard(path: Path, specs: Mapping[str, Spec], make: Callable[[str], An
 
 def _alike(one: list[str], two: list[str]) -> tuple[int, int]:
     """(parts that two dotted names end with alike, parts they share anywhere)."""
-    end = next(
-        (i for i, (a, b) in enumerate(zip(reversed(one), reversed(two), strict=False)) if a != b),
-        min(len(one), len(two)),
-    )
-    return end, len(set(one) & set(two))
+    return len(commonprefix([one[::-1], two[::-1]])), len(set(one) & set(two))  # noqa: RUF071  (names, no paths)
