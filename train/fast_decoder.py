@@ -19,19 +19,20 @@ from tunegate.train.fast_attention import attention as attention_of
 FAMILIES = ("llama", "mistral", "qwen2")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Product:
     """Linear layers that read the same input, as one product. modules: PEFT's LoRA layers or plain linear ones.
 
-    wide: the frozen weights with room for the adapters' B beside them (sum of outputs, input + sum of r); the modules' own
-    weights are views of it. packed: the modules' own weights are 4-bit; trained: they are trained, in fp32; `wide` is then a
-    workspace that products of the same shape share. bias: (sum of outputs), or None.
+    wide: their weights with room for the adapters' B beside them (sum of outputs, input + sum of r). The modules' own are
+    views of it; where they are trained it is a copy in the precision of the products. shared: it is a workspace of all products
+    of one shape, because the weights are 4-bit or a copy of each would cost as much again (trained, and fp32 both).
+    bias: (sum of outputs), or None.
     """
 
     modules: Sequence[Any]
     sizes: list[int]
     wide: Any
-    packed: bool
+    shared: bool
     trained: bool
     bias: Any
 
@@ -52,19 +53,26 @@ class Product:
             start += size
         return fast_ops.lora_linear(x, self, self.bias, places, scales, adapters)
 
-    def filled(self, ups: Sequence[Any], places: Sequence[tuple[int, int]]) -> Any:
-        """See `fast_ops.Weights`."""
-        width, start = _base(self.modules[0]).in_features, 0
-        if self.packed or self.trained:
-            for module, size in zip(self.modules, self.sizes, strict=True):
-                weight = _base(module).weight
-                self.wide[start : start + size, :width] = _unpacked(weight) if self.packed else weight.detach()
-                start += size
+    def filled(self, ups: Sequence[Any], places: Sequence[tuple[int, int]], *, again: bool = False) -> Any:
+        """See `fast_ops.Weights`. Two threads may write one `wide` at once: the same numbers."""
+        if again and not self.shared:
+            return self.wide
+        width = _base(self.modules[0]).in_features
+        if self.shared or self.trained:
+            _write(self.wide[:, :width], [_base(m).weight for m in self.modules])
         column = width
         for up, (start, end) in zip(ups, places, strict=True):
             self.wide[start:end, column : column + up.shape[1]] = up
             column += up.shape[1]
         return self.wide
+
+
+def _write(wide: Any, weights: Sequence[Any]) -> None:
+    start = 0
+    for weight in weights:
+        plain = _unpacked(weight) if hasattr(weight, "quant_state") else weight.detach()
+        wide[start : start + len(plain)] = plain
+        start += len(plain)
 
 
 def speed_up(model: Any, arithmetic: Any) -> bool:
@@ -132,8 +140,9 @@ def _base(module: Any) -> Any:
 
 
 def _product(modules: Sequence[Any], workspaces: dict[Any, Any], arithmetic: Any) -> Product:
-    """Stack the frozen weights of modules; their own become views of the stack, so that memory is used once. Trained ones
-    (arithmetic: the precision they are multiplied in) and 4-bit ones stay as they are. workspaces: by shape, for those."""
+    """Stack the weights of modules. Frozen ones become views of the stack, so that memory is used once; of trained ones
+    (arithmetic: the precision they are multiplied in) it is a copy, 2 bytes a weight beside 16 of training; 4-bit ones stay
+    as they are. workspaces: by shape."""
     import torch
 
     bases = [_base(m) for m in modules]
@@ -141,17 +150,18 @@ def _product(modules: Sequence[Any], workspaces: dict[Any, Any], arithmetic: Any
     ranks = [m.lora_A[m.active_adapters[0]].out_features for m in modules if hasattr(m, "lora_A")]
     bias = torch.cat([b.bias.data for b in bases]) if bases[0].bias is not None else None
     width, packed = bases[0].in_features, hasattr(bases[0].weight, "quant_state")
-    shape = (sum(sizes), width + sum(ranks))
-    if packed or arithmetic:
-        key = (*sizes, width, *ranks)
-        if key not in workspaces:
-            workspaces[key] = torch.zeros(shape, dtype=arithmetic or bases[0].weight.quant_state.dtype)
-        return Product(modules, sizes, workspaces[key], packed, arithmetic is not None, bias)
-    wide = bases[0].weight.new_zeros(shape)
-    for base, part in zip(bases, wide[:, :width].split(sizes), strict=True):
-        part.copy_(base.weight.data)
-        base.weight.data = part
-    return Product(modules, sizes, wide, packed, False, bias)
+    dtype = arithmetic or (bases[0].weight.quant_state.dtype if packed else bases[0].weight.dtype)
+    shared = packed or arithmetic == bases[0].weight.dtype
+    wide = workspaces.get(key := (*sizes, width, *ranks)) if shared else None
+    if wide is None:
+        wide = torch.zeros((sum(sizes), width + sum(ranks)), dtype=dtype)
+    if shared:
+        workspaces[key] = wide
+    elif not arithmetic:
+        _write(wide[:, :width], [b.weight for b in bases])
+        for base, part in zip(bases, wide[:, :width].split(sizes), strict=True):
+            base.weight.data = part
+    return Product(modules=modules, sizes=sizes, wide=wide, shared=shared, trained=arithmetic is not None, bias=bias)
 
 
 def _unpacked(weight: Any) -> Any:

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 
 class Weights(Protocol):
-    """The frozen weights of a product with room for the adapters' B beside them."""
+    """The weights of a product with room for the adapters' B beside them."""
 
-    def filled(self, ups: Sequence[Any], places: Sequence[tuple[int, int]]) -> Any:
+    def filled(self, ups: Sequence[Any], places: Sequence[tuple[int, int]], *, again: bool = False) -> Any:
         """[W, B] (output, input + sum of r), B of each place in its rows and columns, zero elsewhere; valid until the
-        next call."""
+        next call. again: the same as in this product's last call (its backward pass)."""
         ...
 
 
@@ -74,20 +74,19 @@ def _lora_linear() -> Any:
         def backward(ctx: Any, grad: Any) -> Any:
             saved = ctx.saved_tensors  # once: gradient checkpointing hands them out once
             if not saved:
-                return grad @ ctx.weights.filled((), ()), None, None, None, None
+                return grad @ ctx.weights.filled((), (), again=True), None, None, None, None
             both, down, *ups = saved
-            grad_both, size = grad @ ctx.weights.filled(ups, ctx.places), down.shape[1]
+            grad_both, size = grad @ ctx.weights.filled(ups, ctx.places, again=True), down.shape[1]
             grad_low = grad_both[:, size:].contiguous()
             grad_down = grad_low.T @ both[:, :size]
-            grad_up = grad.T @ both[:, size:]  # of all places at once: only the blocks on their diagonal are of use
+            grad_up = both[:, size:].T @ grad  # of all places at once: only the blocks on their diagonal are of use
             found: list[Any] = []
             column = 0
             for (start, end), scale, up in zip(ctx.places, ctx.scales, ups, strict=True):
                 part = slice(column, column + up.shape[1])
-                found += [grad_down[part].to(up.dtype), grad_up[start:end, part].to(up.dtype).mul_(scale)]
+                found += [grad_down[part].to(up.dtype), grad_up[part, start:end].T.to(up.dtype).mul_(scale)]
                 column += up.shape[1]
-            grad_x = torch.addmm(grad_both[:, :size], grad_low, down)
-            return grad_x, None, None, None, None, *found
+            return grad_both[:, :size].addmm_(grad_low, down), None, None, None, None, *found
 
     return LoraLinear
 
@@ -117,7 +116,7 @@ def _trained_linear() -> Any:
             found = [part.to(ctx.kind) for part in (grad.T @ x).split(ctx.sizes)]
             if ctx.biases:
                 found += grad.sum(0, dtype=ctx.kind).split(ctx.sizes)
-            return grad @ ctx.weights.filled((), ()), None, *found
+            return grad @ ctx.weights.filled((), (), again=True), None, *found
 
     return TrainedLinear
 
@@ -168,7 +167,7 @@ def _gated() -> Any:
             found = torch.empty_like(wide)
             grad_gate, grad_up = found.chunk(2, dim=-1)
             torch.mul(grad, torch.nn.functional.silu(gate), out=grad_up)
-            grad_gate.copy_(torch.ops.aten.silu_backward(grad * up, gate))
+            torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
             return found
 
     return Gated

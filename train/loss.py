@@ -1,5 +1,6 @@
 """Cross entropy of the answers: only label positions reach the output matrix, and every token weighs the same."""
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,14 +15,18 @@ def answer_loss(model: Any, batch: dict[str, Any], autocast: Any) -> tuple[Any, 
 
     With answers a tenth of the tokens and a vocabulary of 49,152 the projection is otherwise most of the work. The rows
     are picked at the door of the output matrix, inside the model's own forward pass: what a family does to its logits
-    afterwards (Gemma 2 caps them, Granite scales them) and what wraps the model (DDP, FSDP) is as it always is.
+    afterwards (Gemma 2 caps them, Granite scales them) and what wraps the model (DDP, FSDP) is as it always is. Two threads
+    may call the same model at once (`halves`): each picks from its own.
     """
     import torch
 
+    here = threading.get_ident()
     inputs = {k: v for k, v in batch.items() if k not in NOT_FOR_THE_MODEL}
     labels = batch["labels"][:, 1:]
     keep = labels != IGNORE_INDEX
-    picks = _output(model).register_forward_pre_hook(lambda _, given: (given[0][:, :-1][keep],))
+    picks = _output(model).register_forward_pre_hook(
+        lambda _, given: (given[0][:, :-1][keep],) if threading.get_ident() == here else None
+    )
     try:
         with autocast:
             logits = model(**inputs, use_cache=False).logits

@@ -62,4 +62,9 @@ def _side_by_side(examples: Sequence[Example], pad: int) -> dict[str, Any]:
 
 def token_counts(batch: dict[str, Any]) -> tuple[int, int]:
     """(tokens, label tokens) of a batch, padding not counted."""
-    return batch["tokens"], int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+    return batch["tokens"], label_count(batch)
+
+
+def label_count(batch: dict[str, Any]) -> int:
+    """Label tokens of a batch."""
+    return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())

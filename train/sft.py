@@ -23,6 +23,7 @@ from tunegate.train import (
     cpu_attention,
     examples,
     fast_decoder,
+    halves,
     inputs,
     model_loading,
     preflight,
@@ -200,7 +201,7 @@ def session_of(job: Job, ready: Prepared, stop: StopRequest | StopFile) -> Sessi
     if device == "cpu":
         allocator.keep_freed_memory()
     side_by_side, attention = _attention(source, config, device)
-    model, total = _model(source, config, device, attention)
+    model, total, fast = _model(source, config, device, attention)
     _within_vocabulary(model, ready, source)
     checkpoint = work.begin_from(folder) if job.resume else None
     progress = Progress.read(checkpoint) if checkpoint else Progress()
@@ -228,6 +229,7 @@ def session_of(job: Job, ready: Prepared, stop: StopRequest | StopFile) -> Sessi
                 pad=ready.tokenizer.pad_token_id,
                 side_by_side=side_by_side,
                 answers_only=projects_answers_only(model, device),
+                in_halves=fast and ranks.count() == 1 and halves.pay(config),
             ),
             watching=watching,
             progress=progress,
@@ -283,8 +285,9 @@ def _stop_if_asked(stop: StopRequest | StopFile, config: TrainConfig, step: int)
         raise Interrupted(f"stopped at step {step}", hint=GO_ON)
 
 
-def _model(source: ModelSource, config: TrainConfig, device: str, attention: str | None) -> tuple[Any, int]:
-    """(model, with its adapter where there is one; number of the base's parameters), seeded."""
+def _model(source: ModelSource, config: TrainConfig, device: str, attention: str | None) -> tuple[Any, int, bool]:
+    """(model, with its adapter where there is one; number of the base's parameters; whether its layers are the faster
+    ones), seeded."""
     from transformers.trainer_utils import set_seed
 
     set_seed(config.seed)
@@ -292,12 +295,13 @@ def _model(source: ModelSource, config: TrainConfig, device: str, attention: str
     total = model.num_parameters()
     if config.method != "full":
         model = model_loading.with_adapter(model, config)
+    fast = False
     if attention == cpu_attention.NAME:
         if os.environ.get("ACCELERATE_USE_FSDP") == "true":
             say("decoder layers: the library's (the faster ones hold whole weights, FSDP shards them)")
-        elif not fast_decoder.speed_up(model, model_loading.arithmetic(config)):
+        elif not (fast := fast_decoder.speed_up(model, model_loading.arithmetic(config))):
             say("decoder layers: the library's (the faster ones cover plain Llama, Mistral and Qwen2 layers)")
-    return model, total
+    return model, total, fast
 
 
 def _within_vocabulary(model: Any, ready: Prepared, source: ModelSource) -> None:

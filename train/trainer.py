@@ -8,21 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunegate.train import checkpoints, ranks, watch
+from tunegate.train import checkpoints, halves, ranks, watch
 from tunegate.train.examples import Example
 from tunegate.train.loss import answer_loss, validation_loss
-from tunegate.train.packing import collate, token_counts
+from tunegate.train.packing import collate, label_count, token_counts
 from tunegate.train.progress import Progress
 from tunegate.train.work import METRICS
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batching:
-    """How rows become batches and losses. answers_only: our loss, which projects label positions only; else TRL's."""
+    """How rows become batches and losses. answers_only: our loss, which projects label positions only; else TRL's.
+    in_halves: each batch on two threads (`halves`)."""
 
     pad: int
     side_by_side: bool
     answers_only: bool
+    in_halves: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +103,15 @@ def _trainer_class(validation: Sequence[Example], batching: Batching, watching: 
             if batching.answers_only:
                 # One process calls the model itself; wrapped, it must be called through its wrapper.
                 called = model if self.accelerator.num_processes > 1 else self.model
-                total, count = answer_loss(called, inputs, self.accelerator.autocast())
-                loss = total / (count if num_items_in_batch is None else num_items_in_batch)
+                items = label_count(inputs) if num_items_in_batch is None else num_items_in_batch
+
+                def loss_of(batch: dict[str, Any]) -> Any:
+                    return answer_loss(called, batch, self.accelerator.autocast())[0] / items
+
+                if batching.in_halves and num_items_in_batch is not None:  # else the loss is still to be scaled
+                    loss = halves.loss(inputs, [p for p in called.parameters() if p.requires_grad], loss_of)
+                else:
+                    loss = loss_of(inputs)
                 if self.args.average_tokens_across_devices and num_items_in_batch is not None:
                     loss = loss * self.accelerator.num_processes
             else:
