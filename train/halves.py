@@ -4,6 +4,7 @@ For processors with AMX: their products are so fast that what threads which shar
 end and where oneDNN gives it to one of them alone, is a quarter of a step (docs/training.md has the measurement).
 """
 
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -26,15 +27,16 @@ def pay(config: TrainConfig) -> bool:
 
 
 def split(batch: dict[str, Any]) -> list[dict[str, Any]]:
-    """A batch of rows side by side (`packing.collate`) as two such batches of about as many tokens; itself where it has no
-    two rows. Longest rows first, each to the half that has less."""
+    """A batch of rows side by side (`packing.collate`) as two such batches of about as many tokens; itself where one would have
+    less than a quarter of them. Longest rows first, each to the half that has less."""
     import torch
 
     rows = sorted(pairwise(batch["cu_seq_lens_q"].tolist()), key=lambda row: row[0] - row[1])
     halves: list[list[tuple[int, int]]] = [[], []]
     for row in rows:
         min(halves, key=lambda half: sum(b - a for a, b in half)).append(row)
-    if not all(halves):
+    sizes = [sum(b - a for a, b in half) for half in halves]
+    if 4 * min(sizes) < sum(sizes):
         return [batch]
     found = []
     for half in halves:
@@ -47,9 +49,9 @@ def split(batch: dict[str, Any]) -> list[dict[str, Any]]:
 
 def loss(batch: dict[str, Any], parameters: Sequence[Any], loss_of: Loss) -> Any:
     """The sum of `loss_of` over the halves of a batch, a scalar whose gradients are in the parameters already: its own
-    backward pass does nothing more.
+    backward pass does nothing more. Of a batch that has no halves, `loss_of` it.
 
-    loss_of: of a batch, a scalar with a graph, on its thread. Two numbers give one sum in either order, and what was in the
+    loss_of: of a batch, a scalar with a graph, on the calling thread. Two numbers give one sum in either order, and what was in the
     parameters is added at the end: a run gives the same numbers each time.
     """
 
@@ -58,10 +60,13 @@ def loss(batch: dict[str, Any], parameters: Sequence[Any], loss_of: Loss) -> Any
         found.backward()
         return found.detach()
 
+    parts = split(batch)
+    if len(parts) == 1:
+        return loss_of(batch)
     before = [p.grad for p in parameters]
     for parameter in parameters:
         parameter.grad = None
-    total = sum(_pool().map(one, split(batch)))
+    total = sum(_pool().map(one, parts))
     for parameter, gradient in zip(parameters, before, strict=True):
         if gradient is not None:
             parameter.grad = gradient if parameter.grad is None else gradient.add_(parameter.grad)
@@ -74,6 +79,7 @@ def _pool() -> ThreadPoolExecutor:
 
     cores = torch.get_num_threads()
     pool = ThreadPoolExecutor(2, "half", initializer=lambda: torch.set_num_threads(max(1, cores // 2)))
-    list(pool.map(lambda _: torch.get_num_threads(), range(2)))
+    both = threading.Barrier(2)
+    list(pool.map(lambda _: both.wait(), range(2)))
     torch.set_num_threads(cores)  # torch keeps the last number set for threads to come
     return pool

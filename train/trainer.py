@@ -101,19 +101,7 @@ def _trainer_class(validation: Sequence[Example], batching: Batching, watching: 
             rows = inputs.pop("rows", [])
             inputs.pop("tokens", None)
             if batching.answers_only:
-                # One process calls the model itself; wrapped, it must be called through its wrapper.
-                called = model if self.accelerator.num_processes > 1 else self.model
-                items = label_count(inputs) if num_items_in_batch is None else num_items_in_batch
-
-                def loss_of(batch: dict[str, Any]) -> Any:
-                    return answer_loss(called, batch, self.accelerator.autocast())[0] / items
-
-                if batching.in_halves and num_items_in_batch is not None:  # else the loss is still to be scaled
-                    loss = halves.loss(inputs, [p for p in called.parameters() if p.requires_grad], loss_of)
-                else:
-                    loss = loss_of(inputs)
-                if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-                    loss = loss * self.accelerator.num_processes
+                loss = _answer_loss(self, model, inputs, num_items_in_batch, batching)
             else:
                 loss = super().compute_loss(model, inputs, False, num_items_in_batch)
             if self.model.training:
@@ -141,6 +129,24 @@ def _trainer_class(validation: Sequence[Example], batching: Batching, watching: 
             _write_checkpoint(self, progress)
 
     return Trainer
+
+
+def _answer_loss(trainer: Any, model: Any, inputs: dict[str, Any], items: Any, batching: Batching) -> Any:
+    """The loss of a micro-batch by label tokens alone. items: label tokens of the whole step; None: this batch's own, and the
+    trainer still scales what it gets."""
+    # One process calls the model itself; wrapped, it must be called through its wrapper.
+    processes = trainer.accelerator.num_processes
+    called = model if processes > 1 else trainer.model
+    count = label_count(inputs) if items is None else items
+
+    def loss_of(batch: dict[str, Any]) -> Any:
+        return answer_loss(called, batch, trainer.accelerator.autocast())[0] / count
+
+    if batching.in_halves and items is not None:
+        loss = halves.loss(inputs, [p for p in called.parameters() if p.requires_grad], loss_of)
+    else:
+        loss = loss_of(inputs)
+    return loss * processes if trainer.args.average_tokens_across_devices and items is not None else loss
 
 
 def _number(norm: Any) -> float:

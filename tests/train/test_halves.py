@@ -46,8 +46,17 @@ def test_rows_go_to_two_halves_of_about_as_many_tokens():
     assert sorted(found) == sorted(
         (whole["input_ids"][0, a:b].tolist(), whole["labels"][0, a:b].tolist()) for a, b in rows
     )
-    alone = {**second, "cu_seq_lens_q": second["cu_seq_lens_q"][[0, -1]]}
-    assert halves.split(alone) == [alone]
+
+
+def test_a_batch_with_one_long_row_stays_whole(monkeypatch):
+    whole = batch()
+    alone = {**whole, "cu_seq_lens_q": whole["cu_seq_lens_q"][[0, -1]]}
+    beside = {**whole, "cu_seq_lens_q": whole["cu_seq_lens_q"].new_tensor([0, 56, 64])}
+    monkeypatch.setattr(halves, "_pool", None)
+    for given in (alone, beside):
+        assert given["cu_seq_lens_q"][-1] == 64 == given["input_ids"].shape[1]
+        assert halves.split(given) == [given]
+        assert halves.loss(given, [], lambda half: half is given)
 
 
 @pytest.mark.parametrize("patched", [True, False])
