@@ -27,13 +27,11 @@ def recomputes(config: TrainConfig, device: str) -> bool:
     return device == "cuda" or (config.method == "qlora" and not config.fast_cpu)
 
 
-def _warmup(config: TrainConfig, steps: int) -> float:
-    """Over which the rate rises: a share below 1, else a number of steps (a share of 1 would be read as one step). The
-    polynomial schedule divides by the steps that are left: it gets one."""
-    left = int(config.lr_scheduler_type == "polynomial")
-    if config.warmup_ratio < 1 and not left:
-        return config.warmup_ratio
-    return min(math.ceil(config.warmup_ratio * steps), steps - left)
+def _warmup(config: TrainConfig, steps: int) -> int:
+    """Steps over which the rate rises from nothing. A share below 1 leaves at least one step after them, else a run of one
+    step would learn nothing; so does the polynomial schedule, which divides by the steps that are left."""
+    rest = int(config.warmup_ratio < 1 or config.lr_scheduler_type == "polynomial")
+    return min(math.ceil(config.warmup_ratio * steps), steps - rest)
 
 
 def keeps_best(config: TrainConfig) -> bool:

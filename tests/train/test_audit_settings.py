@@ -85,12 +85,22 @@ def test_the_polynomial_schedule_ends_as_the_others_do(ft, more):
     assert code == 0, out
 
 
-@pytest.mark.parametrize(("ratio", "steps"), [(0.0, 0), (0.03, 2), (0.5, 20), (0.999, 40), (1.0, 40)])
+@pytest.mark.parametrize(("ratio", "steps"), [(0.0, 0), (0.03, 2), (0.5, 20), (0.999, 39), (1.0, 40)])
 def test_the_warm_up_is_a_share_of_the_steps(ratio, steps, tmp_path):
     """A share of 1 was one step."""
     config = TrainConfig(warmup_ratio=ratio, max_steps=40, dtype="float32")
     made = sft_arguments(config, tmp_path, "cpu", rows=24, validation=0)
     assert made.get_warmup_steps(40) == steps
+
+
+def test_a_run_of_one_step_learns(ft, tmp_path):
+    """Its only step was the first of the warm-up, at a rate of 0."""
+    code, out, _ = ft("--max-steps", "1")
+    assert code == 0, out
+    from safetensors.torch import load_file
+
+    found = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert all(bool(w.any()) for name, w in found.items() if "lora_B" in name)
 
 
 @pytest.mark.parametrize("method", ["lora", "qlora", "full"])
