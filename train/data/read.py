@@ -14,7 +14,7 @@ from tunegate.core import manifest
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.rows import Row, json_kind, parse_row
 from tunegate.train.data import bfcl, hub
-from tunegate.train.data.formats import Columns, detect, to_row
+from tunegate.train.data.formats import Columns, candidates, detect, to_row
 from tunegate.train.data.lines import Fault, Line, fault, json_file, json_lines, table
 from tunegate.train.data.plain import BLOCK, plain_rows
 from tunegate.train.data.stream import decompressed
@@ -185,7 +185,20 @@ def _records(path: Path, lines: Iterable[Line], reading: Reading) -> Iterator[tu
             yield parse_row(record, str(path), number), value, form
         except UserError as error:
             text = value.text if isinstance(value, Fault) else json.dumps(value, ensure_ascii=True)[:2000]
+            error = _of_another_form(value, form, where, error) if form and reading.columns is None else error
             yield Fault(error=error, file=str(path), line=number, text=text), None, form
+
+
+def _of_another_form(record: Any, form: str, where: str, error: UserError) -> UserError:
+    """The error of a record, or the plainer one that it has the form of other files."""
+    other = candidates(record) if isinstance(record, dict) else []
+    if not other or form in other:
+        return error
+    return UserError(
+        f"a row of the format {other[0]} in a file whose first row is {form}",
+        where=where,
+        hint="a file has one format: put the rows of each into a file of their own and give all of them; --on-error reject leaves them out",
+    )
 
 
 def file_kind(path: Path, *, strict: bool = True) -> str | None:

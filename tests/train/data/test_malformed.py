@@ -103,7 +103,11 @@ CASES: dict[str, tuple[str, bytes | Callable[[Path], None], str]] = {
     "no_known_format": ("a.jsonl", b'{"text":"x"}\n', r":1: no known format \(found 'text'\)"),
     "misspelt": ("a.jsonl", GOOD.replace(b"messages", b"mesages"), r"did you mean .messages."),
     "ambiguous": ("a.jsonl", row(prompt="a", completion="b"), r":1: ambiguous: .*messages or as prompt_completion"),
-    "format_changes": ("a.jsonl", GOOD + b'{"prompt":"a","completion":"b"}\n', r':2: no "messages"'),
+    "format_changes": (
+        "a.jsonl",
+        GOOD + b'{"prompt":"a","completion":"b"}\n',
+        r":2: a row of the format prompt_completion",
+    ),
     "messages_null": ("a.jsonl", row(messages=None), r':1: "messages" must be a non-empty list, found null'),
     "messages_empty": ("a.jsonl", row(messages=[]), r':1: "messages" must be a non-empty list'),
     "messages_text": ("a.jsonl", row(messages="hi"), r':1: "messages" must be a non-empty list, found text'),

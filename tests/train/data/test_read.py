@@ -255,3 +255,24 @@ def test_a_cut_gzip_is_no_shorter_file(tmp_path: Path) -> None:
         path.write_bytes(packed[:size])
         with pytest.raises(UserError, match="damaged or cut"):
             rows(path)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("messages", "alpaca"), ("alpaca", "messages"), ("prompt_completion", "alpaca"), ("sharegpt", "messages")],
+)
+def test_a_row_of_another_format_is_called_that(tmp_path: Path, first: str, second: str) -> None:
+    """The hint named the very command that was run."""
+    records: dict[str, Any] = {
+        "messages": {"messages": [USER, ANSWER]},
+        "alpaca": {"instruction": "x", "output": "y"},
+        "prompt_completion": {"prompt": "x", "completion": "y"},
+        "sharegpt": {"conversations": [{"from": "human", "value": "x"}, {"from": "gpt", "value": "y"}]},
+    }
+    place = tmp_path / "two.jsonl"
+    place.write_bytes(jsonl([records[first], records[second], {"neither": 1}]))
+    found = [item for item in read([str(place)], Reading()) if isinstance(item, Fault)]
+    assert [f.line for f in found] == [2, 3]
+    assert found[0].error.message == f"a row of the format {second} in a file whose first row is {first}"
+    assert "--on-error reject" in str(found[0].error.hint)
+    assert "format" not in found[1].error.message
