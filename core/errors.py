@@ -41,8 +41,9 @@ class TunegateError(Exception):
         self.hint = hint
 
     def line(self) -> str:
-        """The error as the one line a user sees (without the `error:` prefix)."""
-        text = f"{self.where}: {self.message}" if self.where else self.message
+        """The error as the one line a user sees (without the `error:` prefix); a key that begins the message is said once."""
+        told = self.where and not self.message.startswith(f"{self.where} ")
+        text = f"{self.where}: {self.message}" if told else self.message
         return " ".join(f"{text} ({self.hint})".split() if self.hint else text.split())
 
     def as_json(self) -> dict[str, object]:

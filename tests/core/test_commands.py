@@ -14,6 +14,7 @@ from tunegate.core.commands import DefaultCommandGroup, Entry, LazyGroup, run
 from tunegate.core.errors import ExitCode, InfrastructureError, TunegateError, UsageError, UserError, nearest
 
 RAISED = {
+    "key": UserError("rank must be a number", where="rank"),
     "user": UserError("rank must be\n a number", where="a.yaml:3", hint="a hint"),
     "usage": UsageError("exclude each other"),
     "infrastructure": InfrastructureError("nothing answers", where="http://h/v1"),
@@ -54,6 +55,7 @@ def call(capsys, tmp_path, monkeypatch):
     [
         ("fine", 0, ""),
         ("user", 2, "error: a.yaml:3: rank must be a number (a hint)\n"),
+        ("key", 2, "error: rank must be a number\n"),
         ("usage", 2, "error: exclude each other\n"),
         ("infrastructure", 4, "error: http://h/v1: nothing answers\n"),
         ("escapes", 4, "error: http://h/v1: it said \u241b[2J\ufffdgone\n"),
