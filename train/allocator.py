@@ -13,7 +13,7 @@ def keep_freed_memory() -> bool:
 
     By default what is freed at the top of the heap goes back to the system beyond twice the largest block, at most 64 MiB:
     the activations of a step do, and the kernel clears their pages at first touch, again in every step. Threads share one
-    heap, for those of others are given back whatever is set.
+    heap: the C library gives back a further thread's own whatever is set.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -152,12 +152,11 @@ def _product(modules: Sequence[Any], workspaces: dict[Any, Any], arithmetic: Any
     width, packed = bases[0].in_features, hasattr(bases[0].weight, "quant_state")
     dtype = arithmetic or (bases[0].weight.quant_state.dtype if packed else bases[0].weight.dtype)
     shared = packed or arithmetic == bases[0].weight.dtype
-    wide = workspaces.get(key := (*sizes, width, *ranks)) if shared else None
-    if wide is None:
-        wide = torch.zeros((sum(sizes), width + sum(ranks)), dtype=dtype)
-    if shared:
-        workspaces[key] = wide
-    elif not arithmetic:
+    made, key = workspaces if shared else {}, (*sizes, width, *ranks)
+    if key not in made:
+        made[key] = torch.zeros((sum(sizes), width + sum(ranks)), dtype=dtype)
+    wide = made[key]
+    if not shared and not arithmetic:
         _write(wide[:, :width], [b.weight for b in bases])
         for base, part in zip(bases, wide[:, :width].split(sizes), strict=True):
             base.weight.data = part

@@ -1,7 +1,7 @@
 """A batch in two halves, each forward and backward on a thread of its own that computes with half of the cores.
 
 For processors with AMX: their products are so fast that what threads which share one operation lose to each other, at its
-end and where oneDNN gives it to one of them alone, is a quarter of a step (docs/training.md has the measurement).
+end and where oneDNN gives it to one of them alone, is a quarter of a step (measured: docs/decisions/2026-11-30-two-halves-on-amx.md).
 """
 
 import threading

@@ -90,7 +90,9 @@ def test_gradients_of_several_batches_add_up_to_the_same_bits_each_time():
 
 
 def test_an_error_in_a_half_is_the_error_of_the_batch():
-    model = model_of("llama", __import__("torch").float32)
+    import torch
+
+    model = model_of("llama", torch.float32)
 
     def broken(half):
         raise ArithmeticError(f"{half['input_ids'].shape[1]} tokens")

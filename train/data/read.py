@@ -195,9 +195,10 @@ def _of_another_form(record: Any, form: str, where: str, error: UserError) -> Us
     if not other or form in other:
         return error
     return UserError(
-        f"a row of the format {other[0]} in a file whose first row is {form}",
+        f"a row of the format {other[0]} in a file read as {form}",
         where=where,
-        hint="a file has one format: put the rows of each into a file of their own and give all of them; --on-error reject leaves them out",
+        hint=f"a file has one format: --format {other[0]} if that is this file's, else a file for each, all of them given; "
+        "--on-error reject leaves such rows out",
     )
 
 

@@ -273,6 +273,7 @@ def test_a_row_of_another_format_is_called_that(tmp_path: Path, first: str, seco
     place.write_bytes(jsonl([records[first], records[second], {"neither": 1}]))
     found = [item for item in read([str(place)], Reading()) if isinstance(item, Fault)]
     assert [f.line for f in found] == [2, 3]
-    assert found[0].error.message == f"a row of the format {second} in a file whose first row is {first}"
+    assert found[0].error.message == f"a row of the format {second} in a file read as {first}"
     assert "--on-error reject" in str(found[0].error.hint)
+    assert f"--format {second}" in str(found[0].error.hint)
     assert "format" not in found[1].error.message
