@@ -2,8 +2,8 @@
 
 `python load_standin.py --log FILE [--ttft-ms 200 ...]` prints its port. Raw asyncio and hand-made HTTP, so that it is
 quick and each event can be cut in two. The log has one JSON object a request: seconds of the machine's monotonic clock
-at which it was received, its first content was sent, and it ended; and what was done with it. That is the truth the
-load testers are held against.
+at which it was received, its first content was sent, and it ended; what was done with it; and the latest that the
+server's own loop had been until then. That is the truth the load testers are held against.
 """
 
 import argparse
@@ -37,6 +37,7 @@ class Server:
         self.given = given
         self.count = 0
         self.started = None
+        self.lag = 0.0
         self.log = Path(given.log).open("w", buffering=1)  # noqa: SIM115
 
     async def gate(self):
@@ -45,6 +46,13 @@ class Server:
         now = time.perf_counter()
         if begin <= now < begin + self.given.stall_s:
             await asyncio.sleep(begin + self.given.stall_s - now)
+
+    async def beat(self):
+        """Keep the seconds that this process was late at most: a request is late to be received where the machine is busy."""
+        while True:
+            due = time.perf_counter() + 0.005
+            await asyncio.sleep(0.005)
+            self.lag = max(self.lag, time.perf_counter() - due)
 
     async def connection(self, reader, writer):
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
@@ -136,6 +144,7 @@ class Server:
 
     def done(self, entry):
         entry["ended"] = time.perf_counter()
+        entry["lag"] = self.lag
         self.log.write(json.dumps(entry) + "\n")
 
 
@@ -149,8 +158,10 @@ async def main():
     server = Server(options())
     listening = await asyncio.start_server(server.connection, "127.0.0.1", 0, backlog=1024)
     print(listening.sockets[0].getsockname()[1], flush=True)
+    beat = asyncio.create_task(server.beat())
     async with listening:
         await listening.serve_forever()
+    beat.cancel()
 
 
 if __name__ == "__main__":

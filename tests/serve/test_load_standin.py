@@ -84,25 +84,27 @@ def truly(entries, warm_up):
 def test_figures_at_64_streams_are_the_servers(standin, load):
     """An early role chunk, three tokens a chunk, events cut in two: TTFT is the first content, TPOT is by tokens.
 
-    The client and the server share this machine with other work: the bound is the client's own lateness, as reported,
+    The client and the server share this machine with other work: the bound is the lateness of both, as they report it,
     on top of 5 %. A run that calls itself invalid, because the client was the bottleneck, claims nothing: another is made.
+    So is one for a server that was once late by 50 ms: it cannot tell when it was asked.
     """
     for _ in range(3):
         server = standin("--ttft-ms", 300, "--chunk-ms", 30, "--chunks", 10, "--tokens-per-chunk", 3, "--split")
         _, report, rows = load(server.url, "--concurrency", 64, "--requests", 192)
         (stage,) = report.report()["stages"]
-        if not stage["invalid"]:
+        late = max(entry["lag"] for entry in server.truth())
+        if not stage["invalid"] and late < 0.050:
             break
         server.stop()
     else:
-        pytest.skip(f"too busy a machine, as the load test itself says: {stage['invalid']}")
+        pytest.skip(f"too busy a machine: {stage['invalid'] or f'the server was late by {late:.3f} s'}")
     truth = truly(server.truth(), stage["warm_up"]["requests"])
     assert (stage["requests"], stage["answers"], stage["errors"]) == (192, 192, {})
     assert stage["warm_up"]["requests"] == 64
     for figure in ("ttft_ms", "e2e_ms"):
         for name, share in (("p50", 0.50), ("p95", 0.95)):
             right, found = at(truth[figure], share), stage[figure][name]["value"]
-            allowed = 0.05 * right + 2 * stage["client"]["lag_p99_ms"]
+            allowed = 0.05 * right + 2 * stage["client"]["lag_p99_ms"] + 1000 * late
             assert abs(found - right) <= allowed, (figure, name, found, right, stage["client"])
             assert stage[figure][name]["low"] <= found
     assert stage["ttft_ms"]["p50"]["value"] > 290  # the role chunk came at once
