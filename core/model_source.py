@@ -115,9 +115,14 @@ def file_at_hand(spec: str, name: str) -> Path | None:
         return folder / name
     if not has_hub_form(spec) or folder.exists():
         return None
+    return hub_file_at_hand(spec, name)
+
+
+def hub_file_at_hand(hub_id: str, name: str, revision: str | None = None) -> Path | None:
+    """A file of a model in the hub's cache of this machine; None where it is not there."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(spec, name)
+    found = try_to_load_from_cache(hub_id, name, revision=revision)
     return Path(found) if isinstance(found, str) else None
 
 

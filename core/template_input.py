@@ -31,7 +31,7 @@ def rendered(render: Callable[[list[Message], Tools], T], messages: Sequence[Mes
         raise
 
 
-def _arguments(found: Any) -> Any:
+def arguments_of(found: Any) -> Any:
     """A call's arguments as an object, whether they stand as one or as JSON text; "" and null are none. What is no JSON
     object is given back as it is."""
     if found in (None, ""):
@@ -57,7 +57,7 @@ def _turn(message: Message, *, as_text: bool = False) -> Message:
 def _call(call: Any, *, as_text: bool) -> Any:
     if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
         return call
-    arguments = _arguments(call["function"].get("arguments"))
+    arguments = arguments_of(call["function"].get("arguments"))
     if as_text and not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
     return {**call, "function": {**call["function"], "arguments": arguments}}

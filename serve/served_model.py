@@ -9,7 +9,7 @@ from tunegate.core.chat_template import is_dated
 from tunegate.core.errors import UserError
 from tunegate.core.files import read_json, sha256_text
 from tunegate.core.methods import WEIGHTLESS
-from tunegate.core.model_source import ModelSource, resolve
+from tunegate.core.model_source import ModelSource, hub_file_at_hand, resolve
 
 Target = Release | Run | ModelSource
 ADAPTER = "adapter_config.json"
@@ -74,12 +74,9 @@ def _base_file(target: Target, name: str) -> Path | None:
     folder = folder_of(target)
     if folder is not None:
         return folder / name if (folder / name).is_file() else None
-    from huggingface_hub import try_to_load_from_cache
-
     base = base_of(target)
     assert base is not None, "what has a folder was answered"
-    cached = try_to_load_from_cache(base.location, name, revision=base.revision)
-    return Path(cached) if isinstance(cached, str) else None
+    return hub_file_at_hand(base.location, name, base.revision)
 
 
 def template_of(target: Target) -> tuple[Path, str] | None:

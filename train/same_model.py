@@ -1,11 +1,17 @@
 """Whether two names mean one model: spellings of a path, a hub id and its files in the hub's cache, equal bytes."""
 
 import re
-from pathlib import Path
 
 from tunegate.core.files import home_path
 from tunegate.core.manifest import Input
-from tunegate.core.model_source import ModelSource, file_at_hand, folder_digest, has_hub_form, of_folder
+from tunegate.core.model_source import (
+    ModelSource,
+    file_at_hand,
+    folder_digest,
+    has_hub_form,
+    hub_file_at_hand,
+    of_folder,
+)
 
 # .../models--OWNER--NAME/snapshots/REVISION: a model in the hub's cache, of this machine or another one.
 _CACHED = re.compile(r".*/models--(.+?)--(.+)/snapshots/([^/]+)/?")
@@ -46,10 +52,8 @@ def _cached_copy(hub_id: str, source: ModelSource) -> bool:
 def _other_name(source: ModelSource) -> ModelSource | None:
     """A hub id's folder in the hub's cache, or the hub id of such a folder; None where there is none."""
     if source.path is None:
-        from huggingface_hub import try_to_load_from_cache
-
-        found = try_to_load_from_cache(source.location, "config.json", revision=source.revision)
-        return of_folder(Path(found).parent) if isinstance(found, str) else None
+        found = hub_file_at_hand(source.location, "config.json", source.revision)
+        return of_folder(found.parent) if found else None
     cached = _CACHED.fullmatch(str(source.path.resolve()))
     if cached is None:
         return None

@@ -8,6 +8,7 @@ from typing import Any
 
 from tunegate.core.files import canonical_json
 from tunegate.core.rows import Row
+from tunegate.core.template_input import arguments_of
 
 _SPACES = re.compile(r"\s+")
 # A sign, point or comma before a digit, which is quick to seek; numbers that have one.
@@ -120,13 +121,7 @@ def _call(call: Any) -> Any:
     function = call.get("function")
     if not isinstance(function, dict):
         return {key: value for key, value in call.items() if key != "id"}
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError):
-            pass
-    return {"name": function.get("name"), "arguments": arguments}
+    return {"name": function.get("name"), "arguments": arguments_of(function.get("arguments"))}
 
 
 class _Table(dict[int, int]):
