@@ -9,6 +9,8 @@ POWER = 0.8  # the chance to show what is true with the items that are asked for
 GAMMA = (
     0.001  # what the exact test adds to its p for not searching the whole range of a nuisance rate (Berger & Boos 1994)
 )
+# Of a strict alpha it may take a fiftieth at most: added whole to p, it would leave nothing to be shown.
+SHARE_OF_ALPHA = 0.02
 LARGEST = 10_000_000  # items; beyond it the answer is "not with any set one can make"
 
 
@@ -41,9 +43,14 @@ def _null_variance(discordance: float, distance: float) -> float:
     return max(discordance, 2.0 * broken - distance * (1.0 + distance))
 
 
+def gamma_of(alpha: float) -> float:
+    """The exact test's gamma where its p is held against `alpha`."""
+    return min(GAMMA, SHARE_OF_ALPHA * alpha)
+
+
 def _without_any(distance: float, alpha: float) -> float:
-    """Pairs of which none is broken that exclude a share `distance` of broken ones: (1 - distance)^n + GAMMA < alpha."""
-    return math.log(max(alpha - GAMMA, 1e-9)) / math.log1p(-distance) if distance < 1.0 else 1.0
+    """Pairs of which none is broken that exclude a share `distance` of broken ones: (1 - distance)^n + gamma < alpha."""
+    return math.log(alpha - gamma_of(alpha)) / math.log1p(-distance) if distance < 1.0 else 1.0
 
 
 def detectable_difference(n: int, discordance: float, *, alpha: float, power: float = POWER) -> float:

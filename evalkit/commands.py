@@ -1,5 +1,6 @@
 """What `ft eval`, `ft gate` and `ft report` do, and what they show."""
 
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from tunegate.core import console, registry
 from tunegate.core.artifacts import EvalReport, LoadReport
 from tunegate.core.errors import ExitCode, UserError
 from tunegate.core.files import refuse_existing, refuse_input, write_text
+from tunegate.core.manifest import is_finished
 from tunegate.core.power import detectable_difference, pairs_for_difference, power_of_margin
 from tunegate.evalkit.compare import Reading
 from tunegate.evalkit.evaluate import evaluate, metric_names_of, open_reading, open_unchanged, planned, task_inputs
@@ -18,6 +20,7 @@ from tunegate.evalkit.folders import write_decision, write_report
 from tunegate.evalkit.gate import EXIT, check_metrics
 from tunegate.evalkit.policy import make_policy
 from tunegate.evalkit.runner import RunOptions
+from tunegate.evalkit.summary import answered
 from tunegate.evalkit.system import System, classify
 from tunegate.evalkit.task import load_task
 from tunegate.evalkit.validators.judge import share_key_with
@@ -53,7 +56,7 @@ class Shown:
         """The gate's exit code; without a gate 0, or 4 where infrastructure errors left nothing to score."""
         if decision := self.report.get("decision"):
             return int(EXIT[decision["decision"]])
-        return int(ExitCode.OK if _answered(self.report) else ExitCode.INFRASTRUCTURE)
+        return int(ExitCode.OK if answered(self.report) else ExitCode.INFRASTRUCTURE)
 
     def annotate(self) -> None:
         """In a GitHub job: annotations, on standard error, so that --json stays alone on standard output."""
@@ -140,6 +143,7 @@ def run_eval(
     if other is not None and other.kind == "report":
         baseline = baseline_reading(other, task, out=beside, options=options, key=key, force=force)
     elif other is not None:
+        refuse_input(beside, target, against or "", *(item.path for item in task_inputs(task)))
         refuse_existing(beside, force=force)
         baseline = expected  # judged by this task it will be of the same items and metrics
     if baseline is not None or policy_path is not None:
@@ -158,16 +162,12 @@ def run_eval(
     paths = {"report": out, "page": out / "report.html"}
     if evaluation.reading.report["decision"]:
         paths["gate"] = _written(evaluation.reading, out / GATE_FOLDER, report, baseline, load, force=False)
-    if save_as is not None and not _answered(evaluation.reading.report):
+    if save_as is not None and not answered(evaluation.reading.report):
         console.warn(f"not saved as {save_as!r}: no item was answered, so nothing could be compared with it")
     elif save_as is not None:
         registry.save(save_as, report)
         console.say(f"saved as {save_as!r} in {registry.home()}")
     return Shown(reading=evaluation.reading, paths=paths)
-
-
-def _answered(report: dict[str, Any]) -> bool:
-    return bool(report["n"] > report["outcomes"]["infra_error"])
 
 
 def run_gate(
@@ -243,6 +243,7 @@ def _baseline_of(report: EvalReport, system: System, *, allow_python: bool, forc
     beside = report.path.with_name(f"{report.path.name}-baseline")
     if not force and (before := judged_before(beside, system, task)) is not None:
         return open_reading(before, name=system.spec)
+    refuse_input(beside, system.spec, *(item.path for item in task_inputs(task)))
     refuse_existing(beside, force=force)
     return baseline_reading(system, task, out=beside, options=RunOptions(), key=api_key(None), force=force)
 
@@ -272,20 +273,23 @@ def _say_lock(report: dict[str, Any]) -> None:
 def power_of(
     n: int | None, report: Path | None, *, discordance: float | None, margin: float, alpha: float, power: float
 ) -> dict[str, Any]:
-    """What `ft eval power --json` prints. `discordance_from`: given, report, or assumed where neither says it."""
-    source = "assumed" if discordance is None else "given"
+    """What `ft eval power --json` prints. `discordance_from`: given, report, or assumed where neither says it. `design_effect`: what
+    the groups of the report's items cost, 1 without any."""
+    source, effect = "assumed" if discordance is None else "given", 1.0
     if report is not None:
         document = open_reading(EvalReport.open(report), name=report.name).report
         n = n or int(document["n"])
         if discordance is None and document.get("comparison"):
             change = document["comparison"]["metrics"][document["task"]["primary"]]
             discordance, source = (change["fixed"] + change["broken"] + 1) / (change["n"] + 2), "report"
+            effect = change.get("design_effect", 1.0)
         elif discordance is None:
             console.warn(
                 f"{report} was compared with nothing, so how often two models differ is not known from it: "
                 f"{DISCORDANCE:g} is assumed (--discordance says otherwise)"
             )
     discordance = DISCORDANCE if discordance is None else discordance
+    independent = None if n is None else max(1, round(n / effect))
     return {
         "n": n,
         "discordance": discordance,
@@ -293,9 +297,12 @@ def power_of(
         "margin": margin,
         "alpha": alpha,
         "power": power,
-        "need_n": pairs_for_difference(discordance, margin, alpha=alpha, power=power),
-        "detectable_margin": None if n is None else detectable_difference(n, discordance, alpha=alpha, power=power),
-        "power_at_n": None if n is None else power_of_margin(n, discordance, margin, alpha=alpha),
+        "design_effect": effect,
+        "need_n": math.ceil(pairs_for_difference(discordance, margin, alpha=alpha, power=power) * effect),
+        "detectable_margin": None
+        if independent is None
+        else detectable_difference(independent, discordance, alpha=alpha, power=power),
+        "power_at_n": None if independent is None else power_of_margin(independent, discordance, margin, alpha=alpha),
     }
 
 
@@ -336,8 +343,9 @@ def show_report(
 
 
 def _baseline_rows(report: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """The baseline's rows where its folder is still there; the page does without otherwise."""
-    path = ((report.get("comparison") or {}).get("baseline") or {}).get("path")
-    if path is None or not Path(path).is_dir():
+    """The baseline's rows where its folder is still there and holds what was compared; the page does without otherwise."""
+    known = (report.get("comparison") or {}).get("baseline") or {}
+    if not known.get("path") or not is_finished(Path(known["path"])):
         return None
-    return list(open_reading(EvalReport.open(Path(path)), name=path).rows)
+    there = EvalReport.open(Path(known["path"]))
+    return list(open_reading(there, name=known["path"]).rows) if there.digest == known["digest"] else None

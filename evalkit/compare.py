@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunegate.core.errors import UserError, nearest
-from tunegate.core.power import GAMMA
+from tunegate.core.power import gamma_of
 from tunegate.core.statistics import (
     Interval,
     MeanTest,
@@ -80,17 +80,17 @@ class Paired:
             return self._mean(0.9).p_above(bound)
         return non_inferior_p(self.fixed, self.broken, self.n, -bound, design_effect=self.effect, df=self.df)
 
-    def exact_p(self, margin: float) -> float | None:
+    def exact_p(self, margin: float, *, alpha: float = 0.05) -> float | None:
         """Exact p of H0: the difference is at most -margin; None where the pairs that differ are many, or scores are not 0/1.
 
-        Grouped rows count as n / design effect independent ones.
+        Grouped rows count as n / design effect independent ones. alpha: what the p is held against.
         """
-        return self._exact(self.fixed, self.broken, margin, gamma=GAMMA)
+        return self._exact(self.fixed, self.broken, margin, gamma=gamma_of(alpha))
 
-    def exact_worse_p(self, margin: float) -> float | None:
+    def exact_worse_p(self, margin: float, *, alpha: float = 0.05) -> float | None:
         """Exact p of H0: the difference is at least -margin; the same test with fixed and broken exchanged, and a gamma that lets
         one slice of thousands fail."""
-        return self._exact(self.broken, self.fixed, -margin, gamma=1e-6)
+        return self._exact(self.broken, self.fixed, -margin, gamma=min(1e-6, gamma_of(alpha)))
 
     def _exact(self, fixed: int, broken: int, margin: float, *, gamma: float) -> float | None:
         if not self.binary or fixed + broken > EXACT_LIMIT or not self.n:
@@ -283,7 +283,7 @@ def describe(paired: Paired, *, alpha: float, margin: float) -> dict[str, Any]:
         "mcnemar_p": paired.two_sided_p(),
         "non_inferior_p": paired.above_p(-margin),
         "margin": margin,
-        "exact_non_inferior_p": paired.exact_p(margin),
+        "exact_non_inferior_p": paired.exact_p(margin, alpha=alpha),
         "test": ("tango" if paired.binary else "bootstrap") + (", clustered" if paired.clustered else ""),
         "design_effect": paired.effect,
     }

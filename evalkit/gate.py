@@ -223,7 +223,8 @@ def _paired(condition: Condition, alpha: float, paired: Paired, part: str | None
     else:
         p = paired.above_p(bound)
         refuted = interval.high is not None and interval.high < bound
-        exact = paired.exact_p(-bound) if p < alpha else paired.exact_worse_p(-bound) if refuted else None
+        test = paired.exact_p if p < alpha else paired.exact_worse_p if refuted else None
+        exact = None if test is None else test(-bound, alpha=alpha)
         shown = p < alpha and (exact is None or exact < alpha)
         refuted = refuted and (exact is None or exact < alpha)
         # Tango's interval is the inverted test, so its contrary's p is the test's other tail
@@ -300,6 +301,9 @@ def _bounded(condition: Condition, alpha: float, measured: Measured, part: str |
         reason = f"{condition.metric} was not measured{why}"
         return _finding(condition, "INCONCLUSIVE", None, None, reason, alpha, part)
     if condition.metric in CENSUS:
+        if interval.high is None and not _breaks(interval, bound, condition):
+            reason = f"{condition.metric} is at least {interval.value:g}: a part of the training data could not be read"
+            return _finding(condition, "INCONCLUSIVE", interval, None, reason, alpha, part)
         holds = interval.value >= bound if least else interval.value <= bound
         word = "holds" if holds else "does not hold"
         reason = (
@@ -328,16 +332,18 @@ def _need_items(measured: Measured, interval: Interval, condition: Condition, al
         need = items_for_rate(interval.value, bound, alpha=alpha)
         scale = interval.n / measured.effective_n if measured.effective_n else 1.0
         return None if need is None else max(interval.n + 1, round(need * scale))
+    items = (measured.effective_n if measured.kind == "percentile" else 0) or interval.n
     lower = interval.value >= bound if least else interval.value > bound
     edge = interval.low if lower else interval.high  # the one that lies over the bound
     if measured.kind == "percentile" and edge is None:
         share = next(p for name, p in PERCENTILES.items() if f"_{name}_" in condition.metric)
-        return max(interval.n + 1, math.ceil(math.log(alpha) / math.log(1.0 - share if lower else share)))
+        answers = math.ceil(math.log(alpha) / math.log(1.0 - share if lower else share))
+        return math.ceil(max(interval.n + 1, answers) * items / interval.n)
     if edge is None or interval.value == bound:
         return None
     # the half-width is z_alpha standard errors; z_beta more must fit between value and bound
     widths = (1.0 + normal_quantile(POWER) / normal_quantile(1.0 - alpha)) * (edge - interval.value)
-    return max(interval.n + 1, round(interval.n * (widths / (bound - interval.value)) ** 2))
+    return max(round(items) + 1, round(items * (widths / (bound - interval.value)) ** 2))
 
 
 def _finding(

@@ -11,7 +11,7 @@ from typing import Any
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import EvalReport, GgufExport, Release, Run
 from tunegate.core.console import say
-from tunegate.core.errors import UserError
+from tunegate.core.errors import InfrastructureError, UserError
 from tunegate.core.files import folder_bytes, write_json, write_text
 from tunegate.core.power import detectable_difference
 from tunegate.core.statistics import holm
@@ -19,6 +19,7 @@ from tunegate.evalkit.compare import Reading, describe, flips_of, lock, pair
 from tunegate.evalkit.evaluate import canonical_task, evaluate, open_reading
 from tunegate.evalkit.folders import write_report
 from tunegate.evalkit.runner import RunOptions
+from tunegate.evalkit.summary import answered
 from tunegate.evalkit.system import System, classify
 from tunegate.evalkit.task import EvalTask
 from tunegate.evalkit.verdict import finish
@@ -135,6 +136,8 @@ def _standing(place: Path, step: Step, task: EvalTask) -> Reading | None:
     known = (
         same and report.manifest.config.get("task") == canonical_task(task) and document["data"]["n"] == len(task.rows)
     )
+    if known and not answered(document):
+        return None
     if not known or document["data"]["sha256"] != task.data_sha256 or manifests.verify(place):
         say(f"{place} is of another system, task or data: judged again")
         return None
@@ -147,6 +150,9 @@ def _judge(step: Step, task: EvalTask, place: Path, options: RunOptions) -> Read
         evaluation = evaluate(system, task, out=place, options=options, name=step.name)
     report = write_report(place, evaluation, force=True)
     finish(evaluation)
+    if not answered(report.report()):
+        first = next((row["reason"] for row in evaluation.reading.rows), "nothing was asked")
+        raise InfrastructureError(f"step {step.name}: no item was answered: {first}", where=str(place))
     return open_reading(report, name=step.name)
 
 
@@ -207,7 +213,9 @@ def _change(step: Step, before: Reading, after: Reading, metric: str, alpha: flo
         "to": step.name,
         "cause": CAUSES.get(step.name, step.name),
         **describe(paired, alpha=alpha, margin=0.02),
-        "detectable": detectable_difference(paired.n, discordance, alpha=alpha) if paired.n else None,
+        "detectable": detectable_difference(max(1, round(paired.n / paired.effect)), discordance, alpha=alpha)
+        if paired.n
+        else None,
         "same_prompt_tokens": None if "template" in unknown else "template" not in differing,
         "flips": [f for f in flips if f["direction"] == "broken"] + [f for f in flips if f["direction"] == "fixed"],
     }

@@ -19,15 +19,16 @@ NAMED = 100  # items listed in the report
 
 
 def leakage_of(system: System, task: EvalTask) -> dict[str, Any] | None:
-    """`metrics` {name: items}, `items` by rule, `train` (where from); None where no training data is known.
+    """`metrics` {name: items}, `items` by rule, `train` (where from), `partial`; None where no training data is known.
 
-    Training data is that of the lineage's Dataset folders, found by path and digest, and the task's own `train`.
+    Training data is that of the lineage's Dataset folders, found by path and digest, and the task's own `train`. partial: a folder
+    of the lineage could not be read, so there may be more.
     """
     from tunegate.train.data.leakage import leakage
 
     of_lineage = _of_lineage(system)
     files = [*(of_lineage or []), *([task.file.train] if task.file.train else [])]
-    if of_lineage is None or not files:
+    if not files:
         return None
     train: list[Row] = [row for file in files for row in read_rows(file)]
     found = leakage(train, task.rows)
@@ -37,7 +38,13 @@ def leakage_of(system: System, task: EvalTask) -> dict[str, Any] | None:
         warn(
             f"{metrics['leakage']} of {len(task.rows)} items stand in the training data: {items[0]['id']!r} and others"
         )
-    return {"metrics": metrics, "items": items, "train": [str(file) for file in files], "train_rows": len(train)}
+    return {
+        "metrics": metrics,
+        "items": items,
+        "train": [str(file) for file in files],
+        "train_rows": len(train),
+        "partial": of_lineage is None,
+    }
 
 
 def _of_lineage(system: System) -> list[Path] | None:
@@ -49,10 +56,10 @@ def _of_lineage(system: System) -> list[Path] | None:
         try:
             dataset = Dataset.open(Path(str(entry["path"])))
         except UserError:
-            warn(f"the training data {entry['path']} is gone, so leakage is not measured")
+            warn(f"the training data {entry['path']} is gone, so leakage from it is not measured")
             return None
         if dataset.digest != entry["digest"]:
-            warn(f"the training data {entry['path']} was changed since, so leakage is not measured")
+            warn(f"the training data {entry['path']} was changed since, so leakage from it is not measured")
             return None
         files[str(entry["digest"])] = dataset.train_path
     return list(files.values())

@@ -113,8 +113,8 @@ class ItemResult:
 
     @property
     def answer(self) -> Answer:
-        """The first answer."""
-        return self.answers[0]
+        """The answer that the outcome is named by: of several repeats the first with it."""
+        return self.answers[self.outcomes.index(self.outcome)]
 
 
 def outcome_of(answer: Answer, primary: Verdict) -> Outcome:

@@ -28,7 +28,8 @@ CENSUS = {"infra_error_rate", "size_bytes", *LEAKAGE}  # facts of this run and t
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One metric. interval: None where nothing was measured. kind: how its interval was made."""
+    """One metric. interval: None where nothing was measured. kind: how its interval was made. effective_n: as many independent
+    items; of a percentile the items that its answers, several an item with repeats, are of."""
 
     kind: str
     interval: Interval | None
@@ -58,7 +59,12 @@ def judged(rows: Rows) -> list[dict[str, Any]]:
 def timings(rows: Rows, field: str) -> list[float]:
     """latency_ms or ttft_ms of every answer that arrived, repeats included."""
     repeats = {"latency_ms": "latencies_ms", "ttft_ms": "ttfts_ms"}[field]
-    return [ms for row in judged(rows) for ms in row.get(repeats) or [row.get(field)] if ms is not None]
+    found = []
+    for row in judged(rows):
+        outcomes = row.get("outcomes") or [row["outcome"]]
+        each = zip(outcomes, row.get(repeats) or [row.get(field)], strict=False)
+        found += [ms for outcome, ms in each if ms is not None and outcome != "infra_error"]
+    return found
 
 
 def clusters(rows: Rows) -> list[str]:
@@ -100,14 +106,18 @@ def measure(rows: Rows, report: dict[str, Any], metric: str, *, level: float, ex
         for name, probability in PERCENTILES.items():
             if metric == f"{field.removesuffix('_ms')}_{name}_ms":
                 values = timings(rows, field)
+                repeats = max([1, *(len(row.get("outcomes", ())) for row in judged(rows))])
                 return Measured(
-                    kind="percentile", interval=percentile(values, probability, level=level) if values else None
+                    kind="percentile",
+                    interval=percentile(values, probability, level=level) if values else None,
+                    effective_n=len(values) / repeats,
                 )
     if metric == "size_bytes" or metric in LEAKAGE:
-        found = (report.get("leakage") or {}).get("metrics", {})
-        size = report.get("size_bytes") if metric == "size_bytes" else found.get(metric)
+        found = report.get("leakage") or {}
+        size = report.get("size_bytes") if metric == "size_bytes" else found.get("metrics", {}).get(metric)
+        most = None if metric in LEAKAGE and found.get("partial") else size
         return Measured(
-            kind="census", interval=None if size is None else Interval(value=size, low=size, high=size, n=1)
+            kind="census", interval=None if size is None else Interval(value=size, low=size, high=most, n=1)
         )
     if metric == "cost_per_correct_usd":
         return Measured(kind="ratio", interval=_cost_per_correct(rows, level=level))
@@ -145,6 +155,11 @@ def _share(rows: Rows, outcome: str, *, level: float, exact: bool) -> Measured:
     counted = judged(rows)
     values = [float(row["outcome"] == outcome) for row in counted]
     return score_interval(values, clusters(counted), level=level, exact=exact)
+
+
+def answered(report: dict[str, Any]) -> bool:
+    """Whether a report says anything about its model: at least one item got an answer."""
+    return bool(report["n"] > report["outcomes"]["infra_error"])
 
 
 def lost_share(rows: Rows) -> float:

@@ -15,7 +15,7 @@ from tunegate.evalkit.summary import LEAKAGE, REPEATED
 from tunegate.evalkit.validators.base import Validator
 from tunegate.evalkit.validators.kinds import make
 
-SCORER_VERSION = 3  # raised whenever a validator's verdict on some answer changes
+SCORER_VERSION = 4  # raised whenever a validator's verdict on some answer changes
 RESERVED = {"weighted", *REPEATED, *LEAKAGE}  # and every name with the unit of another metric: see `_primary`
 
 
@@ -144,7 +144,7 @@ class EvalTask:
 
     def group_of(self, row: Row) -> str:
         """What names the rows that are not independent of this one; the row's own id where nothing does."""
-        value = _lookup(row, self.file.group or "group")
+        value = _lookup(row, self.file.group) if self.file.group else row.group
         return str(value) if value is not None else f"\0{row.id}"
 
     def slice_of(self, row: Row, key: str) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tunegate.core.artifacts import EvalReport, Run
 from tunegate.core.console import say, warn
-from tunegate.core.errors import TunegateError
+from tunegate.core.errors import InfrastructureError, TunegateError
 from tunegate.core.files import read_json, write_json
 from tunegate.core.manifest import is_finished
 from tunegate.core.methods import RAG_LORA, WEIGHTLESS
@@ -19,6 +19,7 @@ from tunegate.evalkit.bakeoff.plan import BASE, DATA, RETRIEVING, TUNED, Member,
 from tunegate.evalkit.evaluate import evaluate
 from tunegate.evalkit.folders import write_report
 from tunegate.evalkit.runner import RunOptions
+from tunegate.evalkit.summary import answered
 from tunegate.evalkit.system import Target, classify
 from tunegate.evalkit.verdict import finish
 from tunegate.serve.prompting.index import PASSAGES
@@ -168,7 +169,7 @@ def _judge_group(
     plan: Plan, members: Sequence[Member], options: RunOptions, failed: dict[str, str], clock: Clock
 ) -> None:
     """Reports of members that share weights, asked at one server; full weights get their own."""
-    todo = [m for m in members if not is_finished(plan.report_folder(m))]
+    todo = [m for m in members if not _is_judged(plan, m)]
     groups = [[m] for m in todo if m.arm == "full"] + [[m for m in todo if m.arm != "full"]]
     for group in filter(None, groups):
         started = time.monotonic()
@@ -176,7 +177,7 @@ def _judge_group(
             _judge(plan, group, options, failed)
         except TunegateError as error:
             for member in group:
-                if not is_finished(plan.report_folder(member)):
+                if not _is_judged(plan, member):
                     failed.setdefault(member.name, f"{error.message}")
                     warn(f"{member.name} failed: {error.message}")
         clock.evaluation_s = (time.monotonic() - started) / len(group)
@@ -207,8 +208,17 @@ def _report(plan: Plan, member: Member, at: Target, options: RunOptions) -> None
     spec = plan.source.spec if member.arm == BASE else str(plan.run_folder(member))
     folder = plan.report_folder(member)
     evaluation = evaluate(classify(spec), plan.task, out=folder, options=options, name=member.name, at=at)
-    write_report(folder, evaluation)
+    report = write_report(folder, evaluation, force=True)
     finish(evaluation)
+    if not answered(report.report()):
+        first = next((row["reason"] for row in evaluation.reading.rows), "nothing was asked")
+        raise InfrastructureError(f"no item was answered: {first}")
+
+
+def _is_judged(plan: Plan, member: Member) -> bool:
+    """Whether a report says something about the arm; one that got no answer at all is asked for again."""
+    folder = plan.report_folder(member)
+    return is_finished(folder) and answered(EvalReport.open(folder).report())
 
 
 def _attempt(failed: dict[str, str], member: Member, work: Callable[[], None]) -> None:
@@ -224,7 +234,7 @@ def _attempt(failed: dict[str, str], member: Member, work: Callable[[], None]) -
 def finished_reports(plan: Plan) -> dict[str, EvalReport]:
     """Reports by member name."""
     members = [m for arm in plan.arms for m in plan.members(arm)]
-    return {m.name: EvalReport.open(plan.report_folder(m)) for m in members if is_finished(plan.report_folder(m))}
+    return {m.name: EvalReport.open(plan.report_folder(m)) for m in members if _is_judged(plan, m)}
 
 
 def notes_of(plan: Plan, member: Member) -> dict[str, Any]:

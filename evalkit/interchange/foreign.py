@@ -1,5 +1,6 @@
 """Result files of other evaluators as recorded outputs: found out by content, mapped to the task's items by id or question."""
 
+import json
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -56,9 +57,20 @@ def format_of(path: Path) -> Format | None:
     if path.suffix == ".json" and (b'"evalId"' in head or (b'"results"' in head and b'"version"' in head)):
         return promptfoo.FORMAT
     lines = path.suffix in (".jsonl", ".ndjson")
-    if (path.suffix == ".json" and b'"results"' in head) or (lines and b'"doc_id"' in head):
+    if (path.suffix == ".json" and b'"results"' in head) or (lines and _is_lm_eval(path)):
         return lm_eval.FORMAT
     return None
+
+
+def _is_lm_eval(path: Path) -> bool:
+    """Whether the first line is a sample of lm-eval's, not an output of our own form that holds a key of that name."""
+    with path.open("rb") as stream:
+        line = next((line for line in stream if line.strip()), b"")
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return b'"doc_id"' in line[:SNIFFED]
+    return isinstance(found, dict) and "doc_id" in found and "output" not in found
 
 
 def read_foreign(

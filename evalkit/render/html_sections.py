@@ -55,8 +55,9 @@ def key_figures(report: dict[str, Any], flips: list[dict[str, Any]]) -> str:
             ("Latency, p95", number(latency["p95"], metric="_ms"), f"p50 {number(latency.get('p50'), metric='_ms')}")
         )
     tokens = finite(obj(report.get("tokens")).get("completion"))
-    if tokens is not None and finite(report.get("n")):
-        facts.append(("Answer length", f"{tokens / report['n']:,.0f} tokens", "mean"))
+    answered = (finite(report.get("n")) or 0) - (finite(obj(report.get("outcomes")).get("infra_error")) or 0)
+    if tokens is not None and answered > 0:
+        facts.append(("Answer length", f"{tokens / answered:,.0f} tokens", "mean"))
     if finite(report.get("size_bytes")) is not None:
         facts.append(("Size on disk", number(report["size_bytes"], metric="_bytes"), ""))
     cost = finite(obj(obj(report.get("operations")).get("cost_per_correct_usd")).get("value"))

@@ -37,8 +37,6 @@ class SetMatch(Admitting):
 
         With `ordered`, F1 counts what both have in the same order: the right members in a wrong order are no full score.
         """
-        if not answer.text.strip():
-            return Verdict.unparsable("the answer is empty")
         try:
             got = self._counted(self._of_text(answer.text))
         except RecursionError:
@@ -51,6 +49,8 @@ class SetMatch(Admitting):
                 return Verdict.yes()
             reason = f"missing {_shown(lacking)}, too many {_shown(extra)}" if lacking or extra else "in another order"
             best = max(best, (self._f1(expected, got), reason))
+        if not answer.text.strip():
+            return Verdict.unparsable("the answer is empty")
         return Verdict.no(best[1], "wrong_value", score=max(0.0, best[0]) if self.partial else 0.0)
 
     def _f1(self, expected: list[Member], got: list[Member]) -> float:

@@ -110,6 +110,21 @@ def test_a_failing_arm_is_named_and_the_others_finish_and_a_second_call_makes_on
     assert sum(kitchen.asked.values()) == asked + 12  # only the new arm was asked
 
 
+def test_an_arm_without_any_answer_is_named_and_asked_again(kitchen, standin):
+    """A prompt too long for the context is refused each time: no report of an arm, and no crash of the table."""
+    usual = standin.answer
+    standin.answer = lambda question, times: (
+        (400, "") if standin.bodies[-1]["model"] == "few_shot" else usual(question, times)
+    )
+    code, out, err = kitchen.bake("--arms", "few_shot", "--json")
+    assert code == 0, err
+    assert [row["arm"] for row in json.loads(out)["arms"]] == ["base"]
+    assert "no item was answered" in json.loads(out)["failed"]["few_shot"]
+    standin.answer = usual
+    code, out, err = kitchen.bake("--arms", "few_shot", "--force", "--json")
+    assert (code, [row["arm"] for row in json.loads(out)["arms"]]) == (0, ["base", "few_shot"]), err
+
+
 def test_an_adapter_with_retrieval_is_an_arm_that_is_served_with_its_passages(kitchen):
     docs = kitchen.path / "docs"
     docs.mkdir()

@@ -188,3 +188,21 @@ def test_other_prompt_tokens_are_named_and_not_refused(chain, answers, ft, echo)
     assert "DIFFER" in ladder_page.render(document)
     hostile = {**document, "task": {**document["task"], "name": "<script>alert(1)</script>"}}
     assert "<script>" not in ladder_page.render(hostile)
+
+
+def test_a_step_without_any_answer_ends_it_and_is_asked_again(chain, answers, standin, ft, echo, monkeypatch):
+    pretend = evaluating.served
+
+    @contextmanager
+    def deaf(system, *, key, log, tools):
+        with pretend(system, key=key, log=log, tools=tools) as target:
+            if system.spec.endswith("awq"):
+                standin.answer = lambda question, _: (400, "")
+            yield target
+
+    monkeypatch.setattr(evaluating, "served", deaf)
+    code, _, err = ft("awq", "--task", "task.yaml", "--out", "ladder")
+    assert (code, "step quantized: no item was answered" in err) == (4, True), err
+    monkeypatch.setattr(evaluating, "served", pretend)
+    code, found, err = ft("awq", "--task", "task.yaml", "--out", "ladder", "--json")
+    assert (code, found["steps"][-1]["value"]) == (0, pytest.approx(25 / 60)), err

@@ -1,0 +1,153 @@
+"""What changed a verdict, or lost an input, without a word: groups, strict alphas, repeats, a baseline beside the report."""
+
+import json
+
+import pytest
+
+from tunegate.core.power import pairs_for_difference
+from tunegate.core.rows import Row
+from tunegate.evalkit.gate import decide
+from tunegate.evalkit.leakage import leakage_of
+from tunegate.evalkit.outcomes import Answer
+from tunegate.evalkit.policy import make_policy
+from tunegate.evalkit.scoring import result_row, score
+from tunegate.evalkit.summary import measure, timings
+from tunegate.evalkit.system import classify
+from tunegate.evalkit.task import load_task
+from tunegate.evalkit.validators.set_match import SetMatch
+
+from .test_gate import reading
+from .test_leakage import row as question_row
+from .test_leakage import run_with_dataset
+
+
+def outputs(path, right, **more):
+    lines = [{"id": f"i{i}", "output": f"q{i}" if i < right else "no", **more} for i in range(60)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_target_in_the_folder_that_the_baseline_will_take_is_refused_and_kept(echo, ft):
+    outputs(echo / "good.jsonl", 60)
+    outputs(echo / "bad.jsonl", 30)
+    assert ft("eval", "good.jsonl", "--task", "task.yaml", "--out", "r", "--against", "bad.jsonl").code == 0
+    before = (echo / "r-baseline/results.jsonl").read_text()
+    for target, against in (("r-baseline/results.jsonl", "good.jsonl"), ("good.jsonl", "r-baseline/results.jsonl")):
+        done = ft("eval", target, "--task", "task.yaml", "--out", "r", "--against", against, "--force")
+        assert (done.code, "would replace the input" in done.err) == (2, True), done.err
+    done = ft("gate", "r", "--against", "r-baseline/results.jsonl", "--force")
+    assert (done.code, "would replace the input" in done.err) == (2, True), done.err
+    assert (echo / "r-baseline/results.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("alpha", [0.01, 0.001, 1e-5])
+def test_equal_pairs_show_it_at_a_strict_alpha_and_as_many_as_are_asked_for_do(alpha):
+    gate = {"conditions": [{"metric": "exact", "rule": "non_inferior", "margin": 0.02}], "alpha": alpha}
+    need = pairs_for_difference(0.0, 0.02, alpha=alpha)
+    for n, expected in ((need + 1, "PASS"), (need // 2, "INCONCLUSIVE")):
+        same = reading([1.0] * n)
+        assert decide(make_policy(gate, "gate.yaml"), same, same)["decision"] == expected
+
+
+def test_a_tag_called_group_is_not_the_rows_own_group(echo):
+    lines = [json.loads(line) for line in (echo / "eval.jsonl").read_text().splitlines()]
+    for i, line in enumerate(lines):
+        line |= {"group": f"c{i}", "tags": {"group": "test" if i % 2 else "control"}}
+    (echo / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    task = load_task(echo / "task.yaml")
+    assert [task.group_of(row) for row in task.rows[:2]] == ["c0", "c1"]
+    (echo / "task.yaml").write_text((echo / "task.yaml").read_text() + "group: group\n")
+    assert load_task(echo / "task.yaml").group_of(task.rows[0]) == "control"  # named, a tag comes first
+
+
+def test_a_page_made_anew_shows_no_other_systems_answers_as_the_baselines(echo, ft):
+    outputs(echo / "good.jsonl", 60)
+    outputs(echo / "bad.jsonl", 30)
+    ft("eval", "bad.jsonl", "--task", "task.yaml", "--out", "r", "--against", "good.jsonl")
+    ft("report", "r", "--html", "with.html")
+    outputs(echo / "third.jsonl", 10)
+    assert ft("gate", "r", "--against", "third.jsonl", "--force").code == 0
+    assert ft("report", "r", "--html", "without.html").code == 0
+    texts = [(echo / name).read_text() for name in ("with.html", "without.html")]
+    assert len(texts[1]) < len(texts[0])
+
+
+def test_groups_cost_items_in_the_power_that_a_report_tells(echo, ft):
+    lines = [
+        json.loads(line) | {"group": f"c{i // 6}"}
+        for i, line in enumerate((echo / "eval.jsonl").read_text().splitlines())
+    ]
+    (echo / "eval.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    outputs(echo / "good.jsonl", 60)
+    outputs(echo / "bad.jsonl", 30)  # whole groups are lost
+    ft("eval", "bad.jsonl", "--task", "task.yaml", "--out", "r", "--against", "good.jsonl")
+    found = ft("eval", "power", "--report", "r", "--json").json
+    alone = ft("eval", "power", "--n", "60", "--discordance", found["discordance"], "--json").json
+    assert found["design_effect"] > 5
+    assert found["need_n"] == pytest.approx(alone["need_n"] * found["design_effect"], abs=1)
+    assert found["detectable_margin"] > 2 * alone["detectable_margin"]
+    assert alone["design_effect"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "more", [{"doc_id": "7"}, {"tool_calls": [{"function": {"name": "f", "arguments": {"doc_id": 1}}}]}]
+)
+def test_recorded_outputs_with_a_key_of_lm_evals_are_recorded_outputs(echo, ft, more):
+    outputs(echo / "o.jsonl", 60, **more)
+    done = ft("eval", "o.jsonl", "--task", "task.yaml", "--out", "r", "--json")
+    assert (done.code, done.json["metrics"]["exact"]["value"]) == (0, 1.0), done.err
+
+
+def test_a_row_of_several_answers_is_of_the_one_that_names_its_outcome(echo):
+    (echo / "task.yaml").write_text((echo / "task.yaml").read_text() + "repeats: 2\n")
+    task = load_task(echo / "task.yaml")
+    asked: Row = task.rows[0]
+    lost = Answer(text="", error="timeout", latency_ms=30000.0)
+    right, wrong = Answer(text="q0", latency_ms=100.0), Answer(text="maybe", latency_ms=110.0)
+    found = [result_row(task, asked, score(task, asked, each)) for each in ([lost, right], [right, wrong])]
+    assert [(r["outcome"], r["output"], r["error"]) for r in found] == [("pass", "q0", None), ("fail", "maybe", None)]
+    assert timings(found, "latency_ms") == [100.0, 100.0, 110.0]
+
+
+def test_training_rows_that_can_be_read_count_where_others_are_gone(echo, capsys):
+    run = run_with_dataset(echo, ["q5"])
+    (echo / "data/train.jsonl").write_text("")
+    (echo / "train.jsonl").write_text(json.dumps(question_row("t", "q3")) + "\n")
+    (echo / "task.yaml").write_text((echo / "task.yaml").read_text() + "train: train.jsonl\n")
+    found = leakage_of(classify(str(run.path)), load_task(echo / "task.yaml"))
+    assert (found["metrics"]["leakage"], found["partial"]) == (1, True)
+    report = {"leakage": found, "task": {"primary": "exact", "slices": []}, "metrics": {"exact": {}}, "size_bytes": 1}
+    made = reading([1.0] * 10)
+    judged = type(made)(name="r", report=made.report | report, rows=made.rows)
+    for bound, expected in ((0, "FAIL"), (5, "INCONCLUSIVE")):
+        gate = {"conditions": [{"metric": "leakage", "rule": "at_most", "value": bound}]}
+        assert decide(make_policy(gate, "gate.yaml"), judged, None)["decision"] == expected
+
+
+def test_an_empty_set_is_met_by_an_empty_answer(echo):
+    task = load_task(echo / "task.yaml")
+    nothing = Row(id="a", messages=[{"role": "user", "content": "?"}, {"role": "assistant", "content": ""}], line=1)
+    judge = SetMatch(name="s")
+    assert judge.judge(Answer(text=""), nothing).passed
+    assert judge.judge(Answer(text="[]"), nothing).passed
+    assert not judge.judge(Answer(text=""), task.rows[0]).parsable
+
+
+def test_items_that_a_percentile_needs_are_items_not_answers():
+    rows = [
+        {
+            "id": str(i),
+            "outcome": "pass",
+            "outcomes": ["pass"] * 5,
+            "latencies_ms": [100.0 + i] * 5,
+            "tags": {},
+            "scores": {"exact": 1.0},
+            "group": None,
+        }
+        for i in range(10)
+    ]
+    made = reading([1.0] * 10)
+    judged = type(made)(name="r", report=made.report, rows=rows)
+    gate = {"conditions": [{"metric": "latency_p95_ms", "rule": "at_most", "value": 200.0}]}
+    (condition,) = decide(make_policy(gate, "gate.yaml"), judged, None)["conditions"]
+    assert (condition["decision"], condition["need_n"]) == ("INCONCLUSIVE", 12)  # 59 answers, five an item
+    assert measure(rows, made.report, "latency_p95_ms", level=0.9).interval.n == 50
