@@ -25,6 +25,6 @@ RUN pip install --no-cache-dir "uv==0.13.*" \
 
 RUN useradd --create-home --uid 10001 tunegate && mkdir /work && chown tunegate /work
 USER 10001
-ENV TUNEGATE_HOME=/home/tunegate/.cache/tunegate HF_HUB_DISABLE_TELEMETRY=1 VLLM_NO_USAGE_STATS=1
+ENV TUNEGATE_CACHE=/home/tunegate/.cache/tunegate HF_HUB_DISABLE_TELEMETRY=1 VLLM_NO_USAGE_STATS=1
 WORKDIR /work
 CMD ["ft", "--help"]

@@ -96,7 +96,7 @@ def main() -> None:
         tokenizer = load_tokenizer(source)
         stops = stop_ids(source, tokenizer)
         rows = calibration_rows(data, QuantizeConfig(rows=options.rows))
-        tokens = quantize_worker.write_calibration(rows, tokenizer, stops, work / "calibration.jsonl")
+        _, tokens = quantize_worker.write_calibration(rows, tokenizer, stops, work / "calibration.jsonl")
         model = place if layers == whole else first_layers(place, work / "model", layers)
         print(f"{source.name}, {layers} of {whole} layers, {len(rows)} rows, {tokens:,} tokens\n")
         held = prove.held_out(data, tokenizer, stops, options.held_out) if layers == whole else []

@@ -65,22 +65,36 @@ def load_metrics() -> list[str]:
 
 
 def load_interval(report: LoadReport, metric: str, *, level: float) -> Interval | None:
-    """One figure of the heaviest stage with its interval of `level`; None when the test was not valid.
+    """One figure of the heaviest stage with its interval of `level`; None when the test was not valid or was interrupted, and of
+    a test that failed for all but its error rate: the answers of a server that gives errors are not those of one that holds.
 
     Raises UserError for a name that is none.
     """
     if metric not in load_metrics():
         raise UserError(f"a load test has no {metric!r}", where=str(report.path), hint=nearest(metric, load_metrics()))
     document = report.report()
-    index = len(document["stages"]) - 1
-    if document["verdict"] == "INVALID" or index < 0:
+    usable = ("VALID", "FAILED") if metric == "load_error_rate" else ("VALID",)
+    if document["verdict"] not in usable or document.get("interrupted") or not document["stages"]:
         return None
+    index = _heaviest(document["stages"])
     rows = [row for row in _rows(report.path) if row["stage"] == index and not row["warm_up"]]
     if metric == "load_error_rate":
         return wilson(sum(row["error_kind"] is not None for row in rows), len(rows), level=level)
     _, figure, name, _ = metric.split("_")
     values = [row[f"{figure}_ms"] for row in rows if row[f"{figure}_ms"] is not None]
     return percentile(values, PERCENTILES[name], level=level) if values else None
+
+
+def _heaviest(stages: list[dict[str, Any]]) -> int:
+    """The stage with most requests under way, or with the highest rate of arrivals; where a test has both kinds, by the requests a
+    second that the first got through."""
+    closed = [i for i, stage in enumerate(stages) if stage["kind"] == "closed"]
+    opened = [i for i, stage in enumerate(stages) if stage["kind"] != "closed"]
+    busiest = max(closed, key=lambda i: stages[i]["concurrency"], default=None)
+    fastest = max(opened, key=lambda i: stages[i]["rate"], default=None)
+    if busiest is None or fastest is None:
+        return fastest if busiest is None else busiest
+    return fastest if stages[fastest]["rate"] >= stages[busiest]["throughput"]["requests_per_s"] else busiest
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:

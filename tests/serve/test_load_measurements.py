@@ -81,3 +81,20 @@ def test_gate_figures_come_from_the_heaviest_stage_at_any_level(written):
     with pytest.raises(UserError, match=r"has no .load_ttft_p59_ms"):
         load_interval(report, "load_ttft_p59_ms", level=0.9)
     assert load_interval(written(stage_run(1, cpu_share=0.95)), "load_ttft_p95_ms", level=0.9) is None
+
+
+def test_gate_figures_come_from_no_failed_or_interrupted_test_and_not_from_the_last_stage_listed(written):
+    """Answers that came between errors are no latency of a server that holds, and a request every other second is no load beside 64 at once."""
+    mixed = written(stage_run(64, tpot=90.0), stage_run(0.5, kind="open", tpot=10.0))
+    assert load_interval(mixed, "load_tpot_p50_ms", level=0.9).value == 90.0
+    fast = written(stage_run(2, tpot=10.0), stage_run(500, kind="open", tpot=90.0))
+    assert load_interval(fast, "load_tpot_p50_ms", level=0.9).value == 90.0
+    failed = written(stage_run(8, errors=60))
+    assert failed.report()["verdict"] == "FAILED"
+    assert load_interval(failed, "load_ttft_p95_ms", level=0.9) is None
+    assert load_interval(failed, "load_error_rate", level=0.9).value == 0.6
+    cut = stage_run(1)
+    cut.stopped = "interrupted"
+    report = written(cut)
+    assert report.report()["interrupted"]
+    assert {load_interval(report, name, level=0.9) for name in ("load_ttft_p95_ms", "load_error_rate")} == {None}

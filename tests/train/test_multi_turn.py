@@ -1,6 +1,7 @@
 """Conversations of several answers on templates that take thoughts out of earlier ones, as Qwen3 does."""
 
 import itertools
+import json
 from importlib.resources import files
 
 import pytest
@@ -9,6 +10,7 @@ from tunegate.core.chat_template import MaskError, RewrittenError, mask, mask_an
 from tunegate.core.errors import UserError
 from tunegate.core.rows import parse_row
 from tunegate.train import examples
+from tunegate.train.release.quantize_worker import write_calibration
 
 QWEN3 = (files("trl") / "chat_templates" / "qwen3.jinja").read_text(encoding="utf-8")
 THOUGHT = "<think>\n\n</think>\n\n"
@@ -48,6 +50,16 @@ def test_one_answer_and_templates_that_rewrite_nothing_stay_one_conversation(qwe
     plain = makers.tokenizer()
     (found,) = mask_answers(plain, talk(*TEXTS), [plain.eos_token_id])
     assert learnt(plain, found.labels) == "".join(f"{text}<|im_end|>" for text in TEXTS[1::2])
+
+
+def test_the_lines_that_calibrate_are_counted_not_the_rows(qwen3, makers, tmp_path):
+    """`ft quantize` holds this count against what its worker used."""
+    rows = [parse_row({"id": str(i), "messages": talk(*TEXTS)}, "x", 1) for i in range(2)]
+    for tokenizer, expected in ((qwen3, 6), (makers.tokenizer(), 2)):
+        lines, tokens = write_calibration(rows, tokenizer, [tokenizer.eos_token_id], tmp_path / "c.jsonl")
+        written = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
+        assert (lines, tokens) == (expected, sum(len(line["input_ids"]) for line in written))
+        assert lines == len(written)
 
 
 def test_thoughts_are_learnt_where_they_are_asked_for(qwen3):

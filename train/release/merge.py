@@ -129,6 +129,8 @@ def _release(
         copy_prompting(run.path, folder)
         for place in (run.path, *([base.path] if base.path else [])):
             card.copy_licence(place, folder)
+        if base.path:
+            merge_base.copy_processors(base.path, folder)
         yield folder, facts
         facts["bytes"] = sum(p.stat().st_size for p in folder.glob("*.safetensors"))
         card.write(folder, facts, name=out.name)
@@ -182,6 +184,7 @@ def _merged(
     """Write the merged weights; the proof that they answer as before."""
     place = merge_base.folder_of(base)
     card.copy_licence(place, folder)  # of a hub id the files are here only now
+    merge_base.copy_processors(place, folder)
     files = TensorFiles(place)
     adapter = merge_adapter.read(run.path, files.specs, files.named)
     specs, changes = _specs(files, adapter, place)

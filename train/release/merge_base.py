@@ -1,5 +1,6 @@
 """The base that an adapter is folded into: as it is, or as training saw it through NF4."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from tunegate.train.release import licences
 from tunegate.train.release.merge_adapter import EMBEDDING, HEAD
 from tunegate.train.release.prove_model import Source
 from tunegate.train.release.tensor_files import TensorFiles
+
+PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 
 def folder_of(base: ModelSource) -> Path:
@@ -24,6 +27,13 @@ def folder_of(base: ModelSource) -> Path:
         return Path(snapshot_download(base.location, revision=base.revision, allow_patterns=patterns))
     except Exception as error:
         raise UserError(f"the base cannot be fetched: {str(error).splitlines()[0]}", where=base.spec) from error
+
+
+def copy_processors(base: Path, folder: Path) -> None:
+    """What prepares images and sound for a base model that takes them; an engine that loads the release asks for it."""
+    for name in PROCESSORS:
+        if (base / name).is_file():
+            shutil.copy(base / name, folder / name)
 
 
 def release_dtype(dtype: str) -> str:

@@ -82,7 +82,7 @@ def quantize(
     work = Work(release=release, calibration=calibration, config=config, group=group, tokenizer=tokenizer, stops=stops)
     with tempfile.TemporaryDirectory(prefix="tunegate-quantize-") as temporary:
         scratch = Path(temporary)
-        tokens = quantize_worker.write_calibration(rows, tokenizer, stops, scratch / "calibration.jsonl")
+        lines, tokens = quantize_worker.write_calibration(rows, tokenizer, stops, scratch / "calibration.jsonl")
         quantize_plan.check_room(shape, config, tokens, out.absolute(), scratch)
         (scratch / "job.json").write_text(
             json.dumps(job(config, group, release.path.resolve(), scratch)), encoding="utf-8"
@@ -90,9 +90,11 @@ def quantize(
         passed = quantize_plan.passes(config) * int(shape["num_hidden_layers"])
         quantize_worker.run(config.backend, scratch / "job.json", passed)
         result = read_json(scratch / "result.json")
-        if result["rows_used"] != len(rows):
-            raise TunegateError(f"{result['rows_used']} of {len(rows)} calibration rows were used")
-        return _finish(work, out, scratch / "out", result, force=force, check_engine=check_engine)
+        if result["rows_used"] != lines:
+            raise TunegateError(f"{result['rows_used']} of {lines} calibration lines were used")
+        return _finish(
+            work, out, scratch / "out", result | {"rows_used": len(rows)}, force=force, check_engine=check_engine
+        )
 
 
 def calibration_rows(dataset: Dataset, config: QuantizeConfig) -> list[Row]:
@@ -154,7 +156,14 @@ def _files(release: Release, made: Path, folder: Path) -> None:
     config = read_json(release.path / "config.json")
     write_json(folder / "config.json", {**config, "quantization_config": quantization})
     names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", PROBE_FILE)
-    for name in (*names, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"):
+    for name in (
+        *names,
+        *merge_base.PROCESSORS,
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+    ):
         (folder / name).unlink(missing_ok=True)
         if (release.path / name).is_file():
             shutil.copy(release.path / name, folder / name)

@@ -14,16 +14,17 @@ from tunegate.train.release import environments, worker
 SCRIPTS = {"llmcompressor": "llmcompressor_awq.py", "autoawq": "autoawq_awq.py"}
 
 
-def write_calibration(rows: list[Row], tokenizer: Any, stops: list[int], path: Path) -> int:
-    """Write each row's token ids and loss mask (1 on the answers); the number of tokens."""
-    tokens = 0
+def write_calibration(rows: list[Row], tokenizer: Any, stops: list[int], path: Path) -> tuple[int, int]:
+    """Write each row's token ids and loss mask (1 on the answers), a line each, of some templates one for each of its answers:
+    (lines, tokens)."""
+    lines, tokens = 0, 0
     with path.open("w", encoding="utf-8") as stream:
         for row in rows:
             for masked in mask_answers(tokenizer, row.messages, stops, tools=row.tools):
                 line = {"input_ids": masked.input_ids, "loss_mask": [int(label != -100) for label in masked.labels]}
                 stream.write(json.dumps(line) + "\n")
-                tokens += len(masked.input_ids)
-    return tokens
+                lines, tokens = lines + 1, tokens + len(masked.input_ids)
+    return lines, tokens
 
 
 def run(backend: str, job: Path, layers: int) -> None:

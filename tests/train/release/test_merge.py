@@ -130,10 +130,10 @@ def test_r16_the_cards_fields_are_the_manifests(made, release, tmp_path):
 
 def test_the_licences_files_go_along(tiny_model, tiny_dataset, tmp_path):
     base = shutil.copytree(tiny_model, tmp_path / "base")
-    for name in ("LICENSE.txt", "USE_POLICY.md"):
+    for name in (names := ("LICENSE.txt", "USE_POLICY.md", "preprocessor_config.json", "processor_config.json")):
         (base / name).write_text(f"{name} of the base")
     release = merge(train(base, tiny_dataset, tmp_path / "run"), resolve(str(base)), tmp_path / "release", force=False)
-    for name in ("LICENSE.txt", "USE_POLICY.md"):
+    for name in names:  # an engine that is given images asks for the last two
         assert (release.path / name).read_text() == f"{name} of the base"
     assert manifest.verify(release.path) == []
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import textwrap
+from importlib.resources import files
 
 import pytest
 
@@ -75,6 +76,31 @@ def test_r8_r9_what_a_backend_writes(release, tiny_dataset, tmp_path, capsys, ch
     exact = original.read(name).float()
     assert float((read(name) - exact).norm() / exact.norm()) < error
     assert not list(made.path.glob("*.bin"))
+
+
+def test_rows_of_several_answers_calibrate_a_template_that_rewrites_earlier_ones(tiny_model, makers, tmp_path):
+    """Qwen3's template gives a line for each answer: more lines than rows."""
+    import torch
+    from transformers import AutoConfig, LlamaForCausalLM
+
+    config = AutoConfig.from_pretrained(tiny_model)
+    config.hidden_size, config.intermediate_size, config.head_dim = 128, 256, 32
+    tokenizer = makers.tokenizer((files("trl") / "chat_templates" / "qwen3.jinja").read_text(encoding="utf-8"))
+    config.vocab_size, config.eos_token_id = len(tokenizer), tokenizer.eos_token_id
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    rows = makers.rows(24)
+    for row in rows:
+        row["messages"] += [{"role": "user", "content": "and of Italy?"}, {"role": "assistant", "content": "Rome."}]
+    data = makers.dataset(tmp_path / "data", rows[:16], rows[16:])
+    settings = {"model": str(tmp_path / "base"), "max_steps": 2, "save_steps": 0, "method": "full", "max_length": 512}
+    base = resolve(str(tmp_path / "base"))
+    run = sft.train(data, base, resolve_config([("test", settings)])[0], tmp_path / "run", resume=False, force=False)
+    made = merge(run, base, tmp_path / "release", force=False)
+    config = QuantizeConfig(rows=8, rounding="nearest")
+    facts = quantize.quantize(made, data, config, tmp_path / "out", force=False).manifest.facts
+    assert facts["calibration_rows"] == 8
 
 
 def test_a_quantized_model_that_is_broken_is_not_kept(release, tiny_dataset, tmp_path, monkeypatch):
