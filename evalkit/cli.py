@@ -198,8 +198,9 @@ def eval_power(
         ),
         *([[f"chance that {found['n']} items pass equal models", f"{found['power_at_n']:.3f}"]] if found["n"] else []),
     ]
+    groups = f", design effect {found['design_effect']:.2g}" if found["design_effect"] > 1.0 else ""
     console.table(
-        f"discordance {found['discordance']:g} ({found['discordance_from']}), alpha {alpha:g} one-sided, power {power:g}",
+        f"discordance {found['discordance']:g} ({found['discordance_from']}){groups}, alpha {alpha:g} one-sided, power {power:g}",
         ["question", "answer"],
         rows,
     )
