@@ -8,14 +8,14 @@ import time
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tunegate.core.artifacts import Release, Run, open_any
 from tunegate.core.commands import DefaultCommandGroup
 from tunegate.core.console import JsonOption, emit_json, out, say
-from tunegate.core.errors import InfrastructureError, UsageError, UserError
+from tunegate.core.errors import ExitCode, InfrastructureError, TunegateError, UsageError, UserError
 from tunegate.core.files import home_path
 from tunegate.core.machine import gpus
 from tunegate.core.manifest import is_finished
@@ -45,6 +45,7 @@ app.command(
 )(deploy)
 
 DEFAULTS = GuardSettings()
+OWN_KINDS = (UserError, InfrastructureError, TunegateError)  # a class an exit code
 
 
 def open_target(spec: str) -> Target:
@@ -110,6 +111,7 @@ def run(
         )
     _check_tls(tls_cert, tls_key)
     if not dry_run:
+        servers.refuse_kept(port)
         refuse_taken(host, port)
     guard = replace(
         _from_environment(), drain_s=drain, hang_s=hang_after, quiet_s=min(DEFAULTS.quiet_s, hang_after),
@@ -171,12 +173,22 @@ def _print_command(launch: Launch, *, as_json: bool) -> None:
 def _supervised(
     spec: str, target: Target, options: ServeOptions, *, key: str | None, restarts: int, as_json: bool
 ) -> None:
+    """Serve in the foreground, with a record of it. With `as_json` the server's object is the only one on standard output:
+    what comes after it goes to standard error, and the exit code stays."""
     record = servers.Record(
         options.port, target=spec, drain_s=options.guard.drain_s, model=None, url=None, instance=None
     )
     try:
         supervise(target, options, key=key, restarts=restarts, record=record,
                   ready=lambda endpoint: _ready(endpoint, record, as_json=as_json))  # fmt: skip
+    except (TunegateError, KeyboardInterrupt) as error:
+        told = as_json and record.content["url"] is not None  # a server has its URL when it is told of
+        if not told:
+            raise
+        if isinstance(error, KeyboardInterrupt):
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        say(f"error: {error.line()}")
+        raise typer.Exit(error.exit_code) from None
     finally:
         if record.content["state"] != "dead":
             record.remove()
@@ -205,7 +217,11 @@ def _ready(endpoint: Endpoint, record: servers.Record, *, as_json: bool) -> None
 
 
 def _detach(port: int, timeout_s: float, *, as_json: bool) -> None:
-    """Run the same command in the background and wait until it is ready or has failed."""
+    """Run the same command in the background and wait until it is ready or has failed; if it is not waited for to its end
+    (Ctrl-C, no time left), it is stopped.
+
+    Raises what it ended with; InfrastructureError when it is not ready in time.
+    """
     arguments = _without(sys.argv[1:], ("--detach", "--json"))
     own_log = detached_log(port)
     with own_log.open("wb") as stream:
@@ -216,23 +232,38 @@ def _detach(port: int, timeout_s: float, *, as_json: bool) -> None:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
+    try:
+        state = _wait_serving(child, port, own_log, timeout_s)
+    except BaseException:
+        child.terminate()
+        raise
+    emit_json(state) if as_json else out().print(
+        f"serving {state['model']} at {state['url']} in the background; ft serve stop --port {port}", markup=False
+    )
+
+
+def _wait_serving(child: "subprocess.Popen[bytes]", port: int, own_log: Path, timeout_s: float) -> dict[str, Any]:
+    """The record of a supervisor in the background, once its server serves. Raises as `_detach` does."""
     deadline = time.monotonic() + timeout_s
     shown = 0
     while time.monotonic() < deadline:
         shown = _show_phases(own_log, shown)
         state = next((s for s in servers.records() if s["port"] == port and s["pid"] == child.pid), None)
         if state is not None and state["state"] == "serving":
-            emit_json(state) if as_json else out().print(
-                f"serving {state['model']} at {state['url']} in the background; ft serve stop --port {port}",
-                markup=False,
-            )
-            return
-        if child.poll() is not None:
-            lines = own_log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no message"]
-            raise InfrastructureError(lines[-1].removeprefix("error: "))
+            return state
+        if (code := child.poll()) is not None:
+            raise _as_it_ended(code, own_log.read_text(encoding="utf-8", errors="replace"))
         time.sleep(0.2)
-    child.terminate()
     raise InfrastructureError("the server was not ready in time", hint=f"log: {own_log}")
+
+
+def _as_it_ended(code: int, printed: str) -> BaseException:
+    """What to raise for a supervisor in the background that ended with `code`: its last line and its own exit code, so that
+    --detach answers as the foreground does. A signal, a crash of Python's (1) or an end without error (0) is 4."""
+    if code == ExitCode.INTERRUPTED:
+        return KeyboardInterrupt()
+    said = (printed.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
+    return next((kind(said) for kind in OWN_KINDS if kind.exit_code == code), InfrastructureError(said))
 
 
 def _without(arguments: list[str], options: tuple[str, ...]) -> list[str]:

@@ -1,5 +1,6 @@
 """vLLM's Prometheus counters, read as text: what `ft serve top` shows."""
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,12 +19,17 @@ class Sample:
 
 
 def parse(text: str) -> Iterator[Sample]:
-    """The samples of Prometheus' text format (version 0.0.4); comments and lines that are none are passed over."""
+    """The samples of Prometheus' text format (version 0.0.4); comments and lines that are none are passed over, and so is
+    one whose value is no number."""
     for line in text.splitlines():
         found = SAMPLE.match(line)
-        if found:
-            labels = dict(LABEL.findall(found["labels"] or ""))
-            yield Sample(found["name"], labels, float(found["value"]))
+        if found is None:
+            continue
+        try:
+            value = float(found["value"])
+        except ValueError:
+            continue
+        yield Sample(found["name"], dict(LABEL.findall(found["labels"] or "")), value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +56,13 @@ class Snapshot:
 
 
 def snapshot(text: str, at: float) -> Snapshot:
-    """Read a scrape; what it does not hold is 0."""
+    """Read a scrape; what it does not hold, or gives as no finite number, is 0."""
     sums: dict[str, float] = {}
     highest: dict[str, float] = {}
     finished: dict[str, float] = {}
     for sample in parse(text):
+        if not math.isfinite(sample.value):
+            continue
         sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
         highest[sample.name] = max(highest.get(sample.name, 0.0), sample.value)
         if sample.name == "vllm:request_success_total" and sample.value:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunegate.core import weight_files
 from tunegate.core.artifacts import Release, Run
 from tunegate.core.chat_template import is_dated
 from tunegate.core.errors import UserError
@@ -12,7 +13,7 @@ from tunegate.core.methods import WEIGHTLESS
 from tunegate.core.model_source import ModelSource, hub_file_at_hand, resolve
 
 Target = Release | Run | ModelSource
-ADAPTER = "adapter_config.json"
+ADAPTER, WEIGHTS = "adapter_config.json", "model.safetensors"
 TEMPLATE, SETTINGS = "chat_template.jinja", "tokenizer_config.json"
 # Ranks that vLLM's LoRA kernels are built for (vllm/config/lora.py, MaxLoRARanks).
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -208,6 +209,16 @@ def describe(target: Target) -> str:
 
 
 def weights_bytes(target: Target) -> int:
-    """Bytes of the weight files that will be loaded; 0 for a hub id."""
+    """Bytes of the weight files that will be loaded; 0 for a hub id. Raises UserError for a damaged index.
+
+    They are the index's, else model.safetensors; only a folder with neither loads whatever is there. A folder may hold the
+    same weights twice (Mistral's consolidated.safetensors lies beside the shards).
+    """
     folder = folder_of(target)
-    return sum(p.stat().st_size for p in folder.glob("*.safetensors")) if folder else 0
+    if folder is None:
+        return 0
+    named = weight_files.indexed(folder) or [WEIGHTS]
+    found = [p for p in (folder / name for name in named) if p.is_file()]
+    if not found and not (folder / weight_files.INDEX).is_file():
+        found = list(folder.glob("*.safetensors"))
+    return sum(p.stat().st_size for p in found)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import psutil
 
-from tunegate.core.errors import UserError
+from tunegate.core.errors import InfrastructureError, UserError
 from tunegate.core.files import write_json
 from tunegate.core.manifest import now
 from tunegate.core.model_source import cache_folder
@@ -107,6 +107,18 @@ def supervisor(record: dict[str, Any]) -> psutil.Process | None:
         return process if same and process.status() != psutil.STATUS_ZOMBIE else None
     except psutil.Error:
         return None
+
+
+def refuse_kept(port: int) -> None:
+    """Raise InfrastructureError for a port whose server somebody looks after, whatever it does just now (it may be importing still and
+    not listen): a second supervisor would write the same record and logs."""
+    kept = next((r for r in records() if r["port"] == port and supervisor(r) is not None), None)
+    if kept is not None:
+        raise InfrastructureError(
+            f"a server was started on port {port} and is {kept['state']} (process {kept['pid']})",
+            where="--port",
+            hint=f"ft serve stop --port {port}, or choose another --port",
+        )
 
 
 def health(url: str, instance: str, *, timeout_s: float = 3.0, certificate: Path | None = None) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tunegate.core.console import say, warn
-from tunegate.core.errors import InfrastructureError
+from tunegate.core.errors import InfrastructureError, UserError
 from tunegate.serve.served_model import Target
 from tunegate.serve.servers import Record, health, log_path
 from tunegate.serve.vllm_flags import ServeOptions
@@ -30,8 +30,8 @@ def supervise(
 ) -> None:
     """Serve until Ctrl-C or SIGTERM, which drain it; start it again up to `restarts` times when it dies or hangs.
 
-    Raises InfrastructureError when it does not start, or dies and may not be started again; `record` then says why the
-    server that was there is dead.
+    Raises InfrastructureError when it does not start, or dies and may not be started again, and UserError when it does not
+    start for what the user must mend (no restart helps then); `record` then says why the server that was there is dead.
     """
     signal.signal(signal.SIGTERM, _interrupt)
     left, first = restarts, True
@@ -39,10 +39,10 @@ def supervise(
         began = time.monotonic()
         try:
             reason = _serve_once(target, options, key=key, record=record, ready=ready if first else _quiet, left=left)
-        except InfrastructureError as error:
+        except (InfrastructureError, UserError) as error:
             if first:
                 raise
-            if left == 0:
+            if left == 0 or isinstance(error, UserError):
                 record.update(state="dead", detail=error.message)
                 raise
             reason = error.message

@@ -92,7 +92,7 @@ def build(target: Target, options: ServeOptions) -> Launch:
     # Sampling defaults come from the request, not from a file in the model's folder; shared prefixes are computed once.
     arguments += ["--generation-config", "vllm", "--enable-prefix-caching"]
     arguments += tool_flags(target, options.extra)
-    length = _length(target, options)
+    length = length_of(target, options.max_model_len, options.extra)
     if options.max_model_len is not None:
         arguments += ["--max-model-len", str(length)]
     environment = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -132,13 +132,12 @@ def build(target: Target, options: ServeOptions) -> Launch:
     return Launch(arguments=[*arguments, *options.extra], environment=environment, model=model, adapters=names[1:])
 
 
-def _length(target: Target, options: ServeOptions) -> int:
+def length_of(target: Target, asked: int | None, extra: tuple[str, ...]) -> int:
     """Tokens a request may take: what was asked for, at most the model's own context (said when that is less). A number
-    passed on to vLLM counts as it is: cache and memory are planned for it."""
-    if (passed_on := preflight.length_passed_on(options.extra)) is not None:
+    passed on to vLLM (`extra`) counts as it is: cache and memory are planned for it."""
+    if (passed_on := preflight.length_passed_on(extra)) is not None:
         return passed_on
     longest = config_of(target).get("max_position_embeddings")
-    asked = options.max_model_len
     if longest and asked and asked > int(longest):
         say(f"the model's own context is {longest} tokens: --max-model-len {asked} is lowered to that")
     return min(asked or int(longest or 2048), int(longest or asked or 2048))

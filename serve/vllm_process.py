@@ -64,7 +64,8 @@ def serving(
 ) -> Iterator[Endpoint]:
     """Start vLLM for `target`, wait until it answers a real request as training rendered it, stop it when the block ends.
 
-    Raises UserError for what it would refuse, InfrastructureError with cause and remedy when it does not start.
+    Raises UserError for what it would refuse or has refused, InfrastructureError with cause and remedy when it does not
+    start for another reason.
     """
     options = options or ServeOptions()
     options = replace(options, port=free_port(options.host) if options.port == 0 else options.port)

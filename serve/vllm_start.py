@@ -33,7 +33,8 @@ def wait_ready(
 ) -> None:
     """Until *this* instance is healthy and has answered one real request; phases are told as they come.
 
-    Raises InfrastructureError with cause and remedy when it ends or does not come up in options.start_timeout_s.
+    Raises InfrastructureError with cause and remedy when it ends or does not come up in options.start_timeout_s; UserError
+    where its log tells of a cause that the user must mend.
     """
     deadline = time.monotonic() + options.start_timeout_s
     started, told, position = time.monotonic(), -1, 0

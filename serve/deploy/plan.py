@@ -15,7 +15,7 @@ from tunegate.serve.middleware import EXIT_S, GuardSettings
 from tunegate.serve.prompting.prompting import has_prompting
 from tunegate.serve.served_model import Target, describe, has_adapter, name_of, weights_bytes
 from tunegate.serve.tool_calls import tool_flags
-from tunegate.serve.vllm_flags import MIDDLEWARE, need_of
+from tunegate.serve.vllm_flags import MIDDLEWARE, length_of, need_of
 
 MODELS = "/models"  # where a release is in a container
 PORT = 8000
@@ -120,9 +120,10 @@ def make_plan(target: Target, options: DeployOptions) -> DeployPlan:
     name = dns_label(model)
     hub = isinstance(target, ModelSource) and target.kind == "hub"
     source = str(target.location) if isinstance(target, ModelSource) and hub else f"{MODELS}/{name}"
-    sized = _sized(target, options)
+    length = length_of(target, options.max_model_len, options.extra)
+    sized = _sized(target, length, options)
     _check_sizes(sized, options)
-    flags = ["--model", source, "--served-model-name", model, "--max-model-len", str(options.max_model_len),
+    flags = ["--model", source, "--served-model-name", model, "--max-model-len", str(length),
              "--max-num-seqs", str(options.max_num_seqs), "--generation-config", "vllm", "--enable-prefix-caching"]  # fmt: skip
     if isinstance(target, ModelSource) and target.revision:
         flags += ["--revision", target.revision]
@@ -139,9 +140,8 @@ def make_plan(target: Target, options: DeployOptions) -> DeployPlan:
     )
 
 
-def _sized(target: Target, options: DeployOptions) -> GpuPlan:
-    """How a copy lies on GPUs, from the advisor's memory need; the fewest that hold it."""
-    length = preflight.length_passed_on(options.extra) or options.max_model_len
+def _sized(target: Target, length: int, options: DeployOptions) -> GpuPlan:
+    """How a copy lies on GPUs, from the advisor's memory need for requests of `length` tokens; the fewest that hold it."""
     need = need_of(target, length, options.max_num_seqs)
     if need is None:
         count = options.gpus or 1

@@ -1,7 +1,8 @@
 """Stands in for vLLM's server where its supervisor is tested: the real guard and uvicorn, an engine that is a sleep.
 
 `python -m standin_vllm --host H --port P ...`; what a request asks for as its model says how it is answered. The file
-named by STANDIN_MODE changes it while it runs: "hang" (no token comes any more), "fail" (it does not start).
+named by STANDIN_MODE changes it while it runs: "hang" (no token comes any more), "fail" (it does not start), "flag" (it
+does not know one of its flags), "import" (it is importing still).
 """
 
 import asyncio
@@ -10,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -59,6 +61,11 @@ def main():
     if mode() == "fail":
         print("ValueError: No available memory for the cache blocks", flush=True)
         sys.exit(1)
+    if mode() == "flag":
+        print("entry.py: error: unrecognized arguments: --no-such 1", flush=True)
+        sys.exit(2)
+    while mode() == "import":
+        time.sleep(0.05)
     print("INFO Initializing a V1 LLM engine\nINFO Starting to load model", flush=True)
     engine = [
         sys.executable,

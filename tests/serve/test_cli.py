@@ -13,6 +13,7 @@ import pytest
 
 from tunegate.core.commands import run
 from tunegate.core.errors import InfrastructureError, UsageError
+from tunegate.serve import cli
 from tunegate.serve.cli import app
 from tunegate.serve.vllm_process import Child, free_port, refuse_taken, stop
 
@@ -232,3 +233,40 @@ def test_what_is_wrong_is_said_before_anything_is_detached(ft_serve, tiny_model,
     assert code == 2
     assert "--host is not passed on to vLLM" in err
     assert list((tmp_path / "cache").rglob("*.log")) == []
+
+
+@pytest.mark.parametrize("state", ["starting", "restarting", "serving"])
+def test_a_port_whose_server_somebody_looks_after_is_refused(
+    ft_serve, tiny_model, tmp_path, sleeper, state, monkeypatch
+):
+    """It may be importing and not listen yet; two supervisors would write one record and one log."""
+    for start in ("_detach", "_supervised"):
+        monkeypatch.setattr(cli, start, lambda *_, **__: None)
+    folder = tmp_path / "cache" / "serve"
+    record_of(folder, sleeper, state=state)
+    before = (folder / "8009.json").read_bytes()
+    for options in (("--detach",), ()):
+        code, out, err = ft_serve(tiny_model, "--port", 8009, *options)
+        assert (code, out) == (4, "")
+        assert err.splitlines() == [
+            f"error: --port: a server was started on port 8009 and is {state} (process {sleeper.pid}) "
+            "(ft serve stop --port 8009, or choose another --port)"
+        ]
+    assert [p.name for p in folder.iterdir()] == ["8009.json"]
+    assert (folder / "8009.json").read_bytes() == before
+    record_of(folder, sleeper, pid_started=time.time() - 9999)
+    assert ft_serve(tiny_model, "--port", 8009)[0] == 0, "its supervisor is gone"
+
+
+@pytest.mark.parametrize(
+    ("code", "ends"), [(2, 2), (4, 4), (70, 70), (130, 130), (0, 4), (1, 4), (3, 4), (-9, 4), (-15, 4)]
+)
+def test_what_ends_in_the_background_ends_with_its_own_code(ft_serve, tiny_model, monkeypatch, tmp_path, code, ends):
+    script = tmp_path / "ft"
+    end = f"os.kill(os.getpid(), {-code})" if code < 0 else f"os._exit({code})"
+    script.write_text(f"#!{sys.executable}\nimport os\nprint('error: why [x]', flush=True)\n{end}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "argv", [str(script), "serve"])
+    found, out, err = ft_serve(tiny_model, "--port", free_port("127.0.0.1"), "--detach")
+    assert (found, out) == (ends, "")
+    assert err.endswith("interrupted\n" if code == 130 else "error: why [x]\n")

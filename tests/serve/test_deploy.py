@@ -70,6 +70,16 @@ def test_kubernetes_asks_for_what_the_advisor_says_and_keeps_secrets_out(release
     assert found["ServiceMonitor"]["spec"]["endpoints"][0]["authorization"]["credentials"]["key"] == "api-key"
 
 
+def test_the_context_is_the_models_own_at_most_as_for_a_server_here(release, capsys):
+    """vLLM ends at a --max-model-len above it."""
+    gpu = find_gpu("L4")
+    flags = make_plan(release, DeployOptions(gpu=gpu, max_model_len=2048)).flags
+    assert flags[flags.index("--max-model-len") + 1] == "512"
+    assert capsys.readouterr().err.count("the model's own context is 512 tokens") == 1
+    passed = make_plan(release, DeployOptions(gpu=gpu, extra=("--max-model-len", "4096"))).flags
+    assert engine_kwargs(passed)["max_model_len"] == 4096
+
+
 def test_the_guard_runs_from_the_files_that_are_shipped(tmp_path):
     """The ConfigMap's modules alone are enough: nothing else of ours is imported."""
     for name in GUARD_FILES:

@@ -47,6 +47,22 @@ def test_a_model_that_is_whole_passes(model):
     assert build(resolve(str(model)), ServeOptions()).model == "model"
 
 
+def test_weights_that_lie_there_twice_are_counted_once(model):
+    """Mistral's consolidated.safetensors beside the shards of its index."""
+    size = (model / "model.safetensors").stat().st_size
+    shutil.copy(model / "model.safetensors", model / "consolidated.safetensors")
+    assert weights_bytes(resolve(str(model))) == size
+    for name in ("a", "b"):
+        shutil.copy(model / "model.safetensors", model / f"{name}.safetensors")
+    (model / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"x": "a.safetensors", "y": "b.safetensors", "z": "a.safetensors"}})
+    )
+    assert weights_bytes(resolve(str(model))) == 2 * size
+    (model / "model.safetensors.index.json").unlink()
+    (model / "model.safetensors").unlink()
+    assert weights_bytes(resolve(str(model))) == 3 * size
+
+
 def test_no_weights_at_all(model):
     (model / "model.safetensors").unlink()
     error = refused(model)

@@ -47,9 +47,9 @@ class Served:
         self.ft = tmp_path / "ft"
         self.ft.write_text(f"#!{sys.executable}\n{MAIN}")
         self.ft.chmod(0o755)
-        command = [str(self.ft), "serve", str(model), "--port", str(self.port), *options]
+        self.command = [str(self.ft), "serve", str(model), "--port", str(self.port), *options]
         self.process = subprocess.Popen(
-            command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            self.command, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
     def record(self):
@@ -343,3 +343,58 @@ def test_detached_it_runs_on_and_logs_can_be_followed(served, tmp_path, ft_serve
         assert follow.wait(10) == 130
     assert ft_serve("stop")[0] == 0
     assert servers.records() == []
+
+
+@pytest.mark.parametrize("options", [(), ("--detach",)])
+@pytest.mark.parametrize(("mode", "ends", "says"), [("fail", 4, "KV cache is too small"), ("flag", 2, "--no-such 1")])
+def test_a_start_that_fails_ends_alike_in_the_foreground_and_detached(served, options, mode, ends, says):
+    one = served(*options)
+    one.mode.write_text(mode)
+    code, out, err = one.ended()
+    assert (code, out) == (ends, "")
+    assert says in err.splitlines()[-1]
+    assert one.record() == {}
+
+
+def test_a_server_that_no_restart_helps_is_dead_at_once(served):
+    one = served("--restart", "3").ready()
+    one.mode.write_text("flag")
+    os.kill(one.record()["server_pid"], signal.SIGKILL)
+    code, _, err = one.ended()
+    assert code == 2
+    assert err.count("starting it again") == 1
+    assert (one.record()["state"], "--no-such 1" in one.record()["detail"]) == ("dead", True)
+
+
+def test_ctrl_c_while_waiting_ends_what_was_detached_and_a_second_one_is_refused(served):
+    one = served("--detach")
+    one.mode.write_text("import")
+    supervisor = psutil.Process(until(lambda: one.record().get("pid")))
+    try:
+        log = Path(one.record()["log"]).with_suffix(".supervisor.log")
+        until(lambda: "importing" in log.read_text())
+        second = subprocess.run(one.command, env=one.env, capture_output=True, text=True, timeout=60, check=False)
+        assert (second.returncode, second.stdout) == (4, "")
+        assert f"a server was started on port {one.port} and is starting (process {supervisor.pid})" in second.stderr
+        assert "importing" in log.read_text()
+        one.process.send_signal(signal.SIGINT)
+        assert one.ended()[0] == 130
+        supervisor.wait(20)
+        assert one.record() == {}
+    finally:
+        if supervisor.is_running():
+            supervisor.kill()
+
+
+def test_json_is_one_object_even_where_the_server_dies_later(served):
+    one = served("--json").ready()
+    os.kill(one.record()["server_pid"], signal.SIGKILL)
+    code, out, err = one.ended()
+    assert (code, json.loads(out)["state"]) == (4, "serving")
+    assert err.splitlines()[-1].startswith("error: the server died (signal 9")
+    one = served("--json", "--restart", "5").ready()
+    os.kill(one.record()["server_pid"], signal.SIGKILL)
+    until(lambda: one.state() == "restarting", 20)
+    one.process.send_signal(signal.SIGINT)
+    code, out, err = one.ended()
+    assert (code, json.loads(out)["state"], err.splitlines()[-1]) == (130, "serving", "interrupted")

@@ -20,7 +20,7 @@ def lines(**values):
 
 
 def test_the_text_format():
-    text = '# HELP a b\na 1\nb{x="1",y="q\\"u,o}te"} 2.5e3\nc{x="1"} +Inf 1700000000\nvllm:d 4\nnonsense\n'
+    text = '# HELP a b\na 1\nb{x="1",y="q\\"u,o}te"} 2.5e3\nc{x="1"} +Inf 1700000000\nvllm:d 4\nnonsense\nhello world\nvllm:d four\n'
     found = [(s.name, s.labels, s.value) for s in parse(text)]
     assert found[:2] == [("a", {}, 1.0), ("b", {"x": "1", "y": 'q\\"u,o}te'}, 2500.0)]
     assert found[2][2] == float("inf")
@@ -79,7 +79,8 @@ def metrics():
             self.send_response(401 if not allowed else 200 if known else 404)
             self.end_headers()
             text = lines(generation_tokens_total=30 * len(looks), num_requests_running=3, kv_cache_usage_perc=0.25)
-            self.wfile.write((text + '\nvllm:request_success_total{finished_reason="stop"} 7\n').encode())
+            odd = "\nhello world\nvllm:num_requests_waiting NaN\nvllm:kv_cache_usage_perc +Inf\n"
+            self.wfile.write((text + odd + 'vllm:request_success_total{finished_reason="stop"} 7\n').encode())
 
         def log_message(self, *args):
             pass
@@ -113,7 +114,7 @@ def test_one_look_as_json_and_as_a_table(metrics, top):
     assert code == 0
     assert (seen["url"], seen["running"], seen["kv_use"], seen["finished"]) == (metrics, 3, 0.25, {"stop": 7})
     assert seen["generated_tokens_per_s"] == pytest.approx(30 / seen["interval_s"])
-    assert seen["cache_hit_rate"] is None
+    assert (seen["cache_hit_rate"], seen["waiting"]) == (None, 0)
     code, out, _ = top(metrics, "--once", "--interval", "0.2")
     assert code == 0
     assert "KV cache in use" in out

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tunegate.core.errors import InfrastructureError
+from tunegate.core.errors import InfrastructureError, UserError
 from tunegate.serve import vllm_process
 from tunegate.serve.vllm_failures import explain
 
@@ -25,8 +25,20 @@ SNIPPETS = {
     "the weight files do not hold all the model's weights (model.layers.5.input_layernorm.weight)": "(EngineCore pid=27317) ERROR 11-24 10:19:59 [core.py:1510] ValueError: Following weights were not initialized from checkpoint: {'model.layers.5.input_layernorm.weight', 'model.layers.5.post_attention_layernorm.weight'}",
     "the tokenizer is missing or damaged": "ValueError: Couldn't instantiate the backend tokenizer from one of: ",
     "the model cannot be split over so many devices (attention heads (9) must be divisible by tensor parallel size (2))": "pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig\n  Value error, Total number of attention heads (9) must be divisible by tensor parallel size (2). [type=value_error]",
+    "a Python module that it needs is missing (torchvision)": "(APIServer pid=7) ERROR 11-24 10:19:59 [registry.py:810] Error in inspecting model architecture 'LlavaForConditionalGeneration'\n(APIServer pid=7) ERROR 11-24 10:19:59 [registry.py:810]     import torchvision\n(APIServer pid=7) ERROR 11-24 10:19:59 [registry.py:810] ModuleNotFoundError: No module named 'torchvision'\n  Value error, Model architectures ['LlavaForConditionalGeneration'] failed to be inspected. Please check the logs for more details.",
+    "a Python module that it needs is missing (einops.layers)": "Traceback (most recent call last):\n  File \"x.py\", line 1\nModuleNotFoundError: No module named 'einops.layers'",
     "there is no such model": "OSError: /nowhere is not a local folder and is not a valid model identifier listed on 'https://huggingface.co/models'",
 }  # fmt: skip
+# A part of each that the user mends: an option, a name or a file that was given.
+OF_THE_USER = (
+    "quantization asked for",
+    "--max-lora-rank",
+    "chat template",
+    "--max-model-len is",
+    "a flag that",
+    "be split",
+    "no such",
+)
 BEFORE = "INFO 11-23 10:00:00 [__init__.py:253] Automatically detected platform cpu.\nINFO 11-23 10:00:09 [api_server.py:80] vLLM API server version 0.32.0\n"
 AFTER = "\nTraceback (most recent call last):\nRuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}\n"
 
@@ -35,7 +47,7 @@ def say(tmp_path, text, code=1):
     log = tmp_path / "vllm.log"
     log.write_text(text)
     error = explain(log, code)
-    assert isinstance(error, InfrastructureError)
+    assert isinstance(error, InfrastructureError | UserError)
     assert str(log) in error.hint
     return error
 
@@ -45,6 +57,13 @@ def test_each_cause_is_told_with_its_remedy(tmp_path, cause):
     error = say(tmp_path, BEFORE + SNIPPETS[cause] + AFTER)
     assert error.message == f"vLLM did not start: {cause}"
     assert len(error.hint.split(";")[0]) > 10
+    assert error.exit_code == (2 if any(words in cause for words in OF_THE_USER) else 4)
+
+
+def test_a_module_that_vllm_does_without_is_no_cause(tmp_path):
+    text = BEFORE + "WARNING 11-24 10:19:59 [x.py:1] ModuleNotFoundError: No module named 'triton'\n"
+    text += "ValueError: Model architectures ['FooForCausalLM'] are not supported for now.\n"
+    assert "does not know this architecture" in say(tmp_path, text).message
 
 
 def test_a_log_of_a_good_start_is_taken_for_no_cause(tmp_path):
