@@ -92,7 +92,7 @@ def store(artifact: Artifact, name: str, *, place: Path | None = None) -> Path:
     Raises InfrastructureError when there is no room, UserError when the folder changes under our hands.
     """
     place = place or home()
-    stored = place / "store" / f"{artifact.kind}-{artifact.digest[:16]}"
+    stored = stored_at(artifact.kind, artifact.digest, place)
     with _lock(place, "store.lock"):
         if stored.is_dir() and not _damaged(stored, artifact.digest):
             return stored
@@ -104,6 +104,11 @@ def store(artifact: Artifact, name: str, *, place: Path | None = None) -> Path:
                     "is not as its manifest says", where=str(artifact.path), hint=f"ft verify {artifact.path}"
                 )
     return stored
+
+
+def stored_at(kind: str, digest: str, place: Path) -> Path:
+    """Where the store of the registry at `place` keeps what has this digest."""
+    return place / "store" / f"{kind}-{digest[:16]}"
 
 
 def _damaged(folder: Path, digest: str) -> bool:
@@ -138,9 +143,14 @@ def find_report(name: str) -> EvalReport:
             else f"save one with: ft eval TARGET --task task.yaml --out DIR --save-as {name}"
         )
         raise UserError(f"no saved baseline, folder or model is called {name!r}", where=str(home()), hint=hint)
-    path = home() / "store" / str(history[-1]["path"])
+    return kept_report(name, home() / "store" / str(history[-1]["path"]), str(history[-1]["digest"]))
+
+
+def kept_report(name: str, path: Path, digest: str) -> EvalReport:
+    """The EvalReport that a store keeps at `path`; name: what means it, for messages. Raises UserError when it is gone, or
+    is not, byte for byte, what has this digest."""
     report = EvalReport.open(path)
-    if report.digest != history[-1]["digest"] or manifests.verify(path):
+    if report.digest != digest or manifests.verify(path):
         raise UserError(f"the saved report behind {name!r} was changed", where=str(path), hint=f"ft verify {path}")
     return report
 

@@ -132,7 +132,7 @@ def run_eval(
     if system.kind == "endpoint":
         share_key_with(system.spec)
     task = load_task(task_path, limit=limit, allow_python=allow_python)
-    refuse_input(out, target, against or "", *(item.path for item in task_inputs(task)))
+    refuse_input(out, *(read := (target, against or "", *(item.path for item in task_inputs(task)))))
     policy = policy_for(policy_path, task.file.gate, task.primary)
     load = None if load_path is None else LoadReport.open(load_path)
     other = None if against is None else classify(against, baseline=True)
@@ -143,7 +143,7 @@ def run_eval(
     if other is not None and other.kind == "report":
         baseline = baseline_reading(other, task, out=beside, options=options, key=key, force=force)
     elif other is not None:
-        refuse_input(beside, target, against or "", *(item.path for item in task_inputs(task)))
+        refuse_input(beside, *read)
         refuse_existing(beside, force=force)
         baseline = expected  # judged by this task it will be of the same items and metrics
     if baseline is not None or policy_path is not None:

@@ -81,8 +81,10 @@ def classify(spec: str, *, model: str | None = None, baseline: bool = False) -> 
     if path.suffix in (".jsonl", ".eval") and not registry.has_report(spec):
         raise UserError("is a folder, a file is needed here" if path.is_dir() else "no such file", where=spec)
     bare = "/" not in spec and ":" not in spec and not path.exists()
-    if bare and not (baseline and registry.has_report(spec)) and (promoted := _promoted(spec)) is not None:
-        return promoted
+    if bare and not (baseline and registry.has_report(spec)):
+        promoted = _promoted(spec, baseline=baseline)
+        if promoted is not None:
+            return promoted
     if registry.has_report(spec):
         return _report(spec, registry.find_report(spec))
     if path.is_dir() and not (path / "config.json").is_file():
@@ -121,14 +123,17 @@ def _folder(spec: str, path: Path) -> System:
     )
 
 
-def _promoted(alias: str) -> System | None:
-    """The release that `alias` means now; None where nothing was promoted under that name."""
+def _promoted(alias: str, *, baseline: bool) -> System | None:
+    """The release that `alias` means now, as a baseline the report it was promoted on where the registry has that at hand;
+    None where nothing was promoted under that name."""
     from tunegate.train.release.promote_registry import current, open_registry
 
     kept = open_registry(None)
     if not kept.histories().get(alias):
         return None
     entry = current(kept, alias)
+    if baseline and (report := kept.report(alias, entry)) is not None:
+        return _report(alias, report)
     if not Path(entry.path).is_dir():
         raise UserError(
             f"the release behind {alias!r} is not on this machine", where=entry.path, hint=f"ft release show {alias}"

@@ -82,6 +82,7 @@ def run(
     start: Annotated[
         Start, typer.Option(help="Answer soon, or compile first; auto: compile for a service.")
     ] = Start.AUTO,
+    name: Annotated[str | None, typer.Option(help="The model's name in requests; else that of its folder.")] = None,
     adapter: Annotated[
         list[str] | None, typer.Option(help="NAME=RUN: a LoRA adapter beside TARGET; repeatable.")
     ] = None,
@@ -120,10 +121,9 @@ def run(
     options = ServeOptions(
         host=host, port=port, max_model_len=max_model_len, max_num_seqs=max_num_seqs, start_timeout_s=start_timeout,
         certificate=tls_cert, private_key=tls_key, guard=guard, extra=tuple(context.args),
-        adapters=tuple(_adapter(text) for text in adapter or ()),
+        adapters=tuple(_adapter(text) for text in adapter or ()), name=_named(name),
     )  # fmt: skip
-    opened = open_target(target)
-    options = _with_start(opened, options, start, service=detach or restart > 0)
+    options = _with_start(opened := open_target(target), options, start, service=detach or restart > 0)
     if dry_run:
         _print_command(build(opened, options), as_json=as_json)
     elif detach:
@@ -264,6 +264,13 @@ def _as_it_ended(code: int, printed: str) -> BaseException:
         return KeyboardInterrupt()
     said = (printed.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
     return next((kind(said) for kind in OWN_KINDS if kind.exit_code == code), InfrastructureError(said))
+
+
+def _named(name: str | None) -> str | None:
+    """A model's name as given. Raises UsageError for one that a request or a command line could not hold."""
+    if name is not None and (not name.strip() or name.startswith("-") or any(c.isspace() or c == "," for c in name)):
+        raise UsageError(f"{name!r} cannot be a model's name", where="--name", hint="letters, digits, . _ - and /")
+    return name
 
 
 def _without(arguments: list[str], options: tuple[str, ...]) -> list[str]:

@@ -20,7 +20,7 @@ from tunegate.serve.served_model import Target, config_of, folder_of, template_o
 OWN = {
     "--host": "--host", "--port": "--port", "--api-key": "TUNEGATE_API_KEY or --api-key-file", "--uds": None,
     "--ssl-keyfile": "--tls-key", "--ssl-certfile": "--tls-cert", "--config": None, "--model": "TARGET",
-    "--served-model-name": None, "--lora-modules": "--adapter NAME=RUN", "--root-path": None,
+    "--served-model-name": "--name", "--lora-modules": "--adapter NAME=RUN", "--root-path": None,
 }  # fmt: skip
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json", "spiece.model")
 DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")

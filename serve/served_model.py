@@ -133,8 +133,8 @@ def rank_of(adapter: Adapter) -> int:
     return fitting[0]
 
 
-def adapters_of(target: Target, more: tuple[Adapter, ...]) -> tuple[Adapter, ...]:
-    """Every adapter to serve: the target's own, then `more`.
+def adapters_of(target: Target, more: tuple[Adapter, ...], name: str | None = None) -> tuple[Adapter, ...]:
+    """Every adapter to serve: the target's own, called `name` (None: as its folder), then `more`.
 
     Raises UserError for two of one name, one made on another base model, or one trained with another chat template
     (a server renders with one).
@@ -142,10 +142,10 @@ def adapters_of(target: Target, more: tuple[Adapter, ...]) -> tuple[Adapter, ...
     own: tuple[Adapter, ...] = ()
     if has_adapter(target):
         assert not isinstance(target, ModelSource)
-        own = (Adapter(name=name_of(target), artifact=target),)
+        own = (Adapter(name=name or name_of(target), artifact=target),)
     found = (*own, *more)
     digest = template_digest(target)
-    names = {name_of(target)} if not own else set()
+    names = {name or name_of(target)} if not own else set()
     for adapter in found:
         where = str(adapter.folder)
         if adapter.name in names:
@@ -178,9 +178,9 @@ def _same_base(target: Target, adapter: Adapter) -> None:
     )
 
 
-def model_flags(target: Target, adapters: tuple[Adapter, ...]) -> tuple[list[str], str]:
-    """(flags that say what to load, the model's name in requests)."""
-    name, base = name_of(target), base_of(target)
+def model_flags(target: Target, adapters: tuple[Adapter, ...], name: str | None = None) -> tuple[list[str], str]:
+    """(flags that say what to load, the model's name in requests: `name`, else that of its folder)."""
+    name, base = name or name_of(target), base_of(target)
     location = base.location if base is not None else str(folder_of(target))
     served = f"{name}-base" if has_adapter(target) else name
     flags = ["--model", location, "--served-model-name", served]

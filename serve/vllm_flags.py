@@ -42,7 +42,7 @@ PROMPT_MIDDLEWARE = "tunegate.serve.prompting.middleware.PromptApp"
 @dataclass(frozen=True, kw_only=True)
 class ServeOptions:
     """How to serve. eager: start quickly and do not compile (evaluations, tests). max_model_len: tokens a request may
-    take, prompt and answer. max_num_seqs: requests computed together. prompted: (name, folder) of runs without weights
+    take, prompt and answer. max_num_seqs: requests computed together. name: of the model in requests; None: its folder's. prompted: (name, folder) of runs without weights
     that are served beside the target, on its weights. adapters: LoRA adapters, likewise. certificate, private_key: TLS
     files (PEM). guard: limits of requests and of the drain. extra: vLLM flags passed on as they are.
     """
@@ -53,6 +53,7 @@ class ServeOptions:
     max_model_len: int | None = 2048
     max_num_seqs: int = 32
     start_timeout_s: float = 900.0
+    name: str | None = None
     prompted: tuple[tuple[str, Path], ...] = ()
     adapters: tuple[Adapter, ...] = ()
     certificate: Path | None = None
@@ -77,8 +78,8 @@ def build(target: Target, options: ServeOptions) -> Launch:
     Raises UserError for what vLLM would refuse only after its start: flags, files, template, adapters, cache, memory.
     """
     preflight.check_flags(options.extra)
-    adapters = adapters_of(target, options.adapters)
-    arguments, model = model_flags(target, adapters)
+    adapters = adapters_of(target, options.adapters, options.name)
+    arguments, model = model_flags(target, adapters, options.name)
     preflight.check_files(target, options.extra)
     if options.prompted:
         place = arguments.index("--served-model-name") + 2

@@ -53,7 +53,7 @@ def without_generation_tags(template: str) -> str:
 
     It renders the same text, white space included, in every Jinja2; a release must not hold the tag.
     """
-    template = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", template)
+    template = re.sub(r"(\{%[-+]?\s*)generation\s*:?(\s*[-+]?%\})", r"\1if true\2", template)
     return re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", template)
 
 

@@ -63,6 +63,17 @@ def test_a_release(release):
     assert "awq" in describe(release)
 
 
+def test_a_name_of_its_own_stays_when_another_release_is_served(release, make_run):
+    """A promoted release lies in a folder called after its digest: clients that name the model would break with every promotion."""
+    launch = build(release, ServeOptions(name="champion"))
+    assert launch.model == value(launch, "--served-model-name") == "champion"
+    run = make_run()
+    launch = build(run, ServeOptions(name="champion"))
+    assert launch.model == "champion"
+    assert value(launch, "--served-model-name") == "champion-base"
+    assert value(launch, "--lora-modules") == f"champion={run.path.resolve()}"
+
+
 def test_a_model(tiny_model):
     source = resolve(str(tiny_model))
     launch = build(source, ServeOptions())

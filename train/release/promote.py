@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tunegate.core import manifest as manifests
-from tunegate.core.artifacts import EvalReport, GateDecision, GgufExport, Release, Run
+from tunegate.core.artifacts import UNCOVERED, EvalReport, GateDecision, GgufExport, Release, Run
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.files import read_json
 from tunegate.core.manifest import Input
@@ -91,6 +91,10 @@ class Registry(Protocol):
         """Let `alias` mean what it meant before: (what it meant until now, the new entry)."""
         ...
 
+    def report(self, alias: str, promotion: Promotion) -> EvalReport | None:
+        """The report that `promotion`, an entry of `alias`, was made on; None where it is not kept on this machine."""
+        ...
+
     def where(self) -> str:
         """In words."""
         ...
@@ -101,10 +105,14 @@ def promote(
 ) -> Promotion:
     """Let `alias` mean `artifact`, on a passing decision for exactly its bytes.
 
-    Raises UserError when the folder, the decision or its report was changed, when the decision is not PASS, or when it is
-    for other bytes.
+    Raises UserError when the folder, the decision or its report was changed, when another artifact lies in the folder, when
+    the decision is not PASS, or when it is for other bytes.
     """
     manifests.refuse_changed(artifact.path, "the release")
+    if inner := manifests.inner_artifacts(artifact.path):  # a run is passed on too, from here on
+        raise UserError(
+            f"{inner[0]}/ in it is {UNCOVERED}", where=str(artifact.path), hint="move it out of that folder"
+        )
     evidence = evidence_for(artifact, gate)
     promotion = Promotion(
         action="promote",

@@ -77,10 +77,17 @@ class FolderRegistry:
                 raise UserError("the bytes to go back to were changed", where=str(stored), hint=f"ft verify {stored}")
             entry = taken_up(target, by, reason)
             entries[folders.key(KIND, alias)].append(replace(entry, path=stored.name).as_json())
-            report = self.place / "store" / f"{EvalReport.kind}-{str(target.evidence['report'])[:16]}"
+            report = self._report_at(target)
             saved = folders.entry_of(EvalReport.open(report), report)
             entries.setdefault(folders.key(EvalReport.kind, alias), []).append(saved)
         return now, entry
+
+    def report(self, alias: str, promotion: Promotion) -> EvalReport | None:
+        """From the store, where `add` put it. Raises UserError when it is gone or was changed."""
+        return folders.kept_report(alias, self._report_at(promotion), str(promotion.evidence["report"]))
+
+    def _report_at(self, promotion: Promotion) -> Path:
+        return folders.stored_at(EvalReport.kind, str(promotion.evidence["report"]), self.place)
 
 
 def _history(entries: folders.Entries, alias: str, place: Path) -> list[Promotion]:
@@ -125,6 +132,12 @@ class MlflowRegistry:
         entry = taken_up(target, by, reason)
         done = self._worker({"action": "set", "alias": alias, "entry": entry.as_json()})
         return now, Promotion.from_json(done["entry"])
+
+    def report(self, alias: str, promotion: Promotion) -> EvalReport | None:
+        """From the default folder's store, where it was saved there too: MLflow's own copy may lie on another machine."""
+        digest = str(promotion.evidence.get("report"))
+        path = folders.stored_at(EvalReport.kind, digest, folders.home())
+        return folders.kept_report(alias, path, digest) if path.is_dir() else None
 
     def _worker(self, job: dict[str, Any]) -> dict[str, Any]:
         """Run one job in MLflow's environment. Raises InfrastructureError with MLflow's last line."""

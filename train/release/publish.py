@@ -72,7 +72,8 @@ def push(
     private: bool,
     force: bool,
 ) -> Pushed:
-    """Make the copy that is passed on and send it.
+    """Make the copy that is passed on and send it, signed with the private key `key` where one is given; where the same is
+    there already, only the signature that it lacks.
 
     Raises UserError when the release or a report is not as it was written, a report is of another release, or a duty of the
     base's licence is not met; InfrastructureError when the destination does not answer (run it again, it goes on).
@@ -85,11 +86,11 @@ def push(
     if to.kind == "hub":
         from tunegate.train.release import publish_hub
 
-        done = publish_hub.send(staged, to, private=private, force=force)
+        done = publish_hub.send(staged, to, key=key, private=private, force=force)
     else:
         from tunegate.train.release import publish_store
 
-        done = publish_store.send(staged, to, force=force)
+        done = publish_store.send(staged, to, key=key, force=force)
     shutil.rmtree(place, ignore_errors=True)
     return done
 

@@ -9,6 +9,7 @@ from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import EvalReport, GateDecision, GgufExport, Release, open_any
 from tunegate.core.console import JsonOption, emit_json, out
 from tunegate.core.errors import UserError
+from tunegate.core.manifest import SIGNATURE
 from tunegate.train.paths import given_path
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
@@ -62,6 +63,9 @@ def push(
         return
     if not done.uploaded:
         out().print(f"{done.url}: this release is there already, nothing was sent", markup=False)
+        return
+    if done.uploaded == [SIGNATURE]:
+        out().print(f"{done.url}: this release is there already, only its signature was sent", markup=False)
         return
     out().print(
         f"pushed: {done.url} ({len(done.uploaded)} files sent, {len(done.skipped)} were there; digest {done.digest[:12]})",

@@ -6,6 +6,8 @@ repository is no release.
 
 import json
 import os
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tunegate.core import manifest as manifests
@@ -13,10 +15,12 @@ from tunegate.core.console import say
 from tunegate.core.errors import InfrastructureError, UserError
 from tunegate.core.files import relative_files
 from tunegate.train.release.publish import Destination, Passable, Pushed
+from tunegate.train.release.publish_signature import only_signed
 
 
-def send(release: Passable, to: Destination, *, private: bool, force: bool) -> Pushed:
-    """Make the repository where it is missing, and commit.
+def send(release: Passable, to: Destination, *, key: Path | None, private: bool, force: bool) -> Pushed:
+    """Make the repository where it is missing, and commit. key: what `release` is signed with; where it is there already, the
+    signature alone is sent.
 
     Raises UserError for a wrong token, a name that is refused, or another release that is there; InfrastructureError when
     the hub does not answer.
@@ -28,7 +32,7 @@ def send(release: Passable, to: Destination, *, private: bool, force: bool) -> P
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         raise UserError("HF_HUB_OFFLINE is set", where=to.place, hint="unset it to push to a hub")
     try:
-        return _send(HfApi(), release, to, private=private, force=force)
+        return _send(HfApi(), release, to, key=key, private=private, force=force)
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
         if status in (401, 403):
@@ -54,12 +58,14 @@ def send(release: Passable, to: Destination, *, private: bool, force: bool) -> P
 _AGAIN = "run the same command again: what was sent is not sent again"
 
 
-def _send(api: Any, release: Passable, to: Destination, *, private: bool, force: bool) -> Pushed:
+def _send(api: Any, release: Passable, to: Destination, *, key: Path | None, private: bool, force: bool) -> Pushed:
     url = f"{_endpoint()}/{to.place}"
     api.create_repo(to.place, private=private, exist_ok=True)
     there = _standing(api, to)
     if there == release.digest:
-        return Pushed(url=url, digest=there, uploaded=[], skipped=relative_files(release.path))
+        words = f"Signature of release {release.digest[:12]}"
+        send_file = partial(_upload, api, release, to, message=words)
+        return only_signed(release, key, read=partial(_content, api, to), send=send_file, url=url)
     if there is not None and not force:
         raise UserError(
             f"another release is there already ({there[:12]})",
@@ -74,27 +80,40 @@ def _send(api: Any, release: Passable, to: Destination, *, private: bool, force:
         repo_id=to.place, folder_path=release.path, revision=to.revision, ignore_patterns=[manifests.NAME],
         delete_patterns=["*"], commit_message=f"Release {release.digest[:12]}",
     )  # fmt: skip
-    api.upload_file(
-        path_or_fileobj=release.path / manifests.NAME, path_in_repo=manifests.NAME, repo_id=to.place, revision=to.revision,
-        commit_message=f"Manifest of release {release.digest[:12]}: it is whole from here on",
-    )  # fmt: skip
+    _upload(
+        api, release, to, manifests.NAME, message=f"Manifest of release {release.digest[:12]}: it is whole from here on"
+    )
     return Pushed(url=url, digest=release.digest, uploaded=[*names, manifests.NAME], skipped=[])
+
+
+def _upload(api: Any, release: Passable, to: Destination, name: str, *, message: str) -> None:
+    api.upload_file(
+        path_or_fileobj=release.path / name, path_in_repo=name, repo_id=to.place, revision=to.revision,
+        commit_message=message,
+    )  # fmt: skip
 
 
 def _standing(api: Any, to: Destination) -> str | None:
     """Digest of the release that is there; None where there is no manifest."""
+    content = _content(api, to, manifests.NAME)
+    try:
+        return None if content is None else str(json.loads(content).get("digest"))
+    except (ValueError, AttributeError):
+        return "damaged"
+
+
+def _content(api: Any, to: Destination, name: str) -> bytes | None:
+    """The bytes of a small file that is there; None where there is none."""
     from huggingface_hub.errors import EntryNotFoundError, RevisionNotFoundError
     from huggingface_hub.utils import get_session, hf_raise_for_status
 
-    address = f"{_endpoint()}/{to.place}/resolve/{to.revision or 'main'}/{manifests.NAME}"
+    address = f"{_endpoint()}/{to.place}/resolve/{to.revision or 'main'}/{name}"
     response = get_session().get(address, headers=api._build_hf_headers(), follow_redirects=True)
     try:
         hf_raise_for_status(response)
-        return str(json.loads(response.content).get("digest"))
     except (EntryNotFoundError, RevisionNotFoundError):
         return None
-    except (ValueError, AttributeError):
-        return "damaged"
+    return bytes(response.content)
 
 
 def _endpoint() -> str:

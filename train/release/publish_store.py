@@ -1,6 +1,8 @@
 """Pushing to an object store or a folder through fsspec: file by file, the manifest last."""
 
 import json
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tunegate.core import manifest as manifests
@@ -8,6 +10,7 @@ from tunegate.core.console import progress, say
 from tunegate.core.errors import InfrastructureError, UserError, first_line
 from tunegate.core.files import relative_files, sha256_file
 from tunegate.train.release.publish import Destination, Passable, Pushed
+from tunegate.train.release.publish_signature import only_signed
 
 # What an unfinished push has sent, by hash; removed at the end. Object stores name files by other sums than SHA-256.
 STATE = ".tunegate-push.json"
@@ -15,14 +18,15 @@ STATE = ".tunegate-push.json"
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss"}
 
 
-def send(release: Passable, to: Destination, *, force: bool) -> Pushed:
+def send(release: Passable, to: Destination, *, key: Path | None, force: bool) -> Pushed:
     """Send every file that is not there yet, then the manifest. A finished release with other content is kept unless `force`.
+    key: what `release` is signed with; where it is there already, the signature alone is sent.
 
     Raises UserError for an unknown scheme or a taken place, InfrastructureError when the store does not answer.
     """
     try:
         files, root = _open(to.place)
-        return _send(files, root.rstrip("/"), release, to, force=force)
+        return _send(files, root.rstrip("/"), release, to, key=key, force=force)
     except (OSError, TimeoutError) as error:
         raise InfrastructureError(
             f"the store does not answer: {first_line(error)}",
@@ -55,11 +59,12 @@ def _open(url: str) -> tuple[Any, str]:
     return files, root
 
 
-def _send(files: Any, root: str, release: Passable, to: Destination, *, force: bool) -> Pushed:
+def _send(files: Any, root: str, release: Passable, to: Destination, *, key: Path | None, force: bool) -> Pushed:
     files.invalidate_cache()
     there = _standing(files, root)
     if there is not None and there == release.digest:
-        return Pushed(url=to.place, digest=there, uploaded=[], skipped=relative_files(release.path))
+        read = partial(_content, files, root)
+        return only_signed(release, key, read=read, send=partial(_put, files, release, root), url=to.place)
     if there is not None and not force:
         raise UserError(
             f"another release is there already ({there[:12]})",
@@ -78,13 +83,13 @@ def _send(files: Any, root: str, release: Passable, to: Destination, *, force: b
             if state.get(name) == hashes[name] and _size(files, f"{root}/{name}") == size:
                 skipped.append(name)
             else:
-                _put(files, release, root, name, size)
+                _put(files, release, root, name)
                 state[name] = hashes[name]
                 _write(files, f"{root}/{STATE}", state)
                 uploaded.append(name)
             tick(1, name)
         _remove_others(files, root, {*names, STATE})
-        _put(files, release, root, manifests.NAME, (release.path / manifests.NAME).stat().st_size)
+        _put(files, release, root, manifests.NAME)
         tick(1, manifests.NAME)
     files.rm_file(f"{root}/{STATE}")
     if skipped:
@@ -92,8 +97,8 @@ def _send(files: Any, root: str, release: Passable, to: Destination, *, force: b
     return Pushed(url=to.place, digest=release.digest, uploaded=[*uploaded, manifests.NAME], skipped=skipped)
 
 
-def _put(files: Any, release: Passable, root: str, name: str, size: int) -> None:
-    target = f"{root}/{name}"
+def _put(files: Any, release: Passable, root: str, name: str) -> None:
+    target, size = f"{root}/{name}", (release.path / name).stat().st_size
     if OBJECT_STORES.isdisjoint([files.protocol] if isinstance(files.protocol, str) else files.protocol):
         files.makedirs(target.rpartition("/")[0], exist_ok=True)
     files.put_file(str(release.path / name), target)
@@ -107,13 +112,22 @@ def _put(files: Any, release: Passable, root: str, name: str, size: int) -> None
 
 def _standing(files: Any, root: str) -> str | None:
     """Digest of the finished release that is there; None where there is none."""
-    try:
-        document = json.loads(files.cat_file(f"{root}/{manifests.NAME}"))
-    except FileNotFoundError:
+    content = _content(files, root, manifests.NAME)
+    if content is None:
         return None
+    try:
+        document = json.loads(content)
     except ValueError:
         return "damaged"
     return str(document.get("digest") if isinstance(document, dict) else "damaged")
+
+
+def _content(files: Any, root: str, name: str) -> bytes | None:
+    """The bytes of a small file that is there; None where there is none."""
+    try:
+        return bytes(files.cat_file(f"{root}/{name}"))
+    except FileNotFoundError:
+        return None
 
 
 def _state(files: Any, root: str) -> dict[str, str]:

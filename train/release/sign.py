@@ -5,12 +5,13 @@ The format and the cryptography are those of the package `model-signing`; its co
 
 import base64
 import json
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunegate.core.artifacts import Artifact
-from tunegate.core.errors import InfrastructureError, UserError
+from tunegate.core.errors import InfrastructureError, UserError, first_line
 from tunegate.core.files import relative_files, sha256_file
 from tunegate.core.manifest import SIGNATURE, verify
 
@@ -97,6 +98,26 @@ def check(
     except Exception as error:  # whatever the cryptography below raises: the signature is not good
         return " ".join(f"the signature does not hold: {str(error) or type(error).__name__}".split())
     return None
+
+
+def is_signed_with(folder: Path, key: Path) -> bool:
+    """Whether a folder's signature was made with this private key (PEM, without a password), over what it holds now.
+
+    Raises UserError for a key that cannot be read.
+    """
+    _library("verifying")  # cryptography comes with it
+    from cryptography.hazmat.primitives import serialization
+
+    try:
+        public = serialization.load_pem_private_key(key.read_bytes(), password=None).public_key()
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"cannot read this key: {first_line(error)}", where=str(key), hint=_HOW) from None
+    with tempfile.TemporaryDirectory() as place:
+        beside = Path(place) / "public.pem"
+        beside.write_bytes(
+            public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+        )
+        return check(folder, key=beside) is None
 
 
 def _sigstore(error: Exception) -> InfrastructureError:

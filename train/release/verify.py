@@ -169,6 +169,8 @@ def _flat(inputs: tuple[manifests.Input, ...]) -> list[manifests.Input]:
 
 def _unwanted(folder: Path, manifest: Manifest) -> list[dict[str, str]]:
     """Pickles (they run code when loaded), training-only template tags, weights that end before they should."""
+    from tunegate.train.model_loading import without_generation_tags
+
     found = []
     for name in (str(item["path"]) for item in manifest.outputs):
         path = folder / name
@@ -176,7 +178,8 @@ def _unwanted(folder: Path, manifest: Manifest) -> list[dict[str, str]]:
             found.append({"path": name, "problem": "a pickle: it runs code when it is loaded"})
         if not path.is_file() or path.is_symlink():
             continue
-        if path.suffix == ".jinja" and "{% generation" in path.read_text(encoding="utf-8", errors="replace"):
+        template = path.read_text(encoding="utf-8", errors="replace") if path.suffix == ".jinja" else ""
+        if without_generation_tags(template) != template:
             found.append({"path": name, "problem": "the template has training-only tags ({% generation %})"})
         found += _weights(path, name)
     return found

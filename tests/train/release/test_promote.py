@@ -251,6 +251,23 @@ def test_a_run_without_weights_is_promoted_like_a_release(tmp_path, ft):
     assert "prompt" in ft("show")[1]
 
 
+def test_an_artifact_inside_a_run_is_not_promoted_with_it(tmp_path, ft, home):
+    folder = tmp_path / "prompt-run"
+    (folder / "passages").mkdir(parents=True)
+    for name in ("prompt.json", "passages/index.json"):
+        (folder / name).write_text("{}")
+    manifest.write(
+        folder, "run", inputs=[], config={"method": "prompt"}, facts={"method": "prompt", "base": "builtin:x"}
+    )
+    gate = make_gate(make_report(tmp_path / "report", Run.open(folder)))
+    make_release(folder / "other")
+    code, _, err = promote(ft, folder, gate.path)
+    assert (code, home.exists()) == (2, False)
+    assert "other/ in it is an artifact of its own, which its digest does not cover" in err
+    shutil.rmtree(folder / "other")
+    assert promote(ft, folder, gate.path)[0] == 0, "a sub-folder of its own is no other artifact"
+
+
 def test_the_stack_behind_an_alias():
     def entry(action, digest):
         return Promotion(action=action, digest=digest, kind="release", path="", at="", by="", from_path="")

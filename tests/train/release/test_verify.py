@@ -218,6 +218,19 @@ def test_no_training_tags_no_pickle_no_cut_weights(release, verify):
     ]
 
 
+@pytest.mark.parametrize("tag", ["{%- generation -%}", "{%generation%}", "{%+ generation\n%}"])
+def test_training_tags_are_found_however_they_are_spelt(release, verify, tag):
+    """As training takes them out."""
+    template = release.path / "chat_template.jinja"
+    template.write_text(tag + "{% endgeneration %}" + template.read_text())
+    rewrite(release.path)
+    code, document = verify(release.path)
+    assert (code, said(document)) == (
+        2,
+        ["chat_template.jinja: the template has training-only tags ({% generation %})"],
+    )
+
+
 LLAMA = {"license": "llama3.1", "base_name": "meta-llama/Llama-3.1-8B-Instruct", "method": "lora"}
 GEMMA = {"license": None, "base_name": "google/gemma-2-9b-it", "method": "lora"}
 
