@@ -13,6 +13,7 @@ from typing import Any
 
 from tunegate.advisor.errors import CPU_WIDEN, class_errors
 from tunegate.advisor.gpus import Gpu
+from tunegate.core import manifest
 from tunegate.core.artifacts import LoadReport, Run, open_any
 from tunegate.core.errors import UserError
 from tunegate.core.files import read_json, write_json
@@ -27,13 +28,15 @@ CALIBRATED_WIDEN = 2.0  # of a machine's interval once it was calibrated: other 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """What a log says: class (train_tps or tpot), the median measured value in that class's unit, its points, and the
-    peak memory it recorded (1e9 bytes; None where it did not). load: the load it was measured under, where the log says."""
+    peak memory it recorded (1e9 bytes; None where it did not). load: the load it was measured under, where the log says.
+    processes: that trained together, whose speeds the value is the sum of; None where the log does not say."""
 
     kind: str
     value: float
     points: int
     peak_memory_gb: float | None = None
     load: LoadRecord | None = None
+    processes: int | None = None
 
 
 def store() -> Path:
@@ -163,7 +166,14 @@ def _trainer_log(path: Path) -> Reading:
     if not speeds:
         raise UserError("no tokens_per_s in this log", where=str(path))
     value = statistics.median(speeds)
-    return Reading(kind="train_tps", value=value, points=len(speeds), peak_memory_gb=max(peaks, default=None))
+    told = manifest.read(path.parent).facts if manifest.is_finished(path.parent) else {}  # in its Run folder
+    return Reading(
+        kind="train_tps",
+        value=value,
+        points=len(speeds),
+        peak_memory_gb=max(peaks, default=None),
+        processes=told.get("processes"),
+    )
 
 
 def _positive(line: dict[str, Any], name: str, where: str) -> list[float]:

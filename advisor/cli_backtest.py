@@ -1,7 +1,7 @@
 """`ftadvise backtest` and `ftadvise calibrate`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,7 +10,10 @@ from tunegate.core.errors import ExitCode, one_of
 
 if TYPE_CHECKING:
     from tunegate.advisor.backtest import Backtest
+    from tunegate.advisor.gpus import Gpu
+    from tunegate.advisor.models import KnownModel
 
+Json = dict[str, Any]
 backtest_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 calibrate_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -79,6 +82,10 @@ def calibrate(
     ],
     model: Annotated[str, typer.Option(help="The model that ran.")],
     gpu: Annotated[str, typer.Option(help="Where it ran.")],
+    gpus: Annotated[
+        int | None, typer.Option(min=1, help="GPUs that worked together; of a Run folder its processes. [default: 1]")
+    ] = None,
+    strategy: Annotated[str, typer.Option(help="Training on several GPUs: ddp or fsdp2, as ft train had it.")] = "ddp",
     method: Annotated[str, typer.Option(help="Training: lora, qlora or full.")] = "lora",
     batch: Annotated[int, typer.Option(min=1, help="Training: rows per micro-batch.")] = 4,
     seq: Annotated[int, typer.Option(min=1, help="Training: mean tokens of a row.")] = 512,
@@ -90,45 +97,66 @@ def calibrate(
 ) -> None:
     """Learn this machine's speed; later estimates for the GPU use it (drawn to the prior while points are few)."""
     from tunegate.advisor import calibrate as learning
-    from tunegate.advisor import estimates
     from tunegate.advisor.gpus import find_gpu
     from tunegate.advisor.models import find
     from tunegate.advisor.serving_speed import QUANTIZATIONS
-    from tunegate.core.methods import ALL_LINEAR
 
     one_of("--method", method, ["lora", "qlora", "full"])
     one_of("--quant", quant, list(QUANTIZATIONS))
-    reading, memory = learning.read_log(log), None
+    one_of("--strategy", strategy, ["ddp", "fsdp2"])
+    reading = learning.read_log(log)
     card, base = find_gpu(gpu), find(model)
-    known = learning.factor(reading.kind, card.name)
-    if reading.load is not None:  # what was measured, not what was typed
-        input_tokens, output_tokens, concurrency = reading.load.shape()
+    together = gpus or (None if card.is_cpu else reading.processes) or 1  # processes of one machine share its CPU
+    memory: float | None = None
     if reading.kind == "train_tps":
-        question = estimates.TrainQuestion(
-            model=base, method=method, gpu=card, batch=batch, seq=seq, targets=ALL_LINEAR
-        )
-        answer = estimates.train(question)
-        predicted, memory = answer["tokens_per_s"]["value"] / known, answer["memory_gb"]["value"]
-        peak = card.tflops * 1e12 / (4.0 * base.architecture.linear_params)
+        shape: Json = {"method": method, "batch": batch, "seq": seq}
+        predicted, memory = _trained(base, card, together, strategy, shape)
+        peak = together * card.tflops * 1e12 / (4.0 * base.architecture.active_linear_params)
     else:
-        served = estimates.ServeQuestion(
-            model=base, gpu=card, quantization=quant, input_tokens=input_tokens, output_tokens=output_tokens,
-            concurrency=concurrency,
-        )  # fmt: skip
-        predicted = estimates.serve(served)["tpot_ms"]["value"] / known
-        peak = 1e3 * base.architecture.linear_params * 0.5 / (card.bandwidth_gbps * 1e9)
+        load = (input_tokens, output_tokens, concurrency)
+        measured = reading.load.shape() if reading.load is not None else load  # what was measured, not what was typed
+        predicted = _served(base, card, together, quant, measured)
+        peak = 1e3 * base.architecture.active_linear_params * 0.5 / (together * card.bandwidth_gbps * 1e9)
     learning.refuse_impossible(reading.value, predicted, peak, reading.kind)
     factor = learning.save(reading.kind, card, [reading.value / predicted])
     result = {
-        "class": reading.kind, "gpu": card.name, "measured": reading.value, "predicted": predicted, "factor": factor,
-        "points": reading.points, "peak_memory_gb": reading.peak_memory_gb, "predicted_memory_gb": memory,
-        "store": str(learning.store()),
+        "class": reading.kind, "gpu": card.name, "gpus": together, "measured": reading.value, "predicted": predicted,
+        "factor": factor, "points": reading.points, "peak_memory_gb": reading.peak_memory_gb,
+        "predicted_memory_gb": memory, "store": str(learning.store()),
     }  # fmt: skip
     if json_:
         emit_json(result)
         return
-    told = f"{reading.kind} on {card.name}: measured {reading.value:.4g}, predicted {predicted:.4g}"
+    place = card.name if together == 1 else f"{together} x {card.name}"
+    told = f"{reading.kind} on {place}: measured {reading.value:.4g}, predicted {predicted:.4g}"
     say(f"{told}; later estimates times {factor:.3f}")
     if reading.peak_memory_gb is not None:
         say(f"peak memory: measured {reading.peak_memory_gb:.3g} GB, predicted {memory:.3g} GB (not corrected by this)")
     say(f"kept in {learning.store()}; ftadvise estimate and recommend use it")
+
+
+def _trained(base: "KnownModel", card: "Gpu", gpus: int, strategy: str, shape: Json) -> tuple[float, float]:
+    """(tokens/s of all GPUs together, peak memory of one in 1e9 bytes) as computed, without what was learnt before. shape:
+    method, batch and seq of a TrainQuestion."""
+    from tunegate.advisor import calibrate as learning
+    from tunegate.advisor import estimates, training_time
+    from tunegate.core.methods import ALL_LINEAR
+
+    shared = gpus if strategy == "fsdp2" else 1
+    question = estimates.TrainQuestion(model=base, gpu=card, gpus=shared, targets=ALL_LINEAR, **shape)
+    answer = estimates.train(question)
+    speed = answer["tokens_per_s"]["value"] / learning.factor("train_tps", card.name)
+    return speed * training_time.scaling(gpus) / training_time.scaling(shared), answer["memory_gb"]["value"]
+
+
+def _served(base: "KnownModel", card: "Gpu", gpus: int, quant: str, load: tuple[float, float, float]) -> float:
+    """Time per token in ms as computed, without what was learnt before. load: tokens in, tokens out, calls at a time."""
+    from tunegate.advisor import calibrate as learning
+    from tunegate.advisor import estimates
+
+    inputs, outputs, concurrency = load
+    question = estimates.ServeQuestion(
+        model=base, gpu=card, gpus=gpus, quantization=quant, input_tokens=inputs, output_tokens=outputs,
+        concurrency=concurrency,
+    )  # fmt: skip
+    return float(estimates.serve(question)["tpot_ms"]["value"]) / learning.factor("tpot", card.name)

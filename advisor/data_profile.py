@@ -1,18 +1,26 @@
 """What a file of examples says: lengths, answers' format, labels, duplicates. One streaming pass."""
 
 import json
+import re
 import statistics
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from tunegate.core.errors import UserError
 from tunegate.core.model_source import file_at_hand
+from tunegate.core.profile import row_texts
 from tunegate.core.rows import Row, read_rows
+from tunegate.core.template_input import arguments_of
 
 SAMPLE = 2000  # rows tokenized to learn characters per token
 CHARS_PER_TOKEN = 3.6  # of English chat and JSON when no tokenizer is at hand
+CJK_CHARS_PER_TOKEN = 1.5  # of Chinese, Japanese and Korean: rough, vocabularies differ by a factor of two
+CJK = re.compile(
+    r"[\u1100-\u11ff\u2e80-\ua4cf\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]+"
+)
 TURN_TOKENS = 6  # a chat template's markers for one turn
 MAX_LABELS = 200
 
@@ -21,10 +29,11 @@ MAX_LABELS = 200
 class DataProfile:
     """Facts about a file of rows.
 
-    Token counts are means unless named; loss_tokens is the sum over answers. json_share: answers that parse as JSON
-    objects or lists. json_shapes: distinct sets of top-level keys among them. labels: distinct answers, None when there
-    are more than MAX_LABELS. duplicates: rows whose prompt and answer stood before. conflicts: prompts seen with
-    another answer. counted_with: the tokenizer, or `estimate`.
+    Token counts are means unless named; loss_tokens is the sum over answers, tool calls included. json_share: answers
+    that parse as JSON objects or lists, or call tools. json_shapes: distinct sets of top-level keys among them, of
+    function and argument names among calls. labels: distinct answers, None when there are more than MAX_LABELS.
+    duplicates: rows whose prompt and answer stood before. conflicts: prompts seen with another answer. counted_with:
+    the tokenizer, or `estimate`. cjk_share: of all characters, the Chinese, Japanese and Korean ones.
     """
 
     rows: int
@@ -41,6 +50,7 @@ class DataProfile:
     conflicts: int
     tool_share: float
     counted_with: str
+    cjk_share: float = 0.0
 
     @property
     def mean_tokens(self) -> float:
@@ -91,7 +101,7 @@ def summarise(rows: Iterable[Row], counter: Callable[[list[str]], int] | None, c
     stream = iter(rows)
     texts = [tally.add(row) for row in islice(stream, SAMPLE)]
     per_token = CHARS_PER_TOKEN
-    if counter is not None and (characters := sum(map(len, texts))):
+    if counter is not None and (characters := sum(map(_weight, texts))):
         per_token = max(0.5, characters / max(1, counter(texts)))
     del texts
     for row in stream:
@@ -110,11 +120,49 @@ def tokenizer_for(model: str | None) -> tuple[Callable[[list[str]], int] | None,
     return (lambda texts: sum(len(e.ids) for e in tokenizer.encode_batch(texts, add_special_tokens=False))), str(model)
 
 
+def _cjk(text: str) -> int:
+    """Chinese, Japanese and Korean characters of a text."""
+    return 0 if text.isascii() else sum(map(len, CJK.findall(text)))
+
+
+def _weight(text: str) -> float:
+    """Length of a text in characters of English: a CJK character is as many as a token has of the others."""
+    return len(text) + _cjk(text) * (CHARS_PER_TOKEN / CJK_CHARS_PER_TOKEN - 1.0)
+
+
+def _answer(row: Row) -> tuple[Any, list[Any]]:
+    """What a row answers, so that equal answers compare equal: its text, by value where that is a JSON object or list, with
+    white space collapsed where it is not; and its tool calls, by value without their ids."""
+    text = row.expected
+    value: Any = " ".join(text.split())
+    if text.lstrip()[:1] in ("{", "["):
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            pass
+    return value, [_call(call) for call in row.messages[-1].get("tool_calls") or ()]
+
+
+def _call(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict):
+        return call
+    return {"name": function.get("name"), "arguments": arguments_of(function.get("arguments"))}
+
+
+def _names(call: Any) -> list[str]:
+    """The function that a call names, and its arguments' names."""
+    found = call if isinstance(call, dict) else {}
+    arguments = found.get("arguments")
+    return [str(found.get("name")), *(arguments if isinstance(arguments, dict) else ())]
+
+
 class _Tally:
     def __init__(self) -> None:
-        self.inputs: list[int] = []
-        self.outputs: list[int] = []
+        self.inputs: list[float] = []
+        self.outputs: list[float] = []
         self.turns: list[int] = []
+        self.characters = self.cjk = 0
         self.json = self.tools = self.duplicates = self.conflicts = 0
         self.shapes: set[frozenset[str]] = set()
         self.labels: set[str] | None = set()
@@ -122,38 +170,38 @@ class _Tally:
 
     def add(self, row: Row) -> str:
         """Count one row and return its text."""
-        prompt = "\n".join(str(m.get("content") or "") for m in row.prompt)
-        if row.tools:
-            prompt += json.dumps(row.tools)
-            self.tools += 1
-        answer = row.expected
-        self.inputs.append(len(prompt))
-        self.outputs.append(len(answer))
+        prompt, answer = row_texts(row)
+        self.tools += bool(row.tools)
+        self.inputs.append(_weight(prompt))
+        self.outputs.append(_weight(answer))
         self.turns.append(len(row.messages))
-        key, value = hash(prompt), hash(answer)
-        if key not in self.answers:
-            self.answers[key] = value
-        elif self.answers[key] == value:
+        self.characters += len(prompt) + len(answer)
+        self.cjk += _cjk(prompt) + _cjk(answer)
+        value, calls = _answer(row)
+        label = json.dumps([value, calls], sort_keys=True)
+        self._repeated(hash(prompt), hash(label))
+        if self.labels is not None:
+            self.labels.add(label)
+            if len(self.labels) > MAX_LABELS:
+                self.labels = None
+        self._json(value, calls)
+        return prompt + answer
+
+    def _repeated(self, prompt: int, answer: int) -> None:
+        if prompt not in self.answers:
+            self.answers[prompt] = answer
+        elif self.answers[prompt] == answer:
             self.duplicates += 1
         else:
             self.conflicts += 1
-        if self.labels is not None:
-            self.labels.add(answer)
-            if len(self.labels) > MAX_LABELS:
-                self.labels = None
-        self._json(answer)
-        return prompt + answer
 
-    def _json(self, answer: str) -> None:
-        if answer.lstrip()[:1] not in ("{", "["):
-            return
-        try:
-            value = json.loads(answer)
-        except ValueError:
+    def _json(self, value: Any, calls: list[Any]) -> None:
+        if not calls and not isinstance(value, dict | list):
             return
         self.json += 1
         if len(self.shapes) < 1000:
-            self.shapes.add(frozenset(value) if isinstance(value, dict) else frozenset(["[]"]))
+            names = [name for call in calls for name in _names(call)]
+            self.shapes.add(frozenset(names or (value if isinstance(value, dict) else ["[]"])))
 
     def result(self, per_token: float, counted_with: str) -> DataProfile:
         n = len(self.inputs)
@@ -176,4 +224,5 @@ class _Tally:
             conflicts=self.conflicts,
             tool_share=self.tools / n,
             counted_with=counted_with,
+            cjk_share=self.cjk / max(1, self.characters),
         )

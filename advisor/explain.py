@@ -6,7 +6,7 @@ from typing import Any
 
 from tunegate.advisor import calibrate, what_if
 from tunegate.advisor.constraints import Constraints
-from tunegate.advisor.data_profile import DataProfile
+from tunegate.advisor.data_profile import CHARS_PER_TOKEN, CJK_CHARS_PER_TOKEN, DataProfile
 from tunegate.advisor.gpus import Gpu
 from tunegate.advisor.models import find
 from tunegate.advisor.prices import stale_note
@@ -17,6 +17,7 @@ from tunegate.core.errors import UserError
 
 Json = dict[str, Any]
 MANY_REPEATED = 0.05  # share of the rows from which on duplicates and conflicts are said
+SOME_CJK = 0.01  # share of the characters from which on those of Chinese, Japanese and Korean are spoken of
 GRADES = {
     "A": "evidence A: controlled, several models",
     "B": "evidence B: one study",
@@ -131,13 +132,7 @@ def _fixed_assumptions(answer: Recommendation) -> list[Json]:
         matters = "entered from general knowledge: estimates are only as good as that"
         entries.append({"name": "unchecked", "value": unchecked, "matters": matters})
     if answer.profile and answer.profile.counted_with == "estimate":
-        entries.append(
-            {
-                "name": "token_counts",
-                "value": "3.6 characters a token",
-                "matters": "lengths off by up to 20 %: no tokenizer was at hand",
-            }
-        )
+        entries.append(_token_counts(answer.profile))
     entries += _repetitions(answer.profile)
     if chosen.serving and not c.hardware:
         note = f"{chosen.serving.gpu.prices}"
@@ -170,6 +165,15 @@ def _fixed_assumptions(answer: Recommendation) -> list[Json]:
         }
     )
     return entries
+
+
+def _token_counts(profile: DataProfile) -> Json:
+    """How lengths were estimated where no tokenizer was at hand."""
+    value, off = f"{CHARS_PER_TOKEN:g} characters a token", "lengths off by up to 20 %"
+    if profile.cjk_share >= SOME_CJK:
+        value += f", {CJK_CHARS_PER_TOKEN:g} of Chinese, Japanese and Korean ({profile.cjk_share:.0%} of the text)"
+        off = "lengths off by up to 20 %, those of Chinese, Japanese and Korean by up to a factor of two"
+    return {"name": "token_counts", "value": value, "matters": f"{off}: no tokenizer was at hand"}
 
 
 def _repetitions(profile: DataProfile | None) -> list[Json]:

@@ -10,6 +10,12 @@ from pathlib import Path
 from tunegate.core.errors import UserError
 
 Record = dict[str, str]
+# A number in a cell, with signs before and a unit after it; one whose commas part thousands, which of them may as well have a
+# decimal comma, and one that has.
+_NUMBER_CELL = re.compile(r"([-+~≈<>=\s]*)([\d.,]+)(\s*[A-Za-z]{0,3})")
+_THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+(\.\d*)?")
+_UNCLEAR = re.compile(r"\d+,\d+")
+_DECIMAL = re.compile(r"(\d+|\d{1,3}(?:\.\d{3})+),(\d+)")
 _NO_PART_OF_A_NAME = (
     "instruct|chat|it|hf|base|bf16|fp16|fp8|nvfp4|mxfp4|fp4|int4|int8|4bit|8bit|awq|gptq|marlin|bnb|unsloth|gguf|quantized|"
     "dynamic|g128|128g|w4a16|w8a8|w8a16"
@@ -28,7 +34,7 @@ def read_csv(path: Path, needed: tuple[str, ...]) -> list[Record]:
     """Rows of a user's CSV file, cells stripped. Raises UserError when it is missing, not UTF-8, or lacks a needed column.
 
     Columns may stand in any order and case, parted by comma, semicolon or tab; lines before them that are empty or begin
-    with # are passed over. A row without any cell is none.
+    with # are passed over. A row without any cell is none. A decimal comma becomes a point.
     """
     return [row for _, row in read_csv_lines(path, needed)]
 
@@ -63,7 +69,27 @@ def read_csv_lines(path: Path, needed: tuple[str, ...]) -> list[tuple[int, Recor
         raise UserError(f"not a CSV file: {error}", where=str(path)) from None
     if missing := [name for name in needed if name not in columns]:
         raise UserError(f"no column {', '.join(missing)}", where=f"{path}:1", hint=f"needed: {', '.join(needed)}")
-    return rows
+    return [
+        (line, {name: _with_point(cell, mark, f"{path}:{line}") for name, cell in row.items()}) for line, row in rows
+    ]
+
+
+def _with_point(cell: str, mark: str, where: str) -> str:
+    """A number with a decimal comma (`0,15`, `~7,5B`, `1.234,5`) with a point; any other cell as it is.
+
+    Raises UserError for `1,234`, which may be either, unless commas part the columns: there it is 1234.
+    """
+    found = _NUMBER_CELL.fullmatch(cell)
+    if found is None or "," not in cell:
+        return cell
+    before, digits, after = found.groups()
+    if _THOUSANDS.fullmatch(digits):
+        if mark == "," or not _UNCLEAR.fullmatch(digits):
+            return cell
+        either = f"{digits.replace(',', '.')} or {digits.replace(',', '')}"
+        raise UserError(f"{cell!r} may be {either}", where=where, hint="write it without the comma")
+    decimal = _DECIMAL.fullmatch(digits)
+    return f"{before}{decimal[1].replace('.', '')}.{decimal[2]}{after}" if decimal else cell
 
 
 def doubt(name: str, source: str) -> str | None:
@@ -72,7 +98,10 @@ def doubt(name: str, source: str) -> str | None:
 
 
 def number(text: str) -> float | None:
-    """A number in a table cell; None for an empty cell, text (such as `OOM`), NaN and infinity."""
+    """A number in a table cell, whose commas part thousands; None for an empty cell, text (such as `OOM`), other commas, NaN
+    and infinity."""
+    if "," in text and not _THOUSANDS.fullmatch(text.strip().lstrip("+-")):
+        return None
     try:
         value = float(text.replace(",", ""))
     except ValueError:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tunegate.advisor.recommend import Recommendation
-from tunegate.advisor.render import train_section
+from tunegate.advisor.render import spread_words, train_section
 from tunegate.core.errors import UsageError, UserError
 from tunegate.core.files import canonical_json, sha256_text, write_text
 
@@ -48,14 +48,8 @@ def task(answer: Recommendation, recommendation: str, infra: str = "") -> dict[s
 
 
 def _command(answer: Recommendation, recommendation: str) -> str:
-    """Train, or go on where a machine was taken away. On several GPUs one process each, the model shared over them
-    (FSDP2); bitsandbytes' 4-bit weights are not shared, so QLoRA runs as DDP."""
-    training = answer.chosen.training
-    assert training is not None
-    words = f"ft train data/ --from {recommendation} --out {KEPT}/run"
-    if training.gpus > 1:
-        strategy = "ddp" if answer.chosen.method == "qlora" else "fsdp2"
-        words += f" --launch accelerate --num-processes {training.gpus} --strategy {strategy}"
+    """Train, or go on where a machine was taken away."""
+    words = f"ft train data/ --from {recommendation} --out {KEPT}/run{spread_words(answer)}"
     return f'if [ -d {KEPT}/.run.training ]; then set -- --resume; fi\n{words} "$@"\n'
 
 

@@ -20,9 +20,17 @@ COLUMNS = (
     "grad_ckpt", "optimizer", "gpu", "n_gpus", "value", "unit", "source_repo_or_paper", "source_path_or_table", "notes",
 )  # fmt: skip
 GIB = 1.073741824
-# What a row's unit is in the unit of its class: GB, ms.
-MEMORY_UNITS = {"gib": GIB, "mb": 1e-3, "mib": GIB / 1024.0, "bytes": 1e-9, "b": 1e-9}
-TIME_UNITS = {"s": 1e3, "sec": 1e3, "seconds": 1e3, "us": 1e-3}
+# What a row's unit is in 1e9 bytes, in seconds.
+MEMORY_UNITS = {
+    "gb": 1.0, "gib": GIB, "mb": 1e-3, "mib": GIB / 1024.0, "tb": 1e3, "tib": GIB * 1024.0, "bytes": 1e-9, "b": 1e-9,
+}  # fmt: skip
+TIME_UNITS = {
+    "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "milliseconds": 1e-3, "s": 1.0, "sec": 1.0, "secs": 1.0, "second": 1.0, "seconds": 1.0,
+    "min": 60.0, "mins": 60.0, "minute": 60.0, "minutes": 60.0, "h": 3600.0, "hr": 3600.0, "hrs": 3600.0,
+    "hour": 3600.0, "hours": 3600.0,
+}  # fmt: skip
+IN_MS = ("ttft", "ttft_p99", "tpot")
+RATE = re.compile(r"(?:/|\bper) ?(min|minute|h|hr|hour)\b")
 LENGTH = re.compile(r"(\d+(?:\.\d+)?) ?k")
 MOST_PARAMS_B = 1e5
 
@@ -72,6 +80,11 @@ class Case:
         )
         return " ".join(self.row.get(name, "") for name in names).lower()
 
+    @property
+    def per_gpu(self) -> bool:
+        """Whether the value is one GPU's, by the row's unit."""
+        return bool(re.search(r"(?:/|\bper) ?gpu\b", self.row["unit"]))
+
     def tokens(self, column: str) -> float:
         """A length in tokens. Raises NotPredictedError when the row does not state one."""
         text = self.row.get(column, "")
@@ -92,10 +105,10 @@ class Case:
 
 
 def normal(row: Record) -> Record:
-    """A row with every column, those that it lacks empty; the class in lower case."""
+    """A row with every column, those that it lacks empty; class and unit in lower case."""
     names = {name.lower(): name for name in COLUMNS}
     row = dict.fromkeys(COLUMNS, "") | {names.get(name.lower(), name): value for name, value in row.items()}
-    return row | {"kind": row["kind"].lower()}
+    return row | {"kind": row["kind"].lower(), "unit": row["unit"].strip().lower()}
 
 
 def parse(row: Record) -> Case:
@@ -123,11 +136,20 @@ def parse(row: Record) -> Case:
 
 
 def _scale(row: Record) -> float:
-    """What turns the row's unit into that of its class; 1 for the class's own and for units that `predict` reads."""
-    unit = (re.match("[a-z]*", row["unit"].lower()) or [""])[0]
-    if "mem" in row["kind"]:
-        return MEMORY_UNITS.get(unit, 1.0)
-    return TIME_UNITS.get(unit, 1.0) if row["kind"] in ("ttft", "ttft_p99", "tpot") else 1.0
+    """What turns the row's unit into that of its class; 1 for no unit, for the class's own and for those that `predict`
+    reads. Raises NotPredictedError for a unit of memory or time that is not known."""
+    kind, unit = row["kind"], row["unit"]
+    if not unit or unit.startswith("min/1000"):
+        return 1.0
+    timed = kind in (*IN_MS, "train_time", "train_wall")
+    if "mem" not in kind and not timed:
+        rate = RATE.search(unit)
+        return 1.0 / TIME_UNITS[rate[1]] if rate else 1.0
+    word = (re.match("[a-zµμ]*", unit) or [""])[0]
+    scale = (TIME_UNITS if timed else MEMORY_UNITS).get(word)
+    if scale is None:
+        raise NotPredictedError(f"unknown unit {unit!r}")
+    return 1e3 * scale if kind in IN_MS else scale
 
 
 def quantization(case: Case) -> str:
@@ -157,7 +179,7 @@ def trainable_params(case: Case) -> int:
     text = case.text
     if found := re.search(r"trainable=([\d,]+)", text):
         return int(found.group(1).replace(",", ""))
-    rank = re.search(r"r(?:ank)?\s*=?\s*(\d+)", text.split("lora", 1)[-1])
+    rank = re.search(r"(?<![a-z0-9])r(?:ank)?\s*=?\s*(\d+)", text.split("lora", 1)[-1])
     return case.arch.lora_params(int(rank.group(1)) if rank else 8, ALL_LINEAR)
 
 

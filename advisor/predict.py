@@ -111,7 +111,7 @@ def _train_wall(case: Case) -> float:
 
 def _train_throughput(case: Case) -> float:
     one = timing.tokens_per_s(_step(case))
-    return one if case.row["unit"].endswith("/gpu") else one * case.n_gpus
+    return one if case.per_gpu else one * case.n_gpus
 
 
 ENGINE_OF = (
@@ -167,6 +167,10 @@ SCHEDULER_LIMIT = 2048.0  # sequences a scheduler takes at once when all are que
 
 
 def _throughput(case: Case) -> float:
+    return _all_gpus(case) / (case.n_gpus if case.per_gpu else 1)
+
+
+def _all_gpus(case: Case) -> float:
     setup = serving_setup(case)
     concurrency = _concurrency(case, setup)
     out = serving.throughput(setup, concurrency)
@@ -181,7 +185,7 @@ def _throughput(case: Case) -> float:
 
 def _prefill_throughput(case: Case) -> float:
     setup = serving_setup(case)
-    return setup.input_tokens / serving.prefill_s(setup)
+    return setup.input_tokens / serving.prefill_s(setup) / (case.n_gpus if case.per_gpu else 1)
 
 
 def _ttft(case: Case) -> float:

@@ -118,6 +118,8 @@ def train_section(answer: Recommendation) -> tuple[Json, list[str]]:
             most = find(model).architecture.context or 32_768
             section["max_length"] = min(32_768, most, 256 * math.ceil(longest * SPREAD / 256))
         return section, notes
+    if words := spread_words(answer):
+        notes.append(f"`train` is for {training.gpus} GPUs, a process each: ft train DATA --from THIS_FILE{words}")
     r = training.recipe
     if method != "full":
         section |= {"rank": r.rank, "alpha": r.alpha, "targets": list(r.targets)}
@@ -125,11 +127,23 @@ def train_section(answer: Recommendation) -> tuple[Json, list[str]]:
         "learning_rate": r.learning_rate,
         "num_train_epochs": r.epochs,
         "per_device_train_batch_size": r.micro_batch,
-        "gradient_accumulation_steps": r.accumulation,
+        "gradient_accumulation_steps": max(1, r.accumulation // training.gpus),  # each process has batches of its own
         "max_length": r.max_length,
         "seed": 0,
     }
     return section, notes
+
+
+def spread_words(answer: Recommendation) -> str:
+    """The options by which `ft train` runs the answer on its several GPUs, one process each, after a space; empty for one.
+
+    The model is shared over them (FSDP2); bitsandbytes' 4-bit weights are not, so QLoRA runs as DDP.
+    """
+    training = answer.chosen.training
+    if training is None or training.gpus == 1:
+        return ""
+    strategy = "ddp" if answer.chosen.method == "qlora" else "fsdp2"
+    return f" --launch accelerate --num-processes {training.gpus} --strategy {strategy}"
 
 
 def _open_model(answer: Recommendation, method: str) -> str:

@@ -90,10 +90,10 @@ def _heaviest(stages: list[dict[str, Any]]) -> int:
     second that the first got through."""
     closed = [i for i, stage in enumerate(stages) if stage["kind"] == "closed"]
     opened = [i for i, stage in enumerate(stages) if stage["kind"] != "closed"]
-    busiest = max(closed, key=lambda i: stages[i]["concurrency"], default=None)
-    fastest = max(opened, key=lambda i: stages[i]["rate"], default=None)
-    if busiest is None or fastest is None:
-        return fastest if busiest is None else busiest
+    busiest = max(closed, key=lambda i: float(stages[i]["concurrency"]), default=-1)
+    fastest = max(opened, key=lambda i: float(stages[i]["rate"]), default=-1)
+    if min(busiest, fastest) < 0:
+        return max(busiest, fastest)
     return fastest if stages[fastest]["rate"] >= stages[busiest]["throughput"]["requests_per_s"] else busiest
 
 

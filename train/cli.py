@@ -24,7 +24,7 @@ from tunegate.train import adapters, dry_run_view, inputs, same_model, thread_wa
 from tunegate.train.advice import rate_note, warnings
 from tunegate.train.config import TrainConfig, field_types, from_file, keys_of, resolve
 from tunegate.train.config import as_json as config_json
-from tunegate.train.launch_options import launch_fields, launch_of
+from tunegate.train.launch_options import Launch, launch_fields, launch_of
 from tunegate.train.paths import given_name, given_path
 from tunegate.train.stop import Interrupted, told
 from tunegate.train.work import FREE, NAMES
@@ -88,9 +88,9 @@ def train(
         _without_weights(opened, source, config, out_folder, dry_run=dry_run, force=force, as_json=as_json)
         return
     if dry_run:
-        _check(opened, source, config, settings, dry_run=True, refuse=preflight, as_json=as_json)
+        _check(opened, source, config, settings, spread, dry_run=True, refuse=preflight, as_json=as_json)
         return
-    ready, forecast = _check(opened, source, config, settings, dry_run=False, refuse=preflight, as_json=as_json)
+    ready, forecast = _check(opened, source, config, settings, spread, dry_run=False, refuse=preflight, as_json=as_json)
     work = {"resume": resume, "force": force, "prepared": ready, "forecast": forecast, "launch": spread}
     _with_weights(opened, source, config, out_folder, work, as_json=as_json)
 
@@ -158,12 +158,13 @@ def _check(
     source: ModelSource,
     config: TrainConfig,
     settings: dict[str, Any],
+    spread: Launch | None,
     *,
     dry_run: bool,
     refuse: bool,
     as_json: bool,
 ) -> tuple[Any, Any]:
-    """(prepared rows, forecast), shown. refuse: raise UserError for a run that cannot fit."""
+    """(prepared rows, forecast), shown. spread: over several processes. refuse: raise UserError for a run that cannot fit."""
     from tunegate.train import sft, template_check
 
     if dry_run and config.adapter:
@@ -178,7 +179,7 @@ def _check(
     say(
         f"template: {template.rows} rows are the same tokens in training and at the server, ended by {' '.join(template.learnt)}"
     )
-    forecast = sft.forecast_of(ready, source, config)
+    forecast = _forecast(ready, source, config, spread)
     if forecast:
         forecast.say()
         if refuse:
@@ -186,6 +187,24 @@ def _check(
     if dry_run:
         dry_run_view.show(ready, template, config, settings, forecast, as_json=as_json)
     return ready, forecast
+
+
+def _forecast(ready: Any, source: ModelSource, config: TrainConfig, spread: Launch | None) -> Any:
+    """Warn about the data, and predict memory and time of the run on this machine's device; None where that is unknown.
+    ready: of `sft.prepare`."""
+    from tunegate.train import examples, model_loading, preflight
+
+    training, validation = examples.split_validation(ready.kept, config.validation_share, config.seed)
+    for text in preflight.check_data(config, len(training), len(validation)):
+        warn(text)
+    found = ready.certificate
+    load = preflight.Load(
+        rows=len(training),
+        longest=found.longest,
+        mean=found.tokens / len(ready.kept),
+        label_share=found.label_tokens / found.tokens,
+    )
+    return preflight.forecast(source, config, load, model_loading.pick_device(config), spread)
 
 
 def _unread(settings: dict[str, Any], config: TrainConfig) -> list[str]:

@@ -4,9 +4,10 @@ import dataclasses
 import re
 import shlex
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from tunegate.advisor import estimates
+from tunegate.advisor import estimates, training_time
 from tunegate.advisor.gpus import Gpu, find_gpu
 from tunegate.advisor.models import KnownModel, find
 from tunegate.advisor.training_plan import FIT_MARGIN
@@ -15,14 +16,17 @@ from tunegate.core.architecture import Architecture
 from tunegate.core.console import say, warn
 from tunegate.core.errors import UserError
 from tunegate.core.model_source import ModelSource
+from tunegate.core.strict_yaml import read_yaml
 from tunegate.train import model_loading
 from tunegate.train.arguments import recomputes, total_steps
 from tunegate.train.config import TrainConfig
 from tunegate.train.cpu_attention import LONGEST_DENSE
+from tunegate.train.launch_options import Launch
 from tunegate.train.lora_targets import projections_of
 
 Json = dict[str, Any]
 FEW_ROWS = 50  # below this a tuned model mostly learns its rows by heart
+ALONE = Launch(num_processes=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +41,9 @@ class Load:
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Predictions (value, low, high: 90 % interval) and the device they are held against. memory_gb, device_gb: 1e9 bytes.
-    hours: of the whole run. steps: optimizer steps. proposals: settings that are predicted to fit, where these do not.
-    calibrate: the command by which the advisor learns from the run, RUN its folder."""
+    """Predictions (value, low, high: 90 % interval) and the device they are held against. memory_gb, device_gb: 1e9 bytes,
+    of one process. tokens_per_s: of all together. hours: of the whole run. steps: optimizer steps. proposals: settings
+    that are predicted to fit, where these do not. calibrate: the command by which the advisor learns from the run, RUN its folder."""
 
     device: str
     device_gb: float
@@ -82,17 +86,24 @@ class Forecast:
         )
 
 
-def forecast(source: ModelSource, config: TrainConfig, load: Load, device: str) -> Forecast | None:
-    """Ask the advisor; None, with a word, where it does not know the model's shape or the device."""
+def forecast(
+    source: ModelSource, config: TrainConfig, load: Load, device: str, launch: Launch | None = None
+) -> Forecast | None:
+    """Ask the advisor; None, with a word, where it does not know the model's shape or the device. launch: how the run is
+    spread over processes, None for one."""
+    launch = launch or ALONE
     try:
-        model, gpu = find(source.location), _gpu(device)
+        # of a cluster it is not known how many run on one machine
+        together = 1 if launch.address else launch.num_processes // launch.num_machines
+        model, gpu = find(source.location), _gpu(device, together)
     except UserError as error:
         say(f"no forecast of memory and time: {error.message}")
         return None
-    found = _estimate(model, gpu, config, load)
+    found = _estimate(model, gpu, config, load, launch)
     fits = float(found["memory_gb"]["value"]) <= FIT_MARGIN * gpu.memory_gb
-    steps = total_steps(config, load.rows)
-    tokens = steps * config.per_device_train_batch_size * config.gradient_accumulation_steps * load.mean
+    steps = total_steps(config, load.rows, launch.num_processes)
+    rows = config.per_device_train_batch_size * config.gradient_accumulation_steps * launch.num_processes
+    tokens = steps * rows * load.mean
     speed = found["tokens_per_s"]
     hours = {
         "value": tokens / speed["value"] / 3600, "low": tokens / speed["high"] / 3600, "high": tokens / speed["low"] / 3600,
@@ -100,6 +111,8 @@ def forecast(source: ModelSource, config: TrainConfig, load: Load, device: str) 
     }  # fmt: skip
     notes = [f"the interval is wide: {found['extrapolates']}"] if found["extrapolates"] else []
     notes += [text for text in (model.architecture.beyond(load.longest),) if text]
+    if launch.num_processes > 1:
+        notes.append(f"memory is that of one of {launch.num_processes} processes, tokens/s that of all")
     return Forecast(
         device=gpu.name,
         device_gb=gpu.memory_gb,
@@ -109,9 +122,9 @@ def forecast(source: ModelSource, config: TrainConfig, load: Load, device: str) 
         steps=steps,
         trainable_params=found["trainable_params"],
         fits=fits,
-        proposals=() if fits else _proposals(model, gpu, config, load),
+        proposals=() if fits else _proposals(model, gpu, config, load, launch),
         notes=tuple(notes),
-        calibrate=_calibrate(source, gpu, config, load),
+        calibrate=_calibrate(source, gpu, config, load) + (" --strategy fsdp2" if _shared(launch) else ""),
     )
 
 
@@ -136,13 +149,24 @@ def check_data(config: TrainConfig, rows: int, validation: int) -> list[str]:
     return [few] if rows < FEW_ROWS else []
 
 
-def _estimate(model: KnownModel, gpu: Gpu, config: TrainConfig, load: Load) -> Json:
+def _shared(launch: Launch) -> bool:
+    """Whether each process holds a share of the model: FSDP2, and what a file of accelerate's asks for but plain DDP."""
+    if not launch.launch_config:
+        return launch.strategy == "fsdp2"
+    asked = read_yaml(Path(launch.launch_config)) or {}
+    return not str(asked.get("distributed_type", "NO")).startswith(("MULTI_", "NO"))
+
+
+def _estimate(model: KnownModel, gpu: Gpu, config: TrainConfig, load: Load, launch: Launch) -> Json:
+    """The advisor's estimate, memory_gb of one process, tokens_per_s of all: those of one machine share its CPU."""
     device = "cpu" if gpu.is_cpu else "cuda"
+    shares = launch.num_processes if _shared(launch) else 1
     found = estimates.train(
         estimates.TrainQuestion(
             model=model,
             method=config.method,
             gpu=gpu,
+            gpus=shares,
             batch=config.per_device_train_batch_size,
             seq=load.longest,
             rank=config.rank,
@@ -159,8 +183,11 @@ def _estimate(model: KnownModel, gpu: Gpu, config: TrainConfig, load: Load) -> J
     if gpu.is_cpu and config.fast_cpu and load.longest <= LONGEST_DENSE:
         changed += _scores_gb(model.architecture, config, load, recompute=recomputes(config, device))
     if gpu.is_cpu and config.method == "lora" and model_loading.settled(config).dtype == "float32":
-        changed += 2.0 * model.architecture.params / 1e9  # 4 bytes a parameter where the estimate has 2
-    found["memory_gb"] |= {key: float(found["memory_gb"][key]) * changed / value for key in ("value", "low", "high")}
+        changed += 2.0 * model.architecture.params / shares / 1e9  # 4 bytes a parameter where the estimate has 2
+    devices = launch.num_machines if gpu.is_cpu else launch.num_processes
+    faster = training_time.scaling(devices) / training_time.scaling(shares)
+    for name, factor in (("memory_gb", changed / value), ("tokens_per_s", faster)):
+        found[name] |= {key: float(found[name][key]) * factor for key in ("value", "low", "high")}
     return found
 
 
@@ -172,23 +199,28 @@ def _scores_gb(architecture: Architecture, config: TrainConfig, load: Load, *, r
     return 5.0 * architecture.heads * load.longest * tokens * layers / 1e9
 
 
-def _proposals(model: KnownModel, gpu: Gpu, config: TrainConfig, load: Load) -> tuple[str, ...]:
+def _proposals(model: KnownModel, gpu: Gpu, config: TrainConfig, load: Load, launch: Launch) -> tuple[str, ...]:
     """Changes, alone and then together, after which it is predicted to fit; the first three that do."""
     rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
     shorter = max(128, load.longest // 2)
+    ours = launch.num_processes > 1 and not launch.launch_config
+    qlora = "--method qlora" + (" --strategy ddp" if ours and _shared(launch) else "")  # 4-bit weights are not shared
     steps: list[tuple[str, Json, Load]] = [
         ("--gradient-checkpointing", {"gradient_checkpointing": True}, load),
         (f"--per-device-train-batch-size 1 --gradient-accumulation-steps {rows}",
          {"per_device_train_batch_size": 1, "gradient_accumulation_steps": rows}, load),
         ("--method lora", {"method": "lora"}, load),
-        ("--method qlora", {"method": "qlora"}, load),
+        (qlora, {"method": "qlora"}, load),
         (f"--max-length {shorter}", {}, dataclasses.replace(load, longest=shorter)),
         ("--dtype bfloat16", {"dtype": "bfloat16"}, load),
     ]  # fmt: skip
-    alone = [_tried(model, gpu, config, *step) for step in steps if not _is_so(config, step[1])]
+    alone = [_tried(model, gpu, config, *step, launch) for step in steps if not _is_so(config, step[1])]
+    if ours and not _shared(launch) and config.method != "qlora":
+        shared = dataclasses.replace(launch, strategy="fsdp2")
+        alone.insert(0, _tried(model, gpu, config, "--strategy fsdp2", {}, load, shared))
     smallest = {"method": "qlora", "gradient_checkpointing": True, **steps[1][1]}
-    together = f"--method qlora --gradient-checkpointing {steps[1][0]}"
-    found = [text for text in alone if text] or [_tried(model, gpu, config, together, smallest, load)]
+    together = f"{qlora} --gradient-checkpointing {steps[1][0]}"
+    found = [text for text in alone if text] or [_tried(model, gpu, config, together, smallest, load, launch)]
     return tuple(text for text in found if text)[:3]
 
 
@@ -198,15 +230,18 @@ def _is_so(config: TrainConfig, changes: Json) -> bool:
     return bool(changes) and all(getattr(config, key) == value for key, value in changes.items())
 
 
-def _tried(model: KnownModel, gpu: Gpu, config: TrainConfig, text: str, changes: Json, load: Load) -> str:
-    peak = float(_estimate(model, gpu, dataclasses.replace(config, **changes), load)["memory_gb"]["value"])
+def _tried(
+    model: KnownModel, gpu: Gpu, config: TrainConfig, text: str, changes: Json, load: Load, launch: Launch
+) -> str:
+    peak = float(_estimate(model, gpu, dataclasses.replace(config, **changes), load, launch)["memory_gb"]["value"])
     return f"{text} ({peak:.1f} GB)" if peak <= FIT_MARGIN * gpu.memory_gb else ""
 
 
-def _gpu(device: str) -> Gpu:
-    """The device in the advisor's table, with the memory that this machine really has. Raises UserError if unknown."""
+def _gpu(device: str, processes: int) -> Gpu:
+    """The device in the advisor's table, with the memory that one of this machine's processes really has: a GPU of its own,
+    or its part of the CPU's. Raises UserError if unknown."""
     if device == "cpu":
-        return dataclasses.replace(find_gpu("cpu"), memory_gb=machine.memory_gb())
+        return dataclasses.replace(find_gpu("cpu"), memory_gb=machine.memory_gb() / processes)
     own = machine.gpus()[0]
     short = re.sub(r"(?i)nvidia|tesla|geforce|quadro", "", own.name).strip()
     words = re.split(r"[\s]+", short)

@@ -196,7 +196,10 @@ def test_whatever_the_method_the_trainer_runs_it(advise, tmp_path, question, met
     resolved, _, notes = config.resolve([(str(out), values)])
     assert (resolved.method, notes) == (trained, [])
     assert set(values) <= {*config.keys_of(trained), "preset"}
-    said = [note for note in yaml.safe_load(out.read_text())["notes"] if "is meant" not in note]  # which hub id
+    notes = yaml.safe_load(out.read_text())["notes"]
+    said = [
+        note for note in notes if "is meant" not in note and "a process each" not in note
+    ]  # which hub id, how many GPUs
     assert bool(said) == (method in ("hosted_api", "rag_lora"))
     if method == "hosted_api":
         assert resolved.model.count("/") == 1  # open weights of a hub id, not the API's name
