@@ -147,6 +147,12 @@ class ServeQuestion:
     prefix_hit: float = 0.0
 
 
+QUEUE = (
+    "{:g} calls at a time are more than max_concurrency: the others wait for a place in the cache, and ttft_ms holds that "
+    "wait (just above max_concurrency, measured waits were shorter)"
+)
+
+
 def serve(q: ServeQuestion) -> Json:
     """Memory, latency, throughput and cost of serving. Raises UserError for FP8 on a chip without it."""
     from tunegate.advisor.serving_plan import setup_for
@@ -162,6 +168,8 @@ def serve(q: ServeQuestion) -> Json:
     speedup = calibrate.factor("tpot", q.gpu.name)
     tpot = times.tpot_s(running) * speedup
     out_per_s = running / tpot
+    waits = times.fits >= 1 and q.concurrency > times.fits
+    queue_s = (q.concurrency / times.fits - 1) * (times.ttft_s(running) + q.output_tokens * tpot) if waits else 0.0
     cache = running * a.kv_tokens(setup.mean_context) * a.kv_bytes_per_token(setup.kv_bytes) / 1e9 / q.gpus
     cache *= serving_speed.kv_copies(a, q.gpus)
     widen, reason = widen_of(q.model, q.gpu, "tpot")
@@ -172,12 +180,12 @@ def serve(q: ServeQuestion) -> Json:
     return {
         "memory_gb": estimate(serving_speed.memory_gb(setup) + cache, "infer_mem", widen=min(widen, 2.0)),
         "fits": fits,
-        "ttft_ms": estimate(1e3 * times.ttft_s(running), "ttft", widen=min(widen, 2.0)),
+        "ttft_ms": estimate(1e3 * (times.ttft_s(running) + queue_s), "ttft", widen=min(widen, 2.0)),
         "tpot_ms": estimate(1e3 * tpot, "tpot", widen=widen),
         "tokens_per_s": estimate(out_per_s, "infer_tps", widen=widen),
         "max_concurrency": max(0, int(times.fits)),
         "usd_per_1k_calls": usd,
         "extrapolates": reason or None,
         "price": q.gpu.prices or None,
-        "notes": [*doubts(q.model, q.gpu), *reasons],
+        "notes": [*doubts(q.model, q.gpu), *reasons, *([QUEUE.format(q.concurrency)] if waits else [])],
     }

@@ -9,6 +9,7 @@ from tunegate.advisor.facts import number, read_csv_lines, table
 from tunegate.core.errors import UserError, nearest
 
 NEEDED = ("provider", "model", "input_usd_mtok", "output_usd_mtok")
+KEPT = ("cached_usd_mtok", "open_weights", "params_b", "tier")  # of a shipped offer, where a user's row does not say
 STALE_DAYS = 120
 MOST = 1e6  # USD per 1e6 tokens, or 1e9 parameters: beyond is a slip of the pen
 KNOWN_DATES = {"0.2.3": "2026-11-23"}  # when the data of a genai-prices version was looked at
@@ -49,8 +50,10 @@ def snapshot() -> tuple[ApiPrice, ...]:
 
 
 def offers(extra: Path | None = None) -> tuple[ApiPrice, ...]:
-    """The snapshot, with rows of a user's file added or replacing. Raises UserError for a bad file."""
+    """The snapshot, with rows of a user's file added or replacing; what such a row leaves open of a shipped offer stays, but
+    for the date and source, which were those of another price. Raises UserError for a bad file."""
     found = {offer.name: offer for offer in snapshot()}
+    shipped = {(row["provider"], row["model"]): row for row in table("api_prices")}
     if extra is not None:
         for line, row in read_csv_lines(extra, NEEDED):
             if not row["provider"].strip() or not row["model"].strip():
@@ -60,7 +63,8 @@ def offers(extra: Path | None = None) -> tuple[ApiPrice, ...]:
                 empty = column not in NEEDED and not row.get(column, "").strip()
                 if not empty and (value is None or not 0 <= value <= MOST):
                     raise UserError(f"{column} must be a number from 0 to {MOST:g}", where=f"{extra}:{line}")
-            offer = _offer(row)
+            known = shipped.get((row["provider"], row["model"]), {})
+            offer = _offer(row | {name: row.get(name) or known.get(name, "") for name in KEPT})
             found[offer.name] = offer
     return tuple(found.values())
 

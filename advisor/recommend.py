@@ -87,7 +87,7 @@ def recommend(
         for method, points in rules[-1].votes.items():
             totals[method] += points
     chosen = choose(situation, space, totals)
-    competitor = _competitor(chosen, offers)
+    competitor = _competitor(chosen, offers, c)
     own = chosen if chosen.serving else _stand_in(chosen, space, situation)
     return Recommendation(
         constraints=c,
@@ -243,13 +243,14 @@ def _cost(option: Option) -> float:
     return option.monthly_usd + option.train_usd / break_even.PAID_OFF_MONTHS
 
 
-def _competitor(chosen: Option, offers: tuple[ApiPrice, ...]) -> ApiPrice:
-    """The API to beat: hosted open weights at least about as large as the chosen base, the cheapest of them; the chosen one
-    where an API is chosen."""
+def _competitor(chosen: Option, offers: tuple[ApiPrice, ...], c: Constraints) -> ApiPrice:
+    """The API to beat: hosted open weights at least about as large as the chosen base, that of them which takes least for
+    a call of the chosen method; the chosen one where an API is chosen."""
     if chosen.vendor:
         return next(o for o in offers if (o.provider, o.model) == (chosen.vendor, chosen.model))
     alike = [o for o in offers if o.open_weights and o.params_b >= min(0.9 * chosen.params_b, 60.0)]
-    return min(alike or list(offers), key=lambda o: o.input_usd_mtok + o.output_usd_mtok)
+    tokens, hit = prompt_shape(chosen.method, c)
+    return min(alike or offers, key=lambda o: o.per_call(tokens, c.output_tokens, hit))
 
 
 def _stand_in(chosen: Option, space: Space, situation: Situation) -> Option | None:

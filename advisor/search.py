@@ -17,7 +17,6 @@ from tunegate.advisor.gpus import Gpu, known_gpus, parse_hardware
 from tunegate.advisor.models import KnownModel, find, known_models
 from tunegate.advisor.prices import ApiPrice
 from tunegate.advisor.rules import METHODS, TUNED
-from tunegate.advisor.training_memory import weights_gb
 from tunegate.core.architecture import Architecture
 
 SHAPES = {"prompt": ("prompt", "lora", "qlora", "full"), "few_shot": ("few_shot",), "rag": ("rag", "rag_lora")}
@@ -209,26 +208,30 @@ def _plans(
     model: KnownModel, prompt: tuple[float, float], c: Constraints, load: serving_plan.Load, goods: Market
 ) -> Plans:
     tokens, hit = prompt
-    best: dict[tuple[str, str], serving_plan.ServingPlan] = {}
+    best: list[serving_plan.ServingPlan] = []
     tried = 0
     for gpu, limit in _largest(goods.machines).values():
         for quantization in _quantizations(gpu):
-            weights = weights_gb(model.architecture, quantization)
-            how_many = 1 if c.p95_ms is None else 3
-            for count in serving_plan.counts_to_try(model.architecture, weights, gpu, limit, how_many):
-                tried += 1
-                setup = serving_plan.setup_for(
-                    model.architecture, gpu, count, quantization, (tokens, c.output_tokens), hit
-                )
-                plan = serving_plan.plan(model.name, setup, load, owned=goods.owned)
-                key = (gpu.name, quantization)
-                if key not in best or _plan_key(plan) < _plan_key(best[key]):
-                    best[key] = plan
-    return list(best.values()), tried
+            setups = serving_plan.setups_to_try(
+                model.architecture, gpu, quantization, (tokens, c.output_tokens), hit, limit
+            )
+            tried += len(setups)
+            plans = [serving_plan.plan(model.name, setup, load, owned=goods.owned) for setup in setups]
+            best.append(min(plans, key=lambda plan: _plan_key(plan, load, goods)))
+    return best, tried
 
 
-def _plan_key(plan: serving_plan.ServingPlan) -> tuple[float, float, float, float]:
-    return (plan.misfit_gb, plan.late_by_ms, plan.monthly_usd, plan.p95_ms)
+def _plan_key(plan: serving_plan.ServingPlan, load: serving_plan.Load, goods: Market) -> tuple[float, ...]:
+    """Orders plans on one kind of GPU: what is feasible, by the fewest GPUs and then by latency, before what is not, by the
+    fewest and smallest changes."""
+    late = plan.late_by_ms / 1e3 / load.p95_s if load.p95_s else 0.0
+    short = _beyond(plan, goods)
+    return (plan.misfit_gb, (late > 0) + (short > 0), late + short, plan.all_gpus, plan.p95_ms)
+
+
+def _beyond(plan: serving_plan.ServingPlan, goods: Market) -> float:
+    """How far more GPUs are needed than are owned, relative to those; 0 where they suffice or are rented."""
+    return max(0.0, plan.all_gpus / goods.machines[-1][1] - 1.0) if goods.owned else 0.0
 
 
 def _largest(machines: list[tuple[Gpu, int]]) -> dict[str, tuple[Gpu, int]]:
@@ -304,12 +307,9 @@ def _violations(
         return [("serving memory", plan.misfit_gb / gpu.memory_gb, more), *_too_few(method, c)]
     if plan.late_by_ms and c.p95_ms:
         found.append(("p95_ms", plan.late_by_ms / c.p95_ms, f"raise p95_ms from {c.p95_ms:g} to {enough(plan.p95_ms)}"))
-    owned_units = goods.machines[-1][1]
-    if goods.owned and plan.replicas * plan.gpus > owned_units:
-        need = plan.replicas * plan.gpus
-        found.append(
-            ("hardware", need / owned_units - 1, f"{need} x {gpu.name} instead of {owned_units} at the busiest hour")
-        )
+    if short := _beyond(plan, goods):
+        owned = goods.machines[-1][1]
+        found.append(("hardware", short, f"{plan.all_gpus} x {gpu.name} instead of {owned} at the busiest hour"))
     found += _over("monthly_budget_usd", plan.monthly_usd, c.monthly_budget_usd)
     if not math.isfinite(plan.monthly_usd):
         found.append(("price", 1.0, f"no rental price is known for {gpu.name}"))

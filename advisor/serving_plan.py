@@ -8,7 +8,6 @@ from tunegate.advisor import calibrate, queueing
 from tunegate.advisor.gpus import Gpu
 from tunegate.advisor.serving_speed import (
     MEMORY_SHARE,
-    RUNTIME_GB,
     Curve,
     ServingSetup,
     curve,
@@ -23,6 +22,7 @@ MAX_UTILISATION = 0.7  # of the highest stable load that is planned for
 LENGTH_SPREAD = 1.5  # 95th percentile of an answer's length over its mean, where no data says otherwise
 HOURS_PER_MONTH = 730.0
 STEPS_TO_BOUND = 12  # halvings of the sequences in the engine: to a four-thousandth of the most
+SPARING_SHARE = 0.88  # of the GPU that one call may take where another count of GPUs can be had
 SCHEDULER_LIMIT = 256.0  # sequences in one engine
 
 
@@ -48,6 +48,11 @@ class ServingPlan:
     misfit_gb: float = 0.0
     misfit_of: str = ""
     late_by_ms: float = 0.0
+
+    @property
+    def all_gpus(self) -> int:
+        """GPUs of all replicas."""
+        return self.replicas * self.gpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +101,7 @@ def plan(name: str, setup: ServingSetup, load: Load, *, owned: bool) -> ServingP
     late, capacity = 0.0, MAX_UTILISATION * limit / times.service_s(limit)
     if load.p95_s is not None:
         late = max(0.0, _p95_s(times, 0.0, limit, load.length_spread)[0] - load.p95_s)
-        capacity = capacity if late else _within(load.p95_s, capacity, times, limit, load.length_spread)
+        capacity = capacity if late else _bounded(load, capacity, times, limit)
     replicas = max(1, math.ceil(load.peak / capacity))
     p95, running = _p95_s(times, load.peak / replicas, limit, load.length_spread)
     if load.p95_s is not None:
@@ -115,6 +120,17 @@ def plan(name: str, setup: ServingSetup, load: Load, *, owned: bool) -> ServingP
         max_calls_per_s=capacity,
         late_by_ms=1e3 * late,
     )
+
+
+def _bounded(load: Load, capacity: float, times: Curve, limit: float) -> float:
+    """As `_within` for the load's bound; where the fewest replicas for `capacity` meet it, no less than what each of them
+    then gets: a search that stops early must not ask for one more."""
+    bound = load.p95_s or math.inf
+    found = _within(bound, capacity, times, limit, load.length_spread)
+    share = load.peak / max(1, math.ceil(load.peak / capacity))
+    if found < share and _p95_s(times, share, limit, load.length_spread)[0] <= bound:
+        return share * (1 + 1e-9)  # that the load over it rounds up to no further replica
+    return found
 
 
 def _within(bound: float, capacity: float, times: Curve, limit: float, spread: float) -> float:
@@ -170,11 +186,16 @@ def _answer_s(times: Curve, arrivals: float, running: float, limit: float, sprea
     return first + spread * times.output_tokens * per_token + wait
 
 
-def counts_to_try(
-    architecture: Architecture, weights_gb: float, gpu: Gpu, limit: int, how_many: int
-) -> tuple[int, ...]:
-    """GPU counts worth trying: the smallest powers of two up to 8 that hold the weights and that the heads divide by; the
-    most that they divide by where none does."""
-    counts = [n for n in (1, 2, 4, 8) if weights_gb / n + RUNTIME_GB < 0.88 * gpu.memory_gb]
-    valid = [n for n in counts[:how_many] if n <= limit and splits(architecture, n)]
-    return tuple(valid) or (most_split(architecture, limit),)
+def setups_to_try(
+    architecture: Architecture, gpu: Gpu, quantization: str, tokens: tuple[float, float], hit: float, limit: int
+) -> list[ServingSetup]:
+    """Configurations worth trying: each power of two up to 8 GPUs that the heads divide by and that holds the weights and
+    the cache of one call with something to spare; the most GPUs up to `limit` that the heads divide by where none does. Not
+    the fewest alone: room for calls at a time may be worth more than twice as many GPUs."""
+
+    def on(gpus: int) -> ServingSetup:
+        return setup_for(architecture, gpu, gpus, quantization, tokens, hit)
+
+    split = [on(n) for n in (1, 2, 4, 8) if n <= limit and splits(architecture, n)]
+    holding = [s for s in split if memory_gb(s) + sequence_gb(s) < SPARING_SHARE * gpu.memory_gb]
+    return holding or [on(most_split(architecture, limit))]
