@@ -51,8 +51,9 @@ class Judge:
     rule: what a score is, as reports name it. threshold: from which a pair is near. curve: other thresholds; the lowest is
     the lowest that may be asked for. floor: overlap of 4-grams below which a pair is no candidate. scores: (text, text,
     overlap where letters made it a candidate, else 0) of each pair -> its score, 0 to 1, to four decimals. neighbours:
-    texts -> the places of more candidates of each among the earlier ones; None: overlap alone makes a candidate. spelling:
-    whether a pair one letter apart is near without being asked about.
+    (texts, None) -> the places of more candidates of each among the earlier ones; (texts, others) -> of each other among
+    the texts; None: overlap alone makes a candidate. spelling: whether a pair one letter apart is near without being asked
+    about.
     """
 
     rule: str
@@ -60,7 +61,7 @@ class Judge:
     curve: tuple[float, ...]
     floor: float
     scores: Callable[[Sequence[Candidate]], list[float]]
-    neighbours: Callable[[Sequence[str]], list[list[int]]] | None = None
+    neighbours: Callable[[Sequence[str], Sequence[str] | None], list[list[int]]] | None = None
     spelling: bool = False
 
     @property
@@ -108,7 +109,7 @@ def judge(model: str = embedding.BUILTIN, threshold: float | None = None, mapped
         curve=CURVES["cosine"],
         floor=FLOOR,
         scores=cosine.scores,
-        neighbours=lambda texts: neighbours(texts, model),
+        neighbours=lambda texts, others: neighbours(texts, model, others),
         spelling=True,
     )
     return _checked(found, threshold)

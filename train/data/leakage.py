@@ -3,6 +3,7 @@
 `exact` raw user text; `lower_spaces`; `normalized` (NFKC, case-folded, punctuation to space); `ngram`: every run of 13
 words of the eval text is compared with those of train (texts shorter than that are not seen at all, and their share is
 said); `near`: the verdict of `judge` at or above its threshold, beyond `normalized`.
+Under the rules of equality a train row counts with what it asks before each answer that is learnt, not the last one alone.
 """
 
 from collections import defaultdict
@@ -11,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunegate.core.rows import Row
+from tunegate.train.data.beginnings import Beginnings
 from tunegate.train.data.judge import LEXICAL, Judge, judge
-from tunegate.train.data.near import NearIndex, band_keys
+from tunegate.train.data.near import NearIndex, band_keys, same_numbers
 from tunegate.train.data.normalize import RULES, answer_key, user_text
 
 # 13-grams of words: Brown et al. 2020 (GPT-3, appendix C).
@@ -65,10 +67,12 @@ def leakage(train: Sequence[Row], held_out: Sequence[Row], *, near: Judge | None
     counts: dict[str, int] = {}
     found: dict[int, Hit] = {}
     texts = [user_text(row) for row in held_out]
+    beginnings = Beginnings(held_out)
+    parts = [part for row in train for part in beginnings.of(row)]
     for name, rule_name in EQUALITY.items():
         rule = RULES[rule_name]
         known: dict[str, list[Row]] = defaultdict(list)
-        for row in train:
+        for row in (*train, *parts):
             if text := user_text(row).strip() and rule(user_text(row)):
                 known[text].append(row)
         counts[name] = 0
@@ -122,10 +126,12 @@ def _near(train: Sequence[Row], held_out: Sequence[Row], judged: Judge, found: d
         index.add(text, keys)
     missed = [at for at in range(len(held_out)) if at not in found or found[at].rule in ("alphanumeric", "ngram")]
     texts = [rule(user_text(held_out[at])) for at in missed]
-    candidates = [
-        (at, text, index.near(text, keys, judged.floor) if text else [])
-        for at, text, keys in zip(missed, texts, band_keys(texts), strict=True)
-    ]
+    close = judged.neighbours(train_texts, texts) if judged.neighbours and train and missed else [[] for _ in missed]
+    candidates = []
+    for at, text, keys, places in zip(missed, texts, band_keys(texts), close, strict=True):
+        known = dict(index.near(text, keys, judged.floor)) if text else {}
+        rest = [twin for twin in places if twin not in known and same_numbers(train_texts[twin], text)] if text else []
+        candidates.append((at, text, [*known.items(), *((twin, 0.0) for twin in rest)]))
     pairs = [(text, train_texts[twin], overlap) for _, text, near in candidates for twin, overlap in near]
     verdicts = iter(judged.verdicts(pairs))
     count = 0

@@ -20,6 +20,7 @@ from tunegate.core.manifest import Input
 from tunegate.core.profile import DatasetProfile
 from tunegate.core.rows import Row, content_id, read_rows
 from tunegate.train.data import bfcl
+from tunegate.train.data.beginnings import Beginnings, groups_of
 from tunegate.train.data.check import Finding, check_row, claims_json, short_outputs_matter
 from tunegate.train.data.clean import CleanConfig, drop, measure
 from tunegate.train.data.dedup import DedupConfig, deduplicate, preferred, refuse_mass_removal, with_accept_of
@@ -27,7 +28,7 @@ from tunegate.train.data.engine import Mapped, rows_of
 from tunegate.train.data.labels import labels, no_row_has, of_key, reader
 from tunegate.train.data.language import language
 from tunegate.train.data.lines import Fault
-from tunegate.train.data.normalize import input_key, normalized, prompt_key, user_text
+from tunegate.train.data.normalize import input_key, normalized, user_text
 from tunegate.train.data.read import Reading, sources
 from tunegate.train.data.rejected import Reason, Rejected, tally
 from tunegate.train.data.split import Split, SplitConfig, split
@@ -102,7 +103,7 @@ def prepare(
     label_source, found_labels = labels(rows, config.label)
     if config.group is not None and all(of_key(row, config.group) is None for row in rows):
         raise no_row_has(config.group, rows, "--group")
-    groups = [group_of(row, config.group) for row in rows]
+    groups = groups_of(rows, config.group)
     keep, notes = _kept_flags(rows, config.keep_eval)
     chosen = split(groups, found_labels, config.split, keep)
     notes += _split_notes(chosen, groups, config.split)
@@ -171,16 +172,6 @@ def profile_of(rows: Iterable[Row], tokens: Counter, label_source: str | None) -
 def source_inputs(names: Sequence[str]) -> list[Input]:
     """The source files with their hashes; a builtin's under its own name."""
     return [replace(Input.of_file(file, "source"), path=bfcl.shown_path(file)) for file in sources(names)]
-
-
-def group_of(row: Row, key: str | None = None) -> str:
-    """What rows that must land on one side share: the value under `key`, else the row's group, else its normalised user
-    text, else (no user turn) its whole input."""
-    if key is not None and (value := of_key(row, key)) is not None:
-        return value
-    if row.group is not None:
-        return row.group
-    return normalized(user_text(row)) or prompt_key(row)
 
 
 def admitted(stream: Iterable[Row | Fault], config: PrepareConfig, rejected: list[Rejected]) -> list[Row]:
@@ -282,14 +273,16 @@ def _clean_train(
 
 
 def _without_leaks(train: list[Row], held_out: list[Row], config: PrepareConfig) -> tuple[list[Row], list[Rejected]]:
-    """Train without the rows whose whole prompt is an eval row's, and those rows."""
+    """Train without the rows that ask an eval row's whole prompt, before their answer or an earlier one, and those rows."""
     if config.keep_leaks:
         return train, []
     prompts = {key: row for row in reversed(held_out) if (key := input_key(row))}
     rule = "system and user turns and tools equal to an eval row's: NFKC, case-folded, punctuation to space"
+    beginnings = Beginnings(held_out)
     kept, leaks = [], []
     for row in train:
-        twin = prompts.get(input_key(row))
+        asked = (input_key(part) for part in (row, *beginnings.of(row)))
+        twin = next((prompts[key] for key in asked if key in prompts), None)
         if twin is None:
             kept.append(row)
         else:
@@ -298,11 +291,13 @@ def _without_leaks(train: list[Row], held_out: list[Row], config: PrepareConfig)
 
 
 def _same_user_text(train: list[Row], held_out: list[Row]) -> list[Pair]:
-    """Each train row with an eval row's user text (a: the eval row): under another system text or with other tools."""
+    """Each train row with an eval row's user text (a: the eval row), or that begins with it: under another system text or
+    with other tools."""
     texts = {key: row for row in reversed(held_out) if (key := normalized(user_text(row)))}
-    return [
-        Pair(a=twin, b=row, score=1.0) for row in train if (twin := texts.get(normalized(user_text(row)))) is not None
-    ]
+    beginnings = Beginnings(held_out)
+    asked = ((row, (normalized(user_text(part)) for part in (row, *beginnings.of(row)))) for row in train)
+    twins = ((row, next((texts[text] for text in found if text in texts), None)) for row, found in asked)
+    return [Pair(a=twin, b=row, score=1.0) for row, twin in twins if twin is not None]
 
 
 def _rows_by_code(findings: list[list[Finding]]) -> dict[str, int]:

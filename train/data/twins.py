@@ -87,7 +87,7 @@ def near_step(rows: Sequence[Row], judge: Judge, mapped: Mapped = map) -> NearSt
     blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
     keyed = [keys for found in mapped(_keyed, blocks) for keys in found]
     everyone = [_seen(row, keys, frames) for row, keys in zip(rows, keyed, strict=True)]
-    close = judge.neighbours([seen.text for seen in everyone]) if judge.neighbours and len(rows) > 1 else []
+    close = judge.neighbours([seen.text for seen in everyone], None) if judge.neighbours and len(rows) > 1 else []
     gone: set[int] = set()
     for start in range(0, len(rows), BLOCK):
         block = everyone[start : start + BLOCK]

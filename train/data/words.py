@@ -29,20 +29,23 @@ ROWS, COLUMNS = 512, 16384
 Product = Callable[[Any, Any], Any]
 
 
-def neighbours(texts: Sequence[str], model: str) -> list[list[int]]:
-    """For each text the places of the earlier ones that are close, at most `MOST`, the closest first."""
+def neighbours(texts: Sequence[str], model: str, others: Sequence[str] | None = None) -> list[list[int]]:
+    """For each text the places of the earlier ones that are close, at most `MOST`, the closest first; with `others`, for each
+    of these the places of the texts that are."""
     import numpy as np
 
-    if len(texts) > ROWS_MOST:
+    everyone = [*texts, *(others or ())]
+    first, end = (0, len(texts)) if others is None else (len(texts), len(texts))
+    if len(everyone) > ROWS_MOST:
         warn(f"over {ROWS_MOST:,} rows: near duplicates are sought by their letters only, not by their words")
-        return [[] for _ in texts]
-    vectors = _vectors(texts, model)
+        return [[] for _ in everyone[first:]]
+    vectors = _vectors(everyone, model)
     product: Product = np.matmul
-    if len(texts) > PLAIN_MOST and bf16_flags():
+    if len(everyone) > PLAIN_MOST and bf16_flags():
         vectors, product = _in_bfloat16(vectors)
     found: list[list[int]] = []
-    for start in range(0, len(texts), ROWS):
-        found += _block(vectors, product, start)
+    for start in range(first, len(everyone), ROWS):
+        found += _block(vectors, product, start, end)
     return found
 
 
@@ -53,14 +56,15 @@ def _in_bfloat16(vectors: Any) -> tuple[Any, Product]:
     return torch.from_numpy(vectors).bfloat16(), lambda left, right: torch.matmul(left, right).float().numpy()
 
 
-def _block(vectors: Any, product: Product, start: int) -> list[list[int]]:
-    """The close earlier rows of the rows from `start`."""
+def _block(vectors: Any, product: Product, start: int, end: int) -> list[list[int]]:
+    """The close earlier rows, of those before `end`, of the rows from `start`."""
     import numpy as np
 
     own = vectors[start : start + ROWS]
     close: list[list[tuple[float, int]]] = [[] for _ in own]
-    for left in range(0, start + len(own), COLUMNS):
-        scores = product(own, vectors[left : min(left + COLUMNS, start + len(own))].T)
+    end = min(end, start + len(own))
+    for left in range(0, end, COLUMNS):
+        scores = product(own, vectors[left : min(left + COLUMNS, end)].T)
         rows, columns = np.nonzero(scores >= CLOSE)
         values = scores[rows, columns].tolist()
         for row, column, value in zip(rows.tolist(), columns.tolist(), values, strict=True):
