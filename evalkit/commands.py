@@ -132,7 +132,8 @@ def run_eval(
     if system.kind == "endpoint":
         share_key_with(system.spec)
     task = load_task(task_path, limit=limit, allow_python=allow_python)
-    refuse_input(out, *(read := (target, against or "", *(item.path for item in task_inputs(task)))))
+    read = (target, against or "", *(item.path for item in task_inputs(task)))
+    refuse_input(out, *read)
     policy = policy_for(policy_path, task.file.gate, task.primary)
     load = None if load_path is None else LoadReport.open(load_path)
     other = None if against is None else classify(against, baseline=True)
@@ -162,12 +163,18 @@ def run_eval(
     paths = {"report": out, "page": out / "report.html"}
     if evaluation.reading.report["decision"]:
         paths["gate"] = _written(evaluation.reading, out / GATE_FOLDER, report, baseline, load, force=False)
-    if save_as is not None and not answered(evaluation.reading.report):
-        console.warn(f"not saved as {save_as!r}: no item was answered, so nothing could be compared with it")
-    elif save_as is not None:
-        registry.save(save_as, report)
-        console.say(f"saved as {save_as!r} in {registry.home()}")
+    if save_as is not None:
+        _save(save_as, report)
     return Shown(reading=evaluation.reading, paths=paths)
+
+
+def _save(name: str, report: EvalReport) -> None:
+    """Keep a report as the baseline `name`, unless nothing could be compared with it."""
+    if not answered(report.report()):
+        console.warn(f"not saved as {name!r}: no item was answered, so nothing could be compared with it")
+        return
+    registry.save(name, report)
+    console.say(f"saved as {name!r} in {registry.home()}")
 
 
 def run_gate(
