@@ -9,11 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from tunegate.core.answers import answer_of
 from tunegate.core.errors import UserError
 from tunegate.core.model_source import file_at_hand
 from tunegate.core.profile import row_texts
 from tunegate.core.rows import Row, read_rows
-from tunegate.core.template_input import arguments_of
 
 SAMPLE = 2000  # rows tokenized to learn characters per token
 CHARS_PER_TOKEN = 3.6  # of English chat and JSON when no tokenizer is at hand
@@ -130,26 +130,6 @@ def _weight(text: str) -> float:
     return len(text) + _cjk(text) * (CHARS_PER_TOKEN / CJK_CHARS_PER_TOKEN - 1.0)
 
 
-def _answer(row: Row) -> tuple[Any, list[Any]]:
-    """What a row answers, so that equal answers compare equal: its text, by value where that is a JSON object or list, with
-    white space collapsed where it is not; and its tool calls, by value without their ids."""
-    text = row.expected
-    value: Any = " ".join(text.split())
-    if text.lstrip()[:1] in ("{", "["):
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            pass
-    return value, [_call(call) for call in row.messages[-1].get("tool_calls") or ()]
-
-
-def _call(call: Any) -> Any:
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict):
-        return call
-    return {"name": function.get("name"), "arguments": arguments_of(function.get("arguments"))}
-
-
 def _names(call: Any) -> list[str]:
     """The function that a call names, and its arguments' names."""
     found = call if isinstance(call, dict) else {}
@@ -177,7 +157,7 @@ class _Tally:
         self.turns.append(len(row.messages))
         self.characters += len(prompt) + len(answer)
         self.cjk += _cjk(prompt) + _cjk(answer)
-        value, calls = _answer(row)
+        value, calls = answer_of(row)
         label = json.dumps([value, calls], sort_keys=True)
         self._repeated(hash(prompt), hash(label))
         if self.labels is not None:

@@ -6,9 +6,9 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any
 
+from tunegate.core.answers import answer_of, call_of
 from tunegate.core.files import canonical_json
 from tunegate.core.rows import Row
-from tunegate.core.template_input import arguments_of
 
 _SPACES = re.compile(r"\s+")
 # A sign, point or comma before a digit, which is quick to seek; numbers that have one.
@@ -70,7 +70,7 @@ def calls_of(row: Row) -> list[Any]:
         for call in turn.get("tool_calls") or ():
             if isinstance(call, dict) and "id" in call:
                 names.setdefault(str(call["id"]), len(found))
-            found.append([at, _call(call)])
+            found.append([at, call_of(call)])
         if "tool_call_id" in turn:
             found.append([at, names.get(str(turn["tool_call_id"]), turn["tool_call_id"])])
     return found
@@ -103,25 +103,8 @@ def target_key(row: Row) -> str:
 
 
 def answer_key(row: Row) -> str:
-    """The answer, so that equal answers compare equal: JSON by value (key order and spaces do not matter), else text
-    with white space collapsed; tool calls by value without their ids."""
-    answer = row.messages[-1]
-    calls = [_call(call) for call in answer.get("tool_calls") or []]
-    text = row.expected
-    try:
-        value: Any = json.loads(text) if text.lstrip()[:1] in ("{", "[") else _SPACES.sub(" ", text).strip()
-    except (ValueError, RecursionError):
-        value = _SPACES.sub(" ", text).strip()
-    return json.dumps([value, calls], ensure_ascii=False, sort_keys=True)
-
-
-def _call(call: Any) -> Any:
-    if not isinstance(call, dict):
-        return call
-    function = call.get("function")
-    if not isinstance(function, dict):
-        return {key: value for key, value in call.items() if key != "id"}
-    return {"name": function.get("name"), "arguments": arguments_of(function.get("arguments"))}
+    """The answer, so that equal answers compare equal."""
+    return json.dumps(answer_of(row), ensure_ascii=False, sort_keys=True)
 
 
 class _Table(dict[int, int]):
