@@ -143,10 +143,10 @@ def _task(answer: "Recommendation", out: Path | None, launch: str | None) -> dic
 def _write(answer: "Recommendation", out: Path | None, task: dict[str, Any] | None) -> None:
     if out is None:
         return
-    from tunegate.advisor.render import write_yaml
+    from tunegate.advisor.render import spread_words, write_yaml
 
     write_yaml(answer, out)
-    say(f"wrote {out}; run it with: ft train DATASET --from {out} --out RUN")
+    say(f"wrote {out}; run it with: ft train DATASET --from {out} --out RUN{spread_words(answer)}")
     if task is not None:
         from tunegate.advisor.launch import write_task
 
