@@ -125,9 +125,10 @@ def _cjk(text: str) -> int:
     return 0 if text.isascii() else sum(map(len, CJK.findall(text)))
 
 
-def _weight(text: str) -> float:
-    """Length of a text in characters of English: a CJK character is as many as a token has of the others."""
-    return len(text) + _cjk(text) * (CHARS_PER_TOKEN / CJK_CHARS_PER_TOKEN - 1.0)
+def _weight(text: str, cjk: int | None = None) -> float:
+    """Length of a text in characters of English: a CJK character is as many as a token has of the others. cjk: how many it has,
+    where that was counted."""
+    return len(text) + (_cjk(text) if cjk is None else cjk) * (CHARS_PER_TOKEN / CJK_CHARS_PER_TOKEN - 1.0)
 
 
 def _names(call: Any) -> list[str]:
@@ -152,11 +153,12 @@ class _Tally:
         """Count one row and return its text."""
         prompt, answer = row_texts(row)
         self.tools += bool(row.tools)
-        self.inputs.append(_weight(prompt))
-        self.outputs.append(_weight(answer))
+        asked, answered = _cjk(prompt), _cjk(answer)
+        self.inputs.append(_weight(prompt, asked))
+        self.outputs.append(_weight(answer, answered))
         self.turns.append(len(row.messages))
         self.characters += len(prompt) + len(answer)
-        self.cjk += _cjk(prompt) + _cjk(answer)
+        self.cjk += asked + answered
         value, calls = answer_of(row)
         label = json.dumps([value, calls], sort_keys=True)
         self._repeated(hash(prompt), hash(label))

@@ -12,6 +12,11 @@ from tunegate.core.errors import UserError
 Record = dict[str, str]
 # A number in a cell, with signs before and a unit after it; one whose commas part thousands, which of them may as well have a
 # decimal comma, and one that has.
+# Columns whose commas are no part of a number.
+TEXTS = {
+    "notes", "note", "comment", "comments", "remarks", "source", "source_repo_or_paper", "source_path_or_table", "model", "name",
+    "provider", "gpu", "engine", "software", "targets", "date",
+}  # fmt: skip
 _NUMBER_CELL = re.compile(r"([-+~≈<>=\s]*)([\d.,]+)(\s*[A-Za-z]{0,3})")
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}(,\d{3})+(\.\d*)?")
 _UNCLEAR = re.compile(r"\d+,\d+")
@@ -70,7 +75,11 @@ def read_csv_lines(path: Path, needed: tuple[str, ...]) -> list[tuple[int, Recor
     if missing := [name for name in needed if name not in columns]:
         raise UserError(f"no column {', '.join(missing)}", where=f"{path}:1", hint=f"needed: {', '.join(needed)}")
     return [
-        (line, {name: _with_point(cell, mark, f"{path}:{line}") for name, cell in row.items()}) for line, row in rows
+        (
+            line,
+            {k: cell if k.lower() in TEXTS else _with_point(cell, mark, f"{path}:{line}") for k, cell in row.items()},
+        )
+        for line, row in rows
     ]
 
 

@@ -22,10 +22,10 @@ COLUMNS = (
 GIB = 1.073741824
 # What a row's unit is in 1e9 bytes, in seconds.
 MEMORY_UNITS = {
-    "gb": 1.0, "gib": GIB, "mb": 1e-3, "mib": GIB / 1024.0, "tb": 1e3, "tib": GIB * 1024.0, "bytes": 1e-9, "b": 1e-9,
+    "gb": 1.0, "gigabyte": 1.0, "gigabytes": 1.0, "gib": GIB, "mb": 1e-3, "mib": GIB / 1024.0, "tb": 1e3, "tib": GIB * 1024.0, "bytes": 1e-9, "b": 1e-9,
 }  # fmt: skip
 TIME_UNITS = {
-    "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "milliseconds": 1e-3, "s": 1.0, "sec": 1.0, "secs": 1.0, "second": 1.0, "seconds": 1.0,
+    "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "msec": 1e-3, "millisecond": 1e-3, "milliseconds": 1e-3, "s": 1.0, "sec": 1.0, "secs": 1.0, "second": 1.0, "seconds": 1.0,
     "min": 60.0, "mins": 60.0, "minute": 60.0, "minutes": 60.0, "h": 3600.0, "hr": 3600.0, "hrs": 3600.0,
     "hour": 3600.0, "hours": 3600.0,
 }  # fmt: skip
@@ -145,8 +145,8 @@ def _scale(row: Record) -> float:
     if "mem" not in kind and not timed:
         rate = RATE.search(unit)
         return 1.0 / TIME_UNITS[rate[1]] if rate else 1.0
-    word = (re.match("[a-zµμ]*", unit) or [""])[0]
-    scale = (TIME_UNITS if timed else MEMORY_UNITS).get(word)
+    known = TIME_UNITS if timed else MEMORY_UNITS
+    scale = next((known[word] for word in re.findall("[a-zµμ]+", unit) if word in known), None)
     if scale is None:
         raise NotPredictedError(f"unknown unit {unit!r}")
     return 1e3 * scale if kind in IN_MS else scale

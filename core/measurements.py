@@ -65,7 +65,7 @@ def load_metrics() -> list[str]:
 
 
 def load_interval(report: LoadReport, metric: str, *, level: float) -> Interval | None:
-    """One figure of the heaviest stage with its interval of `level`; None when the test was not valid or was interrupted, and of
+    """One figure of the heaviest stage (the error rate: of the worst one) with its interval of `level`; None when the test was not valid or was interrupted, and of
     a test that failed for all but its error rate: the answers of a server that gives errors are not those of one that holds.
 
     Raises UserError for a name that is none.
@@ -76,7 +76,8 @@ def load_interval(report: LoadReport, metric: str, *, level: float) -> Interval 
     usable = ("VALID", "FAILED") if metric == "load_error_rate" else ("VALID",)
     if document["verdict"] not in usable or document.get("interrupted") or not document["stages"]:
         return None
-    index = _heaviest(document["stages"])
+    worst = max(range(len(document["stages"])), key=lambda i: float(document["stages"][i]["error_rate"]))
+    index = worst if metric == "load_error_rate" else _heaviest(document["stages"])
     rows = [row for row in _rows(report.path) if row["stage"] == index and not row["warm_up"]]
     if metric == "load_error_rate":
         return wilson(sum(row["error_kind"] is not None for row in rows), len(rows), level=level)
@@ -94,7 +95,8 @@ def _heaviest(stages: list[dict[str, Any]]) -> int:
     fastest = max(opened, key=lambda i: float(stages[i]["rate"]), default=-1)
     if min(busiest, fastest) < 0:
         return max(busiest, fastest)
-    return fastest if stages[fastest]["rate"] >= stages[busiest]["throughput"]["requests_per_s"] else busiest
+    reached = (stages[busiest]["throughput"] or {}).get("requests_per_s", 0.0)
+    return fastest if stages[fastest]["rate"] >= reached else busiest
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:

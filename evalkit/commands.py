@@ -354,5 +354,8 @@ def _baseline_rows(report: dict[str, Any]) -> list[dict[str, Any]] | None:
     known = (report.get("comparison") or {}).get("baseline") or {}
     if not known.get("path") or not is_finished(Path(known["path"])):
         return None
-    there = EvalReport.open(Path(known["path"]))
+    try:
+        there = EvalReport.open(Path(known["path"]))
+    except UserError:  # something else lies there now
+        return None
     return list(open_reading(there, name=known["path"]).rows) if there.digest == known["digest"] else None

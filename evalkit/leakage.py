@@ -26,8 +26,8 @@ def leakage_of(system: System, task: EvalTask) -> dict[str, Any] | None:
     """
     from tunegate.train.data.leakage import leakage
 
-    of_lineage = _of_lineage(system)
-    files = [*(of_lineage or []), *([task.file.train] if task.file.train else [])]
+    of_lineage, partial = _of_lineage(system)
+    files = [*of_lineage, *([task.file.train] if task.file.train else [])]
     if not files:
         return None
     train: list[Row] = [row for file in files for row in read_rows(file)]
@@ -43,13 +43,14 @@ def leakage_of(system: System, task: EvalTask) -> dict[str, Any] | None:
         "items": items,
         "train": [str(file) for file in files],
         "train_rows": len(train),
-        "partial": of_lineage is None,
+        "partial": partial,
     }
 
 
-def _of_lineage(system: System) -> list[Path] | None:
-    """train.jsonl of each Dataset that the system was made from; None where one of them cannot be read."""
+def _of_lineage(system: System) -> tuple[list[Path], bool]:
+    """(train.jsonl of each Dataset that the system was made from and that can be read, whether others cannot)."""
     files: dict[str, Path] = {}
+    partial = False
     for entry in manifests.lineage((system.as_input("system"),)):
         if entry["kind"] != Dataset.kind or entry["role"] == "calibration" or entry["digest"] in files:
             continue
@@ -57,9 +58,11 @@ def _of_lineage(system: System) -> list[Path] | None:
             dataset = Dataset.open(Path(str(entry["path"])))
         except UserError:
             warn(f"the training data {entry['path']} is gone, so leakage from it is not measured")
-            return None
+            partial = True
+            continue
         if dataset.digest != entry["digest"]:
             warn(f"the training data {entry['path']} was changed since, so leakage from it is not measured")
-            return None
+            partial = True
+            continue
         files[str(entry["digest"])] = dataset.train_path
-    return list(files.values())
+    return list(files.values()), partial

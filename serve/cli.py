@@ -25,7 +25,7 @@ from tunegate.serve.client import api_key
 from tunegate.serve.deploy.cli import deploy
 from tunegate.serve.machine_plan import choose_start
 from tunegate.serve.middleware import GuardSettings
-from tunegate.serve.preflight import check_numbers
+from tunegate.serve.preflight import check_numbers, checked_name
 from tunegate.serve.served_model import Adapter, Target, has_adapter
 from tunegate.serve.supervisor import detached_log, supervise
 from tunegate.serve.top import top
@@ -121,7 +121,7 @@ def run(
     options = ServeOptions(
         host=host, port=port, max_model_len=max_model_len, max_num_seqs=max_num_seqs, start_timeout_s=start_timeout,
         certificate=tls_cert, private_key=tls_key, guard=guard, extra=tuple(context.args),
-        adapters=tuple(_adapter(text) for text in adapter or ()), name=_named(name),
+        adapters=tuple(_adapter(text) for text in adapter or ()), name=checked_name(name),
     )  # fmt: skip
     options = _with_start(opened := open_target(target), options, start, service=detach or restart > 0)
     if dry_run:
@@ -259,18 +259,11 @@ def _wait_serving(child: "subprocess.Popen[bytes]", port: int, own_log: Path, ti
 
 def _as_it_ended(code: int, printed: str) -> BaseException:
     """What to raise for a supervisor in the background that ended with `code`: its last line and its own exit code, so that
-    --detach answers as the foreground does. A signal, a crash of Python's (1) or an end without error (0) is 4."""
+    --detach ends as the foreground does. A signal, a crash of Python's (1) or an end without error (0) is 4."""
     if code == ExitCode.INTERRUPTED:
         return KeyboardInterrupt()
     said = (printed.strip().splitlines() or ["no message"])[-1].removeprefix("error: ")
     return next((kind(said) for kind in OWN_KINDS if kind.exit_code == code), InfrastructureError(said))
-
-
-def _named(name: str | None) -> str | None:
-    """A model's name as given. Raises UsageError for one that a request or a command line could not hold."""
-    if name is not None and (not name.strip() or name.startswith("-") or any(c.isspace() or c == "," for c in name)):
-        raise UsageError(f"{name!r} cannot be a model's name", where="--name", hint="letters, digits, . _ - and /")
-    return name
 
 
 def _without(arguments: list[str], options: tuple[str, ...]) -> list[str]:

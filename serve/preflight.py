@@ -27,6 +27,13 @@ DTYPES = ("auto", "half", "float16", "bfloat16", "float", "float32")
 CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 
 
+def checked_name(name: str | None) -> str | None:
+    """A model's name as given. Raises UsageError for one that a request or a command line could not hold."""
+    if name is not None and (not name.strip() or name.startswith("-") or any(c.isspace() or c == "," for c in name)):
+        raise UsageError(f"{name!r} cannot be a model's name", where="--name", hint="letters, digits, . _ - and /")
+    return name
+
+
 def flag(extra: tuple[str, ...], name: str) -> str | None:
     """The value of a flag among those passed on (`""` for a switch); None when it is not there. `_` and `-` are one."""
     for index, word in enumerate(extra):

@@ -40,6 +40,7 @@ def make_callback(
 
     class Callback(TrainerCallback):  # type: ignore[misc]
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            state.compute_steps(args, state.max_steps)  # of a checkpoint are those of the run that was broken off
             self.began = time.monotonic()
             self.first = self.logged = state.global_step
             self.at_log, self.at_settled = (0.0, progress.tokens), (0.0, progress.tokens)
@@ -76,8 +77,7 @@ def make_callback(
                 self.logged = state.global_step
                 rate = self._rate(self.at_log)
                 self.at_log = (self.busy, progress.tokens)
-                line = _line(state, logs, progress, rate)
-                _write(metrics, line)
+                _write(metrics, line := _line(state, logs, progress, rate))
                 per_step = (time.monotonic() - self.began) / (state.global_step - self.first)
                 tick(0, _text(line, progress, (state.max_steps - state.global_step) * per_step))
 

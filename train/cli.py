@@ -195,7 +195,7 @@ def _forecast(ready: Any, source: ModelSource, config: TrainConfig, spread: Laun
     from tunegate.train import examples, model_loading, preflight
 
     training, validation = examples.split_validation(ready.kept, config.validation_share, config.seed)
-    for text in preflight.check_data(config, len(training), len(validation)):
+    for text in preflight.check_data(config, len({example.id for example in training}), len(validation)):
         warn(text)
     found = ready.certificate
     load = preflight.Load(

@@ -287,6 +287,10 @@ def _known(origin: str, values: dict[str, Any], notes: list[str]) -> dict[str, A
         name = key
         if name not in names and name in FORMER_NAMES:
             name = FORMER_NAMES[key]
+            if key == "warmup_steps" and isinstance(value, int | float) and value >= 1:
+                raise UserError(
+                    "a count of steps", where=_place(origin, key), hint="give warmup_ratio, a share of them"
+                )
             notes.append(f"{origin}: {key} is called {name} here")
         if name not in names:
             raise UserError(f"unknown setting {key!r}", where=_place(origin, key), hint=nearest(key, sorted(names)))

@@ -146,7 +146,8 @@ def check_data(config: TrainConfig, rows: int, validation: int) -> list[str]:
             hint="raise --validation-share",
         )
     few = f"{rows} rows: a model learns so few by heart; prompting may do better (ftadvise recommend)"
-    return [few] if rows < FEW_ROWS else []
+    idle = "no validation rows: --eval-steps measures nothing (raise --validation-share)"
+    return [*([few] if rows < FEW_ROWS else []), *([idle] if config.eval_steps and not validation else [])]
 
 
 def _shared(launch: Launch) -> bool:
@@ -154,7 +155,11 @@ def _shared(launch: Launch) -> bool:
     if not launch.launch_config:
         return launch.strategy == "fsdp2"
     asked = read_yaml(Path(launch.launch_config)) or {}
-    return not str(asked.get("distributed_type", "NO")).startswith(("MULTI_", "NO"))
+    if str(asked.get("distributed_type")).upper() == "DEEPSPEED":
+        stage = (asked.get("deepspeed_config") or {}).get("zero_stage")  # none where it stands in a file of DeepSpeed's
+        return str(stage) not in ("0", "1", "2")
+    of_fsdp = asked.get("fsdp_config") or {}
+    return "FSDP" in str(asked.get("distributed_type")).upper() and "NO_SHARD" not in str(of_fsdp)
 
 
 def _estimate(model: KnownModel, gpu: Gpu, config: TrainConfig, load: Load, launch: Launch) -> Json:

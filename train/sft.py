@@ -257,7 +257,7 @@ def _last_look(
             "weights, those of the last step are kept (--save-steps above 0)"
         )
     return {
-        "validation_rows": len(validation),
+        "validation_rows": len({example.id for example in validation}),
         "validation_loss": progress.best_loss if kept else progress.eval_loss,
         "weights_of_step": progress.best_step if kept else last,
     }

@@ -47,8 +47,9 @@ def check(ready: "Prepared", source: ModelSource) -> TemplateCheck:
             raise UserError("the chat template is another one after the tokenizer is saved", where=source.spec)
         for row in rows:
             example = kept[row.id]
-            ids = render_ids(server, row.prompt, tools=row.tools, generate=True)
-            other = _at_once(server, row)
+            asked = _asked(row)
+            ids = render_ids(server, asked, tools=row.tools, generate=True)
+            other = _at_once(server, asked, row.tools)
             if ids != example.input_ids[: len(ids)] or ids != other:
                 raise UserError(
                     f"row {row.id}: the server would make other tokens of the prompt than training does",
@@ -68,7 +69,13 @@ def check(ready: "Prepared", source: ModelSource) -> TemplateCheck:
     )
 
 
-def _at_once(tokenizer: Any, row: Row) -> list[int]:
+def _asked(row: Row) -> list[Message]:
+    """The turns before the last answer that is learnt (without `"weight": 0`)."""
+    learnt = [i for i, turn in enumerate(row.messages) if turn["role"] == "assistant" and turn.get("weight") != 0]
+    return list(row.messages[: learnt[-1]])
+
+
+def _at_once(tokenizer: Any, asked: list[Message], offered: list[Any] | None) -> list[int]:
     """Rendered and tokenized in one call, as some servers do."""
 
     def render(turns: list[Message], tools: list[Any] | None) -> list[int]:
@@ -77,4 +84,4 @@ def _at_once(tokenizer: Any, row: Row) -> list[int]:
         )
         return ids
 
-    return template_input.rendered(render, row.prompt, row.tools)
+    return template_input.rendered(render, asked, offered)

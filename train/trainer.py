@@ -117,7 +117,10 @@ def _trainer_class(validation: Sequence[Example], batching: Batching, watching: 
             loss, tokens, labels = ranks.summed([self.step_loss, self.step_tokens, self.step_labels])
             loss = loss / ranks.count()  # each is scaled by their number, because gradients are averaged
             step, factor, vocabulary = self.state.global_step + 1, watching.spike_factor, watching.vocabulary
-            watch.check_step(progress, loss, norm, step, self.step_rows, factor=factor, vocabulary=vocabulary)
+            watch.check_step(
+                progress, loss, norm, step, self.step_rows, factor=factor, vocabulary=vocabulary,
+                clip=self.args.max_grad_norm or 0.0,
+            )  # fmt: skip
             progress.step(loss, norm)
             progress.tokens, progress.label_tokens = progress.tokens + int(tokens), progress.label_tokens + int(labels)
             return norm
@@ -166,6 +169,7 @@ def _evaluate(
         side_by_side=batching.side_by_side,
         batch_size=trainer.args.per_device_train_batch_size,
     )
+    watch.check_validation(loss, trainer.state.global_step)
     progress.evaluated(trainer.state.global_step, loss, watching.patience)
     metrics = {"eval_loss": loss}
     trainer.log(metrics)

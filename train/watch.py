@@ -29,12 +29,21 @@ def check_loss(loss: float, step: int, rows: Sequence[str]) -> None:
 
 
 def check_step(
-    progress: Progress, loss: float, norm: float, step: int, rows: Sequence[str], *, factor: float, vocabulary: int
+    progress: Progress,
+    loss: float,
+    norm: float,
+    step: int,
+    rows: Sequence[str],
+    *,
+    factor: float,
+    vocabulary: int,
+    clip: float = 0.0,
 ) -> None:
     """Raise TrainingDivergedError before the update for a gradient norm that is not finite, and for a spike.
 
     A spike: a loss above `factor` times the median of the last steps and above ln(vocabulary), which is what guessing
-    costs; or a norm above 20 `factor` times its median. factor 0: spikes are let pass. loss, norm: of the step over all
+    costs; or a norm above 20 `factor` times its median and above `clip`, to which gradients are cut (0: they are not).
+    factor 0: spikes are let pass. loss, norm: of the step over all
     processes of the run, so that all of them raise; rows: of this one.
     """
     if not math.isfinite(norm):
@@ -47,9 +56,16 @@ def check_step(
     if loss > max(factor * usual, math.log(vocabulary)):
         what = f"the loss jumped to {loss:.3g} (median of the steps before: {usual:.3g})"
         raise _astray(what, step, ranks.gathered(rows), hint)
-    if norm > NORM_FACTOR * factor * usual_norm:
+    if norm > max(NORM_FACTOR * factor * usual_norm, clip):
         what = f"the gradient norm jumped to {norm:.3g} (median before: {usual_norm:.3g})"
         raise _astray(what, step, ranks.gathered(rows), hint)
+
+
+def check_validation(loss: float, step: int) -> None:
+    """Raise TrainingDivergedError for a validation loss that is not finite: the same in every process."""
+    if not math.isfinite(loss):
+        hint = "look at the validation rows, or lower --learning-rate; a checkpoint before it, if any, is whole"
+        raise TrainingDivergedError(f"the validation loss is {loss} after step {step}", hint=hint)
 
 
 def _astray(what: str, step: int, rows: Sequence[str], hint: str) -> TrainingDivergedError:

@@ -37,6 +37,7 @@ def deploy(
     to: Annotated[To, typer.Option(help="Platform.")],
     folder: Annotated[Path, typer.Option("--out", help="Folder for the files.")],
     gpu: Annotated[str, typer.Option(help="GPU[:COUNT] a copy; without a count the fewest that hold it.")] = "L4",
+    name: Annotated[str | None, typer.Option(help="The model's name in requests; else that of its folder.")] = None,
     replicas: Annotated[int, typer.Option(min=1, help="Copies at first, and at least.")] = 1,
     max_replicas: Annotated[int, typer.Option(min=1, help="Most copies.")] = 3,
     queue: Annotated[int, typer.Option(min=1, help="Waiting requests a copy before another is added.")] = 8,
@@ -56,6 +57,7 @@ def deploy(
     from tunegate.serve.cli import open_target
     from tunegate.serve.deploy import write
     from tunegate.serve.deploy.plan import DeployOptions, make_plan
+    from tunegate.serve.preflight import checked_name
 
     refuse_existing(folder, force=force)
     card, count = parse_hardware(gpu, where="--gpu")
@@ -65,7 +67,7 @@ def deploy(
     options = DeployOptions(
         gpu=card, gpus=count if gpu.partition(":")[2] else None, replicas=replicas, max_replicas=max_replicas, queue=queue,
         max_model_len=max_model_len, max_num_seqs=max_num_seqs, image=image, volume=volume, secret=secret,
-        autoscale=autoscale.value, extra=tuple(context.args),
+        autoscale=autoscale.value, extra=tuple(context.args), name=checked_name(name),
         **({"prometheus": prometheus} if prometheus else {}),
     )  # fmt: skip
     plan = make_plan(opened, options)

@@ -31,11 +31,12 @@ class DeployOptions:
     """replicas, max_replicas: copies, and the most there may be. queue: waiting requests a copy before another is added.
 
     volume: name of the claim or volume that holds the release. secret: name of the secret with the key `api-key`.
-    prometheus: where the autoscaler asks. extra: vLLM flags passed on.
+    prometheus: where the autoscaler asks. name: the model's in requests; None: its folder's. extra: vLLM flags passed on.
     """
 
     gpu: Gpu
     gpus: int | None = None
+    name: str | None = None
     replicas: int = 1
     max_replicas: int = 3
     queue: int = 8
@@ -116,7 +117,7 @@ def make_plan(target: Target, options: DeployOptions) -> DeployPlan:
     if options.max_replicas < options.replicas:
         raise UsageError("--max-replicas is below --replicas", where="--max-replicas")
     preflight.check_flags(options.extra)
-    model = name_of(target)
+    model = options.name or name_of(target)
     name = dns_label(model)
     hub = isinstance(target, ModelSource) and target.kind == "hub"
     source = str(target.location) if isinstance(target, ModelSource) and hub else f"{MODELS}/{name}"

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tunegate.core import manifest
 from tunegate.core.power import pairs_for_difference
 from tunegate.core.rows import Row
 from tunegate.evalkit.gate import decide
@@ -121,6 +122,15 @@ def test_training_rows_that_can_be_read_count_where_others_are_gone(echo, capsys
     for bound, expected in ((0, "FAIL"), (5, "INCONCLUSIVE")):
         gate = {"conditions": [{"metric": "leakage", "rule": "at_most", "value": bound}]}
         assert decide(make_policy(gate, "gate.yaml"), judged, None)["decision"] == expected
+
+
+def test_a_lineage_of_which_one_part_is_gone_is_read_for_the_rest(echo, monkeypatch):
+    run = run_with_dataset(echo, ["q5"])
+    known = manifest.lineage((classify(str(run.path)).as_input("system"),))
+    gone = next(entry for entry in known if entry["kind"] == "dataset") | {"path": "/gone", "digest": "0" * 64}
+    monkeypatch.setattr(manifest, "lineage", lambda _: [gone, *known])
+    found = leakage_of(classify(str(run.path)), load_task(echo / "task.yaml"))
+    assert (found["metrics"]["leakage"], found["partial"]) == (1, True)
 
 
 def test_an_empty_set_is_met_by_an_empty_answer(echo):

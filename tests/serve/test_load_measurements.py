@@ -93,6 +93,10 @@ def test_gate_figures_come_from_no_failed_or_interrupted_test_and_not_from_the_l
     assert failed.report()["verdict"] == "FAILED"
     assert load_interval(failed, "load_ttft_p95_ms", level=0.9) is None
     assert load_interval(failed, "load_error_rate", level=0.9).value == 0.6
+    both = written(stage_run(16, count=300), stage_run(0.2, kind="open", count=30, errors=30))
+    assert load_interval(both, "load_error_rate", level=0.9).value == 1.0, "the worst stage, not the heaviest"
+    silent = written(stage_run(8, count=30, errors=30), stage_run(0.2, kind="open"))
+    assert load_interval(silent, "load_error_rate", level=0.9).value == 1.0
     cut = stage_run(1)
     cut.stopped = "interrupted"
     report = written(cut)

@@ -13,7 +13,7 @@ from tunegate.core.rows import parse_row, read_rows
 from tunegate.serve.prompting.prompting import Prompting
 from tunegate.train.arms import choose
 from tunegate.train.arms.build import build
-from tunegate.train.arms.documents import read_documents, split_documents
+from tunegate.train.arms.documents import read_documents, solved_examples, split_documents
 from tunegate.train.arms.instructions import write_instructions
 from tunegate.train.cli import app
 from tunegate.train.config import keys_of, resolve
@@ -114,6 +114,25 @@ def test_the_answer_loss_is_that_of_the_answer_tokens_alone(tiny_dataset, tiny_m
                 total -= float(torch.log_softmax(logits[position - 1].float(), -1)[label])
                 count += 1
     assert found == pytest.approx(total / count, rel=1e-4)
+
+
+def test_answers_that_are_calls_are_told_and_kept(makers):
+    """Their text is empty: no label, no passage without an answer."""
+    rows = [
+        parse_row(
+            {"id": f"r{i}", "messages": [{"role": "user", "content": f"weather in {city}?"},
+             {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": json.dumps({"city": city})}}]}]},
+            "x", 1,
+        )
+        for i, city in enumerate(("Bern", "Rome", "Oslo", "Kyiv"))
+    ]  # fmt: skip
+    text, form = write_instructions(rows)
+    assert (form, "calling the functions" in text, "labels" in text) == ("calls", True, False)
+    plain = [parse_row({"id": f"p{i}", "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": word}]}, "x", 1)
+             for i, word in enumerate(("yes", "no", "yes", "no"))]  # fmt: skip
+    text, form = write_instructions([*rows, *plain])
+    assert (form, "- yes" in text, "calling the functions" in text) == ("calls and label", True, True)
+    assert [("weather" in p.text, "Bern" in p.text) for p in solved_examples(rows[:1])] == [(True, True)]
 
 
 def test_rag_without_documents_retrieves_solved_training_rows(tmp_path, tiny_dataset, tiny_model):

@@ -115,6 +115,17 @@ def test_t5_a_hard_row_is_no_spike_and_a_start_has_none():
     watch.check_step(settled(), 4.0, 90.0, 9, [], factor=5.0, vocabulary=300)
     watch.check_step(Progress(), 50.0, 1e4, 1, [], factor=5.0, vocabulary=300)
     watch.check_step(settled(), 50.0, 1e4, 9, [], factor=0.0, vocabulary=300)
+    learnt = Progress()
+    for _ in range(watch.WARM):
+        learnt.step(0.002, 0.004)
+    watch.check_step(learnt, 0.6, 0.5, 9, [], factor=5.0, vocabulary=300, clip=1.0)  # is not even clipped
+
+
+def test_a_validation_loss_that_is_no_number_stops_the_run_and_is_never_the_best():
+    for value in (math.nan, math.inf):
+        with pytest.raises(watch.TrainingDivergedError, match=f"validation loss is {value} after step 5"):
+            watch.check_validation(value, 5)
+    watch.check_validation(2.0, 5)
 
 
 def test_t5_a_spike_in_training_leaves_the_weights_as_the_step_before_left_them(

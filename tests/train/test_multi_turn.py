@@ -3,13 +3,16 @@
 import itertools
 import json
 from importlib.resources import files
+from types import SimpleNamespace
 
 import pytest
 
 from tunegate.core.chat_template import MaskError, RewrittenError, mask, mask_answers, render, render_ids, with_defaults
 from tunegate.core.errors import UserError
+from tunegate.core.model_source import resolve
 from tunegate.core.rows import parse_row
-from tunegate.train import examples
+from tunegate.train import examples, template_check
+from tunegate.train.examples import Example
 from tunegate.train.release.quantize_worker import write_calibration
 
 QWEN3 = (files("trl") / "chat_templates" / "qwen3.jinja").read_text(encoding="utf-8")
@@ -155,6 +158,20 @@ def test_turns_of_weight_0_are_not_learnt(makers, qwen3, rewrites):
     messages[3]["weight"] = 0.5
     with pytest.raises(MaskError, match=r'"weight" is 0\.5: 0 \(the turn is not learnt\) or 1'):
         mask_answers(tokenizer, messages, [tokenizer.eos_token_id])
+
+
+def test_the_template_check_asks_for_the_answer_that_is_learnt(qwen3, tmp_path, tiny_model):
+    """A last turn of weight 0 is not generated: the prompt before it, in which a thought is left out, is nobody's."""
+    messages = talk("q", "<think>\nhm\n</think>\n\na", "r", "b")
+    messages[3]["weight"] = 0
+    row = parse_row({"id": "r", "messages": messages}, "rows.jsonl", 1)
+    kept = [
+        Example(id="r", input_ids=one.input_ids, labels=one.labels)
+        for one in mask_answers(qwen3, messages, [qwen3.eos_token_id])
+    ]
+    source = resolve(str(tiny_model))
+    ready = SimpleNamespace(tokenizer=qwen3, kept=kept, rows=[row])
+    assert template_check.check(ready, source).rows == 1
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -143,6 +143,7 @@ def test_early_stopping_needs_rows_to_judge_by():
     with pytest.raises(UserError, match="need validation rows"):
         preflight.check_data(TrainConfig(early_stopping_patience=2), 100, 0)
     assert preflight.check_data(TrainConfig(), 100, 0) == []
+    assert "--eval-steps measures nothing" in preflight.check_data(TrainConfig(eval_steps=5), 100, 0)[0]
     assert "20 rows" in preflight.check_data(TrainConfig(), 20, 4)[0]
 
 

@@ -101,7 +101,10 @@ def test_qlora_is_proposed_with_the_strategy_that_takes_it(source, gpus_of):
     assert not any("--strategy" in text for text in alone.proposals)
 
 
-@pytest.mark.parametrize(("kind", "shared"), [("FSDP", True), ("DEEPSPEED", True), ("MULTI_GPU", False)])
+@pytest.mark.parametrize(("kind", "shared"), [
+    ("FSDP", True), ("FSDP\nfsdp_config: {fsdp_sharding_strategy: NO_SHARD}", False), ("MULTI_GPU", False), ("NO", False),
+    ("DEEPSPEED", True), ("DEEPSPEED\ndeepspeed_config: {zero_stage: 2}", False),
+])  # fmt: skip
 def test_accelerates_own_file_says_whether_the_model_is_shared(source, gpus_of, tmp_path, kind, shared):
     gpus_of("NVIDIA B200", 192.0)
     file = tmp_path / "accelerate.yaml"

@@ -167,7 +167,11 @@ def test_resume_refuses_other_data_other_settings_and_nothing(train, makers, tmp
     with pytest.raises(UserError, match=r"differ from those this run began with: rank \(was 4\), alpha \(was 8\)"):
         train(out, resume=True, rank=8, alpha=16)
     assert checkpoints.last_complete(working_folder(out)).name == "checkpoint-2"
-    assert train(out, resume=True, save_steps=4, logging_steps=2).manifest.facts["steps"] == 6
+    made = train(out, resume=True, save_steps=4, logging_steps=2)
+    assert made.manifest.facts["steps"] == 6
+    lines = [json.loads(line) for line in (made.path / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    assert [step for step in steps if step > 2] == [4, 6]  # by the new logging_steps
 
 
 def test_an_unfinished_run_is_not_thrown_away_by_the_same_command(train, unbroken, tmp_path):

@@ -11,15 +11,22 @@ from tunegate.core.schema_inference import infer_schema
 
 LABELS = 100  # distinct short answers up to which they are listed
 LONGEST_LABEL = 60  # characters
+CALLS = "Answer by calling the functions that you are given, and with nothing else."
 LONGEST_SCHEMA = 3000  # characters of an inferred schema that is worth its tokens
 
 
 def write_instructions(rows: Sequence[Row]) -> tuple[str, str]:
-    """(instructions, what the answers are: json, label, number or text), from the expected answers of training rows.
+    """(instructions, what the answers are: calls, json, label, number or text), from the expected answers of training rows.
 
-    JSON: the schema that all answers meet, or their common keys where each row has a schema of its own. Labels: the list.
+    Calls: that functions are called, where all or some answers do; the rest is said of the other answers. JSON: the schema that all answers meet, or their common keys where each row has a schema of its own. Labels: the list.
     Numbers: the word. Text: its usual length.
     """
+    calling = [row for row in rows if row.messages[-1].get("tool_calls")]
+    if len(calling) == len(rows):
+        return CALLS, "calls"
+    if calling:
+        others, form = write_instructions([row for row in rows if not row.messages[-1].get("tool_calls")])
+        return f"{CALLS}\nWhere none of them fits: {others[0].lower()}{others[1:]}", f"calls and {form}"
     answers = [row.expected for row in rows]
     if all(is_json(answer) for answer in answers):
         return _for_json(rows, [json.loads(answer) for answer in answers]), "json"

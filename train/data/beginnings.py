@@ -1,7 +1,8 @@
 """Conversations that begin as another row does: `ft train` learns every answer of a conversation, so a train row asks not its
 whole prompt alone but also what stands before each earlier answer."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import cached_property
 
 import msgspec
@@ -9,6 +10,8 @@ import msgspec
 from tunegate.core.rows import Message, Row
 from tunegate.train.data.labels import of_key
 from tunegate.train.data.normalize import alphanumeric, normalized, prompt_key, user_text
+
+COMMON, FEW = 0.01, 10
 
 
 class Beginnings:
@@ -37,17 +40,25 @@ class Beginnings:
         return {_said(turn) for turn in turns if turn is not None}
 
 
+def common(beginnings: Iterable[Hashable], rows: int) -> set[Hashable]:
+    """Of beginnings, one an entry, those of more than `FEW` conversations and more than 1 % of `rows`: an opening such as a greeting,
+    by which conversations are not alike."""
+    return {begun for begun, count in Counter(beginnings).items() if count > max(FEW, COMMON * rows)}
+
+
 def groups_of(rows: Sequence[Row], key: str | None = None) -> list[str]:
     """What rows that must land on one side share: the value under `key`, else the row's group, else its normalised user
-    text, or that of the shortest row without a group it begins with, else (no user turn) its whole input."""
+    text, or that of the shortest row without a group it begins with, unless it is a common opening, else (no user turn) its
+    whole input."""
     given = [row.group if key is None or (value := of_key(row, key)) is None else value for row in rows]
     free = [row for row, group in zip(rows, given, strict=True) if group is None]
     texts = [normalized(user_text(row)) for row in free]
     known, beginnings = set(texts) - {""}, Beginnings(free)
+    begun = [[asked for part in beginnings.of(row) if (asked := normalized(user_text(part))) in known] for row in free]
+    openings = common((asked for each in begun for asked in each), len(rows))
     found = iter(
-        next((begun for part in beginnings.of(row) if (begun := normalized(user_text(part))) in known), text)
-        or prompt_key(row)
-        for row, text in zip(free, texts, strict=True)
+        next((asked for asked in each if asked not in openings), text) or prompt_key(row)
+        for row, text, each in zip(free, texts, begun, strict=True)
     )
     return [next(found) if group is None else group for group in given]
 

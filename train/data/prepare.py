@@ -20,7 +20,7 @@ from tunegate.core.manifest import Input
 from tunegate.core.profile import DatasetProfile
 from tunegate.core.rows import Row, content_id, read_rows
 from tunegate.train.data import bfcl
-from tunegate.train.data.beginnings import Beginnings, groups_of
+from tunegate.train.data.beginnings import Beginnings, common, groups_of
 from tunegate.train.data.check import Finding, check_row, claims_json, short_outputs_matter
 from tunegate.train.data.clean import CleanConfig, drop, measure
 from tunegate.train.data.dedup import DedupConfig, deduplicate, preferred, refuse_mass_removal, with_accept_of
@@ -279,9 +279,11 @@ def _without_leaks(train: list[Row], held_out: list[Row], config: PrepareConfig)
     prompts = {key: row for row in reversed(held_out) if (key := input_key(row))}
     rule = "system and user turns and tools equal to an eval row's: NFKC, case-folded, punctuation to space"
     beginnings = Beginnings(held_out)
+    begun = [[key for part in beginnings.of(row) if (key := input_key(part)) in prompts] for row in train]
+    openings = common((key for each in begun for key in each), len(train))
     kept, leaks = [], []
-    for row in train:
-        asked = (input_key(part) for part in (row, *beginnings.of(row)))
+    for row, each in zip(train, begun, strict=True):
+        asked = (input_key(row), *(key for key in each if key not in openings))
         twin = next((prompts[key] for key in asked if key in prompts), None)
         if twin is None:
             kept.append(row)

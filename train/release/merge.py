@@ -184,7 +184,8 @@ def _merged(
     """Write the merged weights; the proof that they answer as before."""
     place = merge_base.folder_of(base)
     card.copy_licence(place, folder)  # of a hub id the files are here only now
-    merge_base.copy_processors(place, folder)
+    if base.path is None:
+        merge_base.copy_processors(place, folder)
     files = TensorFiles(place)
     adapter = merge_adapter.read(run.path, files.specs, files.named)
     specs, changes = _specs(files, adapter, place)

@@ -173,3 +173,14 @@ def test_words_of_others_are_compared_with_the_texts_alone(monkeypatch: pytest.M
     assert words.neighbours(texts, embedding.BUILTIN, others) == expected
     monkeypatch.setattr(words, "ROWS_MOST", len(texts))
     assert words.neighbours(texts, embedding.BUILTIN, others) == [[]] * 4
+
+
+def test_a_greeting_makes_no_group_of_all_conversations_and_costs_none(tmp_path: Path) -> None:
+    """One row that asks what all conversations begin with: they are no more alike than before."""
+    talks = [{"messages": turns("Hi", "Hello!", f"question {i} about rain", f"answer {i}")} for i in range(400)]
+    rows = [parse_row(talk, "f.jsonl", at) for at, talk in enumerate([*talks, {"messages": turns("hi", "Hello!")}], 1)]
+    assert len(set(groups_of(rows))) == 401
+    dataset, report = prepare([written(tmp_path / "in.jsonl", [*talks, {"messages": turns("hi", "Hello!")}])], tmp_path / "out",
+                              PrepareConfig(dedup=NO_DEDUP))  # fmt: skip
+    assert report.rejected == {}
+    assert len(list(read_rows(dataset.eval_path))) >= 50
