@@ -162,7 +162,7 @@ def _disk() -> Check:
 
 
 def _hub() -> Check:
-    offline = bool(os.environ.get("HF_HUB_OFFLINE"))
+    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
     token = bool(os.environ.get("HF_TOKEN")) or Path("~/.cache/huggingface/token").expanduser().is_file()
     words = ("offline by HF_HUB_OFFLINE" if offline else "used when a hub id is named") + (
         ", a token is set" if token else ", no token"

@@ -49,7 +49,15 @@ def gpus() -> tuple[Gpu, ...]:
     except (OSError, subprocess.SubprocessError):
         return ()
     rows = [line.rsplit(",", 1) for line in done.stdout.splitlines() if "," in line]
-    return tuple(Gpu(name.strip(), float(mib) * 1024**2 / 1e9) for name, mib in rows)
+    return tuple(Gpu(name.strip(), _gpu_memory_gb(mib)) for name, mib in rows)
+
+
+def _gpu_memory_gb(mib: str) -> float:
+    """What the driver says, in 1e9 bytes; the machine's where it has none of its own (`[N/A]`, on boards with one memory for all)."""
+    try:
+        return float(mib) * 1024**2 / 1e9
+    except ValueError:
+        return memory_gb()
 
 
 def memory_gb() -> float:

@@ -130,6 +130,14 @@ def is_finished(folder: Path) -> bool:
     return (folder / NAME).is_file()
 
 
+def digest_at(folder: Path) -> str | None:
+    """The digest that the manifest there names; None where there is none, or somebody else's `manifest.json`."""
+    try:
+        return read(folder).digest if is_finished(folder) else None
+    except UserError:
+        return None
+
+
 def read(folder: Path) -> Manifest:
     """Read a folder's manifest.
 

@@ -9,16 +9,18 @@ from typing import Any
 from tunegate.core.errors import UserError, nearest
 from tunegate.evalkit.validators.base import NotJsonError, strict_json
 
+_FENCED_LINES = re.compile(r"^[ \t]*(`{3,})[^\n`]*\n(.*?)^[ \t]*\1`*[ \t]*$", re.DOTALL | re.MULTILINE)
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)\n?[ \t]*```", re.DOTALL)
 _OPENED, _CLOSED = "<think>", "</think>"
 _CALL_TAGS = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+_MISTRAL_CALL = re.compile(r"\s*(?:\[TOOL_CALLS\])?\s*([\w.-]+)\[ARGS\]\s*")
 _MISTRAL, _LLAMA = "[TOOL_CALLS]", "<|python_tag|>"
 _MARK = re.compile(r'\\.|["{}\[\]]', re.DOTALL)  # an escaped character is one mark, so that \" ends no text
 
 
 def code_fence(text: str) -> str:
     """The content of the one ``` block; the text as it is when there is none, or several."""
-    blocks = _FENCE.findall(text)
+    blocks = [block.removesuffix("\n") for _, block in _FENCED_LINES.findall(text)] or _FENCE.findall(text)
     return blocks[0] if len(blocks) == 1 else text
 
 
@@ -55,12 +57,13 @@ def last_line(text: str) -> str:
 
 def tool_calls(text: str) -> str:
     """The calls that a model writes as text, as a JSON list of {"name", "arguments"}: in <tool_call> tags (Hermes, Qwen), after
-    [TOOL_CALLS] (Mistral), after <|python_tag|> or bare with "parameters" (Llama 3). The text as it is where it is none of
+    [TOOL_CALLS] (Mistral, with and without [ARGS]), after <|python_tag|> or bare with "parameters" (Llama 3). The text as it is where it is none of
     these. A server with a tool parser gives them as tool calls instead."""
     if blocks := _CALL_TAGS.findall(text):
         values = [_json(block) for block in blocks]
     elif _MISTRAL in text:
-        values = [_json(text.partition(_MISTRAL)[2])]
+        said = text.partition(_MISTRAL)[2].strip().removesuffix("</s>")
+        values = [_named_args(said) or _json(said)]
     else:
         values = [_json(text.strip().removeprefix(_LLAMA))]
         if isinstance(values[0], list):
@@ -70,6 +73,18 @@ def tool_calls(text: str) -> str:
         return text
     named = [{"name": call["name"], "arguments": call.get("arguments", call.get("parameters"))} for call in calls]
     return json.dumps(named, ensure_ascii=False)
+
+
+def _named_args(text: str) -> list[dict[str, Any]]:
+    """Mistral's later form, name[ARGS]{...} one after another; none where the text is of another, or breaks off."""
+    found, at = [], 0
+    while start := _MISTRAL_CALL.match(text, at):
+        try:
+            _, at = json.JSONDecoder().raw_decode(text, start.end())
+        except (ValueError, RecursionError):
+            return []
+        found.append({"name": start[1], "arguments": _json(text[start.end() : at])})
+    return [] if text[at:].strip() else found
 
 
 def _json(text: str) -> Any:

@@ -150,9 +150,20 @@ def _slices(rows: list[Row]) -> list[str]:
 
 
 def _max_tokens(rows: list[Row]) -> int:
-    """Room for the longest output at two characters a token (text rarely needs more), in steps of 64."""
-    longest = max(len(row.expected) + len(json.dumps(row.messages[-1].get("tool_calls") or "")) for row in rows)
-    return max(64, -(-(longest // 2 + 16) // 64) * 64)
+    """Room for the longest output, in steps of 64."""
+    longest = max(
+        _most_tokens(row.expected + json.dumps(row.messages[-1].get("tool_calls") or "", ensure_ascii=False))
+        for row in rows
+    )
+    return max(64, -(-(int(longest) + 16) // 64) * 64)
+
+
+def _most_tokens(text: str) -> float:
+    """More than a text takes with most tokenizers: two letters or spaces a token, each digit and sign one of its own, other scripts
+    three of four UTF-8 bytes."""
+    plain = sum(c.isascii() and (c.isalpha() or c.isspace()) for c in text)
+    signs = sum(c.isascii() for c in text) - plain
+    return plain / 2 + signs + 0.75 * (len(text.encode("utf-8", "replace")) - plain - signs)
 
 
 def _relative(data: Path, folder: Path) -> str:

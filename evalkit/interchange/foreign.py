@@ -54,6 +54,8 @@ def format_of(path: Path) -> Format | None:
         head = stream.read(SNIFFED)
     if path.suffix == ".eval" or (path.suffix == ".json" and b'"eval"' in head and b'"version"' in head):
         return inspect_log.FORMAT
+    if path.suffix == ".json" and b'"results"' in head and (b'"group_subtasks"' in head or b'"configs"' in head):
+        return lm_eval.FORMAT
     if path.suffix == ".json" and (b'"evalId"' in head or (b'"results"' in head and b'"version"' in head)):
         return promptfoo.FORMAT
     lines = path.suffix in (".jsonl", ".ndjson")

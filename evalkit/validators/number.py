@@ -10,18 +10,20 @@ from tunegate.core.rows import Row
 from tunegate.evalkit.outcomes import Answer, Verdict
 from tunegate.evalkit.validators.base import Admitting, place, shown
 
+# Whole or not at all (atomic): of `12.5kg` and `$1.5M` no 12 and no 1.
 _NUMBER = re.compile(
-    r"(?<![\w.])[-+]?(?:(?:\d{1,3}(?:[,\u00a0\u2009\u202f]\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,3})?(?![\w])"
+    r"(?<![\w.])[-+]?[$€£¥₹]?(?>(?:\d{1,3}(?:[,\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?>(?:[eE][-+]?\d{1,3})?)(?!\w)"
 )
 # As typesetters and many models write it.
 _MINUS = str.maketrans(dict.fromkeys("\N{MINUS SIGN}\N{EN DASH}\N{FULLWIDTH HYPHEN-MINUS}", "-"))
-_THOUSANDS = re.compile("[,\u00a0\u2009\u202f]")
+_NO_PART = re.compile("[$€£¥₹,\u00a0\u2009\u202f]")
 
 
 def numbers(text: str) -> list[Decimal]:
     """The numbers in a text, in order; commas, no-break and thin spaces between groups of three digits are read as
-    thousands. A plain space is not: it stands between two numbers too."""
-    return [Decimal(_THOUSANDS.sub("", match)) for match in _NUMBER.findall(text[:100_000].translate(_MINUS))]
+    thousands. A plain space is not: it stands between two numbers too. A sign may stand before a currency's; what letters
+    follow at once (`5kg`) is none."""
+    return [Decimal(_NO_PART.sub("", match)) for match in _NUMBER.findall(text[:100_000].translate(_MINUS))]
 
 
 @dataclass(frozen=True, kw_only=True)

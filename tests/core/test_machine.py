@@ -27,3 +27,19 @@ def test_the_peak_stays_after_the_memory_is_gone():
     before = machine.peak_resident_gb()
     grown = before + touched() / 1e9
     assert machine.peak_resident_gb() >= min(grown, 0.3)
+
+
+def test_a_gpu_without_memory_of_its_own_has_the_machines(tmp_path, monkeypatch):
+    """Boards with one memory for all: the driver says [N/A], and every command that writes a manifest asks it."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho 'NVIDIA GB10, [N/A]'\necho 'NVIDIA L4, 23034'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    machine.gpus.cache_clear()
+    try:
+        found = machine.gpus()
+    finally:
+        machine.gpus.cache_clear()
+    assert [(gpu.name, round(gpu.memory_gb, 1)) for gpu in found] == [
+        ("NVIDIA GB10", round(machine.memory_gb(), 1)), ("NVIDIA L4", 24.2)
+    ]  # fmt: skip

@@ -1,13 +1,17 @@
 """What changed a verdict, or lost an input, without a word: groups, strict alphas, repeats, a baseline beside the report."""
 
 import json
+import re
 
 import pytest
 
 from tunegate.core import manifest
 from tunegate.core.power import pairs_for_difference
 from tunegate.core.rows import Row
+from tunegate.evalkit.extract import extract
 from tunegate.evalkit.gate import decide
+from tunegate.evalkit.interchange import lm_eval
+from tunegate.evalkit.interchange.foreign import format_of
 from tunegate.evalkit.leakage import leakage_of
 from tunegate.evalkit.outcomes import Answer
 from tunegate.evalkit.policy import make_policy
@@ -15,6 +19,7 @@ from tunegate.evalkit.scoring import result_row, score
 from tunegate.evalkit.summary import measure, timings
 from tunegate.evalkit.system import classify
 from tunegate.evalkit.task import load_task
+from tunegate.evalkit.validators.number import numbers
 from tunegate.evalkit.validators.set_match import SetMatch
 
 from .test_gate import reading
@@ -161,3 +166,63 @@ def test_items_that_a_percentile_needs_are_items_not_answers():
     (condition,) = decide(make_policy(gate, "gate.yaml"), judged, None)["conditions"]
     assert (condition["decision"], condition["need_n"]) == ("INCONCLUSIVE", 12)  # 59 answers, five an item
     assert measure(rows, made.report, "latency_p95_ms", level=0.9).interval.n == 50
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("12.5kg", []), ("$1.5M", []), ("1,234kg", []), ("5kg", []), ("-$5", [-5]), ("$3-$5", [3, 5]), ("1,2345", [1, 2345]),
+     ("1,234.5 kg", [1234.5]), ("12.50 USD", [12.5]), ("1e5", [100000])],
+)  # fmt: skip
+def test_a_number_is_read_whole_or_not_at_all(text, found):
+    assert [float(number) for number in numbers(text)] == found
+
+
+def test_init_judges_numbers_with_a_unit_at_once_by_their_text(echo, ft):
+    lines = [question_row(f"i{i}", f"q{i}") for i in range(6)]
+    for i, line in enumerate(lines):
+        line["messages"][1]["content"] = f"{12 + i}.5kg"
+    (echo / "n.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert ft("eval", "init", "n.jsonl", "--out", "n.yaml").code == 0
+    wrong = [{"id": f"i{i}", "output": f"{12 + i}.99kg"} for i in range(6)]
+    (echo / "o.jsonl").write_text("".join(json.dumps(line) + "\n" for line in wrong))
+    done = ft("eval", "o.jsonl", "--task", "n.yaml", "--out", "r", "--json")
+    assert [metric["value"] for metric in done.json["metrics"].values()] == [0.0], done.err
+
+
+@pytest.mark.parametrize(
+    ("answer", "least"), [("十" * 296, 617), ("[" + ", ".join("1" * 60) + "]", 180), ("word " * 100, 130)]
+)
+def test_init_leaves_room_for_the_right_answer(echo, ft, answer, least):
+    """Tokens of SmolLM2: each digit one, Chinese two a character and more."""
+    line = question_row("a", "q")
+    line["messages"][1]["content"] = answer
+    (echo / "n.jsonl").write_text(json.dumps(line) + "\n")
+    assert ft("eval", "init", "n.jsonl", "--out", "n.yaml").code == 0
+    (words,) = re.findall(r"max_tokens: (\d+)", (echo / "n.yaml").read_text())
+    assert least <= int(words) < 3 * least
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [('```json\n{"a":"use ``` here"}\n```', '{"a":"use ``` here"}'), ('x\n```json\n{"a":1}```\nok', '{"a":1}'),
+     ("```\na\n```\n```\nb\n```", "```\na\n```\n```\nb\n```"), ("````\n```\nx\n```\n````", "```\nx\n```")],
+)  # fmt: skip
+def test_a_fence_ends_at_a_line_of_its_own(text, found):
+    assert extract(text, ("code_fence",)) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [('[TOOL_CALLS]f[ARGS]{"x":1}', ["f"]), ('[TOOL_CALLS] [{"name":"f","arguments":{"x":1}}]</s>', ["f"]),
+     ('[TOOL_CALLS]f[ARGS]{"x":1}[TOOL_CALLS]g[ARGS]{"y":"a[ARGS]"}</s>', ["f", "g"])],
+)  # fmt: skip
+def test_mistrals_calls_in_their_later_form(text, names):
+    assert [call["name"] for call in json.loads(extract(text, ("tool_calls",)))] == names
+    cut = '[TOOL_CALLS]f[ARGS]{"x":'
+    assert extract(cut, ("tool_calls",)) == cut
+
+
+def test_lm_evals_results_are_lm_evals_though_they_have_versions(tmp_path):
+    content = {"results": {"gsm8k": {}}, "group_subtasks": {}, "configs": {"gsm8k": {"metadata": {"version": 3.0}}}}
+    (tmp_path / "results_1.json").write_text(json.dumps(content))
+    assert format_of(tmp_path / "results_1.json").name == lm_eval.FORMAT.name

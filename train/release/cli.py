@@ -59,6 +59,7 @@ def merge(
         raise UsageError("--max-shard-size must be a number of GB, not infinite", hint="a large one makes one file")
     config = merging.MergeConfig(onto=onto, keep_adapter=keep_adapter, max_shard_gb=max_shard_size, rows=rows)
     dataset = Dataset.open(data) if data else None if keep_adapter else _own_dataset(run)
+    refuse_input(out_folder, *([dataset.path] if dataset else []))
     _report(
         merging.merge(run, resolve(run.base), out_folder, force=force, dataset=dataset, config=config), as_json=as_json
     )
@@ -121,6 +122,7 @@ def quantize(
     from tunegate.train.release.quantize import quantize as do_quantize
 
     dataset = Dataset.open(calibration) if calibration else prove.find_dataset(release)
+    refuse_input(out_folder, dataset.path)
     made = do_quantize(release, dataset, config, out_folder, force=force, check_engine=check_engine)
     _report(made, as_json=as_json)
 

@@ -79,6 +79,7 @@ def export(release: Release, config: ExportConfig, out: Path, *, force: bool) ->
     Raises UserError for what llama.cpp cannot convert (named), TunegateError when the file tokenizes or answers otherwise.
     """
     check(release, config)
+    manifests.refuse_changed(release.path, "the release")
     source = of_folder(release.path)
     tokenizer = load_tokenizer(source)
     if template_digest(tokenizer) != release.manifest.facts["template_digest"]:
@@ -219,7 +220,7 @@ def _questions(release: Release, count: int) -> list[tuple[list[Message], list[A
     """Questions to compare answers on: held-out rows of the data it was trained on, else the release's own probe prompts."""
     for row in manifests.lineage(release.manifest.inputs):
         path = Path(row["path"]) / "eval.jsonl"
-        if row["kind"] == "dataset" and path.is_file() and manifests.read(path.parent).digest == row["digest"]:
+        if row["kind"] == "dataset" and path.is_file() and manifests.digest_at(path.parent) == row["digest"]:
             return [(list(r.prompt), r.tools) for r, _ in zip(read_rows(path), range(count), strict=False)]
     prompts = probe_prompts(release.path)[:count]
     say(f"the data it was trained on is not where it was: {len(prompts)} probe prompts are compared")

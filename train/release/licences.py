@@ -139,10 +139,10 @@ def _unknown(folder: Path, facts: dict[str, Any], name: str) -> list[Duty]:
 
 
 _FAMILIES = (
-    _Family("qwen-research", r"qwen-?research", r"Qwen2\.5-3B\b", _research),
+    _Family("qwen-research", r"qwen-?research", r"Qwen2\.5-(?:\w+-)?3B\b", _research),
     _Family("permissive", r"^(apache-2\.0|mit|bsd-.*)$", r"(?!)", _permissive),
     _Family("llama", r"llama-?3", r"(?i)(meta-)?llama-?3", _llama),
-    _Family("gemma", r"^gemma$", r"(?i)gemma(?!-?[4-9])", _gemma),
+    _Family("gemma", r"^gemma$", r"(?i)gemma(?!-?[4-9](?!\d*b\b))", _gemma),
 )
 _UNKNOWN = _Family("unknown", "", "", _unknown)
 

@@ -270,7 +270,7 @@ def _decision(folder: Path) -> GateDecision:
 def _report(judged: Input, gate: GateDecision) -> EvalReport:
     """The report that the decision was made on: where it was, or the folder that the decision lies in."""
     for folder in (gate.path.resolve().parent, Path(judged.path)):
-        if manifests.is_finished(folder) and manifests.read(folder).digest == judged.digest:
+        if manifests.digest_at(folder) == judged.digest:
             manifests.refuse_changed(folder, "the report")
             return EvalReport.open(folder)
     raise UserError(

@@ -4,6 +4,7 @@ What an interrupted push has sent stays in the hub's large-file store and is not
 repository is no release.
 """
 
+import glob
 import json
 import os
 from functools import partial
@@ -73,17 +74,26 @@ def _send(api: Any, release: Passable, to: Destination, *, key: Path | None, pri
             hint="choose another name, or pass --force to replace it",
         )
     names = [name for name in relative_files(release.path) if name != manifests.NAME]
+    earlier = [] if there is None else _named(_content(api, to, manifests.NAME))
     if there is not None:
         api.delete_file(manifests.NAME, to.place, revision=to.revision, commit_message="Replacing the release")
     say(f"pushing {len(names)} files to {url}")
     api.upload_folder(
         repo_id=to.place, folder_path=release.path, revision=to.revision, ignore_patterns=[manifests.NAME],
-        delete_patterns=["*"], commit_message=f"Release {release.digest[:12]}",
+        delete_patterns=[glob.escape(name) for name in earlier] or None, commit_message=f"Release {release.digest[:12]}",
     )  # fmt: skip
     _upload(
         api, release, to, manifests.NAME, message=f"Manifest of release {release.digest[:12]}: it is whole from here on"
     )
     return Pushed(url=url, digest=release.digest, uploaded=[*names, manifests.NAME], skipped=[])
+
+
+def _named(content: bytes | None) -> list[str]:
+    """The files that a manifest names, and its signature; none of a damaged one. What else is in the repository stays."""
+    try:
+        return [*(str(item["path"]) for item in json.loads(content or b"{}")["outputs"]), manifests.SIGNATURE]
+    except (ValueError, KeyError, TypeError):
+        return []
 
 
 def _upload(api: Any, release: Passable, to: Destination, name: str, *, message: str) -> None:

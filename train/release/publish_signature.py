@@ -45,7 +45,7 @@ def _is_wanting(release: Passable, key: Path, read: Callable[[str], bytes | None
         raise UserError(
             "not signed: the manifest there says something else of these bytes than this release's",
             where=url,
-            hint=f"remove {manifests.NAME} there and push again",
+            hint=f"remove {manifests.NAME} there and push again with --force",
         )
     if signature is not None:
         (release.path / SIGNATURE).write_bytes(signature)

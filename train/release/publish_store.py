@@ -71,11 +71,17 @@ def _send(files: Any, root: str, release: Passable, to: Destination, *, key: Pat
             where=to.place,
             hint="choose another place, or pass --force to replace it",
         )
+    state = _state(files, root)
+    if there is None and state is None and not force:
+        _refuse_others(files, root, to)
+    state = dict.fromkeys(_named(files, root), "") | (state or {})  # what is ours there: the rest stays as it is
+    if OBJECT_STORES.isdisjoint(_protocols(files)):
+        files.makedirs(root, exist_ok=True)
+    _write(files, f"{root}/{STATE}", state)
     if there is not None:  # from now on what is there is no release, until the new manifest stands
         files.rm_file(f"{root}/{manifests.NAME}")
     names = [name for name in relative_files(release.path) if name != manifests.NAME]
     hashes = {name: sha256_file(release.path / name) for name in names}
-    state = _state(files, root)
     uploaded, skipped = [], []
     with progress("pushing", len(names) + 1) as tick:
         for name in sorted(names, key=lambda n: (release.path / n).stat().st_size):
@@ -88,7 +94,7 @@ def _send(files: Any, root: str, release: Passable, to: Destination, *, key: Pat
                 _write(files, f"{root}/{STATE}", state)
                 uploaded.append(name)
             tick(1, name)
-        _remove_others(files, root, {*names, STATE})
+        _remove(files, root, sorted(state.keys() - {*names, manifests.NAME}))
         _put(files, release, root, manifests.NAME)
         tick(1, manifests.NAME)
     files.rm_file(f"{root}/{STATE}")
@@ -99,7 +105,7 @@ def _send(files: Any, root: str, release: Passable, to: Destination, *, key: Pat
 
 def _put(files: Any, release: Passable, root: str, name: str) -> None:
     target, size = f"{root}/{name}", (release.path / name).stat().st_size
-    if OBJECT_STORES.isdisjoint([files.protocol] if isinstance(files.protocol, str) else files.protocol):
+    if OBJECT_STORES.isdisjoint(_protocols(files)):
         files.makedirs(target.rpartition("/")[0], exist_ok=True)
     files.put_file(str(release.path / name), target)
     files.invalidate_cache()
@@ -130,10 +136,40 @@ def _content(files: Any, root: str, name: str) -> bytes | None:
         return None
 
 
-def _state(files: Any, root: str) -> dict[str, str]:
+def _protocols(files: Any) -> list[str]:
+    return [files.protocol] if isinstance(files.protocol, str) else list(files.protocol)
+
+
+def _refuse_others(files: Any, root: str, to: Destination) -> None:
+    """Raise UserError for a place that holds something, and no release: it is somebody's."""
+    try:
+        found = [str(path).rstrip("/").rpartition("/")[2] for path in files.ls(root, detail=False)]
+    except FileNotFoundError:
+        return
+    if found:
+        raise UserError(
+            f"the place is not empty and holds no release: {', '.join(sorted(found)[:3])}{', ...' if len(found) > 3 else ''}",
+            where=to.place,
+            hint="name a folder of its own, or pass --force to write beside what is there",
+        )
+
+
+def _named(files: Any, root: str) -> list[str]:
+    """The files that the manifest there names, and its signature; none where there is no manifest, or a damaged one."""
+    try:
+        outputs = json.loads(_content(files, root, manifests.NAME) or b"{}")["outputs"]
+        return [*(str(item["path"]) for item in outputs), manifests.SIGNATURE]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+def _state(files: Any, root: str) -> dict[str, str] | None:
+    """What an unfinished push noted; None where there is none."""
     try:
         state = json.loads(files.cat_file(f"{root}/{STATE}"))
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
+        return None
+    except ValueError:
         return {}
     return {str(k): str(v) for k, v in state.items()} if isinstance(state, dict) else {}
 
@@ -149,11 +185,11 @@ def _size(files: Any, path: str) -> int | None:
         return None
 
 
-def _remove_others(files: Any, root: str, keep: set[str]) -> None:
-    """Files of an earlier release that the new one does not have."""
-    prefix = files._strip_protocol(root).rstrip("/") + "/"
-    for path in files.find(root):
-        name = str(path).removeprefix(prefix)
-        if name not in keep and name != manifests.NAME:
-            say(f"removing {name}, which this release does not have")
-            files.rm_file(path)
+def _remove(files: Any, root: str, names: list[str]) -> None:
+    """Files of an earlier release that the new one does not have, where they are still there."""
+    for name in names:
+        try:
+            files.rm_file(f"{root}/{name}")
+        except FileNotFoundError:
+            continue
+        say(f"removed {name}, which this release does not have")

@@ -75,6 +75,8 @@ def quantize(
     """
     quantize_plan.check_config(config)
     shape, group = quantize_plan.check_release(release, config)
+    manifests.refuse_changed(release.path, "the release")
+    calibration.check_train()
     source = of_folder(release.path)
     tokenizer = load_tokenizer(source)
     stops = stop_ids(source, tokenizer)

@@ -14,7 +14,7 @@ from tunegate.core.model_source import resolve
 from tunegate.train import sft
 from tunegate.train.config import resolve as resolve_config
 from tunegate.train.examples import Example
-from tunegate.train.release import card, merge_proof, prove, quantize, quantize_worker, tensor_files
+from tunegate.train.release import card, export_gguf, merge_proof, prove, quantize, quantize_worker, tensor_files
 from tunegate.train.release.merge import merge
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -274,4 +274,17 @@ def test_what_cannot_be_quantized_is_refused_before_any_work(made, release, tmp_
     clipped = {**options, "config": quantize.QuantizeConfig(backend="autoawq")}
     with pytest.raises(UserError, match="layer outputs that are multiples of 64; k_proj has 32, v_proj has 32"):
         quantize.quantize(release, made.dataset, **clipped)
+    damaged = shutil.copytree(release.path, tmp_path / "damaged")
+    weights = next(damaged.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x7f")
+    fits = {**options, "config": quantize.QuantizeConfig(group_size=32)}
+    with pytest.raises(UserError, match="not as it was written"):
+        quantize.quantize(Release.open(damaged), made.dataset, **fits)
+    with pytest.raises(UserError, match="not as it was written"):
+        export_gguf.export(Release.open(damaged), export_gguf.ExportConfig(prompts=0), tmp_path / "out", force=False)
+    other = shutil.copytree(made.dataset.path, tmp_path / "other")
+    rows = (other / "train.jsonl").read_bytes()
+    (other / "train.jsonl").write_bytes(rows.replace(b"7", b"8", 1))
+    with pytest.raises(UserError, match="rows were changed"):
+        quantize.quantize(release, Dataset.open(other), **fits)
     assert not (tmp_path / "out").exists()

@@ -107,6 +107,16 @@ def test_promote_show_and_list(judged, ft, tmp_path):
     assert (shown["aliases"], shown["promotion"]["digest"]) == (["champion"], release.digest)
 
 
+def test_a_manifest_of_somebody_elses_beside_the_decision_is_passed_over(judged, ft, tmp_path):
+    """`ft gate --out web/decision`, where web/manifest.json is a web page's."""
+    release, _, gate = judged
+    elsewhere = tmp_path / "web" / "decision"
+    shutil.copytree(gate.path, elsewhere)
+    (tmp_path / "web" / "manifest.json").write_text('{"icons": []}')
+    code, found, err = ft("promote", release.path, "--gate", elsewhere, "--as", "champion", "--json")
+    assert code == 0, (found, err)
+
+
 def test_the_promoted_report_is_what_against_means_from_then_on(judged, ft):
     release, report, gate = judged
     assert promote(ft, release.path, gate.path)[0] == 0

@@ -215,6 +215,22 @@ def test_another_release_is_replaced_only_when_told_and_is_none_meanwhile(releas
     assert not (target / "model-2.safetensors").exists()
 
 
+def test_what_is_somebody_elses_stays_and_a_place_that_holds_it_is_refused(release, tmp_path, ft):
+    """The name was forgotten: `ft push release/ models/` removed all models there."""
+    place = tmp_path / "models"
+    (place / "other").mkdir(parents=True)
+    (place / "notes.txt").write_text("mine")
+    (place / "other" / "w.bin").write_text("weights")
+    code, document = ft(release.path, place)
+    assert (code, "not empty and holds no release: notes.txt, other" in document["error"]["message"]) == (2, True)
+    assert sorted(p.name for p in place.iterdir()) == ["notes.txt", "other"]
+    assert ft(release.path, place, "--force")[0] == 0
+    assert (place / "notes.txt").read_text() == "mine"
+    assert ft(make_release(tmp_path / "smaller", ("one",)).path, place, "--force")[0] == 0
+    assert (place / "other" / "w.bin").is_file()
+    assert not (place / "model-1.safetensors").exists(), "of the release before"
+
+
 KILLED = """
 import os, signal, sys
 from fsspec.implementations.local import LocalFileSystem
@@ -325,6 +341,9 @@ def test_the_hub_gets_everything_and_then_the_manifest(release, report, hub, tmp
     assert push_to_hub(hub, other, tmp_path, "--force")[0] == 0
     assert sorted(hub.files["team/slots"]) == ["README.md", "manifest.json", "model-0.safetensors", "tokenizer.json"]
     assert hub.commits[commits] == [("deletedFile", "manifest.json")]
+    hub.files["team/slots"]["examples/mine.txt"] = b"mine"
+    assert push_to_hub(hub, release, tmp_path, "--force")[0] == 0
+    assert "examples/mine.txt" in hub.files["team/slots"], "what no manifest names stays"
 
 
 def test_killed_while_uploading_to_the_hub_and_run_again(release, hub, tmp_path):

@@ -110,7 +110,7 @@ def test_a_manifest_that_says_something_else_is_not_vouched_for(push, keys, tmp_
     assert "the manifest there says something else" in document["error"]["message"]
     assert not (target / "model.sig").exists()
     path.unlink()
-    assert push("--key", keys["mine"][0])[0] == 0, "as the hint says"
+    assert push("--key", keys["mine"][0], "--force")[0] == 0, "as the hint says"
     assert sign.check(target, key=keys["mine"][1]) is None
 
 
