@@ -4,6 +4,7 @@ What is pushed is a release of its own: the same weights and tokenizer, the card
 a manifest whose lineage begins with the release it was made from.
 """
 
+import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -42,6 +43,21 @@ class Pushed:
 
 
 Passable = Release | GgufExport
+
+
+def files_of(content: bytes | None) -> list[str]:
+    """The files that a manifest at a destination names, and its signature: what may be removed there. Nothing of a damaged one, nor
+    what lies outside of its folder; it may be anybody's."""
+    try:
+        names = [str(item["path"]) for item in json.loads(content or b"{}")["outputs"]]
+    except (ValueError, KeyError, TypeError):
+        return []
+    return [name for name in (*names, manifests.SIGNATURE) if is_inner(name)]
+
+
+def is_inner(name: str) -> bool:
+    """Whether a name leads into the folder it is taken from."""
+    return bool(name) and not name.startswith("/") and ".." not in name.split("/")
 
 
 def destination(text: str) -> Destination:

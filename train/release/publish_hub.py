@@ -15,7 +15,7 @@ from tunegate.core import manifest as manifests
 from tunegate.core.console import say
 from tunegate.core.errors import InfrastructureError, UserError
 from tunegate.core.files import relative_files
-from tunegate.train.release.publish import Destination, Passable, Pushed
+from tunegate.train.release.publish import Destination, Passable, Pushed, files_of
 from tunegate.train.release.publish_signature import only_signed
 
 
@@ -74,7 +74,7 @@ def _send(api: Any, release: Passable, to: Destination, *, key: Path | None, pri
             hint="choose another name, or pass --force to replace it",
         )
     names = [name for name in relative_files(release.path) if name != manifests.NAME]
-    earlier = [] if there is None else _named(_content(api, to, manifests.NAME))
+    earlier = [] if there is None else files_of(_content(api, to, manifests.NAME))
     if there is not None:
         api.delete_file(manifests.NAME, to.place, revision=to.revision, commit_message="Replacing the release")
     say(f"pushing {len(names)} files to {url}")
@@ -86,14 +86,6 @@ def _send(api: Any, release: Passable, to: Destination, *, key: Path | None, pri
         api, release, to, manifests.NAME, message=f"Manifest of release {release.digest[:12]}: it is whole from here on"
     )
     return Pushed(url=url, digest=release.digest, uploaded=[*names, manifests.NAME], skipped=[])
-
-
-def _named(content: bytes | None) -> list[str]:
-    """The files that a manifest names, and its signature; none of a damaged one. What else is in the repository stays."""
-    try:
-        return [*(str(item["path"]) for item in json.loads(content or b"{}")["outputs"]), manifests.SIGNATURE]
-    except (ValueError, KeyError, TypeError):
-        return []
 
 
 def _upload(api: Any, release: Passable, to: Destination, name: str, *, message: str) -> None:

@@ -9,7 +9,7 @@ from tunegate.core import manifest as manifests
 from tunegate.core.console import progress, say
 from tunegate.core.errors import InfrastructureError, UserError, first_line
 from tunegate.core.files import relative_files, sha256_file
-from tunegate.train.release.publish import Destination, Passable, Pushed
+from tunegate.train.release.publish import Destination, Passable, Pushed, files_of, is_inner
 from tunegate.train.release.publish_signature import only_signed
 
 # What an unfinished push has sent, by hash; removed at the end. Object stores name files by other sums than SHA-256.
@@ -74,7 +74,9 @@ def _send(files: Any, root: str, release: Passable, to: Destination, *, key: Pat
     state = _state(files, root)
     if there is None and state is None and not force:
         _refuse_others(files, root, to)
-    state = dict.fromkeys(_named(files, root), "") | (state or {})  # what is ours there: the rest stays as it is
+    state = dict.fromkeys(files_of(_content(files, root, manifests.NAME)), "") | (
+        state or {}
+    )  # what is ours there: the rest stays as it is
     if OBJECT_STORES.isdisjoint(_protocols(files)):
         files.makedirs(root, exist_ok=True)
     _write(files, f"{root}/{STATE}", state)
@@ -154,15 +156,6 @@ def _refuse_others(files: Any, root: str, to: Destination) -> None:
         )
 
 
-def _named(files: Any, root: str) -> list[str]:
-    """The files that the manifest there names, and its signature; none where there is no manifest, or a damaged one."""
-    try:
-        outputs = json.loads(_content(files, root, manifests.NAME) or b"{}")["outputs"]
-        return [*(str(item["path"]) for item in outputs), manifests.SIGNATURE]
-    except (ValueError, KeyError, TypeError):
-        return []
-
-
 def _state(files: Any, root: str) -> dict[str, str] | None:
     """What an unfinished push noted; None where there is none."""
     try:
@@ -171,7 +164,7 @@ def _state(files: Any, root: str) -> dict[str, str] | None:
         return None
     except ValueError:
         return {}
-    return {str(k): str(v) for k, v in state.items()} if isinstance(state, dict) else {}
+    return {str(k): str(v) for k, v in state.items() if is_inner(str(k))} if isinstance(state, dict) else {}
 
 
 def _write(files: Any, path: str, state: dict[str, str]) -> None:
@@ -188,8 +181,6 @@ def _size(files: Any, path: str) -> int | None:
 def _remove(files: Any, root: str, names: list[str]) -> None:
     """Files of an earlier release that the new one does not have, where they are still there."""
     for name in names:
-        try:
+        if _size(files, f"{root}/{name}") is not None:
+            say(f"removing {name}, which this release does not have")
             files.rm_file(f"{root}/{name}")
-        except FileNotFoundError:
-            continue
-        say(f"removed {name}, which this release does not have")

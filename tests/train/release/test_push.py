@@ -231,6 +231,18 @@ def test_what_is_somebody_elses_stays_and_a_place_that_holds_it_is_refused(relea
     assert not (place / "model-1.safetensors").exists(), "of the release before"
 
 
+def test_a_manifest_there_removes_nothing_outside_of_its_folder(release, tmp_path, ft):
+    """It may be anybody's, and so may what an unfinished push left."""
+    place, victim = tmp_path / "models" / "slots", tmp_path / "models" / "mine.txt"
+    place.mkdir(parents=True)
+    victim.write_text("mine")
+    for name in ("../mine.txt", str(victim)):
+        (place / "manifest.json").write_text(json.dumps({"digest": "0", "outputs": [{"path": name}]}))
+        (place / ".tunegate-push.json").write_text(json.dumps({name: ""}))
+        assert ft(release.path, place, "--force")[0] == 0
+        assert victim.read_text() == "mine"
+
+
 KILLED = """
 import os, signal, sys
 from fsspec.implementations.local import LocalFileSystem
