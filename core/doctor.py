@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tunegate.core.files import packaged
 from tunegate.core.machine import bf16_flags, cores, cpu_name, gpus, lacks_avx512, memory_gb
-from tunegate.core.model_source import BUILTINS, cache_folder
+from tunegate.core.model_source import BUILTINS, cache_folder, hub_is_off
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def _disk() -> Check:
 
 
 def _hub() -> Check:
-    offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+    offline = hub_is_off()
     token = bool(os.environ.get("HF_TOKEN")) or Path("~/.cache/huggingface/token").expanduser().is_file()
     words = ("offline by HF_HUB_OFFLINE" if offline else "used when a hub id is named") + (
         ", a token is set" if token else ", no token"

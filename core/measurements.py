@@ -65,25 +65,31 @@ def load_metrics() -> list[str]:
 
 
 def load_interval(report: LoadReport, metric: str, *, level: float) -> Interval | None:
-    """One figure of the heaviest stage (the error rate: of the worst one) with its interval of `level`; None when the test was not valid or was interrupted, and of
-    a test that failed for all but its error rate: the answers of a server that gives errors are not those of one that holds.
+    """One figure of the heaviest stage (the error rate: of the worst one) with its interval of `level`; None when the test was
+    not valid or was interrupted, and of a test that failed for all but its error rate: the answers of a server that gives
+    errors are not those of one that holds.
 
     Raises UserError for a name that is none.
     """
     if metric not in load_metrics():
         raise UserError(f"a load test has no {metric!r}", where=str(report.path), hint=nearest(metric, load_metrics()))
     document = report.report()
-    usable = ("VALID", "FAILED") if metric == "load_error_rate" else ("VALID",)
-    if document["verdict"] not in usable or document.get("interrupted") or not document["stages"]:
+    stages, errors = document["stages"], metric == "load_error_rate"
+    usable = ("VALID", "FAILED") if errors else ("VALID",)
+    if document["verdict"] not in usable or document.get("interrupted") or not stages:
         return None
-    worst = max(range(len(document["stages"])), key=lambda i: float(document["stages"][i]["error_rate"]))
-    index = worst if metric == "load_error_rate" else _heaviest(document["stages"])
+    index = _worst(stages) if errors else _heaviest(stages)
     rows = [row for row in _rows(report.path) if row["stage"] == index and not row["warm_up"]]
-    if metric == "load_error_rate":
+    if errors:
         return wilson(sum(row["error_kind"] is not None for row in rows), len(rows), level=level)
     _, figure, name, _ = metric.split("_")
     values = [row[f"{figure}_ms"] for row in rows if row[f"{figure}_ms"] is not None]
     return percentile(values, PERCENTILES[name], level=level) if values else None
+
+
+def _worst(stages: list[dict[str, Any]]) -> int:
+    """The stage with the largest share of errors."""
+    return max(range(len(stages)), key=lambda i: float(stages[i]["error_rate"]))
 
 
 def _heaviest(stages: list[dict[str, Any]]) -> int:

@@ -118,6 +118,11 @@ def file_at_hand(spec: str, name: str) -> Path | None:
     return hub_file_at_hand(spec, name)
 
 
+def hub_is_off() -> bool:
+    """Whether the environment keeps huggingface_hub from the network (its own reading of HF_HUB_OFFLINE)."""
+    return os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+
+
 def hub_file_at_hand(hub_id: str, name: str, revision: str | None = None) -> Path | None:
     """A file of a model in the hub's cache of this machine; None where it is not there."""
     from huggingface_hub import try_to_load_from_cache

@@ -197,7 +197,12 @@ def row_texts(row: Row) -> tuple[str, str]:
     given = [_turn_text(turn) for turn in row.prompt]
     if row.tools:
         given.append(json.dumps(row.tools, ensure_ascii=False))
-    return "\n".join(given), _turn_text(row.messages[-1])
+    return "\n".join(given), answer_text(row)
+
+
+def answer_text(row: Row) -> str:
+    """The text of a row's output, its tool calls as JSON."""
+    return _turn_text(row.messages[-1])
 
 
 def is_json(text: str) -> bool:

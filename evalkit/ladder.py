@@ -22,7 +22,7 @@ from tunegate.evalkit.runner import RunOptions
 from tunegate.evalkit.summary import answered
 from tunegate.evalkit.system import System, classify
 from tunegate.evalkit.task import EvalTask
-from tunegate.evalkit.verdict import finish
+from tunegate.evalkit.verdict import finish, unanswered
 
 KIND = "ladder"
 # What changes between a step and the one it is compared with.
@@ -105,7 +105,7 @@ def _folder(row: dict[str, Any] | None, what: str) -> Path | None:
     if row is None:
         return None
     path = Path(row["path"])
-    if manifests.is_finished(path) and manifests.read(path).digest == row["digest"]:
+    if manifests.digest_at(path) == row["digest"]:
         return path
     say(f"left out: {what} {path} ({row['digest'][:12]}) is not where it was, or has changed")
     return None
@@ -150,9 +150,8 @@ def _judge(step: Step, task: EvalTask, place: Path, options: RunOptions) -> Read
         evaluation = evaluate(system, task, out=place, options=options, name=step.name)
     report = write_report(place, evaluation, force=True)
     finish(evaluation)
-    if not answered(report.report()):
-        first = next((row["reason"] for row in evaluation.reading.rows), "nothing was asked")
-        raise InfrastructureError(f"step {step.name}: no item was answered: {first}", where=str(place))
+    if why := unanswered(evaluation):
+        raise InfrastructureError(f"step {step.name}: {why}", where=str(place))
     return open_reading(report, name=step.name)
 
 

@@ -15,6 +15,7 @@ from tunegate.evalkit.folders import write_report
 from tunegate.evalkit.gate import decide
 from tunegate.evalkit.policy import Policy, default_policy, load_policy
 from tunegate.evalkit.runner import RunOptions
+from tunegate.evalkit.summary import answered
 from tunegate.evalkit.system import System
 from tunegate.evalkit.task import EvalTask, load_task
 
@@ -69,6 +70,14 @@ def finish(evaluation: Evaluation) -> None:
     """Remove the answers' log once the report stands; it stays where items are to be asked again."""
     if evaluation.log is not None and not evaluation.reading.report["outcomes"]["infra_error"]:
         evaluation.log.unlink(missing_ok=True)
+
+
+def unanswered(evaluation: Evaluation) -> str | None:
+    """What to say of an evaluation of which no item got an answer; None where one did."""
+    if answered(evaluation.reading.report):
+        return None
+    first = next((row["reason"] for row in evaluation.reading.rows), "nothing was asked")
+    return f"no item was answered: {first}"
 
 
 def check_sides(

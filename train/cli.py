@@ -179,7 +179,7 @@ def _check(
     say(
         f"template: {template.rows} rows are the same tokens in training and at the server, ended by {' '.join(template.learnt)}"
     )
-    forecast = _forecast(ready, source, config, spread)
+    forecast = sft.forecast_of(ready, source, config, spread)
     if forecast:
         forecast.say()
         if refuse:
@@ -187,24 +187,6 @@ def _check(
     if dry_run:
         dry_run_view.show(ready, template, config, settings, forecast, as_json=as_json)
     return ready, forecast
-
-
-def _forecast(ready: Any, source: ModelSource, config: TrainConfig, spread: Launch | None) -> Any:
-    """Warn about the data, and predict memory and time of the run on this machine's device; None where that is unknown.
-    ready: of `sft.prepare`."""
-    from tunegate.train import examples, model_loading, preflight
-
-    training, validation = examples.split_validation(ready.kept, config.validation_share, config.seed)
-    for text in preflight.check_data(config, len({example.id for example in training}), len(validation)):
-        warn(text)
-    found = ready.certificate
-    load = preflight.Load(
-        rows=len(training),
-        longest=found.longest,
-        mean=found.tokens / len(ready.kept),
-        label_share=found.label_tokens / found.tokens,
-    )
-    return preflight.forecast(source, config, load, model_loading.pick_device(config), spread)
 
 
 def _unread(settings: dict[str, Any], config: TrainConfig) -> list[str]:

@@ -91,7 +91,7 @@ def forecast(
 ) -> Forecast | None:
     """Ask the advisor; None, with a word, where it does not know the model's shape or the device. launch: how the run is
     spread over processes, None for one."""
-    launch = launch or ALONE
+    launch = _settled(launch or ALONE)
     try:
         # of a cluster it is not known how many run on one machine
         together = 1 if launch.address else launch.num_processes // launch.num_machines
@@ -151,10 +151,19 @@ def check_data(config: TrainConfig, rows: int, validation: int) -> list[str]:
 
 
 def _shared(launch: Launch) -> bool:
-    """Whether each process holds a share of the model: FSDP2, and what a file of accelerate's asks for but plain DDP."""
+    """Whether each process holds a share of the model."""
+    return launch.strategy == "fsdp2"
+
+
+def _settled(launch: Launch) -> Launch:
+    """With the strategy that a file of accelerate's asks for, where there is one: fsdp2 for all that shares the model."""
     if not launch.launch_config:
-        return launch.strategy == "fsdp2"
-    asked = read_yaml(Path(launch.launch_config)) or {}
+        return launch
+    return dataclasses.replace(launch, strategy="fsdp2" if _asks_to_share(Path(launch.launch_config)) else "ddp")
+
+
+def _asks_to_share(file: Path) -> bool:
+    asked = read_yaml(file) or {}
     if str(asked.get("distributed_type")).upper() == "DEEPSPEED":
         stage = (asked.get("deepspeed_config") or {}).get("zero_stage")  # none where it stands in a file of DeepSpeed's
         return str(stage) not in ("0", "1", "2")

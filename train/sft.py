@@ -85,6 +85,23 @@ def prepare(dataset: Dataset, source: ModelSource, config: TrainConfig) -> Prepa
     )
 
 
+def forecast_of(
+    ready: Prepared, source: ModelSource, config: TrainConfig, launch: Launch | None
+) -> preflight.Forecast | None:
+    """Warn about the data, and predict memory and time of the run on this machine's device; None where that is unknown."""
+    training, validation = examples.split_validation(ready.kept, config.validation_share, config.seed)
+    for text in preflight.check_data(config, len({example.id for example in training}), len(validation)):
+        warn(text)
+    found = ready.certificate
+    load = preflight.Load(
+        rows=len(training),
+        longest=found.longest,
+        mean=found.tokens / len(ready.kept),
+        label_share=found.label_tokens / found.tokens,
+    )
+    return preflight.forecast(source, config, load, model_loading.pick_device(config), launch)
+
+
 def train(
     dataset: Dataset,
     source: ModelSource,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunegate.core import template_input
-from tunegate.core.chat_template import render_ids, template_digest
+from tunegate.core.chat_template import is_learnt, render_ids, template_digest
 from tunegate.core.errors import UserError
 from tunegate.core.model_source import ModelSource, of_folder
 from tunegate.core.rows import Message, Row
@@ -71,8 +71,8 @@ def check(ready: "Prepared", source: ModelSource) -> TemplateCheck:
 
 def _asked(row: Row) -> list[Message]:
     """The turns before the last answer that is learnt (without `"weight": 0`)."""
-    learnt = [i for i, turn in enumerate(row.messages) if turn["role"] == "assistant" and turn.get("weight") != 0]
-    return list(row.messages[: learnt[-1]])
+    last = max(i for i, turn in enumerate(row.messages) if is_learnt(turn))
+    return list(row.messages[:last])
 
 
 def _at_once(tokenizer: Any, asked: list[Message], offered: list[Any] | None) -> list[int]:

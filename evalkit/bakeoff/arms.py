@@ -21,7 +21,7 @@ from tunegate.evalkit.folders import write_report
 from tunegate.evalkit.runner import RunOptions
 from tunegate.evalkit.summary import answered
 from tunegate.evalkit.system import Target, classify
-from tunegate.evalkit.verdict import finish
+from tunegate.evalkit.verdict import finish, unanswered
 from tunegate.serve.prompting.index import PASSAGES
 from tunegate.train.arguments import total_steps
 from tunegate.train.config import TrainConfig, resolve
@@ -208,11 +208,10 @@ def _report(plan: Plan, member: Member, at: Target, options: RunOptions) -> None
     spec = plan.source.spec if member.arm == BASE else str(plan.run_folder(member))
     folder = plan.report_folder(member)
     evaluation = evaluate(classify(spec), plan.task, out=folder, options=options, name=member.name, at=at)
-    report = write_report(folder, evaluation, force=True)
+    write_report(folder, evaluation, force=True)
     finish(evaluation)
-    if not answered(report.report()):
-        first = next((row["reason"] for row in evaluation.reading.rows), "nothing was asked")
-        raise InfrastructureError(f"no item was answered: {first}")
+    if why := unanswered(evaluation):
+        raise InfrastructureError(why)
 
 
 def _is_judged(plan: Plan, member: Member) -> bool:

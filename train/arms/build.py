@@ -15,7 +15,7 @@ from tunegate.core.console import progress, say
 from tunegate.core.errors import UserError
 from tunegate.core.files import home_path, new_folder, write_jsonl, write_text
 from tunegate.core.model_source import ModelSource
-from tunegate.core.profile import row_texts
+from tunegate.core.profile import answer_text
 from tunegate.core.rows import Row, read_rows
 from tunegate.serve.prompting.index import Index, Passage
 from tunegate.serve.prompting.prompting import TURN_TOKENS, Prompting, Settings, counter, question
@@ -141,7 +141,7 @@ def _few_shot(
     if config.k >= 0:
         pool, development = list(rows), []
     index = Index.build(
-        [Passage(id=row.id, text=row_texts(row)[1]) for row in pool],
+        [Passage(id=row.id, text=answer_text(row)) for row in pool],
         embedder=config.embedder,
         keys=[question(row.prompt) for row in pool],
     )
@@ -152,7 +152,7 @@ def _few_shot(
         "example",
     )
     most = max(choose.COUNTS) if config.k < 0 else config.k
-    spread = choose.spread_out(index.vectors, [row_texts(row)[1] for row in pool], most)
+    spread = choose.spread_out(index.vectors, [answer_text(row) for row in pool], most)
 
     def made(k: int, selection: str) -> Prompting:
         if selection == "fixed":

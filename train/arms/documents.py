@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tunegate.core.console import say
 from tunegate.core.errors import UserError
-from tunegate.core.profile import row_texts
+from tunegate.core.profile import answer_text
 from tunegate.core.rows import Row, json_kind, read_jsonl
 from tunegate.serve.prompting.index import Passage
 from tunegate.serve.prompting.prompting import question
@@ -49,9 +49,7 @@ def split_documents(documents: Sequence[tuple[str, str]], *, tokens: int, count:
 def solved_examples(rows: Sequence[Row]) -> list[Passage]:
     """Training rows as passages, for retrieval without documents: the question and its expected answer."""
     return [
-        Passage(
-            id=row.id, text=f"Question: {question(row.prompt)}\nAnswer: {row_texts(row)[1]}", source="training rows"
-        )
+        Passage(id=row.id, text=f"Question: {question(row.prompt)}\nAnswer: {answer_text(row)}", source="training rows")
         for row in rows
     ]
 

@@ -18,15 +18,16 @@ LONGEST_SCHEMA = 3000  # characters of an inferred schema that is worth its toke
 def write_instructions(rows: Sequence[Row]) -> tuple[str, str]:
     """(instructions, what the answers are: calls, json, label, number or text), from the expected answers of training rows.
 
-    Calls: that functions are called, where all or some answers do; the rest is said of the other answers. JSON: the schema that all answers meet, or their common keys where each row has a schema of its own. Labels: the list.
-    Numbers: the word. Text: its usual length.
+    Calls: that functions are called, where all or some answers do; the rest is said of the other answers. JSON: the schema
+    that all answers meet, or their common keys where each row has a schema of its own. Labels: the list. Numbers: the word.
+    Text: its usual length.
     """
-    calling = [row for row in rows if row.messages[-1].get("tool_calls")]
-    if len(calling) == len(rows):
+    others = [row for row in rows if not row.messages[-1].get("tool_calls")]
+    if not others:
         return CALLS, "calls"
-    if calling:
-        others, form = write_instructions([row for row in rows if not row.messages[-1].get("tool_calls")])
-        return f"{CALLS}\nWhere none of them fits: {others[0].lower()}{others[1:]}", f"calls and {form}"
+    if len(others) < len(rows):
+        text, form = write_instructions(others)
+        return f"{CALLS}\nWhere none of them fits: {text[0].lower()}{text[1:]}", f"calls and {form}"
     answers = [row.expected for row in rows]
     if all(is_json(answer) for answer in answers):
         return _for_json(rows, [json.loads(answer) for answer in answers]), "json"

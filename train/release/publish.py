@@ -45,6 +45,16 @@ class Pushed:
 Passable = Release | GgufExport
 
 
+def digest_of(content: bytes | None) -> str | None:
+    """The digest in a manifest at a destination; None where there is none, `damaged` where it cannot be read."""
+    if content is None:
+        return None
+    try:
+        return str(json.loads(content).get("digest"))
+    except (ValueError, AttributeError):
+        return "damaged"
+
+
 def files_of(content: bytes | None) -> list[str]:
     """The files that a manifest at a destination names, and its signature: what may be removed there. Nothing of a damaged one, nor
     what lies outside of its folder; it may be anybody's."""

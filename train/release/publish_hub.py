@@ -5,7 +5,6 @@ repository is no release.
 """
 
 import glob
-import json
 import os
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,8 @@ from tunegate.core import manifest as manifests
 from tunegate.core.console import say
 from tunegate.core.errors import InfrastructureError, UserError
 from tunegate.core.files import relative_files
-from tunegate.train.release.publish import Destination, Passable, Pushed, files_of
+from tunegate.core.model_source import hub_is_off
+from tunegate.train.release.publish import Destination, Passable, Pushed, digest_of, files_of
 from tunegate.train.release.publish_signature import only_signed
 
 
@@ -30,7 +30,7 @@ def send(release: Passable, to: Destination, *, key: Path | None, private: bool,
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+    if hub_is_off():
         raise UserError("HF_HUB_OFFLINE is set", where=to.place, hint="unset it to push to a hub")
     try:
         return _send(HfApi(), release, to, key=key, private=private, force=force)
@@ -62,7 +62,8 @@ _AGAIN = "run the same command again: what was sent is not sent again"
 def _send(api: Any, release: Passable, to: Destination, *, key: Path | None, private: bool, force: bool) -> Pushed:
     url = f"{_endpoint()}/{to.place}"
     api.create_repo(to.place, private=private, exist_ok=True)
-    there = _standing(api, to)
+    content = _content(api, to, manifests.NAME)
+    there = digest_of(content)
     if there == release.digest:
         words = f"Signature of release {release.digest[:12]}"
         send_file = partial(_upload, api, release, to, message=words)
@@ -74,13 +75,12 @@ def _send(api: Any, release: Passable, to: Destination, *, key: Path | None, pri
             hint="choose another name, or pass --force to replace it",
         )
     names = [name for name in relative_files(release.path) if name != manifests.NAME]
-    earlier = [] if there is None else files_of(_content(api, to, manifests.NAME))
     if there is not None:
         api.delete_file(manifests.NAME, to.place, revision=to.revision, commit_message="Replacing the release")
     say(f"pushing {len(names)} files to {url}")
     api.upload_folder(
         repo_id=to.place, folder_path=release.path, revision=to.revision, ignore_patterns=[manifests.NAME],
-        delete_patterns=[glob.escape(name) for name in earlier] or None, commit_message=f"Release {release.digest[:12]}",
+        delete_patterns=[glob.escape(name) for name in files_of(content)] or None, commit_message=f"Release {release.digest[:12]}",
     )  # fmt: skip
     _upload(
         api, release, to, manifests.NAME, message=f"Manifest of release {release.digest[:12]}: it is whole from here on"
@@ -93,15 +93,6 @@ def _upload(api: Any, release: Passable, to: Destination, name: str, *, message:
         path_or_fileobj=release.path / name, path_in_repo=name, repo_id=to.place, revision=to.revision,
         commit_message=message,
     )  # fmt: skip
-
-
-def _standing(api: Any, to: Destination) -> str | None:
-    """Digest of the release that is there; None where there is no manifest."""
-    content = _content(api, to, manifests.NAME)
-    try:
-        return None if content is None else str(json.loads(content).get("digest"))
-    except (ValueError, AttributeError):
-        return "damaged"
 
 
 def _content(api: Any, to: Destination, name: str) -> bytes | None:

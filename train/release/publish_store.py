@@ -9,7 +9,7 @@ from tunegate.core import manifest as manifests
 from tunegate.core.console import progress, say
 from tunegate.core.errors import InfrastructureError, UserError, first_line
 from tunegate.core.files import relative_files, sha256_file
-from tunegate.train.release.publish import Destination, Passable, Pushed, files_of, is_inner
+from tunegate.train.release.publish import Destination, Passable, Pushed, digest_of, files_of, is_inner
 from tunegate.train.release.publish_signature import only_signed
 
 # What an unfinished push has sent, by hash; removed at the end. Object stores name files by other sums than SHA-256.
@@ -61,7 +61,8 @@ def _open(url: str) -> tuple[Any, str]:
 
 def _send(files: Any, root: str, release: Passable, to: Destination, *, key: Path | None, force: bool) -> Pushed:
     files.invalidate_cache()
-    there = _standing(files, root)
+    content = _content(files, root, manifests.NAME)
+    there = digest_of(content)
     if there is not None and there == release.digest:
         read = partial(_content, files, root)
         return only_signed(release, key, read=read, send=partial(_put, files, release, root), url=to.place)
@@ -74,9 +75,7 @@ def _send(files: Any, root: str, release: Passable, to: Destination, *, key: Pat
     state = _state(files, root)
     if there is None and state is None and not force:
         _refuse_others(files, root, to)
-    state = dict.fromkeys(files_of(_content(files, root, manifests.NAME)), "") | (
-        state or {}
-    )  # what is ours there: the rest stays as it is
+    state = dict.fromkeys(files_of(content), "") | (state or {})  # what is ours there: the rest stays as it is
     if OBJECT_STORES.isdisjoint(_protocols(files)):
         files.makedirs(root, exist_ok=True)
     _write(files, f"{root}/{STATE}", state)
@@ -116,18 +115,6 @@ def _put(files: Any, release: Passable, root: str, name: str) -> None:
         raise InfrastructureError(
             f"{name} has {found} bytes there, {size} here", where=target, hint="run the same command again"
         )
-
-
-def _standing(files: Any, root: str) -> str | None:
-    """Digest of the finished release that is there; None where there is none."""
-    content = _content(files, root, manifests.NAME)
-    if content is None:
-        return None
-    try:
-        document = json.loads(content)
-    except ValueError:
-        return "damaged"
-    return str(document.get("digest") if isinstance(document, dict) else "damaged")
 
 
 def _content(files: Any, root: str, name: str) -> bytes | None:

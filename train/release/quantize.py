@@ -157,15 +157,9 @@ def _files(release: Release, made: Path, folder: Path) -> None:
     quantization = read_json(made / "config.json")["quantization_config"]
     config = read_json(release.path / "config.json")
     write_json(folder / "config.json", {**config, "quantization_config": quantization})
-    names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", PROBE_FILE)
-    for name in (
-        *names,
-        *merge_base.PROCESSORS,
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "merges.txt",
-    ):
+    kept = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", PROBE_FILE,
+            "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", *merge_base.PROCESSORS)  # fmt: skip
+    for name in kept:
         (folder / name).unlink(missing_ok=True)
         if (release.path / name).is_file():
             shutil.copy(release.path / name, folder / name)
