@@ -113,6 +113,8 @@ def run(app: Any, *, prog: str, argv: list[str] | None = None) -> int:
     ours = argv[: argv.index("--")] if "--" in argv else argv
     debug = "--debug" in ours
     argv = [a for a in ours if a != "--debug"] + argv[len(ours) :]
+    if sys.stdout is None:  # closed by the caller, who wants the exit code only
+        sys.stdout = open(os.devnull, "w")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold bytes that are no text
     command = app if isinstance(app, TyperCommand | TyperGroup) else typer.main.get_command(app)
@@ -191,17 +193,28 @@ def _path(error: Exception, prog: str) -> str:
 def _interrupted(*, as_json: bool) -> int:
     print("interrupted", file=sys.stderr)
     if as_json:
-        from tunegate.core.console import emit_json
-
-        emit_json({"error": {"kind": "interrupted", "message": "interrupted", "where": None, "hint": None}})
+        _last_object({"error": {"kind": "interrupted", "message": "interrupted", "where": None, "hint": None}})
     return ExitCode.INTERRUPTED
 
 
 def _fail(error: TunegateError, *, as_json: bool) -> int:
-    from tunegate.core.console import emit_json, visible
+    from tunegate.core.console import visible
 
-    if as_json:
-        emit_json(error.as_json())
-    else:
+    if not as_json or not _last_object(error.as_json()):
         print(f"error: {visible(error.line())}", file=sys.stderr)
     return error.exit_code
+
+
+def _last_object(payload: dict[str, Any]) -> bool:
+    """Print the object that tells of an error; False where standard output takes none (full, closed): without a word more, for
+    Python's own would be a traceback and exit code 1, a gate's FAIL."""
+    from tunegate.core.console import emit_json
+
+    try:
+        emit_json(payload)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer would fail again at the end
+        return False
+    return True

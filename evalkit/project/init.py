@@ -12,7 +12,7 @@ from typing import Any
 
 from tunegate.core.artifacts import Dataset
 from tunegate.core.errors import UserError
-from tunegate.core.files import home_path, new_folder, refuse_existing, write_jsonl, write_text
+from tunegate.core.files import home_path, new_folder, refuse_existing, relative_files, write_jsonl, write_text
 from tunegate.core.methods import WEIGHTLESS
 from tunegate.core.model_source import BUILTIN_PREFIX, BUILTINS, has_hub_form, resolve
 from tunegate.core.power import detectable_difference, pairs_for_difference
@@ -70,7 +70,9 @@ def init_project(folder: Path, data: Path | None, *, reading: Reading, model: st
     _refuse_no_model(model)
     named = folder.name not in ("", "..")  # else refused, as every output folder is
     earlier = force and named and all((folder / name).is_file() for name in ("task.yaml", "gate.yaml", "train.yaml"))
-    if not earlier:
+    if earlier:
+        _refuse_others(folder, "data.jsonl" if data is None else _plain_name(data))
+    else:
         refuse_existing(folder, force=force, called="folder", example="my-model")
     with new_folder(folder, force=force, own=earlier) as temporary:
         source = temporary / ("data.jsonl" if data is None else _plain_name(data))
@@ -104,6 +106,19 @@ def init_project(folder: Path, data: Path | None, *, reading: Reading, model: st
         need_n=pairs_for_difference(DISCORDANCE, MARGIN, alpha=ALPHA),
         calls_left_out=sum(size.calls_left_out for size in sizes(read_rows(prepared.train_path), count)),
     )  # fmt: skip
+
+
+def _refuse_others(folder: Path, source: str) -> None:
+    """Raise UserError where an earlier project holds more than was written into it, a trained run or notes: `--force` would take
+    it away. source: the name of the rows."""
+    ours = {"task.yaml", "task.schema.json", "gate.yaml", "train.yaml", source, *TEMPLATES.values()}
+    for name in relative_files(folder):
+        if name not in ours and not name.startswith("dataset/"):
+            raise UserError(
+                f"holds {name}, which ft init did not write and --force would remove",
+                where=str(folder),
+                hint="move it away, or choose another folder",
+            )
 
 
 def _refuse_no_model(model: str) -> None:

@@ -192,3 +192,28 @@ def test_the_tree_says_who_must_act():
         (TunegateError("x"), 70),
     ):
         assert error.exit_code == code
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize(("raised", "code"), [("None", 4), ("UserError('no such file', where='x')", 2)])
+def test_json_that_cannot_be_written_is_no_failed_gate(raised, code):
+    program = f"""if 1:
+        import sys, typer
+        from tunegate.core.commands import run
+        from tunegate.core.console import JsonOption, emit_json
+        from tunegate.core.errors import UserError
+        app = typer.Typer()
+        @app.command()
+        def f(as_json: JsonOption = False):
+            if error := {raised}:
+                raise error
+            emit_json({{"decision": "PASS"}})
+        sys.exit(run(app, prog="x", argv=["--json"]))"""
+    with open("/dev/full", "w") as full:
+        found = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert found.returncode == code
+    assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1
+    closed = subprocess.run(
+        ["/bin/sh", "-c", '"$0" -c "$1" >&-', sys.executable, program], stderr=subprocess.PIPE, text=True
+    )
+    assert (closed.returncode, "Traceback" in closed.stderr) == (0 if code == 4 else code, False)

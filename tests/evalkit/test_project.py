@@ -130,6 +130,17 @@ def test_an_existing_folder_stays(tmp_path, capsys):
     assert init(capsys, tmp_path / "q", "--method", "lorra")[0] == 2
 
 
+def test_force_takes_away_only_what_init_wrote(tmp_path, capsys):
+    project = tmp_path / "p"
+    assert init(capsys, project)[0] == 0
+    assert init(capsys, project, "--force")[0] == 0
+    (project / "run").mkdir()
+    (project / "run/weights").write_text("trained")
+    code, _, err = init(capsys, project, "--force")
+    assert (code, "holds run/weights" in err) == (2, True)
+    assert (project / "run/weights").read_text() == "trained"
+
+
 def test_calls_that_the_models_template_leaves_out_are_told_at_once(tmp_path, capsys):
     call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
     rows = [
