@@ -114,7 +114,7 @@ def run(app: Any, *, prog: str, argv: list[str] | None = None) -> int:
     debug = "--debug" in ours
     argv = [a for a in ours if a != "--debug"] + argv[len(ours) :]
     if sys.stdout is None:  # closed by the caller, who wants the exit code only
-        sys.stdout = open(os.devnull, "w")
+        sys.stdout = io.TextIOWrapper(io.FileIO(os.devnull, "w"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold bytes that are no text
     command = app if isinstance(app, TyperCommand | TyperGroup) else typer.main.get_command(app)

@@ -209,10 +209,11 @@ def test_json_that_cannot_be_written_is_no_failed_gate(raised, code):
                 raise error
             emit_json({{"decision": "PASS"}})
         sys.exit(run(app, prog="x", argv=["--json"]))"""
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         found = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
     assert found.returncode == code
-    assert found.stderr.startswith("error: ") and found.stderr.count("\n") == 1
+    assert found.stderr.startswith("error: ")
+    assert found.stderr.count("\n") == 1
     closed = subprocess.run(
         ["/bin/sh", "-c", '"$0" -c "$1" >&-', sys.executable, program], stderr=subprocess.PIPE, text=True
     )
