@@ -4,11 +4,13 @@ import shutil
 import sys
 import textwrap
 
-from tunegate.advisor import break_even, calibrate, explain
+from tunegate.advisor import break_even, calibrate, estimates, explain
 from tunegate.advisor.errors import spoken
+from tunegate.advisor.models import find
 from tunegate.advisor.recommend import Recommendation, self_hosted
+from tunegate.advisor.refusals import prompt_shape, retrieves
 from tunegate.advisor.rules import Rule
-from tunegate.advisor.search import Option, prompt_shape, retrieves
+from tunegate.advisor.search import Option
 from tunegate.core.console import out
 
 REASONS = 3
@@ -63,17 +65,20 @@ def facts(answer: Recommendation) -> list[tuple[str, str]]:
     found = [("serve", f"{chosen.vendor}/{chosen.model} (API)" if plan is None else served(chosen))]
     if training is not None:
         speed = "" if not training.gpu.is_cpu or calibrate.is_calibrated("train_tps", training.gpu.name) else " (rough)"
+        wider = min(2.0, estimates.widen_of(find(chosen.spec), training.gpu, "train_tps")[0])
+        memory = spoken(training.memory_gb, "GB", "train_mem", widen=wider).partition(", n")[0]
         cost = "no rent: the machine is yours" if training.usd == 0 else f"${training.usd:,.2f} of rent"
         found.append(
             (
                 "train",
                 f"{training.gpus} x {training.gpu.name}, {training.hours:.2g} h{speed} for {answer.constraints.examples:,} "
-                f"examples, {spoken(training.memory_gb, 'GB', 'train_mem').partition(', n')[0]}; {cost}",
+                f"examples, {memory}; {cost}",
             )
         )
     late = "a typical API's speed, assumed"
     if plan is not None:
-        per_token = spoken(plan.tpot_ms, "ms", "tpot", widen=calibrate.widening("tpot", plan.gpu))
+        wider = estimates.widen_of(find(chosen.spec), plan.gpu, "tpot")[0]
+        per_token = spoken(plan.tpot_ms, "ms", "tpot", widen=wider)
         late = f"{per_token.partition(', n')[0]} a token, computed"
     found.append(("latency", f"95 % of answers within {chosen.p95_ms / 1e3:.2g} s ({late})"))
     return [*found, ("cost", cost_sentence(answer))]

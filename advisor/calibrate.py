@@ -16,7 +16,7 @@ from tunegate.advisor.gpus import Gpu
 from tunegate.core import manifest
 from tunegate.core.artifacts import LoadReport, Run, open_any
 from tunegate.core.errors import UserError
-from tunegate.core.files import read_json, write_json
+from tunegate.core.files import read_json, sha256_file, write_json
 from tunegate.core.measurements import LoadRecord, load_records
 from tunegate.core.model_source import cache_folder
 from tunegate.core.rows import read_jsonl
@@ -26,17 +26,30 @@ CALIBRATED_WIDEN = 2.0  # of a machine's interval once it was calibrated: other 
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What a training run says of itself, None where it does not: the base model's name, method, rows of a micro-batch, mean
+    tokens of a row, processes that trained together (the speed logged is the sum of theirs)."""
+
+    model: str | None = None
+    method: str | None = None
+    batch: int | None = None
+    seq: int | None = None
+    processes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reading:
     """What a log says: class (train_tps or tpot), the median measured value in that class's unit, its points, and the
     peak memory it recorded (1e9 bytes; None where it did not). load: the load it was measured under, where the log says.
-    processes: that trained together, whose speeds the value is the sum of; None where the log does not say."""
+    run: what the Run folder it lies in says of itself. log: its SHA-256."""
 
     kind: str
     value: float
     points: int
+    log: str
     peak_memory_gb: float | None = None
     load: LoadRecord | None = None
-    processes: int | None = None
+    run: RunFacts = RunFacts()
 
 
 def store() -> Path:
@@ -56,8 +69,9 @@ def _factors() -> dict[str, dict[str, Any]]:
         raise UserError("not a calibration: expected an object", where=str(path), hint=hint)
     for place, entry in document.items():
         ratios = entry.get("ratios", []) if isinstance(entry, dict) else None
+        logs = entry.get("logs", []) if isinstance(entry, dict) else None
         numbers: list[Any] = [entry.get("factor"), *ratios] if isinstance(ratios, list) else [None]
-        if not all(type(n) in (int, float) and 1e-6 < n < 1e6 for n in numbers):
+        if not isinstance(logs, list) or not all(type(n) in (int, float) and 1e-6 < n < 1e6 for n in numbers):
             raise UserError(
                 f"not a calibration: {place} needs a positive factor and ratios", where=str(path), hint=hint
             )
@@ -72,6 +86,12 @@ def factor(kind: str, gpu: str) -> float:
 def is_calibrated(kind: str, gpu: str) -> bool:
     """True when this machine has a log of that class for that GPU."""
     return f"{kind}/{gpu}" in _factors()
+
+
+def corrected(kind: str, gpu: str) -> str:
+    """By how much a class on a GPU is corrected, in words; empty where it never was."""
+    own = is_calibrated(kind, gpu)
+    return f"corrected by this machine's own log ({factor(kind, gpu):.2f} times)" if own else ""
 
 
 def widening(kind: str, gpu: Gpu) -> float:
@@ -114,15 +134,23 @@ def refuse_impossible(measured: float, predicted: float, peak: float, kind: str)
         )
 
 
-def save(kind: str, gpu: Gpu, ratios: list[float]) -> float:
-    """Add ratios (one a log) to this machine's store and return the new factor."""
+def save(kind: str, gpu: Gpu, ratio: float, log: str) -> float:
+    """Add the ratio of a log to this machine's store, in place of what the same log (by its SHA-256) said before, and return
+    the new factor."""
     path = store()
     path.parent.mkdir(parents=True, exist_ok=True)
     document = dict(_factors())
     place = f"{kind}/{gpu.name}"
-    known = [float(r) for r in document.get(place, {}).get("ratios", [])] + ratios
-    value = shrink(known, prior_points(kind, gpu))
-    document[place] = {"factor": value, "ratios": known[-50:]}
+    entry = document.get(place, {})
+    ratios, logs = [float(r) for r in entry.get("ratios", [])], entry.get("logs", [])
+    unnamed = [""] * (len(ratios) - len(logs))  # kept before logs were
+    known = [(r, name) for r, name in zip(ratios, unnamed + logs, strict=False) if name != log] + [(ratio, log)]
+    value = shrink([r for r, _ in known], prior_points(kind, gpu))
+    document[place] = {
+        "factor": value,
+        "ratios": [r for r, _ in known[-50:]],
+        "logs": [name for _, name in known[-50:]],
+    }
     write_json(path, document)
     _factors.cache_clear()
     return value
@@ -138,7 +166,7 @@ def read_log(path: Path) -> Reading:
         found = open_any(path)
         if isinstance(found, LoadReport):
             load = load_records(found)[0]
-            return Reading(kind="tpot", value=load.tpot_ms, points=load.requests, load=load)
+            return Reading(kind="tpot", value=load.tpot_ms, points=load.requests, load=load, log=found.digest)
         path = Run.open(path).path / "metrics.jsonl"
     if path.suffix == ".jsonl":
         return _trainer_log(path)
@@ -148,7 +176,7 @@ def read_log(path: Path) -> Reading:
             if document.get(name) is not None:
                 (value,) = _positive(document, name, str(path))
                 completed = _positive(document, "completed", str(path)) or [1.0]
-                return Reading(kind="tpot", value=value, points=int(completed[0]))
+                return Reading(kind="tpot", value=value, points=int(completed[0]), log=sha256_file(path))
     raise UserError(
         "neither a trainer's metrics.jsonl nor a vLLM benchmark result",
         where=str(path),
@@ -166,13 +194,30 @@ def _trainer_log(path: Path) -> Reading:
     if not speeds:
         raise UserError("no tokens_per_s in this log", where=str(path))
     value = statistics.median(speeds)
-    told = manifest.read(path.parent).facts if manifest.is_finished(path.parent) else {}  # in its Run folder
     return Reading(
         kind="train_tps",
         value=value,
         points=len(speeds),
+        log=sha256_file(path),
         peak_memory_gb=max(peaks, default=None),
-        processes=told.get("processes"),
+        run=_run_facts(path.parent),
+    )
+
+
+def _run_facts(folder: Path) -> RunFacts:
+    """Of a finished Run folder; nothing of any other. Mean tokens of a row: those that were seen over the rows of all steps."""
+    if not manifest.is_finished(folder):
+        return RunFacts()
+    found = manifest.read(folder)
+    facts, config = found.facts, found.config
+    batch, processes = config.get("per_device_train_batch_size"), facts.get("processes")
+    rows = (batch or 0) * config.get("gradient_accumulation_steps", 1) * facts.get("steps", 0) * (processes or 1)
+    return RunFacts(
+        model=facts.get("base"),
+        method=facts.get("method"),
+        batch=batch,
+        seq=max(1, round(facts["tokens"] / rows)) if rows and facts.get("tokens") else None,
+        processes=processes,
     )
 
 

@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tunegate.core.console import JsonOption, emit_json, say, table, warn
-from tunegate.core.errors import ExitCode, one_of
+from tunegate.core.errors import ExitCode, UsageError, UserError, one_of
 
 if TYPE_CHECKING:
     from tunegate.advisor.backtest import Backtest
+    from tunegate.advisor.calibrate import RunFacts
     from tunegate.advisor.gpus import Gpu
     from tunegate.advisor.models import KnownModel
 
 Json = dict[str, Any]
+SAME_SIZE = 0.02  # by which two sizes of one model may differ: tied embeddings and biases left out
 backtest_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 calibrate_app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -80,15 +82,21 @@ def calibrate(
         Path,
         typer.Argument(help="A Run folder, its metrics.jsonl, a LoadReport folder, or the JSON of vllm bench serve."),
     ],
-    model: Annotated[str, typer.Option(help="The model that ran.")],
     gpu: Annotated[str, typer.Option(help="Where it ran.")],
+    model: Annotated[str | None, typer.Option(help="The model that ran. [default: the Run's]")] = None,
     gpus: Annotated[
         int | None, typer.Option(min=1, help="GPUs that worked together; of a Run folder its processes. [default: 1]")
     ] = None,
     strategy: Annotated[str, typer.Option(help="Training on several GPUs: ddp or fsdp2, as ft train had it.")] = "ddp",
-    method: Annotated[str, typer.Option(help="Training: lora, qlora or full.")] = "lora",
-    batch: Annotated[int, typer.Option(min=1, help="Training: rows per micro-batch.")] = 4,
-    seq: Annotated[int, typer.Option(min=1, help="Training: mean tokens of a row.")] = 512,
+    method: Annotated[
+        str | None, typer.Option(help="Training: lora, qlora or full. [default: the Run's, else lora]")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Training: rows per micro-batch. [default: the Run's, else 4]")
+    ] = None,
+    seq: Annotated[
+        int | None, typer.Option(min=1, help="Training: mean tokens of a row. [default: the Run's, else 512]")
+    ] = None,
     quant: Annotated[str, typer.Option(help="Serving: bf16, fp8 or awq.")] = "bf16",
     input_tokens: Annotated[float, typer.Option(min=1, help="Serving: prompt tokens.")] = 512,
     output_tokens: Annotated[float, typer.Option(min=1, help="Serving: answer tokens.")] = 128,
@@ -101,15 +109,16 @@ def calibrate(
     from tunegate.advisor.models import find
     from tunegate.advisor.serving_speed import QUANTIZATIONS
 
-    one_of("--method", method, ["lora", "qlora", "full"])
     one_of("--quant", quant, list(QUANTIZATIONS))
     one_of("--strategy", strategy, ["ddp", "fsdp2"])
     reading = learning.read_log(log)
-    card, base = find_gpu(gpu), find(model)
-    together = gpus or (None if card.is_cpu else reading.processes) or 1  # processes of one machine share its CPU
+    run = reading.run
+    card, base = find_gpu(gpu), find(_agreed(model, method, run))
+    together = gpus or (None if card.is_cpu else run.processes) or 1  # processes of one machine share its CPU
     memory: float | None = None
     if reading.kind == "train_tps":
-        shape: Json = {"method": method, "batch": batch, "seq": seq}
+        shape: Json = {"method": method or run.method or "lora", "batch": batch or run.batch or 4}
+        shape["seq"] = seq or run.seq or 512
         predicted, memory = _trained(base, card, together, strategy, shape)
         peak = together * card.tflops * 1e12 / (4.0 * base.architecture.active_linear_params)
     else:
@@ -118,21 +127,53 @@ def calibrate(
         predicted = _served(base, card, together, quant, measured)
         peak = 1e3 * base.architecture.active_linear_params * 0.5 / (together * card.bandwidth_gbps * 1e9)
     learning.refuse_impossible(reading.value, predicted, peak, reading.kind)
-    factor = learning.save(reading.kind, card, [reading.value / predicted])
+    factor = learning.save(reading.kind, card, reading.value / predicted, reading.log)
     result = {
-        "class": reading.kind, "gpu": card.name, "gpus": together, "measured": reading.value, "predicted": predicted,
-        "factor": factor, "points": reading.points, "peak_memory_gb": reading.peak_memory_gb,
+        "class": reading.kind, "model": base.spec, "gpu": card.name, "gpus": together, "measured": reading.value,
+        "predicted": predicted, "factor": factor, "points": reading.points, "peak_memory_gb": reading.peak_memory_gb,
         "predicted_memory_gb": memory, "store": str(learning.store()),
     }  # fmt: skip
     if json_:
         emit_json(result)
-        return
-    place = card.name if together == 1 else f"{together} x {card.name}"
-    told = f"{reading.kind} on {place}: measured {reading.value:.4g}, predicted {predicted:.4g}"
-    say(f"{told}; later estimates times {factor:.3f}")
-    if reading.peak_memory_gb is not None:
-        say(f"peak memory: measured {reading.peak_memory_gb:.3g} GB, predicted {memory:.3g} GB (not corrected by this)")
-    say(f"kept in {learning.store()}; ftadvise estimate and recommend use it")
+    else:
+        _tell(result)
+
+
+def _tell(found: Json) -> None:
+    """What was learnt, for people."""
+    place = found["gpu"] if found["gpus"] == 1 else f"{found['gpus']} x {found['gpu']}"
+    told = f"{found['class']} on {place}: measured {found['measured']:.4g}, predicted {found['predicted']:.4g}"
+    say(f"{told}; later estimates times {found['factor']:.3f}")
+    if found["peak_memory_gb"] is not None:
+        memory = f"measured {found['peak_memory_gb']:.3g} GB, predicted {found['predicted_memory_gb']:.3g} GB"
+        say(f"peak memory: {memory} (not corrected by this)")
+    say(f"kept in {found['store']}; ftadvise estimate and recommend use it")
+
+
+def _agreed(model: str | None, method: str | None, run: "RunFacts") -> str:
+    """The model that ran: as typed, else as the Run says. Raises UsageError for an unknown method and where neither names the
+    model, UserError where the Run says that it was another one, or another method."""
+    one_of("--method", method or "lora", ["lora", "qlora", "full"])
+    if method and run.method and method != run.method:
+        raise UserError(f"this run was {run.method}, not {method}", where="--method", hint="leave out --method")
+    if model is None:
+        if run.model is None:
+            raise UsageError("the log does not say which model ran", where="--model", hint="give --model")
+        return run.model
+    if run.model is not None and not _alike(model, run.model):
+        raise UserError(f"this run is of {run.model}, not {model}", where="--model", hint="leave out --model")
+    return model
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two names may mean one model: it is of the same size; nothing is known of a folder that is gone."""
+    from tunegate.advisor.models import find
+
+    typed = find(one).architecture.params
+    try:
+        return abs(find(other).architecture.params / typed - 1) < SAME_SIZE
+    except UserError:
+        return True
 
 
 def _trained(base: "KnownModel", card: "Gpu", gpus: int, strategy: str, shape: Json) -> tuple[float, float]:

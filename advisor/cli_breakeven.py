@@ -1,5 +1,6 @@
 """`ftadvise breakeven`."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,7 +61,8 @@ def breakeven(
     asked = None if against is None else find_offer(against, prices)
     every = list(offers(prices))
     chosen = every if asked is None else [asked]
-    cheapest = min(chosen, key=lambda o: o.per_call(*tokens))
+    cheapest = min(chosen, key=lambda o: (_beyond(o, tokens), o.per_call(*tokens)))
+    known["notes"] += [text for offer in chosen if (text := _beyond(offer, tokens))]
     if plot is not None:
         name = find(model).name
         rivals = costs.rivals_worth_drawing(every, name, asked, *tokens)
@@ -108,6 +110,7 @@ def _machine(
     p95_ms: float | None, usd_h: float | None,
 ) -> tuple[float, float, dict[str, Any]]:  # fmt: skip
     """(USD an hour of one GPU, calls a second of one replica, where the price is from and what was not verified)."""
+    from tunegate.advisor.calibrate import corrected
     from tunegate.advisor.estimates import doubts
     from tunegate.advisor.gpus import find_gpu
     from tunegate.advisor.models import find
@@ -131,16 +134,27 @@ def _machine(
     setup = setup_for(base.architecture, card, gpus, quant, tokens, 0.0)
     sized = plan(model, setup, load_of(calls, peak, p95_ms), owned=True)
     if sized.misfit_gb or sized.late_by_ms:
-        missing = f"{sized.misfit_gb:.1f} GB per GPU are missing for the {sized.misfit_of}"
-        late = f"p95 is {sized.p95_ms:.0f} ms at best"
-        raise UserError(
-            f"{model} {quant} on {card.name}:{gpus} cannot serve this: {missing if sized.misfit_gb else late}",
-            where="--gpu",
-            hint="choose a larger GPU or more of them",
+        hint, why = (
+            "choose a larger GPU or more of them",
+            f"{sized.misfit_gb:.1f} GB per GPU are missing for the {sized.misfit_of}",
         )
-    at_hand = card.is_cpu and usd_h is None
-    notes = [*doubts(base, card), *([AT_HAND] if at_hand else [])]
+        if not sized.misfit_gb:
+            best = math.ceil(((p95_ms or 0.0) + sized.late_by_ms) * (1 + 1e-6))
+            hint, why = f"--p95-ms {best}, or {hint}", f"p95 is {best} ms at best"
+        raise UserError(f"{model} {quant} on {card.name}:{gpus} cannot serve this: {why}", where="--gpu", hint=hint)
+    at_hand, how = card.is_cpu and usd_h is None, corrected("tpot", card.name)
+    notes = [*doubts(base, card), *([AT_HAND] if at_hand else []), *([f"speed {how}"] if how else [])]
     return price, sized.max_calls_per_s, {"gpu_price": card.prices or None, "notes": notes, "at_hand": at_hand}
+
+
+def _beyond(offer: Any, tokens: tuple[float, float]) -> str:
+    """Why an API does not take such calls, in words; empty where it does, as far as is known."""
+    from tunegate.advisor.search import context_of
+
+    context = context_of(offer)
+    if context is None or sum(tokens) <= context:
+        return ""
+    return f"{offer.name} takes no such call: {sum(tokens):,.0f} tokens are more than its context of {context:,}"
 
 
 def _row(own: Any, offer: Any, calls: float, tokens: tuple[float, float]) -> dict[str, Any]:

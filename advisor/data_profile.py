@@ -3,9 +3,11 @@
 import json
 import re
 import statistics
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from itertools import islice
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,8 @@ class DataProfile:
     that parse as JSON objects or lists, or call tools. json_shapes: distinct sets of top-level keys among them, of
     function and argument names among calls. labels: distinct answers, None when there are more than MAX_LABELS.
     duplicates: rows whose prompt and answer stood before. conflicts: prompts seen with another answer. counted_with:
-    the tokenizer, or `estimate`. cjk_share: of all characters, the Chinese, Japanese and Korean ones.
+    the tokenizer, or `estimate`. cjk_share: of all characters, the Chinese, Japanese and Korean ones. lengths, sums: tokens of
+    each row in rising order, and their running sum.
     """
 
     rows: int
@@ -51,6 +54,15 @@ class DataProfile:
     tool_share: float
     counted_with: str
     cjk_share: float = 0.0
+    lengths: Sequence[float] = field(default=(), compare=False, repr=False)
+    sums: Sequence[float] = field(default=(), compare=False, repr=False)
+
+    def kept(self, most: float) -> tuple[float, float]:
+        """(share of the rows that have at most so many tokens, their mean length over that of all)."""
+        count, every = bisect_right(self.lengths, most), len(self.lengths)
+        if count in (0, every):
+            return float(count == every), 1.0
+        return count / every, self.sums[count - 1] / count / (self.sums[-1] / every)
 
     @property
     def mean_tokens(self) -> float:
@@ -207,4 +219,6 @@ class _Tally:
             tool_share=self.tools / n,
             counted_with=counted_with,
             cjk_share=self.cjk / max(1, self.characters),
+            lengths=array("d", whole),
+            sums=array("d", accumulate(whole)),
         )

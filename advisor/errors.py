@@ -47,16 +47,17 @@ def half_width(values: list[float], level: float = 0.92) -> float:
     return max(0.02, spread * (1.0 + 4.0 / len(ordered)))
 
 
-def interval(value: float, kind: str, *, widen: float = 1.0) -> tuple[float, float]:
-    """(low, high) of the 90 % interval of a class; `widen` multiplies its log half width where we extrapolate."""
+def interval(value: float, kind: str, *, widen: float = 1.0, beside: float = 0.0) -> tuple[float, float]:
+    """(low, high) of the 90 % interval of a class; `widen` multiplies its log half width where we extrapolate. beside: half
+    width in log units of something else that the value hangs on (a price); independent errors add in quadrature."""
     error = class_errors().get(kind)
-    spread = math.exp(widen * (error.half_width if error else math.log(2.0)))
+    spread = math.exp(math.hypot(widen * (error.half_width if error else math.log(2.0)), beside))
     return value / spread, value * spread
 
 
-def estimate(value: float, kind: str, *, widen: float = 1.0, digits: int = 4) -> Estimate:
+def estimate(value: float, kind: str, *, widen: float = 1.0, beside: float = 0.0, digits: int = 4) -> Estimate:
     """The contract's estimate object: value, interval, where it is from, rows behind the error."""
-    low, high = interval(value, kind, widen=widen)
+    low, high = interval(value, kind, widen=widen, beside=beside)
     error = class_errors().get(kind)
     return {
         "value": significant(value, digits),

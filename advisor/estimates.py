@@ -41,9 +41,8 @@ def widen_of(model: KnownModel, gpu: Gpu, kind: str) -> tuple[float, str]:
     """How much wider than back-tested an interval of a class is, and why (empty when it is not)."""
     size = model.architecture.params / 1e9
     if gpu.is_cpu:
-        own = calibrate.is_calibrated(kind, gpu.name)
-        how = f"; corrected by this machine's own log ({calibrate.factor(kind, gpu.name):.2f} times)" if own else ""
-        return calibrate.widening(kind, gpu), f"no CPU is in the back-test{how}"
+        how = calibrate.corrected(kind, gpu.name)
+        return calibrate.widening(kind, gpu), f"no CPU is in the back-test{'; ' if how else ''}{how}"
     if not model.architecture.exact:
         return 2.0, "the shape was scaled from a size"
     if model.architecture.experts > 1:
@@ -90,7 +89,10 @@ def train(q: TrainQuestion) -> Json:
     )
     widen, reason = widen_of(q.model, q.gpu, "train_tps")
     memory_widen = min(widen, 2.0)
-    usd = None if q.gpu.price is None else estimate(hours * q.gpus * q.gpu.price, "train_tps", widen=widen)
+    usd: Estimate | None = None
+    if q.gpu.price is not None:
+        rent = hours * q.gpus * q.gpu.price
+        usd = estimate(rent, "train_tps", widen=widen, beside=q.gpu.price_spread)
     return {
         "memory_gb": estimate(peak, "train_mem", widen=memory_widen),
         "fits": bool(peak <= FIT_MARGIN * q.gpu.memory_gb) and not a.beyond(q.seq),
@@ -106,14 +108,21 @@ def train(q: TrainQuestion) -> Json:
             "logits": training_memory.logits_gb(setup),
         },
         "price": q.gpu.prices or None,
-        "notes": [
-            *doubts(q.model, q.gpu),
-            *([STATE_NOTES[q.state]] if full else []),
-            *([WHOLE_COPY] if shards < q.gpus else []),
-            *filter(None, [a.beyond(q.seq)]),
-        ],
+        "notes": _train_notes(q, whole_copy=shards < q.gpus),
     }
 
+
+def _train_notes(q: TrainQuestion, *, whole_copy: bool) -> list[str]:
+    return [
+        *doubts(q.model, q.gpu),
+        *corrections("train_tps", q.gpu),
+        *([STATE_NOTES[q.state]] if q.method == "full" else []),
+        *([WHOLE_COPY] if whole_copy else []),
+        *filter(None, [q.model.architecture.beyond(q.seq)]),
+    ]
+
+
+CORRECTED = {"train_tps": "tokens_per_s is", "tpot": "tpot_ms is"}
 
 WHOLE_COPY = "qlora on several GPUs runs as DDP: each holds a whole copy of the 4-bit base, more of them save no memory"
 
@@ -126,6 +135,12 @@ STATE_NOTES = {
         if name != "amp"
     },
 }
+
+
+def corrections(kind: str, gpu: Gpu) -> list[str]:
+    """Where a GPU's speed is not the formula's but was corrected by `ftadvise calibrate`. Of a CPU `extrapolates` says it."""
+    how = "" if gpu.is_cpu else calibrate.corrected(kind, gpu.name)
+    return [f"{CORRECTED[kind]} {how}"] if how else []
 
 
 def doubts(model: KnownModel, gpu: Gpu) -> list[str]:
@@ -153,6 +168,9 @@ QUEUE = (
 )
 
 
+WHOLE_CALL = "one whole call takes {:.1f} GB of KV cache per GPU, {:.1f} are left: the engine would not start"
+
+
 def serve(q: ServeQuestion) -> Json:
     """Memory, latency, throughput and cost of serving. Raises UserError for FP8 on a chip without it."""
     from tunegate.advisor.serving_plan import setup_for
@@ -163,6 +181,8 @@ def serve(q: ServeQuestion) -> Json:
     setup = setup_for(a, q.gpu, q.gpus, q.quantization, (q.input_tokens, q.output_tokens), q.prefix_hit)
     times = serving_speed.curve(setup)
     reasons = [text for text in (serving_speed.unsplit(a, q.gpus), a.beyond(q.input_tokens + q.output_tokens)) if text]
+    if serving_speed.cache_room_gb(setup) > 0 and times.fits < 1:
+        reasons.append(WHOLE_CALL.format(serving_speed.call_gb(setup), serving_speed.cache_room_gb(setup)))
     fits = serving_speed.memory_gb(setup) <= 0.9 * q.gpu.memory_gb and times.fits >= 1 and not reasons
     running = min(q.concurrency, max(1.0, times.fits))
     speedup = calibrate.factor("tpot", q.gpu.name)
@@ -170,13 +190,13 @@ def serve(q: ServeQuestion) -> Json:
     out_per_s = running / tpot
     waits = times.fits >= 1 and q.concurrency > times.fits
     queue_s = (q.concurrency / times.fits - 1) * (times.ttft_s(running) + q.output_tokens * tpot) if waits else 0.0
-    cache = running * a.kv_tokens(setup.mean_context) * a.kv_bytes_per_token(setup.kv_bytes) / 1e9 / q.gpus
-    cache *= serving_speed.kv_copies(a, q.gpus)
+    cache = running * serving_speed.sequence_gb(setup) + serving_speed.shared_gb(setup)
     widen, reason = widen_of(q.model, q.gpu, "tpot")
     usd: Estimate | None = None
     if q.gpu.price is not None:
         calls_per_hour = out_per_s / q.output_tokens * 3600
-        usd = estimate(1000 * q.gpu.price * q.gpus / calls_per_hour, "infer_tps", widen=widen)
+        rent = 1000 * q.gpu.price * q.gpus / calls_per_hour
+        usd = estimate(rent, "infer_tps", widen=widen, beside=q.gpu.price_spread)
     return {
         "memory_gb": estimate(serving_speed.memory_gb(setup) + cache, "infer_mem", widen=min(widen, 2.0)),
         "fits": fits,
@@ -187,5 +207,10 @@ def serve(q: ServeQuestion) -> Json:
         "usd_per_1k_calls": usd,
         "extrapolates": reason or None,
         "price": q.gpu.prices or None,
-        "notes": [*doubts(q.model, q.gpu), *reasons, *([QUEUE.format(q.concurrency)] if waits else [])],
+        "notes": [
+            *doubts(q.model, q.gpu),
+            *corrections("tpot", q.gpu),
+            *reasons,
+            *([QUEUE.format(q.concurrency)] if waits else []),
+        ],
     }

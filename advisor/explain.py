@@ -11,8 +11,9 @@ from tunegate.advisor.gpus import Gpu
 from tunegate.advisor.models import find
 from tunegate.advisor.prices import stale_note
 from tunegate.advisor.recommend import LEAST_TUNED_B, Recommendation, recommend, too_small
+from tunegate.advisor.refusals import prompt_shape
 from tunegate.advisor.rules import METHODS, RULES, TUNED, Rule
-from tunegate.advisor.search import Option, nearest_miss
+from tunegate.advisor.search import Option, context_of, kept_rows, nearest_miss
 from tunegate.core.errors import UserError
 
 Json = dict[str, Any]
@@ -133,7 +134,7 @@ def _fixed_assumptions(answer: Recommendation) -> list[Json]:
         entries.append({"name": "unchecked", "value": unchecked, "matters": matters})
     if answer.profile and answer.profile.counted_with == "estimate":
         entries.append(_token_counts(answer.profile))
-    entries += _repetitions(answer.profile)
+    entries += _repetitions(answer.profile) + _long_rows(answer)
     if chosen.serving and not c.hardware:
         note = f"{chosen.serving.gpu.prices}"
         entries.append(
@@ -189,6 +190,30 @@ def _repetitions(profile: DataProfile | None) -> list[Json]:
         for name, count, matters in found
         if count > MANY_REPEATED * profile.rows
     ]
+
+
+def _long_rows(answer: Recommendation) -> list[Json]:
+    """Rows of DATA that are longer than what is trained on, or than the model takes; an API whose context is not known."""
+    chosen, c, training = answer.chosen, answer.constraints, answer.chosen.training
+    offer = next((o for o in answer.offers if (o.provider, o.model) == (chosen.vendor, chosen.model)), None)
+    context = context_of(offer) if offer else find(chosen.spec).architecture.context
+    found: list[Json] = []
+    if offer and context is None:
+        matters = "long calls may be refused: its provider says how long they may be"
+        found.append({"name": "api_context", "value": "not checked", "matters": matters})
+    if training is not None:
+        most, name = training.recipe.max_length, f"max_length {training.recipe.max_length:,}: ft train leaves them out"
+        share = kept_rows(chosen.method, most, answer.profile)[0]
+    elif context is not None and answer.profile is not None:
+        beside = prompt_shape(chosen.method, c)[0] - c.input_tokens
+        share, name = answer.profile.kept(context - beside)[0], f"the context of {context:,}: they cannot be answered"
+    else:
+        return found
+    if answer.profile is not None and share < 1:
+        rows = answer.profile.rows
+        value = f"{round((1 - share) * rows):,} of {rows:,} rows"
+        found.append({"name": "long_rows", "value": value, "matters": f"exceed {name}"})
+    return found
 
 
 def _machines(answer: Recommendation) -> list[Gpu]:
@@ -260,21 +285,25 @@ TORNADO = ("calls_per_day", "input_tokens", "output_tokens", "examples", "peak_f
 def tornado(answer: Recommendation, factor: float = 10.0) -> list[Json]:
     """Each quantity divided and multiplied by `factor`, one at a time: does the answer change, and the monthly cost?
 
-    Entries with the largest change of monthly cost first.
+    Entries with the largest change of monthly cost first. flips_to: other methods, and `refused (constraint) at 10 times`
+    where nothing answers that.
     """
     rows = []
     for name in TORNADO:
         value = getattr(answer.constraints, name)
-        ends = [_again(answer, name, value / factor), _again(answer, name, value * factor)]
-        costs = [e.chosen.monthly_usd for e in ends if e] or [answer.chosen.monthly_usd]
-        flips = sorted(
-            {f"{e.chosen.method} {e.chosen.model}" for e in ends if e and e.chosen.method != answer.chosen.method}
-        )
+        ends = {
+            "a tenth" if factor == 10 else f"1/{factor:g}": _again(answer, name, value / factor),
+            f"{factor:g} times": _again(answer, name, value * factor),
+        }
+        found = [e.chosen for e in ends.values() if not isinstance(e, UserError)]
+        costs = [chosen.monthly_usd for chosen in found] or [answer.chosen.monthly_usd]
+        flips = sorted({f"{e.method} {e.model}" for e in found if e.method != answer.chosen.method})
+        flips += [f"refused ({e.where}) at {end}" for end, e in ends.items() if isinstance(e, UserError)]
         rows.append({"name": name, "low_usd": min(costs), "high_usd": max(costs), "flips_to": flips})
     return sorted(rows, key=lambda r: r["low_usd"] - r["high_usd"])
 
 
-def _again(answer: Recommendation, name: str, value: float) -> Recommendation | None:
+def _again(answer: Recommendation, name: str, value: float) -> Recommendation | UserError:
     c = answer.constraints
     if name == "examples":
         value = int(value)
@@ -285,8 +314,8 @@ def _again(answer: Recommendation, name: str, value: float) -> Recommendation | 
     try:
         profile = None if answer.profile is None else dataclasses.replace(answer.profile, rows=changed.examples)
         return recommend(changed, profile, answer.offers, answer.measured, answer.goods)
-    except UserError:
-        return None
+    except UserError as error:
+        return error
 
 
 def probes(answer: Recommendation) -> list[str]:

@@ -1,5 +1,6 @@
 """GPUs by name, from the shipped table or a user's file of the same columns."""
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +41,12 @@ class Gpu:
         if self.price_low is None or self.price_high is None:
             return None
         return float((self.price_low * self.price_high) ** 0.5)
+
+    @property
+    def price_spread(self) -> float:
+        """Half the distance between the lowest and the highest known price in log units: how far a vendor's price may lie from
+        `price`, either way."""
+        return 0.5 * math.log(self.price_high / self.price_low) if self.price_low and self.price_high else 0.0
 
     @property
     def doubt(self) -> str | None:

@@ -161,6 +161,7 @@ def _model(row: Record) -> KnownModel:
         qkv_bias=row["qkv_bias"] == "1",
         qk_norm=row["qk_norm"] == "1",
         norms_per_layer=int(row["norms_per_layer"]),
+        fused=tuple(filter(None, row["fused"].split(";"))),
         context=int(row["context"]) if row["context"] else None,
     )
     return KnownModel(

@@ -9,8 +9,15 @@ from tunegate.advisor.facts import number, read_csv_lines, table
 from tunegate.core.errors import UserError, nearest
 
 NEEDED = ("provider", "model", "input_usd_mtok", "output_usd_mtok")
-KEPT = ("cached_usd_mtok", "open_weights", "params_b", "tier")  # of a shipped offer, where a user's row does not say
+KEPT = (
+    "cached_usd_mtok",
+    "open_weights",
+    "params_b",
+    "tier",
+    "context",
+)  # of a shipped offer, where a user's row does not say
 STALE_DAYS = 120
+MOST_CONTEXT = 1e9
 MOST = 1e6  # USD per 1e6 tokens, or 1e9 parameters: beyond is a slip of the pen
 KNOWN_DATES = {"0.2.3": "2026-11-23"}  # when the data of a genai-prices version was looked at
 
@@ -18,7 +25,8 @@ KNOWN_DATES = {"0.2.3": "2026-11-23"}  # when the data of a genai-prices version
 @dataclass(frozen=True, kw_only=True)
 class ApiPrice:
     """One offer. Prices per 1e6 tokens in USD. open_weights: the name of the open model behind it, empty for a closed
-    one. params_b: its size in 1e9, 0 when unknown. tier: small, mid or flagship of a closed one. date: when recorded."""
+    one. params_b: its size in 1e9, 0 when unknown. tier: small, mid or flagship of a closed one. context: most tokens of a
+    call, None where it is not published. date: when recorded."""
 
     provider: str
     model: str
@@ -28,6 +36,7 @@ class ApiPrice:
     open_weights: str = ""
     params_b: float = 0.0
     tier: str = ""
+    context: int | None = None
     date: str = ""
     source: str = ""
 
@@ -63,6 +72,8 @@ def offers(extra: Path | None = None) -> tuple[ApiPrice, ...]:
                 empty = column not in NEEDED and not row.get(column, "").strip()
                 if not empty and (value is None or not 0 <= value <= MOST):
                     raise UserError(f"{column} must be a number from 0 to {MOST:g}", where=f"{extra}:{line}")
+            if row.get("context", "").strip() and not 1 <= (number(row["context"]) or 0) <= MOST_CONTEXT:
+                raise UserError(f"context must be tokens, from 1 to {MOST_CONTEXT:g}", where=f"{extra}:{line}")
             known = shipped.get((row["provider"], row["model"]), {})
             offer = _offer(row | {name: row.get(name) or known.get(name, "") for name in KEPT})
             found[offer.name] = offer
@@ -103,6 +114,7 @@ def live(model: str, provider: str | None) -> ApiPrice | None:
         input_usd_mtok=float(done.input_price) * 100,
         output_usd_mtok=float(done.output_price) * 100,
         cached_usd_mtok=_plain(cached),
+        context=done.model.context_window,
         date=package_date(),
         source=f"genai-prices {package_version()}",
     )
@@ -153,6 +165,7 @@ def _offer(row: dict[str, str]) -> ApiPrice:
         open_weights=row.get("open_weights", ""),
         params_b=number(row.get("params_b", "")) or 0.0,
         tier=row.get("tier", ""),
+        context=int(number(row.get("context", "")) or 0) or None,
         date=row.get("date", ""),
         source=row.get("source", ""),
     )

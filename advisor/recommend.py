@@ -1,6 +1,7 @@
 """The answer: rules choose the method, the search finds the cheapest way to do it that no constraint refuses."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,17 +12,17 @@ from tunegate.advisor.data_profile import DataProfile
 from tunegate.advisor.evidence import Measured
 from tunegate.advisor.models import find
 from tunegate.advisor.prices import ApiPrice, snapshot
+from tunegate.advisor.refusals import prompt_shape, retrieves
 from tunegate.advisor.rules import ADAPTERS, METHODS, PROMPTED, TUNED, Rule, Situation, fired, scores
 from tunegate.advisor.search import (
     Market,
     Option,
     Space,
+    context_of,
     market,
     nearest_miss,
     pareto,
-    prompt_shape,
     recipe,
-    retrieves,
     search,
 )
 from tunegate.core.errors import UserError
@@ -245,12 +246,13 @@ def _cost(option: Option) -> float:
 
 def _competitor(chosen: Option, offers: tuple[ApiPrice, ...], c: Constraints) -> ApiPrice:
     """The API to beat: hosted open weights at least about as large as the chosen base, that of them which takes least for
-    a call of the chosen method; the chosen one where an API is chosen."""
+    a call of the chosen method and takes it at all; the chosen one where an API is chosen."""
     if chosen.vendor:
         return next(o for o in offers if (o.provider, o.model) == (chosen.vendor, chosen.model))
-    alike = [o for o in offers if o.open_weights and o.params_b >= min(0.9 * chosen.params_b, 60.0)]
     tokens, hit = prompt_shape(chosen.method, c)
-    return min(alike or offers, key=lambda o: o.per_call(tokens, c.output_tokens, hit))
+    able = [o for o in offers if (context_of(o) or math.inf) >= tokens + c.output_tokens]
+    alike = [o for o in able if o.open_weights and o.params_b >= min(0.9 * chosen.params_b, 60.0)]
+    return min(alike or able or offers, key=lambda o: o.per_call(tokens, c.output_tokens, hit))
 
 
 def _stand_in(chosen: Option, space: Space, situation: Situation) -> Option | None:

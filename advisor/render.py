@@ -8,7 +8,8 @@ from tunegate.advisor import brief, explain
 from tunegate.advisor.errors import significant
 from tunegate.advisor.models import find, known_models
 from tunegate.advisor.recommend import BAND_TUNED, Recommendation
-from tunegate.advisor.search import Option, prompt_shape, retrieves
+from tunegate.advisor.refusals import prompt_shape, retrieves
+from tunegate.advisor.search import Option
 from tunegate.core.console import table
 from tunegate.core.errors import UserError
 from tunegate.core.files import write_text
@@ -77,7 +78,8 @@ def as_json(answer: Recommendation, *, why: bool = False) -> Json:
             "max_length": training.recipe.max_length,
         }
     if answer.profile is not None:
-        document["data"] = {name: _finite(v) if isinstance(v, float) else v for name, v in vars(answer.profile).items()}
+        told = {name: v for name, v in vars(answer.profile).items() if name not in ("lengths", "sums")}
+        document["data"] = {name: _finite(v) if isinstance(v, float) else v for name, v in told.items()}
     return document
 
 
@@ -125,7 +127,7 @@ def train_section(answer: Recommendation) -> tuple[Json, list[str]]:
         section |= {"rank": r.rank, "alpha": r.alpha, "targets": list(r.targets)}
     section |= {
         "learning_rate": r.learning_rate,
-        "num_train_epochs": r.epochs,
+        "num_train_epochs": int(r.epochs) if r.epochs == int(r.epochs) else significant(r.epochs, 3),
         "per_device_train_batch_size": r.micro_batch,
         "gradient_accumulation_steps": max(1, r.accumulation // training.gpus),  # each process has batches of its own
         "max_length": r.max_length,

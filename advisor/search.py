@@ -16,23 +16,30 @@ from tunegate.advisor.data_profile import DataProfile
 from tunegate.advisor.gpus import Gpu, known_gpus, parse_hardware
 from tunegate.advisor.models import KnownModel, find, known_models
 from tunegate.advisor.prices import ApiPrice
+from tunegate.advisor.refusals import (
+    LEAST_ROWS,
+    RETRIEVED_TOKENS,
+    Violation,
+    enough,
+    frozen,
+    over,
+    prompt_shape,
+    retrieves,
+    too_few,
+    too_late,
+    too_long,
+    untrainable,
+)
 from tunegate.advisor.rules import METHODS, TUNED
 from tunegate.core.architecture import Architecture
 
 SHAPES = {"prompt": ("prompt", "lora", "qlora", "full"), "few_shot": ("few_shot",), "rag": ("rag", "rag_lora")}
-FEW_SHOTS, LEAST_SHOTS, LEAST_ROWS = (
-    8,
-    3,
-    100,
-)  # the last two: what is asked for, and priced, where there are no examples
-RETRIEVED_TOKENS = 1200.0
 MISFITS = ("serving memory", "training memory", "privacy", "model", "facts")
 OFFERED_GPUS = ("T4", "L4", "A10G", "RTX4090", "L40S", "A100-40GB", "A100-80GB", "H100-SXM", "H200", "B200")
 API_FIRST_TOKEN_S, API_TOKENS_PER_S = 0.6, 80.0  # a hosted API's typical speed: an assumption
 # An ordering device, not a forecast of accuracy: see docs/advisor.md.
 PROXY_AT_1B, PROXY_PER_DECADE = 0.50, 0.11
 PROXY_CLOSED = {"small": 0.70, "mid": 0.77, "flagship": 0.82}
-Violation = tuple[str, float, str]  # constraint, relative excess, smallest change that would admit it
 Plans = tuple[list[serving_plan.ServingPlan], int]  # the best of each kind of machine, and how many were tried
 
 
@@ -140,21 +147,6 @@ def quality_proxy(method: str, params_b: float, c: Constraints, profile: DataPro
     return max(0.0, min(0.97, value))
 
 
-def retrieves(method: str, c: Constraints) -> bool:
-    """Whether passages are looked up into the prompt: by RAG always, beside a hosted API where facts change."""
-    return method in ("rag", "rag_lora") or (method == "hosted_api" and c.facts == "changing")
-
-
-def prompt_shape(method: str, c: Constraints) -> tuple[float, float]:
-    """(input tokens, share of them found in the prefix cache) of one call with this method."""
-    shots = min(FEW_SHOTS, c.examples or LEAST_SHOTS) * (c.input_tokens + c.output_tokens)
-    if method == "few_shot":
-        return c.input_tokens + shots, shots / (c.input_tokens + shots)
-    if retrieves(method, c):
-        return c.input_tokens + RETRIEVED_TOKENS, 0.0
-    return c.input_tokens, 0.0
-
-
 def search(c: Constraints, profile: DataProfile | None, goods: Market, only: tuple[str, ...] = METHODS) -> Space:
     """Every option worth showing: for each (method, model) its best plan on each kind of machine, and each API offer. only:
     the methods looked at."""
@@ -216,7 +208,8 @@ def _plans(
                 model.architecture, gpu, quantization, (tokens, c.output_tokens), hit, limit
             )
             tried += len(setups)
-            plans = [serving_plan.plan(model.name, setup, load, owned=goods.owned) for setup in setups]
+            most = goods.machines[-1][1] if goods.owned else None
+            plans = [serving_plan.plan(model.name, setup, load, owned=goods.owned, at_hand=most) for setup in setups]
             best.append(min(plans, key=lambda plan: _plan_key(plan, load, goods)))
     return best, tried
 
@@ -260,16 +253,29 @@ def _training(
     if method not in TUNED:
         return None
     kind = "lora" if method == "rag_lora" else method
-    passages = RETRIEVED_TOKENS if method == "rag_lora" else 0.0
-    mean = c.input_tokens + c.output_tokens + passages
+    passages = passages_in(method)
+    how = recipe(model.architecture, kind, c, profile, passages)
+    share, shorter = kept_rows(method, how.max_length, profile)
+    mean = (c.input_tokens + c.output_tokens) * shorter + passages
     return training_plan.cheapest(
         model.architecture,
-        recipe(model.architecture, kind, c, profile, passages),
+        how,
         goods.machines,
-        examples=c.examples or LEAST_ROWS,
-        mean_tokens=mean,
+        examples=max(1, round((c.examples or LEAST_ROWS) * share)),
+        mean_tokens=min(mean, how.max_length),
         owned=goods.owned,
     )
+
+
+def passages_in(method: str) -> float:
+    """Tokens of retrieved text in each row that is trained on."""
+    return RETRIEVED_TOKENS if method == "rag_lora" else 0.0
+
+
+def kept_rows(method: str, max_length: int, profile: DataProfile | None) -> tuple[float, float]:
+    """(share of the rows that are short enough for a training, their mean length over that of all): `ft train` leaves longer
+    ones out."""
+    return profile.kept(max_length - passages_in(method)) if profile else (1.0, 1.0)
 
 
 def _self_hosted(
@@ -289,7 +295,16 @@ def _self_hosted(
         p95_ms=plan.p95_ms,
         serving=plan,
         training=training,
-        violations=(*_too_long(method, model, c), *_frozen(method, c), *_violations(method, plan, training, c, goods)),
+        violations=(
+            *too_long(method, model.name, model.architecture.context, c, profile),
+            *frozen(method, c),
+            *_violations(method, plan, training, c, goods),
+            *(
+                untrainable(training.recipe.max_length, kept_rows(method, training.recipe.max_length, profile)[0])
+                if training
+                else ()
+            ),
+        ),
     )
 
 
@@ -304,74 +319,45 @@ def _violations(
     gpu = plan.gpu
     if plan.misfit_gb:
         more = f"{plan.misfit_gb:.1f} GB more per GPU than {gpu.name}:{plan.gpus} has, for the {plan.misfit_of}"
-        return [("serving memory", plan.misfit_gb / gpu.memory_gb, more), *_too_few(method, c)]
+        return [("serving memory", plan.misfit_gb / gpu.memory_gb, more), *too_few(method, c)]
     if plan.late_by_ms and c.p95_ms:
-        found.append(("p95_ms", plan.late_by_ms / c.p95_ms, f"raise p95_ms from {c.p95_ms:g} to {enough(plan.p95_ms)}"))
+        found.append(too_late(c.p95_ms + plan.late_by_ms, c.p95_ms))
     if short := _beyond(plan, goods):
         owned = goods.machines[-1][1]
         found.append(("hardware", short, f"{plan.all_gpus} x {gpu.name} instead of {owned} at the busiest hour"))
-    found += _over("monthly_budget_usd", plan.monthly_usd, c.monthly_budget_usd)
+    found += over("monthly_budget_usd", plan.monthly_usd, c.monthly_budget_usd)
     if not math.isfinite(plan.monthly_usd):
         found.append(("price", 1.0, f"no rental price is known for {gpu.name}"))
-    found += _too_few(method, c)
+    found += too_few(method, c)
     if training is None:
         return found
     if not training.fits:
         needed = enough(training.memory_gb / training_plan.FIT_MARGIN)
         shortage = f"GPUs of {needed} GB to train on ({training.gpu.name}: {training.gpu.memory_gb:g})"
         found.append(("training memory", training.memory_gb / training.gpu.memory_gb - 1, shortage))
-    return found + _over("budget_usd", training.usd, c.budget_usd)
+    return found + over("budget_usd", training.usd, c.budget_usd)
 
 
-def _over(name: str, needed: float, allowed: float | None) -> list[Violation]:
-    """The violation of a budget, if it is one."""
-    if allowed is None or needed <= allowed:
-        return []
-    return [(name, needed / max(0.01, allowed) - 1, f"raise {name} to {enough(needed)}")]
-
-
-def enough(needed: float) -> str:
-    """A bound that admits what is needed: rounded up, to cents where they matter."""
-    if not math.isfinite(needed):
-        return "any"
-    return f"{math.ceil(needed)}" if needed >= 100 else f"{math.ceil(needed * 100) / 100:g}"
-
-
-def _too_long(method: str, model: KnownModel, c: Constraints) -> list[Violation]:
-    """Prompt, examples or passages, and answer have to go into the model's context."""
-    tokens, context = prompt_shape(method, c)[0] + c.output_tokens, model.architecture.context
-    if context is None or tokens <= context:
-        return []
-    change = f"a model whose context holds {math.ceil(tokens):,} tokens ({model.name}: {context:,})"
-    return [("context", tokens / context - 1, change)]
-
-
-def _frozen(method: str, c: Constraints) -> list[Violation]:
-    """What must be looked up is in no weights: they hold the facts of the day they were trained."""
-    frozen = c.facts == "changing" and not retrieves(method, c)
-    return [("facts", 1.0, "only with --facts static")] if frozen else []
-
-
-def _too_few(method: str, c: Constraints) -> list[Violation]:
-    if c.examples >= 1 or method in ("prompt", "rag", "hosted_api"):
-        return []
-    wanted = f"{LEAST_SHOTS} examples to show" if method == "few_shot" else f"at least {LEAST_ROWS} examples"
-    return [("examples", 1.0, f"collect {wanted}")]
+def context_of(offer: ApiPrice) -> int | None:
+    """Most tokens of a call that an API takes: as published, else those of the open weights behind it; None where neither is
+    known."""
+    behind = known_models().get(offer.open_weights)
+    return offer.context or (behind.architecture.context if behind else None)
 
 
 def _hosted(method: str, offer: ApiPrice, c: Constraints, profile: DataProfile | None) -> Option:
     tokens, hit = prompt_shape(method, c)
     monthly = offer.per_call(tokens, c.output_tokens, hit) * c.calls_per_day * 365 / 12
     p95 = 1e3 * (API_FIRST_TOKEN_S + _spread(profile) * c.output_tokens / API_TOKENS_PER_S)
-    violations = _frozen(method, c) + _too_few(method, c)
+    violations = too_long(method, offer.name, context_of(offer), c, profile) + frozen(method, c) + too_few(method, c)
     if c.privacy == "no-egress":
         if "privacy" in c.stated or not c.wants("privacy"):
             violations.append(("privacy", 1.0, "only with --privacy public"))
         if c.wants("privacy"):
             violations.append(("privacy", 1.0, "no privacy in --needs"))
     if c.p95_ms is not None and p95 > c.p95_ms:
-        violations.append(("p95_ms", p95 / c.p95_ms - 1, f"raise p95_ms from {c.p95_ms:g} to {enough(p95)}"))
-    violations += _over("monthly_budget_usd", monthly, c.monthly_budget_usd)
+        violations.append(too_late(p95, c.p95_ms))
+    violations += over("monthly_budget_usd", monthly, c.monthly_budget_usd)
     if c.model:
         violations.append(("model", 1.0, f"leave out --model {c.model}"))
     quality = quality_proxy(

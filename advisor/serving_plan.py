@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from tunegate.advisor import calibrate, queueing
 from tunegate.advisor.gpus import Gpu
 from tunegate.advisor.serving_speed import (
-    MEMORY_SHARE,
     Curve,
     ServingSetup,
+    cache_room_gb,
+    call_gb,
     curve,
     memory_gb,
     most_split,
-    sequence_gb,
     splits,
 )
 from tunegate.core.architecture import Architecture
@@ -32,7 +32,9 @@ class ServingPlan:
 
     gpus: per replica. p95_ms: a whole answer at the busiest hour. monthly_usd: rent (0 for owned machines).
     max_calls_per_s: what one replica carries at MAX_UTILISATION and within the latency bound. misfit_gb: missing per GPU
-    for the weights and the cache of one call, 0 when it fits; misfit_of: which of them does not. late_by_ms: how far above the latency bound it stays however many replicas there are.
+    for the weights and the cache of one call, 0 when it fits; misfit_of: which of them does not. late_by_ms: how far above the
+    latency bound it stays however many replicas there are, those at hand where machines are owned; all other figures are then
+    those of the least bound that it keeps.
     """
 
     model: str
@@ -91,21 +93,22 @@ def setup_for(
     )
 
 
-def plan(name: str, setup: ServingSetup, load: Load, *, owned: bool) -> ServingPlan:
-    """Size one configuration: the fewest replicas that stay below MAX_UTILISATION and within the latency bound."""
-    room = MEMORY_SHARE * setup.gpu.memory_gb - memory_gb(setup)
+def plan(name: str, setup: ServingSetup, load: Load, *, owned: bool, at_hand: int | None = None) -> ServingPlan:
+    """Size one configuration: the fewest replicas that stay below MAX_UTILISATION and within the latency bound. at_hand: GPUs
+    that are owned, None where more can be rented."""
+    room = cache_room_gb(setup)
     times = dataclasses.replace(curve(setup), factor=calibrate.factor("tpot", setup.gpu.name))
     if times.fits < 1.0:
-        return _unfit(name, setup, sequence_gb(setup) - room, "weights" if room < 0 else "KV cache")
+        return _unfit(name, setup, call_gb(setup) - room, "weights" if room < 0 else "KV cache")
     limit = min(SCHEDULER_LIMIT, times.fits)
     late, capacity = 0.0, MAX_UTILISATION * limit / times.service_s(limit)
     if load.p95_s is not None:
-        late = max(0.0, _p95_s(times, 0.0, limit, load.length_spread)[0] - load.p95_s)
-        capacity = capacity if late else _bounded(load, capacity, times, limit)
+        fleet = None if at_hand is None else max(1, at_hand // setup.gpus)
+        kept = max(load.p95_s, _least_p95_s(load, capacity, times, limit, fleet))
+        late = kept - load.p95_s
+        capacity = _bounded(dataclasses.replace(load, p95_s=kept), capacity, times, limit, fleet)
     replicas = max(1, math.ceil(load.peak / capacity))
     p95, running = _p95_s(times, load.peak / replicas, limit, load.length_spread)
-    if load.p95_s is not None:
-        late = max(late, p95 - load.p95_s)
     price = 0.0 if owned else (setup.gpu.price or math.inf)
     return ServingPlan(
         model=name,
@@ -122,14 +125,25 @@ def plan(name: str, setup: ServingSetup, load: Load, *, owned: bool) -> ServingP
     )
 
 
-def _bounded(load: Load, capacity: float, times: Curve, limit: float) -> float:
-    """As `_within` for the load's bound; where the fewest replicas for `capacity` meet it, no less than what each of them
-    then gets: a search that stops early must not ask for one more."""
+def _least_p95_s(load: Load, capacity: float, times: Curve, limit: float, fleet: int | None) -> float:
+    """The least 95th percentile to be had, seconds: of an empty engine, since replicas can be added without end; of the load
+    shared by the `fleet` of replicas that is owned, or by as many as it takes without a bound."""
+    if fleet is None:
+        return _p95_s(times, 0.0, limit, load.length_spread)[0]
+    share = load.peak / max(fleet, math.ceil(load.peak / capacity))
+    return _p95_s(times, share, limit, load.length_spread)[0]
+
+
+def _bounded(load: Load, capacity: float, times: Curve, limit: float, fleet: int | None) -> float:
+    """As `_within` for the load's bound; where the fewest replicas for `capacity` meet it, or the `fleet` that is owned, no less
+    than what each of them then gets: a search that stops early must not ask for one more."""
     bound = load.p95_s or math.inf
     found = _within(bound, capacity, times, limit, load.length_spread)
-    share = load.peak / max(1, math.ceil(load.peak / capacity))
-    if found < share and _p95_s(times, share, limit, load.length_spread)[0] <= bound:
-        return share * (1 + 1e-9)  # that the load over it rounds up to no further replica
+    fewest = max(1, math.ceil(load.peak / capacity))
+    for replicas in sorted({fewest, max(fewest, fleet or 0)}):
+        share = load.peak / replicas
+        if found < share and _p95_s(times, share, limit, load.length_spread)[0] <= bound:
+            return share * (1 + 1e-9)  # that the load over it rounds up to no further replica
     return found
 
 
@@ -197,5 +211,5 @@ def setups_to_try(
         return setup_for(architecture, gpu, gpus, quantization, tokens, hit)
 
     split = [on(n) for n in (1, 2, 4, 8) if n <= limit and splits(architecture, n)]
-    holding = [s for s in split if memory_gb(s) + sequence_gb(s) < SPARING_SHARE * gpu.memory_gb]
+    holding = [s for s in split if memory_gb(s) + call_gb(s) < SPARING_SHARE * gpu.memory_gb]
     return holding or [on(most_split(architecture, limit))]

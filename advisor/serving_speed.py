@@ -96,6 +96,11 @@ class ServingSetup:
         return max(1.0, self.input_tokens * (1.0 - self.prefix_hit))
 
     @property
+    def shared_tokens(self) -> float:
+        """Input tokens that are found in the prefix cache."""
+        return max(0.0, self.input_tokens - self.fresh_tokens)
+
+    @property
     def mean_context(self) -> float:
         """Mean tokens in the cache of a sequence while it is decoded."""
         return self.input_tokens + self.output_tokens / 2
@@ -262,17 +267,39 @@ def memory_gb(setup: ServingSetup) -> float:
 
 
 def sequence_gb(setup: ServingSetup) -> float:
-    """GB of cache per GPU that one sequence takes: its mean context, its whole one where it is reserved."""
-    a = setup.architecture
+    """GB of cache per GPU that one sequence takes of its own: its mean context, its whole one where it is reserved; without
+    the prefix that it shares."""
     whole = ENGINES[setup.engine].reserves_whole
     context = setup.input_tokens + setup.output_tokens if whole else setup.mean_context
-    of_all = a.kv_tokens(context) * a.kv_bytes_per_token(setup.kv_bytes) * kv_copies(a, setup.gpus)
+    return _cache_gb(setup, context - setup.shared_tokens)
+
+
+def shared_gb(setup: ServingSetup) -> float:
+    """GB of cache per GPU of the prefix that all sequences share: it is kept once."""
+    return _cache_gb(setup, setup.shared_tokens)
+
+
+def call_gb(setup: ServingSetup) -> float:
+    """GB of cache per GPU that one call takes when its last token comes: an engine that has not as much does not start."""
+    own = setup.input_tokens + setup.output_tokens - setup.shared_tokens
+    return _cache_gb(setup, own) + shared_gb(setup)
+
+
+def cache_room_gb(setup: ServingSetup) -> float:
+    """GB per GPU that weights and runtime leave for the cache; below 0 they do not fit themselves."""
+    return MEMORY_SHARE * setup.gpu.memory_gb - memory_gb(setup)
+
+
+def _cache_gb(setup: ServingSetup, tokens: float) -> float:
+    a = setup.architecture
+    of_all = a.kv_tokens(tokens) * a.kv_bytes_per_token(setup.kv_bytes) * kv_copies(a, setup.gpus)
     return of_all / setup.gpus / 1e9
 
 
 def max_concurrency(setup: ServingSetup) -> float:
-    """Sequences that fit the KV cache; below 1 the model does not."""
-    return (MEMORY_SHARE * setup.gpu.memory_gb - memory_gb(setup)) / sequence_gb(setup)
+    """Sequences that fit the KV cache, each of mean length; below 1 the model does not, or one whole call does not."""
+    room, whole = cache_room_gb(setup), call_gb(setup)
+    return (room - shared_gb(setup)) / sequence_gb(setup) if room >= whole else room / whole
 
 
 def throughput(setup: ServingSetup, concurrency: float) -> float:

@@ -1,5 +1,6 @@
 """The cheapest machine that a fine-tuning fits on, and what it takes there."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -24,7 +25,7 @@ class Recipe:
     alpha: int = 32
     targets: tuple[str, ...] = ALL_LINEAR
     learning_rate: float = 5e-4
-    epochs: int = 3
+    epochs: float = 3.0
     micro_batch: int = 4
     accumulation: int = 1
     max_length: int = 1024
@@ -55,12 +56,18 @@ def rank_for(architecture: Architecture, loss_tokens: float) -> int:
     return rank
 
 
+def epochs_for(rows: int) -> float:
+    """Passes over the data: 3 up to 10,000 rows, 2 from 15,000 to 50,000, 1 from 100,000 on; between them as many rows are seen
+    as at the lower end, so that more data never costs less to train on. The three numbers are customary."""
+    return min(3.0, max(2.0, 30_000 / max(1, rows)), max(1.0, 100_000 / max(1, rows)))
+
+
 def recipe_for(
     architecture: Architecture, method: str, *, examples: int, longest_tokens: float, loss_tokens: float = 0.0
 ) -> Recipe:
     """Starting values by size (LoRA Without Regret; the Tinker learning-rate sweep; below 1B: our demo's).
 
-    loss_tokens: tokens of all answers. The optimizer batch is 16 rows up to 3B, else 32; epochs 3 up to 10,000 rows, 2 up to 50,000, else 1.
+    loss_tokens: tokens of all answers. The optimizer batch is 16 rows up to 3B, else 32.
     """
     size = architecture.params / 1e9
     adapter_rate = 5e-4 if size < 4 else (3e-4 if size < 27 else 2e-4)
@@ -73,7 +80,7 @@ def recipe_for(
         rank=rank,
         alpha=2 * rank,
         learning_rate=adapter_rate / (10.0 if method == "full" else 1.0),
-        epochs=3 if examples <= 10_000 else (2 if examples <= 50_000 else 1),
+        epochs=epochs_for(examples),
         micro_batch=micro,
         accumulation=max(1, rows // micro),
         max_length=min(32_768, architecture.context or 32_768, max(512, length)),
@@ -139,15 +146,23 @@ def cheapest(
     mean_tokens: float,
     owned: bool,
 ) -> TrainingPlan:
-    """The cheapest fitting machine (micro-batch 1 where 4 does not fit); else the one that misses by the least memory."""
+    """The cheapest fitting machine, of several as cheap the fastest (micro-batch 1 where 4 does not fit); else the one that
+    misses by the least memory.
+
+    More of a GPU that a run fits on are tried where they may pay: they are owned, or share the optimizer (full tuning); as
+    many as the rows of an optimizer batch can be dealt out to.
+    """
     plans: list[TrainingPlan] = []
     fitted: set[str] = set()
     for gpu, gpus in machines:
-        if gpu.name in fitted:  # more of the same GPU cost more and finish sooner: the smallest number is the cheapest
-            continue
-        found = plan(architecture, recipe, gpu, gpus, examples=examples, mean_tokens=mean_tokens, owned=owned)
-        if not found.fits and recipe.micro_batch > 1:
-            smaller = _with_micro_batch(recipe, 1)
+        how = recipe
+        if gpu.name in fitted:
+            if not (owned or recipe.method == "full") or gpus > recipe.micro_batch * recipe.accumulation:
+                continue
+            how = _dealt_out(recipe, gpus)
+        found = plan(architecture, how, gpu, gpus, examples=examples, mean_tokens=mean_tokens, owned=owned)
+        if not found.fits and how.micro_batch > 1:
+            smaller = _with_micro_batch(how, 1)
             found = plan(architecture, smaller, gpu, gpus, examples=examples, mean_tokens=mean_tokens, owned=owned)
         plans.append(found)
         if found.fits:
@@ -158,8 +173,12 @@ def cheapest(
     return min(plans, key=lambda p: p.memory_gb / p.gpu.memory_gb)
 
 
-def _with_micro_batch(recipe: Recipe, size: int) -> Recipe:
-    import dataclasses
+def _dealt_out(recipe: Recipe, gpus: int) -> Recipe:
+    """With a micro-batch small enough that so many GPUs share the rows of one optimizer batch."""
+    rows = recipe.micro_batch * recipe.accumulation
+    return _with_micro_batch(recipe, min(recipe.micro_batch, rows // gpus))
 
+
+def _with_micro_batch(recipe: Recipe, size: int) -> Recipe:
     rows = recipe.micro_batch * recipe.accumulation
     return dataclasses.replace(recipe, micro_batch=size, accumulation=rows // size)

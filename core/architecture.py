@@ -44,7 +44,21 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 _MOST = 10**8  # of any number of a configuration
 _MOST_PARAMS = 10**14
 _ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
-_MLP = ("gate_proj", "up_proj", "down_proj")
+_MLP = ("gate_proj", "up_proj", "gate_up_proj", "down_proj")
+# Families that keep several projections in one matrix (transformers 5.19, modeling_*.py; the last of the first by their own
+# code), so that one adapter lies on all of them.
+_FUSED_QKV = (
+    "phi3", "gpt_neox", "falcon", "mpt", "bloom", "gpt2", "gpt_bigcode", "codegen", "persimmon", "qwen", "chatglm",
+)  # fmt: skip
+_FUSED_GATE_UP = ("phi3", "glm", "glm4", "chatglm")
+_PARTS = {"q_proj": "qkv_proj", "k_proj": "qkv_proj", "v_proj": "qkv_proj", "gate_proj": "gate_up_proj", "up_proj": "gate_up_proj"}  # fmt: skip
+# What families that are not named as Llama call them (train/lora_targets.py has the same the other way round).
+_OWN_NAMES = {
+    "query_key_value": ("qkv_proj",), "c_attn": ("qkv_proj",), "Wqkv": ("qkv_proj",), "dense": ("o_proj",), "out_proj": ("o_proj",),
+    "c_proj": ("o_proj", "down_proj"), "dense_h_to_4h": ("up_proj",), "c_fc": ("up_proj",), "fc1": ("up_proj",), "fc_in": ("up_proj",),
+    "w1": ("gate_proj",), "w3": ("up_proj",), "w2": ("down_proj",), "dense_4h_to_h": ("down_proj",), "fc2": ("down_proj",),
+    "fc_out": ("down_proj",),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +71,7 @@ class Architecture:
     position embeddings.
     sliding_window: tokens a windowed layer looks back, None when every layer sees all. full_attention_layers: layers
     that see all (only meaningful with a window). context: most tokens of prompt and answer, None where it is not known.
-    exact: False for a shape interpolated from a parameter count.
+    exact: False for a shape interpolated from a parameter count. fused: which of qkv_proj and gate_up_proj are one matrix.
     """
 
     layers: int
@@ -80,6 +94,7 @@ class Architecture:
     norms_per_layer: int = 2
     context: int | None = None
     exact: bool = True
+    fused: tuple[str, ...] = ()
 
     def beyond(self, tokens: float) -> str:
         """Why so many tokens of prompt and answer do not go into the model, in words; empty where they do."""
@@ -99,13 +114,17 @@ class Architecture:
 
     @cached_property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
-        """(inputs, outputs) of each linear module of one layer, of one expert where there are several."""
+        """(inputs, outputs) of each linear module of one layer, of one expert where there are several. Several projections in
+        one matrix (`fused`) are one module, whose outputs are the sum of theirs."""
         h, q, kv = self.hidden, self.q_width, self.kv_width
-        shapes = {"q_proj": (h, q), "k_proj": (h, kv), "v_proj": (h, kv), "o_proj": (q, h)}
-        if self.gated:
-            shapes["gate_proj"] = (h, self.ffn)
-        shapes["up_proj"] = (h, self.ffn)
-        shapes["down_proj"] = (self.ffn, h)
+        outputs = {"q_proj": q, "k_proj": kv, "v_proj": kv, "o_proj": h}
+        outputs |= {"gate_proj": self.ffn} if self.gated else {}
+        outputs |= {"up_proj": self.ffn, "down_proj": h}
+        inputs = {"o_proj": q, "down_proj": self.ffn}
+        shapes: dict[str, tuple[int, int]] = {}
+        for part, width in outputs.items():
+            name = self._module(part)
+            shapes[name] = (inputs.get(name, h), shapes.get(name, (0, 0))[1] + width)
         return shapes
 
     @cached_property
@@ -159,11 +178,24 @@ class Architecture:
         Raises UserError for a target this architecture does not have.
         """
         shapes = self.linear_shapes
-        chosen = list(dict.fromkeys(targets))
-        for name in chosen:
-            if name not in shapes and not (name in ALL_LINEAR and not self.gated):
-                raise UserError(f"no module {name!r} in this model", where="targets", hint=nearest(name, list(shapes)))
-        return self.layers * sum(rank * sum(shapes[n]) * self._copies(n) for n in chosen if n in shapes)
+        chosen = dict.fromkeys(name for target in targets for name in self._modules(target))
+        return self.layers * sum(rank * sum(shapes[n]) * self._copies(n) for n in chosen)
+
+    def _modules(self, target: str) -> list[str]:
+        """The modules that a target names, by Llama's name or its own."""
+        own = _OWN_NAMES.get(target, (target,)) if self.fused or not self.gated else (target,)
+        found = [name for name in map(self._module, own) if name in self.linear_shapes]
+        if not found:
+            hint = nearest(target, list(self.linear_shapes))
+            raise UserError(f"no module {target!r} in this model", where="targets", hint=hint)
+        return found
+
+    def _module(self, projection: str) -> str:
+        """The module that holds a projection. A plain feed-forward's first matrix stands for the gate too."""
+        if projection == "gate_proj" and not self.gated:
+            return "up_proj"
+        whole = _PARTS.get(projection)
+        return whole if whole in self.fused else projection
 
     @property
     def _shared_params(self) -> int:
@@ -224,6 +256,7 @@ def from_config(config: Mapping[str, Any], *, where: str = "config.json") -> Arc
         qk_norm=kind in _QK_NORM,
         norms_per_layer=4 if kind in _FOUR_NORMS else 2,
         context=_context(config, where),
+        fused=(("qkv_proj",) if kind in _FUSED_QKV else ()) + (("gate_up_proj",) if kind in _FUSED_GATE_UP else ()),
     )
     if found.params > _MOST_PARAMS:
         raise UserError(f"{float(found.params):.3g} parameters: no such model", where=where)

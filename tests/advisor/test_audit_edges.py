@@ -273,7 +273,7 @@ def test_an_api_is_held_against_the_best_service_of_ones_own(advise):
 
 def test_both_sides_of_a_break_even_get_the_same_prompt(monkeypatch):
     """An API beside which nothing is retrieved is no rival of RAG."""
-    from tunegate.advisor import break_even, search
+    from tunegate.advisor import break_even, refusals
 
     asked = []
     real = break_even.break_even
@@ -287,8 +287,8 @@ def test_both_sides_of_a_break_even_get_the_same_prompt(monkeypatch):
     recommend(from_mapping({"facts": "changing", **private}))
     recommend(from_mapping({"examples": 200, "needs": "format", "model": "Qwen3-8B", "hardware": "L4", **private}))
     (passages, none), (shots, cached) = asked
-    assert (passages, none) == (600 + search.RETRIEVED_TOKENS, 0.0)
-    assert shots == 600 + search.FEW_SHOTS * 750
+    assert (passages, none) == (600 + refusals.RETRIEVED_TOKENS, 0.0)
+    assert shots == 600 + refusals.FEW_SHOTS * 750
     assert cached > 0.9
 
 
@@ -326,7 +326,7 @@ def test_what_is_longer_than_the_context_is_refused(advise):
 
 
 def test_the_smallest_change_is_large_enough(advise):
-    from tunegate.advisor.search import enough
+    from tunegate.advisor.refusals import enough
 
     assert (enough(1.28), enough(1.281), enough(99.999), enough(1234.2)) == ("1.28", "1.29", "100", "1235")
     question = ("recommend", "--json", "--calls-per-day", 100, "--monthly-budget-usd")
