@@ -30,7 +30,8 @@ def backtest(
     ] = False,
     json_: JsonOption = False,
 ) -> None:
-    """Predict published (or your) measurements; exit 1 when a class is worse than its recorded bound."""
+    """Predict published (or your) measurements; exit 1 when a class is worse than its recorded bound, 3 when no row
+    can be compared."""
     from tunegate.advisor import backtest as testing
 
     result = testing.backtest(testing.rows_of(csv))
@@ -45,6 +46,9 @@ def backtest(
         warn(sentence)
     if worse:
         raise typer.Exit(ExitCode.GATE_FAIL)
+    if not result.by_class():
+        warn("no row could be compared: the reasons are under skipped")
+        raise typer.Exit(ExitCode.INCONCLUSIVE)
 
 
 def _print(result: "Backtest") -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from tunegate.advisor import serving_plan, training_plan
 from tunegate.advisor.constraints import Constraints
 from tunegate.advisor.data_profile import DataProfile
+from tunegate.advisor.errors import significant
 from tunegate.advisor.gpus import Gpu, known_gpus, parse_hardware
 from tunegate.advisor.models import KnownModel, find, known_models
 from tunegate.advisor.prices import ApiPrice
@@ -168,9 +169,10 @@ def search(c: Constraints, profile: DataProfile | None, goods: Market, only: tup
 
 
 def pareto(options: list[Option]) -> list[Option]:
-    """Feasible options that none beats on quality, monthly cost and latency at once; best quality first."""
+    """Feasible options that none beats on quality (as it is printed), monthly cost and latency at once; best quality first."""
     ordered = sorted(
-        (o for o in options if o.feasible), key=lambda o: (-o.quality, o.monthly_usd + o.train_usd / 12, o.p95_ms)
+        (o for o in options if o.feasible),
+        key=lambda o: (-significant(o.quality, 3), o.monthly_usd + o.train_usd / 12, o.p95_ms),
     )
     front: list[Option] = []
     for option in ordered:
