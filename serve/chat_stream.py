@@ -22,7 +22,7 @@ class EndpointError(InfrastructureError):
 
     fatal: no later request can fare better (wrong key, unknown model, nothing listening), so a run should stop.
     cause: what a count of failures puts it under: `http_503` and the like, timeout, unreachable, connection, cut_off,
-    engine, malformed.
+    engine, malformed, client (of this process: the request was not sent).
     """
 
     def __init__(
@@ -45,8 +45,9 @@ class EndpointError(InfrastructureError):
 @dataclass(frozen=True, kw_only=True)
 class Completion:
     """One answer. finish_reason: `stop`, `length`, ... as the endpoint says. Latencies from sending the request that
-    succeeded; ttft_ms to the first content. Token counts as the endpoint reports them, None when it does not. context:
-    what our server put into the prompt (`ids` of examples or passages, how many were `dropped`), None elsewhere."""
+    succeeded; ttft_ms to the first content or reasoning. Token counts as the endpoint reports them, None when it does not;
+    kept_tokens: of completion_tokens, reasoning that it kept to itself. context: what our server put into the prompt (`ids`
+    of examples or passages, how many were `dropped`), None elsewhere."""
 
     text: str
     finish_reason: str
@@ -58,13 +59,14 @@ class Completion:
     tool_calls: list[dict[str, Any]] = field(default_factory=list)
     attempts: int = 1
     context: dict[str, Any] | None = None
+    kept_tokens: int = 0
 
 
 class ChatStream:
     """Collects one answer: `feed` pieces of an event stream (WHATWG HTML, section 9.2.6) and `end` it, or `take` one whole
     object.
 
-    done: `[DONE]` came. ttft_s: seconds from the request to the first content.
+    done: `[DONE]` came. ttft_s: seconds from the request to the first content, or the first of a model's reasoning.
     """
 
     def __init__(self, where: str) -> None:
@@ -80,6 +82,7 @@ class ChatStream:
         self._calls: dict[int, dict[str, Any]] = {}
         self._finish_reason: str | None = None
         self._usage: dict[str, Any] = {}
+        self._thought = False
 
     def feed(self, piece: bytes, elapsed_s: float) -> None:
         """Bytes of the stream that came `elapsed_s` after the request, cut anywhere. Raises EndpointError."""
@@ -150,7 +153,10 @@ class ChatStream:
             content = self._content(delta.get("content"))
             refusal = self._typed(delta.get("refusal"), str, "refusal")
             calls = self._typed(delta.get("tool_calls"), list, "tool_calls")
-            if self.ttft_s is None and (content or refusal or calls):
+            # vLLM's and other engines' names for what a model thinks: the usage counts those tokens too
+            thought = delta.get("reasoning") or delta.get("reasoning_content")
+            self._thought = self._thought or bool(thought)
+            if self.ttft_s is None and (content or refusal or calls or thought):
                 self.ttft_s = elapsed_s
             self._text.append(content)
             self._refusal.append(refusal)
@@ -203,6 +209,8 @@ class ChatStream:
             )
         for call in self._calls.values():
             call["function"] = {key: whole(value) for key, value in call["function"].items()}
+        details = self._usage.get("completion_tokens_details")
+        thoughts = details.get("reasoning_tokens") if isinstance(details, dict) else None
         return Completion(
             text=whole("".join(self._text)),
             finish_reason=self._finish_reason,
@@ -214,6 +222,7 @@ class ChatStream:
             tool_calls=[self._calls[index] for index in sorted(self._calls)],
             attempts=attempt,
             context=context,
+            kept_tokens=0 if self._thought else _count(thoughts) or 0,
         )
 
 

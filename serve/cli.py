@@ -252,7 +252,7 @@ def _wait_serving(child: "subprocess.Popen[bytes]", port: int, own_log: Path, ti
         if state is not None and state["state"] == "serving":
             return state
         if (code := child.poll()) is not None:
-            raise _as_it_ended(code, own_log.read_text(encoding="utf-8", errors="replace"))
+            raise _as_it_ended(code, _printed(own_log))
         time.sleep(0.2)
     raise InfrastructureError("the server was not ready in time", hint=f"log: {own_log}")
 
@@ -266,6 +266,11 @@ def _as_it_ended(code: int, printed: str) -> BaseException:
     return next((kind(said) for kind in OWN_KINDS if kind.exit_code == code), InfrastructureError(said))
 
 
+def _printed(log: Path) -> str:
+    """What a supervisor in the background has printed; nothing where somebody has removed its log."""
+    return log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+
+
 def _without(arguments: list[str], options: tuple[str, ...]) -> list[str]:
     """The command line without these options of ours; what stands after -- is not touched."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
@@ -274,7 +279,7 @@ def _without(arguments: list[str], options: tuple[str, ...]) -> list[str]:
 
 def _show_phases(path: Path, shown: int) -> int:
     """Pass on what the background supervisor says of its start; lines shown so far."""
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
+    lines = _printed(path).split("\n")[:-1]
     for line in lines[shown:]:
         if line.startswith("starting vLLM"):
             say(line)

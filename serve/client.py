@@ -6,6 +6,7 @@ reason it is an infrastructure error, never an answer.
 
 import asyncio
 import contextlib
+import errno
 import os
 import random
 import time
@@ -40,6 +41,8 @@ SETTLE_S = 0.25
 LARGEST_REFUSAL = 64_000  # bytes read of an error's body
 JSON_BODY = {"Content-Type": "application/json"}
 RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504})
+NO_FILES = (errno.EMFILE, errno.ENFILE)
+CLIENT = "client"  # the cause of a request that this process could not send
 
 
 def api_key(key_file: Path | None = None) -> str | None:
@@ -211,24 +214,25 @@ class ChatClient:
                     latency_s = time.perf_counter() - start
                 else:
                     latency_s = await _take_stream(response.content, stream, start)
-        except aiohttp.ClientConnectorCertificateError as error:
-            raise _not_trusted(error, self.base_url) from None
-        except aiohttp.ClientConnectorError as error:
-            raise EndpointError(
-                f"nothing answers: {error.os_error.strerror or error}",
-                cause="unreachable",
-                where=self.base_url,
-                hint="is the server running? ft serve status",
-            ) from None
-        except TimeoutError:
-            raise EndpointError(
-                f"no answer within {self._timeout_s:.0f} s", cause="timeout", where=self.base_url
-            ) from None
         except (aiohttp.ClientError, OSError) as error:
-            raise EndpointError(
-                f"the connection broke: {_words(error)}", cause="connection", where=self.base_url
-            ) from None
+            raise self._failure(error) from None
         return stream.completion(1000 * latency_s, attempt, context)
+
+    def _failure(self, error: "aiohttp.ClientError | OSError") -> EndpointError:
+        """What aiohttp's or the system's exception says of one request."""
+        import aiohttp
+
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            return _not_trusted(error, self.base_url)
+        message, cause, hint = f"the connection broke: {_words(error)}", "connection", None
+        if isinstance(error, OSError) and error.errno in NO_FILES:  # first: it says nothing about the endpoint
+            message, cause, hint = f"this client may open no more files: {_words(error)}", CLIENT, "ulimit -n"
+        elif isinstance(error, aiohttp.ClientConnectorError):
+            message, cause = f"nothing answers: {error.os_error.strerror or error}", "unreachable"
+            hint = "is the server running? ft serve status"
+        elif isinstance(error, TimeoutError):
+            message, cause = f"no answer within {self._timeout_s:.0f} s", "timeout"
+        return EndpointError(message, cause=cause, where=self.base_url, hint=hint)
 
     async def _take_whole(self, response: "aiohttp.ClientResponse", stream: ChatStream) -> None:
         """An endpoint that ignores `stream: true` and answers in one piece."""

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from tunegate.core.statistics import PERCENTILES, Interval, percentile, wilson
+from tunegate.serve.client import CLIENT
 from tunegate.serve.load_test import Record, StageRun
 
 LEVEL = 0.95  # of the intervals
@@ -23,6 +24,7 @@ DRIFT_LEVEL = 0.99
 def figures(run: StageRun, slo: dict[str, float]) -> dict[str, Any]:
     """Everything that is said of one stage, as JSON. slo: limits in ms by figure."""
     measured = [r for r in run.records if not r.warm_up]
+    sent = [r for r in measured if r.error_kind != CLIENT]
     answers = [r for r in measured if r.error_kind is None]
     stage = run.stage
     found: dict[str, Any] = {
@@ -33,13 +35,13 @@ def figures(run: StageRun, slo: dict[str, float]) -> dict[str, Any]:
         "requests": len(measured),
         "answers": len(answers),
         "errors": dict(Counter(r.error_kind for r in measured if r.error_kind is not None)),
-        "error_rate": (len(measured) - len(answers)) / len(measured) if measured else 0.0,
+        "error_rate": (len(sent) - len(answers)) / len(sent) if sent else 0.0,
         "unfinished": run.unfinished,
         "stopped": run.stopped,
         "truncated": sum(r.finish_reason == "length" for r in answers),
         **{name: summary([v for r in answers if (v := getattr(r, name)) is not None]) for name in FIGURES},
         "throughput": throughput(run.records),
-        "goodput": goodput(measured, slo),
+        "goodput": goodput(sent, slo),
         "prompt_tokens": _median([r.prompt_tokens for r in answers]),
         "completion_tokens": _median([r.completion_tokens for r in answers]),
         "repeated_prompts": sum(r.repeated for r in measured),
@@ -48,7 +50,7 @@ def figures(run: StageRun, slo: dict[str, float]) -> dict[str, Any]:
     }
     found["client"] = _client(run, measured)
     found["invalid"] = invalid(found)
-    found["warnings"] = warnings(found, answers)
+    found["warnings"] = [*(f"{why}: goodput is not known" for why in unknown(answers, slo)), *warnings(found, answers)]
     return found
 
 
@@ -106,11 +108,13 @@ def _share_within(record: Record, start: float, until: float) -> float:
 def goodput(measured: Sequence[Record], slo: dict[str, float]) -> dict[str, Any] | None:
     """Share of the requests that were answered within every limit (Wilson interval), and so many a second.
 
-    A failed request is a miss. None without limits.
+    A failed request is a miss, and an answer without a figure that others have. None without limits, and where a figure
+    with a limit is not known.
     """
-    if not slo or not measured:
+    answers = [r for r in measured if r.error_kind is None]
+    if not slo or not measured or unknown(answers, slo):
         return None
-    met = sum(r.error_kind is None and all(_within(getattr(r, n), limit) for n, limit in slo.items()) for r in measured)
+    met = sum(all(_within(r, name, limit) for name, limit in slo.items()) for r in answers)
     span = max(r.ended_s for r in measured) - min(r.started_s for r in measured)
     return {
         "slo": slo,
@@ -119,9 +123,26 @@ def goodput(measured: Sequence[Record], slo: dict[str, float]) -> dict[str, Any]
     }
 
 
-def _within(value: float | None, limit: float) -> bool:
-    """A figure that an answer does not have (one token has no TPOT) breaks no limit."""
-    return value is None or value <= limit
+def unknown(answers: Sequence[Record], slo: dict[str, float]) -> list[str]:
+    """Why a figure that has a limit is in no answer, in words; empty where each is known."""
+    found = []
+    for name in slo:
+        due = [r for r in answers if not _excused(r, name)]
+        if due and all(getattr(r, name) is None for r in due):
+            streams = any(r.ttft_ms is not None for r in due)
+            why = "the endpoint reports no token counts (usage)" if streams else "the endpoint does not stream"
+            found.append(f"{why}: {name.removesuffix('_ms').upper()} is not known")
+    return found
+
+
+def _excused(record: Record, name: str) -> bool:
+    """One token has no TPOT."""
+    return name == "tpot_ms" and record.completion_tokens == 1
+
+
+def _within(record: Record, name: str, limit: float) -> bool:
+    value = getattr(record, name)
+    return _excused(record, name) if value is None else bool(value <= limit)
 
 
 def _median(values: Sequence[int | None]) -> float | None:
@@ -141,6 +162,7 @@ def _client(run: StageRun, measured: Sequence[Record]) -> dict[str, Any]:
         "cpu_share": run.cpu_share,
         **{f"lag_{name}_ms": percentile(lags, p, level=LEVEL).value for name, p in PERCENTILES.items()},
         **{f"late_{name}_ms": percentile(late, p, level=LEVEL).value for name, p in PERCENTILES.items()},
+        "unsent": sum(r.error_kind == CLIENT for r in run.records),
     }
 
 
@@ -150,6 +172,8 @@ def invalid(stage: dict[str, Any]) -> list[str]:
     The client may use 80 % of a core, and be late by 5 % of TTFT at the same percentile (2 ms at least).
     """
     client, reasons = stage["client"], []
+    if client["unsent"]:
+        reasons.append(f"the client could not send {client['unsent']} requests: it may open no more files (ulimit -n)")
     if client["cpu_share"] > CPU_LIMIT:
         reasons.append(f"the client used {client['cpu_share']:.2f} of a core, more than {CPU_LIMIT}")
     first = stage["ttft_ms"] or stage["e2e_ms"]

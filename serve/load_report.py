@@ -68,8 +68,9 @@ def judge(stages: list[dict[str, Any]], max_error_rate: float) -> tuple[Verdict,
         for s in stages
         if s["error_rate"] > max_error_rate
     ]
-    failed += [f"{s['name']}: {s['stopped']}" for s in stages if s["stopped"] not in (None, "interrupted")]
-    if not any(s["answers"] for s in stages):
+    stopped = [s for s in stages if s["stopped"] not in (None, "interrupted") and not s["client"]["unsent"]]
+    failed += [f"{s['name']}: {s['stopped']}" for s in stopped]
+    if not any(s["answers"] or s["client"]["unsent"] for s in stages):
         failed.append("there was no answer to measure")
     doubtful = [f"{s['name']}: {reason}" for s in stages for reason in s["invalid"]]
     return ("FAILED" if failed else "INVALID" if doubtful else "VALID"), failed + doubtful

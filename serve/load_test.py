@@ -7,6 +7,7 @@ server that stalls therefore shows in every request it held up, and a client tha
 import asyncio
 import contextlib
 import random
+import resource
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ from typing import Any
 
 from tunegate.core.console import Ticker
 from tunegate.serve import load_counters
-from tunegate.serve.client import ChatClient, EndpointError
+from tunegate.serve.client import CLIENT, ChatClient, EndpointError
 from tunegate.serve.load_plan import LoadOptions, Prompt, Prompts, Stage, arrivals
 from tunegate.serve.load_watch import OwnLoad
 
@@ -27,7 +28,7 @@ GONE_AFTER = 20  # requests in a row that nothing answered, and twice as many as
 class Record:
     """One request. due_s, started_s, ended_s: seconds from the stage's start. ttft_ms, e2e_ms: from when it was due.
 
-    tpot_ms: (E2E - TTFT) / (completion tokens - 1), None for a single token. error_kind: an EndpointError's `cause`,
+    tpot_ms: (E2E - TTFT) / (completion tokens that were sent - 1), None for a single token. error_kind: an EndpointError's `cause`,
     None for an answer.
     """
 
@@ -79,7 +80,15 @@ def run_load(
     client: not entered yet, with retries=0. tick: told of each request that ended. key: for the server's counters. Raises
     EndpointError for what no request can mend (wrong key, unknown model).
     """
+    _allow_files()
     return asyncio.run(_run_all(client, prompts, options, tick, key))
+
+
+def _allow_files() -> None:
+    """Raise this process' limit of open files to what it may be: each request under way is one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # a system may name a limit that it does not take
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _run_all(
@@ -141,7 +150,7 @@ class _Loop:
         self._given = 0
         self._measured_from: float | None = None
         self._lost = 0
-        self._gone = asyncio.Event()
+        self._gone, self._why = asyncio.Event(), "the endpoint is gone"
         self._under_way = 0
 
     async def run(self, rng: random.Random) -> None:
@@ -153,7 +162,7 @@ class _Loop:
             await asyncio.wait([work, *ends], return_when=asyncio.FIRST_COMPLETED)
             if not work.done():
                 self.result.unfinished = self._under_way
-                self.result.stopped = "interrupted" if self.stop.is_set() else "the endpoint is gone"
+                self.result.stopped = "interrupted" if self.stop.is_set() else self._why
             for task in (work, *ends):
                 task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -204,18 +213,19 @@ class _Loop:
             return
         finally:
             self._under_way -= 1
-            self.tick(1, self.stage.name)
+            with contextlib.suppress(OSError, ImportError):  # where no file can be opened, printing may fail
+                self.tick(1, self.stage.name)
         self._lost = 0
         late = 1000 * (about["started_s"] - due)
         tokens, ttft = answer.completion_tokens, answer.ttft_ms
-        several = ttft is not None and tokens is not None and tokens > 1
+        gaps = (tokens or 0) - answer.kept_tokens - 1  # between tokens that were sent
         self.result.records.append(
             Record(
                 **about,
                 ended_s=about["started_s"] + answer.latency_ms / 1000,
                 ttft_ms=None if ttft is None else late + ttft,
                 e2e_ms=late + answer.latency_ms,
-                tpot_ms=(answer.latency_ms - (ttft or 0.0)) / ((tokens or 0) - 1) if several else None,
+                tpot_ms=(answer.latency_ms - ttft) / gaps if ttft is not None and gaps > 0 else None,
                 prompt_tokens=answer.prompt_tokens,
                 completion_tokens=tokens,
                 finish_reason=answer.finish_reason,
@@ -225,6 +235,10 @@ class _Loop:
     def _failed(self, error: EndpointError, about: dict[str, Any]) -> None:
         record = Record(**about, ended_s=self._now(), error_kind=error.cause, error=error.message)
         self.result.records.append(record)
+        if error.cause == CLIENT:
+            self._why = "the client could not send a request"
+            self._gone.set()
+            return
         self._lost = self._lost + 1 if error.status is None else 0
         if error.fatal and error.status is not None:
             self.failure = error

@@ -28,7 +28,9 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 INSTANCE_HEADER = "x-tunegate-instance"
 INSTANCE_VARIABLE = "TUNEGATE_INSTANCE"
 KEY_VARIABLE = "TUNEGATE_API_KEY"
+KEY_REQUIRED_VARIABLE = "TUNEGATE_KEY_REQUIRED"
 PROBE_MODEL_VARIABLE = "TUNEGATE_PROBE_MODEL"
+NO_KEY = f"{KEY_VARIABLE} is empty, and {KEY_REQUIRED_VARIABLE} says that there is no server without a key: put it into the secret"
 HEALTH = "/health"
 METRICS = "/metrics"  # scraped to the end, so that a drain can be watched
 TICK_S = 1.0
@@ -88,7 +90,11 @@ class Guard:
         self.app = app
         self.settings = GuardSettings.from_environment()
         self.instance = os.environ.get(INSTANCE_VARIABLE, "").encode()
-        self.key = os.environ.get(KEY_VARIABLE, "").encode()
+        text = (
+            os.environ.get(KEY_VARIABLE, "").removeprefix("\ufeff").strip()
+        )  # a file's, as secrets are: its end is no key
+        self.key = os.fsencode(text)
+        self.required = os.environ.get(KEY_REQUIRED_VARIABLE, "0") != "0"
         self.draining = False
         self.running: set[_Request] = set()
         self.watch = EngineWatch(None, quiet_s=self.settings.quiet_s, hang_s=self.settings.hang_s)
@@ -98,6 +104,9 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse (401, 408, 413, 503), answer /health, or pass on and count; every answer carries the instance id."""
         if scope["type"] == "lifespan":
+            if self.required and not self.key:  # uvicorn ends; an exception it would pass over, and serve on
+                await send({"type": "lifespan.startup.failed", "message": NO_KEY})
+                return
             await self.app(scope, receive, self._when_started(scope, send))
             return
         if scope["type"] not in ("http", "websocket"):
@@ -114,7 +123,7 @@ class Guard:
         path = scope.get("path")
         if path == HEALTH and scope["type"] == "http":
             await self._health(scope, receive, marked)
-        elif self.key and not self._allowed(scope):
+        elif (self.key or self.required) and not self._allowed(scope):
             headers = [(b"www-authenticate", b"Bearer")]
             await refuse(scope, marked, 401, "missing or wrong API key", "invalid_api_key", headers)
         elif self.draining and path != METRICS:
@@ -126,7 +135,7 @@ class Guard:
         sent = next((v for k, v in scope.get("headers", []) if k.lower() == b"authorization"), b"")
         scheme, _, key = bytes(sent).partition(b" ")
         same = hmac.compare_digest(key.lstrip(b" "), self.key)
-        return same and scheme.lower() == b"bearer"  # in any case: RFC 9110, section 11.1
+        return bool(self.key) and same and scheme.lower() == b"bearer"  # in any case: RFC 9110, section 11.1
 
     def _retry_after(self) -> list[tuple[bytes, bytes]]:
         return [(b"retry-after", str(max(1, round(self.settings.drain_s))).encode())]

@@ -1,12 +1,14 @@
 """One small blocking HTTP call, for asking the servers that we started ourselves."""
 
+import http.client
 import json
 import ssl
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tunegate.core.errors import first_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,24 +41,24 @@ def call(
     try:
         with _opener(certificate).open(request, timeout=timeout_s) as response:
             return Reply(status=response.status, headers=_lower(response.headers), body=response.read())
-    except urllib.error.HTTPError as error:
-        with error:
-            return Reply(status=error.code, headers=_lower(error.headers), body=error.read())
-    except (ValueError, EOFError) as error:  # http.client's errors that are no OSError
-        raise OSError(str(error)) from None
+    except (ValueError, EOFError, http.client.HTTPException) as error:  # of an answer cut off, or that is no HTTP
+        raise OSError(first_line(error)) from None
 
 
-class _NotFollowed(urllib.request.HTTPRedirectHandler):
-    """A redirect would take the key along to wherever it leads."""
+class _AnyStatus(urllib.request.HTTPErrorProcessor):
+    """Every status is a reply. A redirect is not followed: it would take the key along to wherever it leads."""
 
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """None: the 3xx status is the reply."""
+    def http_response(self, request: urllib.request.Request, response: Any) -> Any:
+        """The response as it is."""
+        return response
+
+    https_response = http_response
 
 
 def _opener(certificate: Path | None) -> urllib.request.OpenerDirector:
     """Without a proxy, whatever the environment says: it would get the key, and our servers are on this machine."""
     direct, https = urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=_trusting(certificate))
-    return urllib.request.build_opener(direct, _NotFollowed, https)
+    return urllib.request.build_opener(direct, _AnyStatus, https)
 
 
 def _lower(headers: Any) -> dict[str, str]:

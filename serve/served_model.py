@@ -1,5 +1,6 @@
 """What is served: its files, its configuration, its template, and the adapters on top of it."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,16 @@ def has_adapter(target: Target) -> bool:
 
 
 def name_of(target: Target) -> str:
-    """The model name that requests use."""
+    """The model name that requests use. Raises UserError for a folder's that a command line takes for a flag."""
     if isinstance(target, ModelSource):
-        return target.spec.removeprefix("builtin:") if target.kind != "folder" else target.name
-    return target.path.resolve().name
+        name = target.spec.removeprefix("builtin:") if target.kind != "folder" else target.name
+    else:
+        name = target.path.resolve().name
+    if name.startswith("-"):
+        raise UserError(
+            f"{name!r} cannot be a model's name", where=describe(target), hint="--name, or rename the folder"
+        )
+    return name
 
 
 def base_of(target: Target) -> ModelSource | None:
@@ -195,8 +202,15 @@ def model_flags(target: Target, adapters: tuple[Adapter, ...], name: str | None 
     if adapters:
         rank = max(rank_of(a) for a in adapters)
         flags += ["--enable-lora", "--max-loras", str(len(adapters)), "--max-lora-rank", str(rank)]
-        flags += ["--lora-modules", *(f"{a.name}={a.folder}" for a in adapters)]
+        flags += ["--lora-modules", *(_lora_module(a) for a in adapters)]
     return flags, name
+
+
+def _lora_module(adapter: Adapter) -> str:
+    """NAME=FOLDER as vLLM takes it; as JSON where the name or the folder has a sign of that form."""
+    if adapter.name.startswith("-") or "=" in adapter.name or "," in f"{adapter.name}{adapter.folder}":
+        return json.dumps({"name": adapter.name, "path": str(adapter.folder)})
+    return f"{adapter.name}={adapter.folder}"
 
 
 def describe(target: Target) -> str:

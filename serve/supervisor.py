@@ -1,5 +1,6 @@
 """Looks after one server: tells its state, notices death and hanging, starts it again when asked to, drains it at the end."""
 
+import contextlib
 import os
 import signal
 import time
@@ -58,7 +59,8 @@ def supervise(
         left -= 1
         warn(f"{reason}; starting it again in {wait:.0f} s ({left} restarts left)")
         record.update(state="restarting", detail=reason, server_pid=None, restarts=record.content["restarts"] + 1)
-        log_path(options.port).replace(log_path(options.port).with_suffix(".log.1"))
+        with contextlib.suppress(FileNotFoundError):  # somebody has tidied up
+            log_path(options.port).replace(log_path(options.port).with_suffix(".log.1"))
         time.sleep(wait)
 
 

@@ -36,6 +36,8 @@ CAUSES = (
     Cause(r"TemplateSyntaxError|chat template.*(?:invalid|not exist)|appears path-like, but doesn't exist", "the chat template is not valid", "ft verify on the folder; restore chat_template.jinja", UserError),
     Cause(r"User-specified max_model_len \((\d+)\) is greater", "--max-model-len is longer than the model's context", "lower --max-model-len", UserError),
     Cause(r"unrecognized arguments: (.*)", "vLLM does not know a flag that was passed on", "see the flags of vllm serve", UserError),
+    Cause(r"(?m)^(?:\S+\.py|vllm[ \w]*): error: (.{1,300})", "vLLM refuses a flag that was passed on", "see the flags of vllm serve", UserError),
+    Cause(r"TUNEGATE_API_KEY is empty", "a key is required here and there is none", "set TUNEGATE_API_KEY or --api-key-file", UserError),
     Cause(r"does not exist or is not a valid|Repository Not Found|is not a local folder and is not a valid model identifier", "there is no such model", "check the name or the folder", UserError),
     Cause(ERROR_LINE + r"ModuleNotFoundError: No module named '([\w.]+)'", "a Python module that it needs is missing", "install it in the environment that vLLM runs in"),
     Cause(r"Model architectures \[(.*?)\] (?:are not supported|failed to be inspected)", "vLLM does not know this architecture", "ft doctor shows the versions installed"),

@@ -4,6 +4,7 @@ import json
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tunegate.advisor.training_memory import weights_gb
 from tunegate.core.architecture import Architecture, from_config
@@ -36,6 +37,8 @@ MIDDLEWARE = "tunegate.serve.middleware.Guard"
 ADAPTER_STEP_TOKENS = 256
 # The user's own value of these stands.
 KEPT = ("VLLM_CPU_NUM_OF_RESERVED_CPU",)
+# RoPE types whose max_position_embeddings is the scaled one.
+SCALED_ALREADY = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
 PROMPT_MIDDLEWARE = "tunegate.serve.prompting.middleware.PromptApp"
 
 
@@ -138,10 +141,26 @@ def length_of(target: Target, asked: int | None, extra: tuple[str, ...]) -> int:
     passed on to vLLM (`extra`) counts as it is: cache and memory are planned for it."""
     if (passed_on := preflight.length_passed_on(extra)) is not None:
         return passed_on
-    longest = config_of(target).get("max_position_embeddings")
-    if longest and asked and asked > int(longest):
+    longest = own_length(config_of(target))
+    if longest and asked and asked > longest:
         say(f"the model's own context is {longest} tokens: --max-model-len {asked} is lowered to that")
-    return min(asked or int(longest or 2048), int(longest or asked or 2048))
+    return min(asked or longest or 2048, longest or asked or 2048)
+
+
+def own_length(config: dict[str, Any]) -> int | None:
+    """Tokens that vLLM takes for the model's own context (vllm/config/model.py, _get_and_verify_max_len): its positions,
+    times the factor of a RoPE scaling whose positions do not hold it yet. None where the config does not say."""
+    config = config.get("text_config") or config
+    positions = config.get("max_position_embeddings")
+    if not positions:
+        return None
+    factor, found = 1.0, config.get("rope_scaling") or config.get("rope_parameters")
+    ropes = found if isinstance(found, dict) else {}
+    for rope in (ropes, *ropes.values()):  # one for all layers, or one for each type of layer
+        if isinstance(rope, dict) and (rope.get("rope_type") or rope.get("type")) not in SCALED_ALREADY:
+            own = rope.get("factor")
+            factor = own if isinstance(own, int | float) else factor
+    return int(positions) if "gemma3" in str(config.get("model_type")) else int(int(positions) * factor)
 
 
 def need_of(target: Target, tokens: int, sequences: int) -> Need | None:

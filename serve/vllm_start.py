@@ -42,10 +42,7 @@ def wait_ready(
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise explain(log, process.returncode)
-        with log.open("rb") as stream:
-            stream.seek(position)
-            fresh = stream.read().decode("utf-8", "replace")
-            position = stream.tell()
+        fresh, position = _read_on(log, position)
         for index, (pattern, words) in enumerate(PHASES):
             if index > told and re.search(pattern, fresh):
                 told = index
@@ -55,6 +52,16 @@ def wait_ready(
             return
         time.sleep(0.2)
     raise explain(log, None)
+
+
+def _read_on(log: Path, position: int) -> tuple[str, int]:
+    """(what was added to the log since `position`, the position now); nothing where somebody has removed it."""
+    try:
+        with log.open("rb") as stream:
+            stream.seek(position)
+            return stream.read().decode("utf-8", "replace"), stream.tell()
+    except FileNotFoundError:
+        return "", position
 
 
 def _is_ours(root: str, instance: str, certificate: Path | None) -> bool:

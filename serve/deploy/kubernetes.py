@@ -74,6 +74,7 @@ def pod(plan: DeployPlan) -> dict[str, Any]:
     return {
         "terminationGracePeriodSeconds": plan.grace_s,
         "automountServiceAccountToken": False,
+        "enableServiceLinks": False,  # a Service called `vllm` would set VLLM_PORT, which vLLM reads as its own
         "containers": [container],
         "volumes": [{"name": name, **source} for name, source, _ in volumes(plan)],
         "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],

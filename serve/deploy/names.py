@@ -2,7 +2,7 @@
 
 import re
 
-from tunegate.core.errors import UsageError
+from tunegate.core.errors import UsageError, UserError
 from tunegate.serve.deploy.plan import DeployOptions
 from tunegate.serve.endpoint_url import checked_url, is_url
 
@@ -14,7 +14,13 @@ _IMAGE = re.compile(rf"(?:[A-Za-z0-9][A-Za-z0-9.-]*(?::\d+)?/)?{_PART}(?:/{_PART
 
 
 def check_names(options: DeployOptions, to: str) -> None:
-    """Raises UserError for a secret, volume, image or address that platform `to` cannot have by that name."""
+    """Raises UserError for a GPU that the files for platform `to` are not made for, and for a secret, volume, image or
+    address that it cannot have by that name."""
+    if options.gpu.name.startswith("MI") and to != "ray":
+        raise UserError(
+            f"{options.gpu.name} is AMD's, and the files for {to} are for NVIDIA's devices and images", where="--gpu",
+            hint="--to ray, on a cluster whose Ray has vLLM for ROCm; or a GPU of NVIDIA",
+        )  # fmt: skip
     image, secret, volume = options.image, options.secret, options.volume
     if image is not None and ":" not in image.rpartition("/")[2] and "@" not in image:
         raise UsageError(f"{image!r} names no version", where="--image", hint="IMAGE:TAG or IMAGE@sha256:...")

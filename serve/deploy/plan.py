@@ -7,11 +7,12 @@ from typing import Any
 
 from tunegate.advisor.gpus import Gpu
 from tunegate.core.artifacts import Release, Run
+from tunegate.core.console import warn
 from tunegate.core.errors import UsageError, UserError
 from tunegate.core.model_source import ModelSource
 from tunegate.serve import preflight
-from tunegate.serve.machine_plan import GpuPlan, plan_gpus
-from tunegate.serve.middleware import EXIT_S, GuardSettings
+from tunegate.serve.machine_plan import GpuPlan, Need, plan_gpus
+from tunegate.serve.middleware import EXIT_S, KEY_REQUIRED_VARIABLE, GuardSettings
 from tunegate.serve.prompting.prompting import has_prompting
 from tunegate.serve.served_model import Target, describe, has_adapter, name_of, weights_bytes
 from tunegate.serve.tool_calls import tool_flags
@@ -23,6 +24,7 @@ PARALLEL = {"--tensor-parallel-size": "-tp", "--pipeline-parallel-size": "-pp", 
 COUNTS = (1, 2, 4, 8)  # GPUs a copy may take on one node
 PRE_STOP_S = 15  # a load balancer takes so long to notice that an instance leaves
 HOST_GB = 6.0  # memory beside the weights: vLLM's processes and pinned buffers (measured on the CPU: 4 GB)
+LABEL = 47  # characters of a name: KubeRay takes no more for a RayService, whose parts are called after it
 START_S = 900  # cold start with download, load and compilation: the start-up probe waits so long
 
 
@@ -95,6 +97,7 @@ class DeployPlan:
         return {
             "PYTHONPATH": "/opt/tunegate",
             "TUNEGATE_PROBE_MODEL": self.model,
+            KEY_REQUIRED_VARIABLE: "1",
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -122,7 +125,8 @@ def make_plan(target: Target, options: DeployOptions) -> DeployPlan:
     hub = isinstance(target, ModelSource) and target.kind == "hub"
     source = str(target.location) if isinstance(target, ModelSource) and hub else f"{MODELS}/{name}"
     length = length_of(target, options.max_model_len, options.extra)
-    sized = _sized(target, length, options)
+    need = need_of(target, length, options.max_num_seqs)
+    sized = _sized(need, options)
     _check_sizes(sized, options)
     flags = ["--model", source, "--served-model-name", model, "--max-model-len", str(length),
              "--max-num-seqs", str(options.max_num_seqs), "--generation-config", "vllm", "--enable-prefix-caching"]  # fmt: skip
@@ -136,14 +140,23 @@ def make_plan(target: Target, options: DeployOptions) -> DeployPlan:
         gpu=options.gpu,
         gpus=sized.tensor * sized.pipeline * sized.data,
         gpu_says=sized.says,
-        memory_gb=math.ceil(1.2 * weights_bytes(target) / 1e9 + HOST_GB),
+        memory_gb=_host_gb(target, need),
         options=options,
     )
 
 
-def _sized(target: Target, length: int, options: DeployOptions) -> GpuPlan:
-    """How a copy lies on GPUs, from the advisor's memory need for requests of `length` tokens; the fewest that hold it."""
-    need = need_of(target, length, options.max_num_seqs)
+def _host_gb(target: Target, need: Need | None) -> int:
+    """Memory of the host a copy, 1e9 bytes: weights and a fifth, and HOST_GB. Warns where the weights are not known."""
+    weights_gb = need.weights_gb if need else weights_bytes(target) / 1e9
+    if not weights_gb:
+        warn(
+            f"the model's size is not known here: the files give a copy {HOST_GB:.0f} GB of memory; add 1.2 times its weights to that"
+        )
+    return math.ceil(1.2 * weights_gb + HOST_GB)
+
+
+def _sized(need: Need | None, options: DeployOptions) -> GpuPlan:
+    """How a copy lies on GPUs, from the advisor's memory need; the fewest that hold it."""
     if need is None:
         count = options.gpus or 1
         return GpuPlan(
@@ -175,9 +188,10 @@ def _check_sizes(sized: GpuPlan, options: DeployOptions) -> None:
 
 
 def dns_label(text: str) -> str:
-    """A name as Kubernetes takes it (RFC 1123 label): lower-case letters, digits and dashes, at most 50."""
-    label = re.sub(r"[^a-z0-9]+", "-", text.rsplit("/", 1)[-1].lower()).strip("-")[:50].strip("-")
-    return label if label and label[0].isalpha() else f"model-{label}".strip("-")
+    """A name as Kubernetes takes it (RFC 1123 label): lower-case letters, digits and dashes, at most LABEL."""
+    label = re.sub(r"[^a-z0-9]+", "-", text.rsplit("/", 1)[-1].lower()).strip("-")
+    label = label if label and label[0].isalpha() else f"model-{label}"
+    return label[:LABEL].strip("-")
 
 
 def engine_kwargs(flags: tuple[str, ...]) -> dict[str, Any]:

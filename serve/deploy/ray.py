@@ -16,7 +16,7 @@ RAY_NAMES = {
     "T4": "T4", "L4": "L4", "A10G": "A10G", "L40S": "L40S", "V100": "V100", "A100-40GB": "A100-40G", "A100-80GB": "A100-80G",
     "H100-SXM": "H100", "H100-PCIe": "H100", "H200": "H200", "B200": "B200", "MI300X": "AMD-Instinct-MI300X-OAM",
 }  # fmt: skip
-FRONT_END = ("model", "served_model_name", "revision")  # said by model_loading_config
+FRONT_END = ("model", "served_model_name")  # said by model_loading_config
 
 
 def serve_config(plan: DeployPlan) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _pod(plan: DeployPlan, name: str, *, gpus: int) -> dict[str, Any]:
         "image": plan.options.image,
         "resources": {"requests": amounts, "limits": dict(amounts)},
     }
-    pod: dict[str, Any] = {"containers": [container]}
+    pod: dict[str, Any] = {"enableServiceLinks": False, "containers": [container]}  # see kubernetes.pod
     if plan.mounted:
         container["volumeMounts"] = [{"name": "model", "mountPath": plan.source, "readOnly": True}]
         claim = {"claimName": plan.volume, "readOnly": True}

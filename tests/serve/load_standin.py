@@ -22,6 +22,7 @@ def options():
     parser.add_argument("--chunk-ms", type=float, default=30.0, help="between chunks")
     parser.add_argument("--chunks", type=int, default=10)
     parser.add_argument("--tokens-per-chunk", type=int, default=3)
+    parser.add_argument("--reasoning", help="the first half of the chunks are what the model thinks, under this key")
     parser.add_argument("--split", action="store_true", help="send each event in two writes, the second 2 ms later")
     parser.add_argument("--fail-every", type=int, default=0, help="of each N requests the first 3 get a 500")
     parser.add_argument("--die-every", type=int, default=0, help="each Nth stream dies after three chunks")
@@ -106,7 +107,8 @@ class Server:
                 return True
             last = index == given.chunks - 1
             text = "tok " * given.tokens_per_chunk
-            await self.event(writer, {"delta": {"content": text}, "finish_reason": "stop" if last else None})
+            key = given.reasoning if given.reasoning and index < given.chunks // 2 else "content"
+            await self.event(writer, {"delta": {key: text}, "finish_reason": "stop" if last else None})
             entry["first"] = entry["first"] or time.perf_counter()
             due += given.chunk_ms / 1000
         tokens = given.chunks * given.tokens_per_chunk

@@ -249,6 +249,42 @@ def test_an_endpoint_that_counts_no_tokens_is_told_of():
     assert warnings(stage, []) == []
 
 
+def test_a_limit_of_a_figure_that_was_not_measured_is_no_goodput():
+    """It was 100 %: an answer without the figure kept to every limit."""
+    whole = [replace(record(i), ttft_ms=None, tpot_ms=None) for i in range(3)]
+    uncounted = [replace(record(i), tpot_ms=None, completion_tokens=None) for i in range(3)]
+    both = {"ttft_ms": 500.0, "tpot_ms": 500.0}
+    unstreamed = "the endpoint does not stream: {} is not known: goodput is not known"
+    for answers, slo, told in (
+        (whole, both, [unstreamed.format("TTFT"), unstreamed.format("TPOT")]),
+        (whole, {"e2e_ms": 5000.0}, []),
+        (uncounted, {"ttft_ms": 500.0}, []),
+        (uncounted, {"tpot_ms": 500.0}, ["the endpoint reports no token counts (usage): TPOT is not known: goodput is not known"]),
+    ):  # fmt: skip
+        found = figures(closed(1, answers), slo)
+        assert [w for w in found["warnings"] if "goodput" in w] == told
+        assert (found["goodput"] is None) == bool(told)
+    assert goodput([record(error="timeout")], {"ttft_ms": 9.0})["share"]["value"] == 0.0
+
+
+def test_one_token_has_no_tpot_and_a_figure_that_others_have_is_a_miss():
+    single = replace(record(), tpot_ms=None, completion_tokens=1)
+    empty = replace(record(), ttft_ms=None, tpot_ms=None, completion_tokens=0)
+    assert goodput([single, single], {"tpot_ms": 9.0})["share"]["value"] == 1.0
+    assert goodput([record(), single, empty], {"ttft_ms": 500.0})["share"]["value"] == pytest.approx(2 / 3)
+    assert goodput([record(), single, empty], {"tpot_ms": 500.0})["share"]["value"] == pytest.approx(2 / 3)
+
+
+def test_a_request_that_the_client_could_not_send_says_nothing_about_the_server():
+    run = closed(3, [record(0), record(1), record(2, error="client")], stopped="the client could not send a request")
+    stage = figures(run, {"ttft_ms": 500.0})
+    assert (stage["error_rate"], stage["errors"], stage["goodput"]["share"]["value"]) == (0.0, {"client": 1}, 1.0)
+    verdict, (reason,) = judge([stage], 0.01)
+    assert (verdict, "could not send 1 requests" in reason) == ("INVALID", True)
+    assert judge([figures(closed(1, [record(error="client")]), {})], 0.01)[0] == "INVALID"
+    assert judge([figures(closed(1, [record(error="client"), record(error="timeout")]), {})], 0.01)[0] == "FAILED"
+
+
 def test_a_counter_that_is_no_finite_number_is_none():
     before, after = load_counters.Counters({"preemptions": 1.0}), load_counters.Counters({"preemptions": float("inf")})
     assert after.since(before)["preemptions"] is None

@@ -22,6 +22,8 @@ SNIPPETS = {
     "--max-model-len is longer than the model's context (32768)": "ValueError: User-specified max_model_len (32768) is greater than the derived max_model_len (max_position_embeddings=8192).",
     "vLLM does not know this architecture ('FooForCausalLM')": "ValueError: Model architectures ['FooForCausalLM'] are not supported for now. Supported architectures: dict_keys([...])",
     "vLLM does not know a flag that was passed on (--max-modle-len 5)": "api_server.py: error: unrecognized arguments: --max-modle-len 5",
+    "vLLM refuses a flag that was passed on (argument --block-size: invalid int value: 'abc')": "usage: entry.py [-h] [--headless]\n                [model_tag]\nentry.py: error: argument --block-size: invalid int value: 'abc'",
+    "a key is required here and there is none": "ERROR:    TUNEGATE_API_KEY is empty, and TUNEGATE_KEY_REQUIRED says that there is no server without a key",
     "the weight files do not hold all the model's weights (model.layers.5.input_layernorm.weight)": "(EngineCore pid=27317) ERROR 11-24 10:19:59 [core.py:1510] ValueError: Following weights were not initialized from checkpoint: {'model.layers.5.input_layernorm.weight', 'model.layers.5.post_attention_layernorm.weight'}",
     "the tokenizer is missing or damaged": "ValueError: Couldn't instantiate the backend tokenizer from one of: ",
     "the model cannot be split over so many devices (attention heads (9) must be divisible by tensor parallel size (2))": "pydantic_core._pydantic_core.ValidationError: 1 validation error for VllmConfig\n  Value error, Total number of attention heads (9) must be divisible by tensor parallel size (2). [type=value_error]",
@@ -36,6 +38,8 @@ OF_THE_USER = (
     "chat template",
     "--max-model-len is",
     "a flag that",
+    "refuses a flag",
+    "a key is required",
     "be split",
     "no such",
 )
@@ -64,6 +68,11 @@ def test_a_module_that_vllm_does_without_is_no_cause(tmp_path):
     text = BEFORE + "WARNING 11-24 10:19:59 [x.py:1] ModuleNotFoundError: No module named 'triton'\n"
     text += "ValueError: Model architectures ['FooForCausalLM'] are not supported for now.\n"
     assert "does not know this architecture" in say(tmp_path, text).message
+
+
+def test_a_compilers_error_is_not_the_users(tmp_path):
+    text = BEFORE + "main.cpp:3:5: error: expected ';'\nRuntimeError: C++ compile error\n"
+    assert isinstance(say(tmp_path, text), InfrastructureError)
 
 
 def test_a_log_of_a_good_start_is_taken_for_no_cause(tmp_path):
