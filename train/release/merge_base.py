@@ -7,24 +7,32 @@ from typing import Any
 from tunegate.core.console import say
 from tunegate.core.errors import UserError
 from tunegate.core.model_source import ModelSource
+from tunegate.core.weight_files import indexed
 from tunegate.train.lora_targets import is_within, towers_of
 from tunegate.train.release import licences
 from tunegate.train.release.merge_adapter import EMBEDDING, HEAD
 from tunegate.train.release.prove_model import Source
-from tunegate.train.release.tensor_files import TensorFiles
+from tunegate.train.release.tensor_files import WHOLE, TensorFiles
 
 PROCESSORS = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
 
 
 def folder_of(base: ModelSource) -> Path:
-    """The base's folder with its weights, fetched from the hub where it is a hub id. Raises UserError when it has none."""
+    """The base's folder with its weights, of a hub id those that `weights_of` names, fetched. Raises UserError when it has none."""
     if base.path is not None:
         return base.path
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.safetensors", "*.json", "*.jinja", *licences.LICENCE_FILES]
+    def fetch(*patterns: str) -> Path:
+        return Path(snapshot_download(base.location, revision=base.revision, allow_patterns=list(patterns)))
+
     try:
-        return Path(snapshot_download(base.location, revision=base.revision, allow_patterns=patterns))
+        place = fetch(WHOLE, "*.json", "*.jinja", *licences.LICENCE_FILES)
+        if not (place / WHOLE).is_file():  # in shards, by an index; or under a name of its own
+            fetch(*(indexed(place) or ["*.safetensors"]))
+        return place
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"the base cannot be fetched: {str(error).splitlines()[0]}", where=base.spec) from error
 
@@ -37,14 +45,14 @@ def copy_processors(base: Path, folder: Path) -> None:
 
 
 def release_dtype(dtype: str) -> str:
-    """Type of a release's tensor: the base's own where it has 16 bits; fp32 becomes bf16, in which it was trained on."""
+    """Type of a release's tensor: the base's own where it has 16 bits; fp32 becomes bf16."""
     return "bfloat16" if dtype == "float32" else dtype
 
 
-def original(files: TensorFiles) -> Source:
-    """The base's tensors in the release's type; an output matrix that has no tensor of its own is the embedding. Tensors that
-    transformers names otherwise than their file, or puts together (the experts of a mixture), are taken from the whole model,
-    which is loaded for them."""
+def original(files: TensorFiles, dtype: str = "bfloat16") -> Source:
+    """The base's tensors as training had them: in the release's type, or fp32 as they are where `dtype`, the run's, is float32.
+    An output matrix that has no tensor of its own is the embedding. Tensors that transformers names otherwise than their file, or
+    puts together (the experts of a mixture), are taken from the whole model, which is loaded for them."""
     import torch
 
     loaded: dict[str, Any] = {}
@@ -55,6 +63,8 @@ def original(files: TensorFiles) -> Source:
         if own not in files.specs and not loaded:
             loaded.update(_as_loaded(files.place))
         tensor = files.read(own) if own in files.specs else loaded[name]
+        if dtype == "float32":
+            return tensor
         return tensor.to(getattr(torch, release_dtype(str(tensor.dtype).removeprefix("torch."))))
 
     return read
@@ -78,7 +88,7 @@ def dequantized(files: TensorFiles, config: Path, dtype: str) -> Source:
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     through = {files.named(name) for name in linear_weights(config)}
-    read = original(files)
+    read = original(files, dtype)
 
     def given(name: str) -> Any:
         own = files.named(name)

@@ -16,6 +16,7 @@ from tunegate.core.artifacts import UNCOVERED, EvalReport, GateDecision, GgufExp
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.files import read_json
 from tunegate.core.manifest import Input
+from tunegate.train.release import base_check
 
 # Facts of a run without weights: what its making chose and counted.
 MADE = ("k", "selection", "examples", "passages", "embedder", "instruction_tokens")
@@ -106,7 +107,7 @@ def promote(
     """Let `alias` mean `artifact`, on a passing decision for exactly its bytes.
 
     Raises UserError when the folder, the decision or its report was changed, when another artifact lies in the folder, when
-    the decision is not PASS, or when it is for other bytes.
+    the base model that it is served with has changed, when the decision is not PASS, or when it is for other bytes.
     """
     manifests.refuse_changed(artifact.path, "the release")
     if inner := manifests.inner_artifacts(artifact.path):  # a run is passed on too, from here on
@@ -114,6 +115,7 @@ def promote(
             f"{inner[0]}/ in it is {UNCOVERED}", where=str(artifact.path), hint="move it out of that folder"
         )
     evidence = evidence_for(artifact, gate)
+    base_check.refuse_changed(artifact)
     promotion = Promotion(
         action="promote",
         digest=artifact.digest,

@@ -9,12 +9,12 @@ from tunegate.core.errors import UserError
 from tunegate.core.files import relative_files
 from tunegate.core.manifest import SIGNATURE, Input, Manifest
 from tunegate.train.release.publish import Passable, Pushed
-from tunegate.train.release.sign import is_signed_with, sign
+from tunegate.train.release.sign import PrivateKey, is_signed_with, sign
 
 
 def only_signed(
     release: Passable,
-    key: Path | None,
+    key: PrivateKey | None,
     *,
     read: Callable[[str], bytes | None],
     send: Callable[[str], None],
@@ -32,7 +32,7 @@ def only_signed(
     return Pushed(url=url, digest=release.digest, uploaded=[], skipped=relative_files(release.path))
 
 
-def _is_wanting(release: Passable, key: Path, read: Callable[[str], bytes | None], url: str) -> bool:
+def _is_wanting(release: Passable, key: PrivateKey, read: Callable[[str], bytes | None], url: str) -> bool:
     """Whether there is no signature by `key` there; our copy's is then one for what is there.
 
     A signature covers the manifest, and that there names the time and the command of an earlier push: our copy takes it over,
@@ -51,7 +51,7 @@ def _is_wanting(release: Passable, key: Path, read: Callable[[str], bytes | None
         (release.path / SIGNATURE).write_bytes(signature)
         if is_signed_with(release.path, key):
             return False
-    sign(release, key)
+    sign(release, key.path, password=key.password)
     return True
 
 

@@ -2,15 +2,25 @@
 
 import json
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from tunegate.core import manifest as manifests
 from tunegate.core.console import progress, say
 from tunegate.core.errors import InfrastructureError, UserError, first_line
 from tunegate.core.files import relative_files, sha256_file
-from tunegate.train.release.publish import Destination, Passable, Pushed, digest_of, files_of, is_inner
+from tunegate.train.release.publish import (
+    DAMAGED,
+    Destination,
+    Passable,
+    Pushed,
+    digest_of,
+    files_of,
+    is_inner,
+    local_folder,
+    wanting,
+)
 from tunegate.train.release.publish_signature import only_signed
+from tunegate.train.release.sign import PrivateKey
 
 # What an unfinished push has sent, by hash; removed at the end. Object stores name files by other sums than SHA-256.
 STATE = ".tunegate-push.json"
@@ -18,14 +28,14 @@ STATE = ".tunegate-push.json"
 OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oci", "oss"}
 
 
-def send(release: Passable, to: Destination, *, key: Path | None, force: bool) -> Pushed:
+def send(release: Passable, to: Destination, *, key: PrivateKey | None, force: bool) -> Pushed:
     """Send every file that is not there yet, then the manifest. A finished release with other content is kept unless `force`.
-    key: what `release` is signed with; where it is there already, the signature alone is sent.
+    key: what `release` is signed with; where it is there already, only what it lacks and the signature are sent.
 
     Raises UserError for an unknown scheme or a taken place, InfrastructureError when the store does not answer.
     """
     try:
-        files, root = _open(to.place)
+        files, root = _open(to)
         return _send(files, root.rstrip("/"), release, to, key=key, force=force)
     except (OSError, TimeoutError) as error:
         raise InfrastructureError(
@@ -43,9 +53,12 @@ def send(release: Passable, to: Destination, *, key: Path | None, force: bool) -
         raise
 
 
-def _open(url: str) -> tuple[Any, str]:
+def _open(to: Destination) -> tuple[Any, str]:
     import fsspec
 
+    url, folder = to.place, local_folder(to)
+    if folder is not None:  # as it is written: fsspec takes `::` for a chain of stores
+        return fsspec.filesystem("file"), str(folder)
     try:
         files, root = fsspec.core.url_to_fs(url)
     except ValueError as error:
@@ -59,27 +72,30 @@ def _open(url: str) -> tuple[Any, str]:
     return files, root
 
 
-def _send(files: Any, root: str, release: Passable, to: Destination, *, key: Path | None, force: bool) -> Pushed:
+def _send(files: Any, root: str, release: Passable, to: Destination, *, key: PrivateKey | None, force: bool) -> Pushed:
     files.invalidate_cache()
-    content = _content(files, root, manifests.NAME)
+    content, state = _content(files, root, manifests.NAME), _state(files, root)
     there = digest_of(content)
-    if there is not None and there == release.digest:
-        read = partial(_content, files, root)
-        return only_signed(release, key, read=read, send=partial(_put, files, release, root), url=to.place)
+    if there == release.digest and not force:
+        return _mend(files, root, release, to, key=key, begun=state is not None)
+    if there == DAMAGED and state is not None:  # half of the manifest that an unfinished push ended with
+        there = None
     if there is not None and not force:
         raise UserError(
             f"another release is there already ({there[:12]})",
             where=to.place,
             hint="choose another place, or pass --force to replace it",
         )
-    state = _state(files, root)
     if there is None and state is None and not force:
         _refuse_others(files, root, to)
-    state = dict.fromkeys(files_of(content), "") | (state or {})  # what is ours there: the rest stays as it is
+    before = state or {}
+    state = dict.fromkeys([*files_of(content), *before], "")  # what is ours there: the rest stays as it is
+    if there is None:  # and is not sent again
+        state |= before
     if OBJECT_STORES.isdisjoint(_protocols(files)):
         files.makedirs(root, exist_ok=True)
     _write(files, f"{root}/{STATE}", state)
-    if there is not None:  # from now on what is there is no release, until the new manifest stands
+    if content is not None:  # from now on what is there is no release, until the new manifest stands
         files.rm_file(f"{root}/{manifests.NAME}")
     names = [name for name in relative_files(release.path) if name != manifests.NAME]
     hashes = {name: sha256_file(release.path / name) for name in names}
@@ -104,11 +120,28 @@ def _send(files: Any, root: str, release: Passable, to: Destination, *, key: Pat
     return Pushed(url=to.place, digest=release.digest, uploaded=[*uploaded, manifests.NAME], skipped=skipped)
 
 
+def _mend(files: Any, root: str, release: Passable, to: Destination, *, key: PrivateKey | None, begun: bool) -> Pushed:
+    """Send what the same release, which is there already, lacks. begun: there is the note of a push that was killed at its end."""
+    sizes = {name: _size(files, f"{root}/{name}") for name in relative_files(release.path)}
+    sent = wanting(release, sizes)
+    for name in sent:
+        _put(files, release, root, name)
+    if begun:
+        files.rm_file(f"{root}/{STATE}")
+    put = partial(_put, files, release, root)
+    return only_signed(release, key, read=partial(_content, files, root), send=put, url=to.place).after(sent)
+
+
 def _put(files: Any, release: Passable, root: str, name: str) -> None:
     target, size = f"{root}/{name}", (release.path / name).stat().st_size
     if OBJECT_STORES.isdisjoint(_protocols(files)):
         files.makedirs(target.rpartition("/")[0], exist_ok=True)
-    files.put_file(str(release.path / name), target)
+    if name == manifests.NAME and "file" in _protocols(files):  # whole or not there; an object store does so by itself
+        half = f"{root}/.{name}.partial"
+        files.put_file(str(release.path / name), half)
+        files.mv(half, target)
+    else:
+        files.put_file(str(release.path / name), target)
     files.invalidate_cache()
     found = _size(files, target)
     if found != size:

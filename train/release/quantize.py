@@ -32,6 +32,7 @@ from tunegate.train.release import (
     prove_model,
     quantize_formats,
     quantize_plan,
+    quantize_rows,
     quantize_worker,
 )
 from tunegate.train.release.quantize_plan import QuantizeConfig
@@ -48,10 +49,11 @@ FORMATS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """One quantization at work: what goes in, and what was asked for."""
+    """One quantization at work: what goes in, and what was asked for. held_out: whose held-out rows prove it."""
 
     release: Release
     calibration: Dataset
+    held_out: Dataset
     config: QuantizeConfig
     group: int | None
     tokenizer: Any
@@ -69,19 +71,22 @@ def quantize(
 ) -> Release:
     """Write a quantized release. check_engine: vLLM has to load it and answer before it counts.
 
-    Raises UserError for a release that is quantized already, an architecture without mappings, or a group size that
-    does not divide; InfrastructureError when memory, disk or the environment are not there; TunegateError when the
+    Raises UserError for a release that is quantized already, an architecture without mappings, a group size that does not
+    divide, or calibration rows that the run held out; InfrastructureError when memory, disk or the environment are not there; TunegateError when the
     result loses more than rounding explains.
     """
     quantize_plan.check_config(config)
     shape, group = quantize_plan.check_release(release, config)
     manifests.refuse_changed(release.path, "the release")
     calibration.check_train()
+    rows = calibration_rows(calibration, config)
+    held_out = quantize_rows.held_out_of(release, calibration, rows)
     source = of_folder(release.path)
     tokenizer = load_tokenizer(source)
     stops = stop_ids(source, tokenizer)
-    rows = calibration_rows(calibration, config)
-    work = Work(release=release, calibration=calibration, config=config, group=group, tokenizer=tokenizer, stops=stops)
+    work = Work(
+        release=release, calibration=calibration, held_out=held_out, config=config, group=group, tokenizer=tokenizer, stops=stops
+    )  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="tunegate-quantize-") as temporary:
         scratch = Path(temporary)
         lines, tokens = quantize_worker.write_calibration(rows, tokenizer, stops, scratch / "calibration.jsonl")
@@ -179,7 +184,7 @@ def prove_quantized(work: Work, folder: Path) -> dict[str, Any]:
 
     Raises TunegateError when the quantized model loses more than `LARGEST_LOSS_INCREASE`.
     """
-    rows = prove.held_out(work.calibration, work.tokenizer, work.stops, work.config.proof_rows)
+    rows = prove.held_out(work.held_out, work.tokenizer, work.stops, work.config.proof_rows)
     if not rows:
         say("no held-out answers: the quantized model was not compared")
         return {"held_out_rows": 0}

@@ -173,22 +173,16 @@ def sign(
         raise UsageError("give --key KEY or --keyless")
     if key and (identity_token_file or trust_config):
         raise UsageError("--identity-token-file and --trust-config are for --keyless")
-    from tunegate.train.release.sign import Keyless
+    from tunegate.train.release.sign import Keyless, secret
     from tunegate.train.release.sign import sign as do_sign
 
-    token = _secret(identity_token_file) or os.environ.get("SIGSTORE_IDENTITY_TOKEN")
+    token = secret(identity_token_file) or os.environ.get("SIGSTORE_IDENTITY_TOKEN")
     by = key or Keyless(token=token, trust_config=trust_config)
-    signature = do_sign(open_any(folder), by, password=_secret(key_password_file))
+    signature = do_sign(open_any(folder), by, password=secret(key_password_file))
     if as_json:
         emit_json({"signature": str(signature), "folder": str(folder)})
         return
     out().print(f"signed: {signature}; check with: ft verify {folder} --key PUBLIC", markup=False)
-
-
-def _secret(path: Path | None) -> str | None:
-    from tunegate.serve.client import api_key
-
-    return api_key(path) if path else None
 
 
 def _servable(path: Path) -> Release | Run:

@@ -25,6 +25,14 @@ class Keyless:
     trust_config: Path | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class PrivateKey:
+    """A P-256 private key in a PEM file, and its password where it has one."""
+
+    path: Path
+    password: str | None = None
+
+
 def sign(artifact: Artifact, by: Path | Keyless, *, password: str | None = None) -> Path:
     """Write `model.sig` with a P-256 private key (PEM), or keyless by Sigstore.
 
@@ -49,7 +57,8 @@ def sign(artifact: Artifact, by: Path | Keyless, *, password: str | None = None)
                 use_ambient_credentials=by.token is None, identity_token=by.token, trust_config=by.trust_config
             )
         else:
-            signer.use_elliptic_key_signer(private_key=by, password=password)
+            # the library says text, and hands it on to what takes bytes
+            signer.use_elliptic_key_signer(private_key=by, password=_bytes(password))
         signer.sign(artifact.path.resolve(), target)
     except Exception as error:
         if isinstance(by, Keyless):
@@ -100,8 +109,15 @@ def check(
     return None
 
 
-def is_signed_with(folder: Path, key: Path) -> bool:
-    """Whether a folder's signature was made with this private key (PEM, without a password), over what it holds now.
+def secret(path: Path | None) -> str | None:
+    """The one line of a file that holds a password or a token; None without a file. Raises UserError for one that cannot be read."""
+    from tunegate.serve.client import api_key
+
+    return api_key(path) if path else None
+
+
+def is_signed_with(folder: Path, key: PrivateKey) -> bool:
+    """Whether a folder's signature was made with this private key, over what it holds now.
 
     Raises UserError for a key that cannot be read.
     """
@@ -109,15 +125,19 @@ def is_signed_with(folder: Path, key: Path) -> bool:
     from cryptography.hazmat.primitives import serialization
 
     try:
-        public = serialization.load_pem_private_key(key.read_bytes(), password=None).public_key()
+        public = serialization.load_pem_private_key(key.path.read_bytes(), password=_bytes(key.password)).public_key()
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"cannot read this key: {first_line(error)}", where=str(key), hint=_HOW) from None
+        raise UserError(f"cannot read this key: {first_line(error)}", where=str(key.path), hint=_HOW) from None
     with tempfile.TemporaryDirectory() as place:
         beside = Path(place) / "public.pem"
         beside.write_bytes(
             public.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
         )
         return check(folder, key=beside) is None
+
+
+def _bytes(password: str | None) -> bytes | None:
+    return None if password is None else password.encode()
 
 
 def _sigstore(error: Exception) -> InfrastructureError:
@@ -143,7 +163,7 @@ def coverage(folder: Path) -> str | None:
     if names != set(signed):
         odd = sorted(names ^ set(signed))[0]
         return f"signed before {odd} was {'added' if odd in names else 'removed'}"
-    changed = [name for name in sorted(names) if sha256_file(folder / name) != signed[name]]
+    changed = [n for n in sorted(names) if not (folder / n).is_file() or sha256_file(folder / n) != signed[n]]
     return f"signed before {changed[0]} was changed" if changed else None
 
 

@@ -21,6 +21,7 @@ TORCH_NAMES = {
     "F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16", "F8_E4M3": "float8_e4m3fn",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
 }  # fmt: skip
+WHOLE = "model.safetensors"
 FORMAT_NAMES = {torch_name: name for name, torch_name in TORCH_NAMES.items()}
 
 
@@ -41,20 +42,36 @@ class Spec:
         return math.prod(self.shape) * int(torch.empty(0, dtype=getattr(torch, self.dtype)).element_size())
 
 
+def weights_of(folder: Path) -> list[Path]:
+    """The weight files that transformers loads from a model's folder: `model.safetensors`, else those of the index. Without
+    either the only `.safetensors` file. Raises UserError where there is none, or several that nothing chooses from."""
+    if (folder / WHOLE).is_file():
+        return [folder / WHOLE]
+    if names := indexed(folder):
+        return [folder / name for name in names]
+    found = sorted(p for p in folder.glob("*.safetensors") if not p.name.startswith("."))
+    if not found:
+        raise UserError("no safetensors file: weights in another format are not read", where=str(folder))
+    if len(found) > 1:
+        raise UserError(
+            f"several weight files and no index: {', '.join(p.name for p in found)}",
+            where=str(folder),
+            hint=f"keep one of them, or add {INDEX}",
+        )
+    return found
+
+
 class TensorFiles:
-    """The tensors of a folder's `.safetensors` files (or of one file). specs: name -> Spec, in the files' order."""
+    """The tensors of a model's folder, in the files that `weights_of` names (or of one file). specs: name -> Spec, in the files' order."""
 
     def __init__(self, place: Path) -> None:
-        """Read the headers. Raises UserError for no file, a missing or damaged one, or a tensor type that is not known."""
+        """Read the headers. Raises UserError for no file, more than one set of them, a missing or damaged one, or a tensor type
+        that is not known."""
         self.place = place
         self.specs: dict[str, Spec] = {}
         self._at: dict[str, tuple[Path, int, int]] = {}
         self._named: dict[str, str] = {}
-        paths = [place] if place.is_file() else [place / name for name in indexed(place)]
-        paths = paths or sorted(p for p in place.glob("*.safetensors") if not p.name.startswith("."))
-        if not paths:
-            raise UserError("no safetensors file: weights in another format are not read", where=str(place))
-        for path in paths:
+        for path in [place] if place.is_file() else weights_of(place):
             self._read_header(path)
 
     def named(self, name: str) -> str:
@@ -112,8 +129,7 @@ def write(
     need_disk(folder.parent, total, "writing the weights", "choose another place")
     shards = _shards(specs, max_shard_bytes)
     names = [
-        "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors"
-        for i in range(len(shards))
+        WHOLE if len(shards) == 1 else f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))
     ]
     for file, tensors in zip(names, shards, strict=True):
         _write_shard(folder / file, {name: specs[name] for name in tensors}, make, tick)

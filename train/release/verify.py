@@ -12,7 +12,7 @@ from tunegate.core.errors import UserError
 from tunegate.core.files import sha256_file
 from tunegate.core.manifest import SIGNATURE, Manifest
 from tunegate.core.methods import WEIGHTLESS
-from tunegate.train.release import licences, sign
+from tunegate.train.release import base_check, licences, sign
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 EDITED = "content changed"
@@ -67,7 +67,11 @@ def inspect(folder: Path, *, signer: Signer | None = None, distribution: bool = 
     signature, broken = _signature(folder, signer)
     if broken:
         problems.append({"path": SIGNATURE, "problem": broken})
-    lineage = [{**row, "state": _state(row)} for row in manifests.lineage(manifest.inputs)]
+    base = None if problems else base_check.state(open_any(folder))
+    if base == base_check.CHANGED:
+        told = f"the base model {manifest.facts['base']} has changed since it was trained on"
+        problems.append({"path": "base_model", "problem": told})
+    lineage = [{**row, "state": _state(row, base)} for row in manifests.lineage(manifest.inputs)]
     stages: list[dict[str, Any]] = []
     duties: list[licences.Duty] = []
     if manifest.kind in MODELS:
@@ -103,10 +107,13 @@ def load_in_engine(folder: Path) -> str:
         return f"vLLM loads it and answers, as {endpoint.model}"
 
 
-def _state(row: dict[str, Any]) -> str:
+def _state(row: dict[str, Any], base: str | None) -> str:
     """Of an ancestor's folder: here, content changed (not what its manifest says), changed (made again: another digest now),
-    or gone. Of a file at hand: here, or content changed. A model, an endpoint or a file elsewhere is not looked at. None of it is a
-    problem of the folder asked about, whose bytes are what they were: sources grow, and names are used again."""
+    or gone. Of a file at hand: here, or content changed. An endpoint or a file elsewhere is not looked at, nor is a model, but for
+    the base that the folder is loaded with. None of it is a problem of the folder asked about, whose bytes are what they were: sources
+    grow, and names are used again. base: the state of a base that it is loaded with, which is a problem where it has changed."""
+    if base and row["role"] == "base_model":
+        return base
     path = Path(row["path"])
     file = row["kind"] in ("file", "recorded")
     if row["kind"] in ("model", "endpoint") or (file and not path.is_file()):

@@ -13,7 +13,17 @@ def start():
     from aiohttp import web
 
     state = SimpleNamespace(
-        files={}, lfs={}, puts=[], commits=[], tokens=set(), created=[], asked=0, kill_at=0, kill=None, refuse=None
+        files={},
+        lfs={},
+        puts=[],
+        commits=[],
+        titles=[],
+        tokens=set(),
+        created=[],
+        asked=0,
+        kill_at=0,
+        kill=None,
+        refuse=None,
     )
 
     def known(request):
@@ -79,6 +89,7 @@ def start():
                 del files[value["path"]]
             changed.append((line["key"], value["path"]))
         state.commits.append(changed)
+        state.titles.append(lines[0]["value"]["summary"])
         return web.json_response(
             {
                 "commitUrl": f"{state.url}/{request.match_info['owner']}/{request.match_info['name']}/commit/{len(state.commits):040x}",
@@ -110,6 +121,11 @@ def start():
             {"id": repo, "sha": f"{len(state.commits):040x}", "siblings": [{"rfilename": p} for p in files]}
         )
 
+    async def commits(request):
+        known(request)
+        one = {"authors": [], "date": "2026-11-24T10:00:00.000Z", "message": ""}
+        return web.json_response([{**one, "id": f"{n:040x}", "title": t} for n, t in enumerate(state.titles)][::-1])
+
     async def valid(request):
         return web.json_response({"errors": [], "warnings": []})
 
@@ -118,7 +134,7 @@ def start():
     app.add_routes([
         web.post("/api/repos/create", create), web.post("/api/validate-yaml", valid), web.post(repo + "/preupload/{revision}", preupload),
         web.post("/{owner}/{name}.git/info/lfs/objects/batch", batch), web.put("/upload/{oid}", put), web.post(repo + "/commit/{revision}", commit),
-        web.get("/{owner}/{name}/resolve/{revision}/{path:.+}", resolve), web.get(repo + "/tree/{revision}", tree), web.get(repo, info),
+        web.get("/{owner}/{name}/resolve/{revision}/{path:.+}", resolve), web.get(repo + "/tree/{revision}", tree), web.get(repo + "/commits/{revision}", commits), web.get(repo, info),
         web.get(repo + "/revision/{revision}", info),
     ])  # fmt: skip
     loop = asyncio.new_event_loop()

@@ -106,7 +106,7 @@ def test_a_manifest_that_says_something_else_is_not_vouched_for(push, keys, tmp_
     else:
         path.write_text(json.dumps({"digest": manifest.read(target).digest}))
     code, document = push("--key", keys["mine"][0])
-    assert (code, document["error"]["kind"], document["error"]["where"]) == (2, "bad_input", target.as_uri())
+    assert (code, document["error"]["kind"], document["error"]["where"]) == (2, "bad_input", f"file://{target}")
     assert "the manifest there says something else" in document["error"]["message"]
     assert not (target / "model.sig").exists()
     path.unlink()

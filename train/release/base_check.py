@@ -1,0 +1,48 @@
+"""Whether the base model that an adapter, or a prompt, is loaded with is still the one it was made on."""
+
+from tunegate.core import manifest as manifests
+from tunegate.core.artifacts import Artifact, Release, Run
+from tunegate.core.errors import TunegateError, UserError
+from tunegate.core.files import home_path
+from tunegate.core.methods import WEIGHTLESS
+from tunegate.core.model_source import ModelSource, file_at_hand, resolve
+from tunegate.serve import served_model
+from tunegate.train import same_model
+
+HERE, CHANGED, UNKNOWN = "here", "changed", "not checked"
+
+
+def state(artifact: Artifact) -> str | None:
+    """`here`, `changed`, or `not checked` where the base is not on this machine; None for what is loaded without a base.
+    A local base is hashed; of a hub id the revision in this machine's cache counts, and nothing is fetched."""
+    if not isinstance(artifact, Release | Run) or not _needs_base(artifact):
+        return None
+    made_on = next((row for row in manifests.lineage(artifact.manifest.inputs) if row["role"] == "base_model"), None)
+    source = _at_hand(str(artifact.manifest.facts["base"])) if made_on else None
+    if source is None or made_on is None:
+        return UNKNOWN
+    return HERE if same_model.same_digest(source, source.as_input(), made_on["digest"]) else CHANGED
+
+
+def refuse_changed(artifact: Artifact) -> None:
+    """Raise UserError for an adapter or prompt whose base model has changed: what was judged is no longer what would be served."""
+    if state(artifact) == CHANGED:
+        raise UserError(
+            f"the base model {artifact.manifest.facts['base']!r} has changed since it was trained on",
+            where=str(artifact.path),
+            hint="restore that base, whose digest is in the manifest's lineage, or train and judge again",
+        )
+
+
+def _needs_base(artifact: Release | Run) -> bool:
+    weightless = artifact.kind == Run.kind and artifact.manifest.facts.get("method") in WEIGHTLESS
+    return weightless or served_model.has_adapter(artifact)
+
+
+def _at_hand(spec: str) -> ModelSource | None:
+    gguf = home_path(spec)
+    there = gguf.is_file() if gguf.suffix == ".gguf" else file_at_hand(spec, "config.json") is not None
+    try:
+        return resolve(spec, offline=True) if there else None
+    except (TunegateError, OSError):
+        return None
