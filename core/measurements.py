@@ -81,7 +81,8 @@ def load_interval(report: LoadReport, metric: str, *, level: float) -> Interval 
     index = _worst(stages) if errors else _heaviest(stages)
     rows = [row for row in _rows(report.path) if row["stage"] == index and not row["warm_up"]]
     if errors:
-        return wilson(sum(row["error_kind"] is not None for row in rows), len(rows), level=level)
+        rows = [row for row in rows if row["error_kind"] != "client"]  # this machine's own limits
+        return wilson(sum(row["error_kind"] is not None for row in rows), len(rows), level=level) if rows else None
     _, figure, name, _ = metric.split("_")
     values = [row[f"{figure}_ms"] for row in rows if row[f"{figure}_ms"] is not None]
     return percentile(values, PERCENTILES[name], level=level) if values else None

@@ -11,9 +11,7 @@ GAMMA = (
 )
 # Of a strict alpha it may take a fiftieth at most: added whole to p, it would leave nothing to be shown.
 SHARE_OF_ALPHA = 0.02
-LARGEST = 10_000_000  # items; beyond it the answer is "not with any set one can make"
-
-
+LARGEST = 10_000_000  # items; where it is reached the answer is "with no set one can make", which a gate tells as None
 FEW = 1.25  # discordance over distance up to which pairs that differ are so few that the spread under the null hypothesis counts
 
 
@@ -31,6 +29,13 @@ def pairs_for_difference(discordance: float, distance: float, *, alpha: float, p
     few = min(discordance, FEW * distance)
     restricted = ((z_a * math.sqrt(_null_variance(few, distance)) + z_b * math.sqrt(few)) / distance) ** 2
     return min(LARGEST, math.ceil(max(plain, restricted, _without_any(distance, alpha))))
+
+
+def pairs_for_mean(variance: float, distance: float, *, alpha: float, power: float = POWER) -> int:
+    """The same for scores that are not 0/1: one pair more at the end of their scale must leave the difference shown too (core.
+    bootstrap), which takes 1/n of the distance. n (distance - 1/n)^2 = n0 distance^2 gives n0 + 2 / distance pairs, about."""
+    plain = pairs_for_difference(variance, distance, alpha=alpha, power=power)
+    return min(LARGEST, plain + math.ceil(2.0 / distance))
 
 
 def _null_variance(discordance: float, distance: float) -> float:
@@ -65,7 +70,8 @@ def detectable_difference(n: int, discordance: float, *, alpha: float, power: fl
 
 @functools.lru_cache(maxsize=4096)
 def items_for_rate(rate: float, bound: float, *, alpha: float, power: float = POWER) -> int | None:
-    """Items needed for the exact interval of a rate to clear `bound` when the true rate is `rate`; None if it is equal.
+    """Items needed for the exact interval of a rate to clear `bound` when the true rate is `rate`; None if it is equal, or so near
+    that it would take more than `LARGEST`.
 
     Normal approximation (Fleiss, Levin & Paik 2003, eq. 2.6), then raised until the exact test has the power.
     """
@@ -76,7 +82,7 @@ def items_for_rate(rate: float, bound: float, *, alpha: float, power: float = PO
     n = max(1, math.ceil((root / (rate - bound)) ** 2))
     while n < LARGEST and _exact_power(rate, bound, n, alpha) < power:
         n += max(1, n // 50)
-    return min(n, LARGEST)
+    return n if n < LARGEST else None
 
 
 def _exact_power(rate: float, bound: float, n: int, alpha: float) -> float:

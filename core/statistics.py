@@ -5,12 +5,10 @@ n all pairs; the difference is candidate minus baseline, (b - c) / n. alpha is o
 level 1 - 2 alpha leaves alpha on each side, so that a test and its interval agree.
 """
 
-import bisect
 import functools
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tunegate.core.distributions import (
     beta_cdf,
@@ -24,8 +22,6 @@ from tunegate.core.distributions import (
 from tunegate.core.power import GAMMA
 
 PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}  # of latencies, wherever they are told
-KEPT_DRAWS = 1_000_000  # clusters times draws up to which a set of resamples is made at once, and kept
-BOOTSTRAP_LIMIT = 5000  # above this many clusters the central limit theorem holds and resampling adds only noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +90,12 @@ def mcnemar(b: int, c: int) -> McNemar:
     return McNemar(two_sided=two_sided, better=better, worse=worse, mid_p=mid_p)
 
 
+def mcnemar_better_p(b: float, c: float) -> float:
+    """One-sided exact p that the candidate is better, also for counts that are no whole numbers: clustered rows count as so many
+    independent ones, their binomial tail read off the beta distribution (Korn & Graubard 1998, for a rate)."""
+    return 1.0 if b <= 0.0 else beta_cdf(0.5, b, c + 1.0)
+
+
 def _log_binomial(n: int, k: int) -> float:
     return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
@@ -115,7 +117,7 @@ def tango_interval(
     """Interval of the paired difference: the values that Tango's test does not reject.
 
     design_effect, df: for rows in clusters, the statistic is divided by the root of the design effect and read on
-    Student's t with (clusters - 1) degrees of freedom (Rao & Scott 1992; Yang, Sun & Hardin 2012 for matched pairs).
+    Student's t with `design_effect`'s degrees of freedom (Rao & Scott 1992; Yang, Sun & Hardin 2012 for matched pairs).
     """
     if n == 0:
         return Interval(value=0.0, low=-1.0, high=1.0, n=0)
@@ -176,23 +178,50 @@ def _tail_mass(n: int, broken_p: float, fixed_p: float, least: list[int]) -> flo
 
 
 def design_effect(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[float, float]:
-    """(variance of the mean with clusters / without, degrees of freedom), at least 1.
+    """(variance of the mean with clusters / without, degrees of freedom), at least 1 each.
 
-    Where the values do not vary at all the clusters' correlation cannot be seen: it is taken as 1, the worst.
+    The larger of what the clusters' sums show (`clustered_se`) and 1 + rho (sum s^2 / n - 1) with the correlation rho that is
+    seen within them (Kish 1965, section 5.4): where few clusters hold all that varies, and these happen to be small ones, the
+    sums alone show too little. Where the values do not vary at all rho cannot be seen: it is taken as 1, the worst.
+    Degrees of freedom: `effective_clusters` - 1, which is clusters - 1 where all are of one size.
     """
+    sums: dict[Hashable, float] = {}
     sizes: dict[Hashable, int] = {}
-    for cluster in clusters:
+    for value, cluster in zip(values, clusters, strict=True):
+        sums[cluster] = sums.get(cluster, 0.0) + value
         sizes[cluster] = sizes.get(cluster, 0) + 1
     n = len(values)
     if len(sizes) == n:
         return 1.0, math.inf
     worst = sum(size * size for size in sizes.values()) / n
-    df = max(1.0, len(sizes) - 1.0)
+    df = max(1.0, effective_clusters(list(sizes.values())) - 1.0)
     mean = sum(values) / n
-    plain = sum((v - mean) ** 2 for v in values) / (n * n)
-    if plain == 0.0 or len(sizes) < 2:
+    spread = sum((v - mean) ** 2 for v in values)
+    if spread == 0.0 or len(sizes) < 2:
         return worst, df
-    return max(1.0, clustered_se(values, clusters) ** 2 / plain), df
+    between = sum(sizes[cluster] * (sums[cluster] / sizes[cluster] - mean) ** 2 for cluster in sizes)
+    rho = _correlation(
+        between / (len(sizes) - 1.0), (spread - between) / (n - len(sizes)), (n - worst) / (len(sizes) - 1.0)
+    )
+    return max(1.0, clustered_se(values, clusters) ** 2 / (spread / (n * n)), 1.0 + rho * (worst - 1.0)), df
+
+
+def _correlation(between: float, within: float, size: float) -> float:
+    """Correlation of values of one cluster, 0 to 1, from the mean squares between and within clusters of that (effective) size
+    (one-way analysis of variance; Donner & Koval 1980, eq. 2.2)."""
+    total = between + (size - 1.0) * within
+    return max(0.0, min(1.0, (between - within) / total)) if total > 0.0 else 1.0
+
+
+def effective_clusters(sizes: Sequence[int]) -> float:
+    """As many clusters of one size as tell the variance equally well: (sum s^2)^2 / sum s^4.
+
+    A cluster whose rows share their fate adds a square to the variance that grows with its size s squared, and Satterthwaite
+    (1946) gives a sum of such squares (sum w)^2 / sum w^2 degrees of freedom, w = s^2. Many small clusters beside a large one
+    are then few, as they are to a t test (Carter, Schnepel & Steigerwald 2017).
+    """
+    squares = [float(size * size) for size in sizes]
+    return math.fsum(squares) ** 2 / math.fsum(square * square for square in squares)
 
 
 def clustered_se(values: Sequence[float], clusters: Sequence[Hashable]) -> float:
@@ -209,141 +238,6 @@ def clustered_se(values: Sequence[float], clusters: Sequence[Hashable]) -> float
     return math.sqrt(count / (count - 1.0) * math.fsum(s * s for s in sums.values())) / n
 
 
-@dataclass(frozen=True, kw_only=True)
-class MeanTest:
-    """A mean with its interval, and the one-sided p-values that it is above and below each asked-for value.
-
-    draws: sorted. se: 0 where all scores are equal; then the chance of meeting no other score decides. count: clusters. lowest, highest:
-    of the scores' scale.
-    """
-
-    interval: Interval
-    draws: tuple[float, ...]
-    se: float
-    df: float
-    count: int = 0
-    lowest: float = -1.0
-    highest: float = 1.0
-
-    def p_above(self, value: float) -> float:
-        """One-sided p of H0: the mean is at most `value`."""
-        return self._p(self.interval.value - value, self.interval.value - self.lowest, sign=1.0)
-
-    def p_below(self, value: float) -> float:
-        """One-sided p of H0: the mean is at least `value`."""
-        return self._p(value - self.interval.value, self.highest - self.interval.value, sign=-1.0)
-
-    def _p(self, distance: float, room: float, *, sign: float) -> float:
-        if math.isinf(self.se) or (self.se == 0.0 and distance <= 0):
-            return 1.0
-        if self.se == 0.0:
-            return (1.0 - min(1.0, distance / room)) ** self.count if room > 0 else 0.0
-        t = distance / self.se
-        if not self.draws:
-            return student_sf(t, self.df)
-        beyond = (
-            len(self.draws) - bisect.bisect_left(self.draws, t) if sign > 0 else bisect.bisect_right(self.draws, -t)
-        )
-        return (1 + beyond) / (1 + len(self.draws))
-
-
-def bootstrap_mean(
-    values: Sequence[float],
-    clusters: Sequence[Hashable] | None = None,
-    *,
-    level: float,
-    draws: int = 4000,
-    seed: int = 0,
-    lowest: float = -1.0,
-    highest: float = 1.0,
-) -> MeanTest:
-    """Mean of scores that are not 0/1, or of their paired differences, by the studentised bootstrap over clusters.
-
-    lowest, highest: of the scores' scale. Where all scores are equal there is nothing to resample: with a share q of the
-    clusters elsewhere, at worst at the end of the scale, k of them are all equal with probability (1 - q)^k, so that q is
-    at most 1 - alpha^(1/k) (the exact bound of a rate with no case in k; Clopper & Pearson 1934).
-
-    Each draw resamples whole clusters and gives t* = (mean* - mean) / se*; the interval is
-    mean - t*[1 - a/2] se .. mean - t*[a/2] se, on the scale (Efron & Tibshirani 1993, section 12.5). Above
-    `BOOTSTRAP_LIMIT` clusters Student's t does it. The seed is fixed: the same scores give the same interval.
-    """
-    groups = list(range(len(values))) if clusters is None else list(clusters)
-    n, count = len(values), len(set(groups))
-    mean, se, df = math.fsum(values) / max(1, n), clustered_se(values, groups), max(1.0, count - 1.0)
-    if math.isinf(se):
-        return MeanTest(interval=Interval(value=mean, low=None, high=None, n=n), draws=(), se=se, df=df)
-    if se < 1e-12:
-        unseen = 1.0 - ((1.0 - level) / 2.0) ** (1.0 / count)
-        low, high = mean - unseen * (mean - lowest), mean + unseen * (highest - mean)
-        interval = Interval(value=mean, low=low, high=high, n=n)
-        return MeanTest(interval=interval, draws=(), se=0.0, df=df, count=count, lowest=lowest, highest=highest)
-    if count > BOOTSTRAP_LIMIT:
-        half = student_quantile((1.0 + level) / 2.0, df) * se
-        interval = Interval(value=mean, low=max(lowest, mean - half), high=min(highest, mean + half), n=n)
-        return MeanTest(interval=interval, draws=(), se=se, df=df)
-    studentised = _studentised_draws(tuple(values), tuple(groups), draws, seed)
-    tail = (1.0 - level) / 2.0
-    low = max(lowest, mean - quantile(studentised, 1.0 - tail) * se)
-    high = min(highest, mean - quantile(studentised, tail) * se)
-    return MeanTest(interval=Interval(value=mean, low=low, high=high, n=n), draws=studentised, se=se, df=df)
-
-
-@functools.lru_cache(maxsize=8)  # a gate asks for several levels of the same scores, one after the other
-def _studentised_draws(
-    values: tuple[float, ...], groups: tuple[Hashable, ...], draws: int, seed: int
-) -> tuple[float, ...]:
-    """Sorted t* of `draws` resamples of whole clusters.
-
-    A draw is how often it takes each cluster, so that its sums are one product of matrices: with r the clusters' sums of
-    deviations from the mean, s their sizes and d the draw's own mean deviation, its residuals are r - d s.
-    """
-    import numpy as np
-
-    names = {name: index for index, name in enumerate(dict.fromkeys(groups))}
-    member = np.array([names[g] for g in groups])
-    sizes = np.bincount(member).astype(float)
-    scores = np.asarray(values, dtype=float)
-    deviations = np.bincount(member, weights=scores - scores.mean())
-    columns = np.stack([deviations, sizes, deviations**2, deviations * sizes, sizes**2], axis=1)
-    count = len(names)
-    found = []
-    for taken in _resamples(count, draws, seed):
-        total, size, squares, crossed, sizes2 = (taken.astype(float) @ columns).T
-        off = total / size
-        residual2 = np.maximum(squares - 2.0 * off * crossed + off**2 * sizes2, 0.0)
-        se = np.sqrt(count / (count - 1.0) * residual2) / size
-        # A resample without spread says nothing about the tails on its own: it counts as extreme on its side.
-        found.append(off / np.maximum(se, 1e-9))
-    return tuple(np.sort(np.clip(np.concatenate(found), -1e6, 1e6)).tolist())
-
-
-def _resamples(count: int, draws: int, seed: int) -> Iterator[Any]:
-    """How often each of `count` clusters is taken in each draw, in blocks of draws: [draws of the block, count], int."""
-    if draws * count <= KEPT_DRAWS:
-        yield _kept_resamples(count, draws, seed)
-        return
-    yield from _drawn(count, draws, seed)
-
-
-@functools.lru_cache(maxsize=64)  # slices of one size share their draws: thousands of slices have a few dozen sizes
-def _kept_resamples(count: int, draws: int, seed: int) -> Any:
-    import numpy as np
-
-    (taken,) = _drawn(count, draws, seed)
-    return taken.astype(np.uint8 if count < 256 else np.uint32)
-
-
-def _drawn(count: int, draws: int, seed: int) -> Iterator[Any]:
-    import numpy as np
-
-    generator = np.random.default_rng(seed)
-    block = max(1, KEPT_DRAWS // count)
-    for start in range(0, draws, block):
-        n = min(block, draws - start)
-        chosen = generator.integers(0, count, size=(n, count)) + count * np.arange(n)[:, None]
-        yield np.bincount(chosen.ravel(), minlength=n * count).reshape(n, count)
-
-
 def quantile(ordered: Sequence[float], probability: float) -> float:
     """The smallest of the sorted values at or above the share `probability` (Hyndman & Fan 1996, type 1)."""
     return ordered[min(len(ordered) - 1, max(0, math.ceil(probability * len(ordered)) - 1))]
@@ -358,20 +252,26 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def percentile(values: Sequence[float], probability: float, *, level: float) -> Interval:
+def percentile(
+    values: Sequence[float], probability: float, *, level: float, effective_n: float | None = None
+) -> Interval:
     """A percentile and its distribution-free interval from order statistics (David & Nagaraja 2003, section 7.1).
 
     value: the smallest observation at or above the share `probability`. A bound is None where n is too small for one:
-    p95 has no upper bound at 90 % under 59 values.
+    p95 has no upper bound at 90 % under 59 values. effective_n: as many independent values as these, in clusters, stand for; the
+    ranks are of so many, each of them n / effective_n of the values, and a bound is the outermost of its own (for copies of
+    independent values that is their exact interval; for other clusters Woodruff 1952, whose variance has the same design effect).
     """
     ordered, n = sorted(values), len(values)
     if n == 0:
         return Interval(value=math.nan, low=None, high=None, n=0)
-    low, high = _percentile_ranks(n, probability, level)
+    counted = n if effective_n is None else max(1, min(n, math.floor(effective_n + 1e-9)))
+    low, high = _percentile_ranks(counted, probability, level)
+    each = n / counted
     return Interval(
         value=quantile(ordered, probability),
-        low=None if low is None else ordered[low - 1],
-        high=None if high is None else ordered[high - 1],
+        low=None if low is None else ordered[math.floor((low - 1) * each + 1e-9)],
+        high=None if high is None else ordered[math.ceil(high * each - 1e-9) - 1],
         n=n,
     )
 

@@ -32,6 +32,10 @@ report_app = typer.Typer(
 
 TaskOption = Annotated[Path, typer.Option("--task", help="The task file (task.yaml).")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what stands in the output folder.")]
+RetryOption = Annotated[
+    bool,
+    typer.Option("--retry-errors", help="Of a finished report ask only what infrastructure lost again; replaces it."),
+]
 AllowOption = Annotated[
     str,
     typer.Option(
@@ -83,6 +87,7 @@ def eval_run(
     api_key_file: KeyFileOption = None,
     allow_python: PythonOption = False,
     force: ForceOption = False,
+    retry_errors: RetryOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Score TARGET on a task; with --against, decide: PASS (exit 0), FAIL (1) or INCONCLUSIVE (3)."""
@@ -103,7 +108,7 @@ def eval_run(
         save_as=save_as,
         allowed=_names(allow_different),
         limit=limit,
-        options=RunOptions(concurrency=concurrency, retries=retries, timeout_s=timeout_s),
+        options=RunOptions(concurrency=concurrency, retries=retries, timeout_s=timeout_s, retry_errors=retry_errors),
         model=model,
         key_file=api_key_file,
         allow_python=allow_python,
@@ -190,7 +195,7 @@ def eval_power(
         console.emit_json(found)
         return
     rows = [
-        [f"items needed for a margin of {found['margin']:g}", str(found["need_n"])],
+        [f"items needed for a margin of {found['margin']:g}", str(found["need_n"] or "more than one can make")],
         *(
             [[f"smallest margin that {found['n']} items show", f"{found['detectable_margin']:.4f}"]]
             if found["n"]

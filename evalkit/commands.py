@@ -13,9 +13,18 @@ from tunegate.core.artifacts import EvalReport, LoadReport
 from tunegate.core.errors import ExitCode, UserError
 from tunegate.core.files import refuse_existing, refuse_input, write_text
 from tunegate.core.manifest import is_finished
-from tunegate.core.power import detectable_difference, pairs_for_difference, power_of_margin
+from tunegate.core.power import LARGEST, detectable_difference, pairs_for_difference, power_of_margin
 from tunegate.evalkit.compare import Reading
-from tunegate.evalkit.evaluate import evaluate, metric_names_of, open_reading, open_unchanged, planned, task_inputs
+from tunegate.evalkit.evaluate import (
+    Evaluation,
+    evaluate,
+    log_path,
+    metric_names_of,
+    open_reading,
+    open_unchanged,
+    planned,
+    task_inputs,
+)
 from tunegate.evalkit.folders import write_decision, write_report
 from tunegate.evalkit.gate import EXIT, check_metrics
 from tunegate.evalkit.policy import make_policy
@@ -125,7 +134,8 @@ def run_eval(
     force: bool,
 ) -> Shown:
     """Judge, compare, decide, write. Everything that can be wrong with the input is found before anything is asked."""
-    refuse_existing(out, force=force)
+    force = force or options.retry_errors
+    _refuse_report(out, options, force=force)
     if save_as is not None:
         registry.checked_name(save_as)
     system = classify(target, model=model)
@@ -149,7 +159,7 @@ def run_eval(
         baseline = expected  # judged by this task it will be of the same items and metrics
     if baseline is not None or policy_path is not None:
         where = str(policy_path or f"{task_path} gate")
-        check_metrics(policy, metric_names_of(task), task.file.slices, baseline, load, where=where)
+        check_metrics(policy, metric_names_of(task), task.file.slices, baseline, load, task.file.repeats, where=where)
     check_sides(expected, baseline, allowed=allowed, load=load)
     if other is not None and other.kind != "report":
         baseline = baseline_reading(other, task, out=beside, options=options, key=key, force=force)
@@ -159,13 +169,25 @@ def run_eval(
         _say_lock(judged.report)
         evaluation = replace(evaluation, reading=judged)
     report = write_report(out, evaluation, baseline=baseline, force=force)
-    finish(evaluation)
+    _finish(evaluation)
     paths = {"report": out, "page": out / "report.html"}
     if evaluation.reading.report["decision"]:
         paths["gate"] = _written(evaluation.reading, out / GATE_FOLDER, report, baseline, load, force=False)
     if save_as is not None:
         _save(save_as, report)
     return Shown(reading=evaluation.reading, paths=paths)
+
+
+def _refuse_report(out: Path, options: RunOptions, *, force: bool) -> None:
+    """Raise UserError for a report that stands in the way, or whose lost items alone cannot be asked again."""
+    refuse_existing(out, force=force)
+    if options.retry_errors and is_finished(out) and not log_path(out).is_file():
+        raise UserError("no answers are kept beside this report", where=str(out), hint="--force asks everything again")
+
+
+def _finish(evaluation: Evaluation) -> None:
+    if finish(evaluation):
+        console.say("the answers that came are kept: with --retry-errors only the lost ones are asked for again")
 
 
 def _save(name: str, report: EvalReport) -> None:
@@ -288,7 +310,8 @@ def power_of(
         n = n or int(document["n"])
         if discordance is None and document.get("comparison"):
             change = document["comparison"]["metrics"][document["task"]["primary"]]
-            discordance, source = (change["fixed"] + change["broken"] + 1) / (change["n"] + 2), "report"
+            seen = (change["fixed"] + change["broken"] + 1) / (change["n"] + 2)  # reports of before `spread` was told
+            discordance, source = change.get("spread", seen), "report"
             effect = change.get("design_effect", 1.0)
         elif discordance is None:
             console.warn(
@@ -297,6 +320,7 @@ def power_of(
             )
     discordance = DISCORDANCE if discordance is None else discordance
     independent = None if n is None else max(1, round(n / effect))
+    need_n = math.ceil(pairs_for_difference(discordance, margin, alpha=alpha, power=power) * effect)
     return {
         "n": n,
         "discordance": discordance,
@@ -305,7 +329,7 @@ def power_of(
         "alpha": alpha,
         "power": power,
         "design_effect": effect,
-        "need_n": math.ceil(pairs_for_difference(discordance, margin, alpha=alpha, power=power) * effect),
+        "need_n": need_n if need_n < LARGEST else None,
         "detectable_margin": None
         if independent is None
         else detectable_difference(independent, discordance, alpha=alpha, power=power),

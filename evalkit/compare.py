@@ -3,25 +3,25 @@
 A reading is the content of an EvalReport: its `report.json` and the rows of its `results.jsonl`.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunegate.core.bootstrap import MeanTest, bootstrap_mean
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.power import gamma_of
 from tunegate.core.statistics import (
     Interval,
-    MeanTest,
-    bootstrap_mean,
     design_effect,
     exact_non_inferior_p,
     holm,
-    mcnemar,
+    mcnemar_better_p,
     non_inferior_p,
     tango_interval,
 )
-from tunegate.evalkit.summary import clusters, score_of
+from tunegate.evalkit.summary import REPEATED, clusters, score_of
 
 EXACT_LIMIT = 100  # discordant pairs up to which the exact test stands beside the score test
 LOCKED = ("data", "prompts", "template", "generation", "scorer")
@@ -36,6 +36,25 @@ class Reading:
     rows: Sequence[dict[str, Any]]
     digest: str | None = None
     path: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A one-sided test. p: of the score test or the bootstrap; exact: of the exact test, where that was asked too."""
+
+    p: float
+    exact: float | None
+    alpha: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is shown: both lie under alpha."""
+        return self.largest_p < self.alpha
+
+    @property
+    def largest_p(self) -> float:
+        """The p that decides."""
+        return max(self.p, self.exact or 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +87,14 @@ class Paired:
         """Mean difference."""
         return sum(self.differences) / self.n if self.n else 0.0
 
+    @property
+    def spread(self) -> float:
+        """Variance of a pair's difference, to plan with: the share of pairs that differ (one more of two more, so that it is never
+        0) where scores are 0/1, which is the variance of equal models; else the variance that was seen."""
+        if self.binary:
+            return (self.fixed + self.broken + 1.0) / (self.n + 2.0)
+        return sum((d - self.value) ** 2 for d in self.differences) / self.n or 1.0 / self.n
+
     def interval(self, *, level: float) -> Interval:
         """Interval of the mean difference."""
         if not self.binary:
@@ -79,6 +106,22 @@ class Paired:
         if not self.binary:
             return self._mean(0.9).p_above(bound)
         return non_inferior_p(self.fixed, self.broken, self.n, -bound, design_effect=self.effect, df=self.df)
+
+    def below_p(self, bound: float) -> float:
+        """One-sided p of H0: the difference is at least `bound` (<= 0)."""
+        if not self.binary:
+            return self._mean(0.9).p_below(bound)
+        return non_inferior_p(self.broken, self.fixed, self.n, bound, design_effect=self.effect, df=self.df)
+
+    def not_worse(self, margin: float, *, alpha: float) -> Shown:
+        """Whether a drop of `margin` or more is excluded: what PASS of `non_inferior` means, wherever it is said."""
+        p = self.above_p(-margin)
+        return Shown(p=p, exact=self.exact_p(margin, alpha=alpha) if p < alpha else None, alpha=alpha)
+
+    def worse(self, margin: float, *, alpha: float) -> Shown:
+        """Whether the drop is shown to be larger than `margin`: what FAIL of `non_inferior` means."""
+        p = self.below_p(-margin)
+        return Shown(p=p, exact=self.exact_worse_p(margin, alpha=alpha) if p < alpha else None, alpha=alpha)
 
     def exact_p(self, margin: float, *, alpha: float = 0.05) -> float | None:
         """Exact p of H0: the difference is at most -margin; None where the pairs that differ are many, or scores are not 0/1.
@@ -95,22 +138,21 @@ class Paired:
     def _exact(self, fixed: int, broken: int, margin: float, *, gamma: float) -> float | None:
         if not self.binary or fixed + broken > EXACT_LIMIT or not self.n:
             return None
-        one, other, n = (round(count / self.effect) for count in (fixed, broken, self.n))
-        return exact_non_inferior_p(one, other, max(1, n), margin, gamma=gamma)
+        n = max(1, round(self.n / self.effect))
+        against = min(n, math.ceil(broken / self.effect - 1e-9))  # never fewer than were seen: a part of one is one
+        return exact_non_inferior_p(min(n - against, round(fixed / self.effect)), against, n, margin, gamma=gamma)
 
     def better_p(self) -> float:
-        """One-sided p of H0: the candidate is not better. Exact McNemar; for grouped rows the score test at 0."""
-        if not self.binary or self.clustered:
-            return self.above_p(0.0)
-        return mcnemar(self.fixed, self.broken).better
+        """One-sided p of H0: the candidate is not better: exact McNemar. Grouped rows: counts over the design effect, and the score
+        test at 0 with its Student's t, whichever shows less."""
+        return self._better(self.above_p(0.0) if self.clustered or not self.binary else 0.0, self.fixed, self.broken)
 
     def worse_p(self) -> float:
         """One-sided p of H0: the candidate is not worse."""
-        if not self.binary:
-            return self._mean(0.9).p_below(0.0)
-        if self.clustered:
-            return non_inferior_p(self.broken, self.fixed, self.n, 0.0, design_effect=self.effect, df=self.df)
-        return mcnemar(self.fixed, self.broken).worse
+        return self._better(self.below_p(0.0) if self.clustered or not self.binary else 0.0, self.broken, self.fixed)
+
+    def _better(self, p: float, fixed: int, broken: int) -> float:
+        return max(p, mcnemar_better_p(fixed / self.effect, broken / self.effect)) if self.binary else p
 
     def two_sided_p(self) -> float:
         """Two-sided p of H0: no difference."""
@@ -171,8 +213,11 @@ def lock(baseline: Reading, candidate: Reading, *, allowed: Sequence[str]) -> tu
             unknown.append(name)
         elif one[name] != two[name] and not (name == "template" and _same_but_for_the_day(baseline, candidate)):
             differing.append(name)
-    if "data" not in differing and _other_questions(baseline.report, candidate.report):
-        differing.insert(0, "data")
+    before, now = (side.report["data"].get("questions_digest") for side in (baseline, candidate))
+    if "data" not in differing and None not in (before, now) and before != now:
+        differing.insert(
+            0, "data"
+        )  # the same ids, other questions: told also of recorded outputs, whose prompts are not known
     refused = [name for name in differing if name not in allowed]
     if refused:
         details = "; ".join(f"{name}: {_words(name, baseline.report, candidate.report)}" for name in refused)
@@ -181,6 +226,18 @@ def lock(baseline: Reading, candidate: Reading, *, allowed: Sequence[str]) -> tu
             hint=f"judge the baseline again with this task, or pass --allow-different {','.join(refused)}",
         )
     return differing, unknown
+
+
+def other_repeats(metric: str, baseline: Reading, candidate: Reading) -> str | None:
+    """What to say where a metric of k answers an item (pass@k, pass^k) has another k on the two sides; None else.
+
+    Of answers that are right with probability p an item passes with 1 - (1 - p)^k or p^k: with another k it differs between
+    equal models.
+    """
+    before, now = (reading.report["task"].get("repeats") for reading in (baseline, candidate))
+    if metric not in REPEATED or before == now or None in (before, now):
+        return None
+    return f"not comparable: repeats: {metric} was of {before} answers an item, is of {now}"
 
 
 def _same_but_for_the_day(baseline: Reading, candidate: Reading) -> bool:
@@ -199,12 +256,6 @@ def _locked(report: dict[str, Any]) -> dict[str, Any]:
         "generation": report.get("generation"),
         "scorer": [report.get("scorer_version"), report["task"].get("digest")],
     }
-
-
-def _other_questions(one: dict[str, Any], two: dict[str, Any]) -> bool:
-    """Whether the same ids stand for other questions; the prompts of recorded outputs are not known, the data's are."""
-    before, now = (report["data"].get("questions_digest") for report in (one, two))
-    return before is not None and now is not None and before != now
 
 
 def _words(name: str, one: dict[str, Any], two: dict[str, Any]) -> str:
@@ -235,11 +286,15 @@ def compare(
     """The `comparison` of report.json: each metric's paired difference, flips with causes, slices, what was let through.
 
     Intervals are of level 1 - 2 alpha, so that they agree with the one-sided tests. margins: by metric, for
-    `non_inferior_p`; 0.02 where not given. Raises UserError when the two are not comparable.
+    `non_inferior_p`; 0.02 where not given. pass@k and pass^k of another k are left out. Raises UserError where not comparable.
     """
     differing, unknown = lock(baseline, candidate, allowed=allowed)
     primary = candidate.report["task"]["primary"]
-    shared = [name for name in candidate.report["metrics"] if name in baseline.report["metrics"]]
+    shared = [
+        name
+        for name in candidate.report["metrics"]
+        if name in baseline.report["metrics"] and other_repeats(name, baseline, candidate) is None
+    ]
     metrics = {}
     for name in shared:
         paired = pair(baseline.rows, candidate.rows, name)
@@ -286,6 +341,7 @@ def describe(paired: Paired, *, alpha: float, margin: float) -> dict[str, Any]:
         "exact_non_inferior_p": paired.exact_p(margin, alpha=alpha),
         "test": ("tango" if paired.binary else "bootstrap") + (", clustered" if paired.clustered else ""),
         "design_effect": paired.effect,
+        "spread": paired.spread,
     }
 
 

@@ -25,10 +25,10 @@ from tunegate.evalkit.recorded import read_recorded
 from tunegate.evalkit.report_shape import check_report, checked_result
 from tunegate.evalkit.result_log import ResultLog
 from tunegate.evalkit.runner import Asked, RunOptions, ask, prompt_digest
-from tunegate.evalkit.scoring import SLOW, check_gold, result_row, score, verdicts
+from tunegate.evalkit.scoring import REJECTED, SLOW, check_gold, own_failures, result_row, score, verdicts
 from tunegate.evalkit.summary import REPEATED, figures, judged, latency, operations, outcome_counts, slices
 from tunegate.evalkit.system import System, Target, served
-from tunegate.evalkit.task import SCORER_VERSION, EvalTask
+from tunegate.evalkit.task import SCORER_VERSION, EvalTask, split_systems
 from tunegate.evalkit.validators.judge import AT_ONCE
 
 SCHEMA_VERSION = 1
@@ -49,6 +49,13 @@ class Evaluation:
 def log_path(out: Path) -> Path:
     """Where answers are kept until the folder `out` is finished: beside it."""
     return out.with_name(f".{out.name}.answers.jsonl")
+
+
+def is_left_over(out: Path) -> bool:
+    """Whether the answers beside `out` are those of the report that stands there, and not of a run begun since: what was
+    asked then may be another model by now."""
+    log, manifest = log_path(out), out / manifests.NAME
+    return log.is_file() and manifest.is_file() and log.stat().st_mtime_ns <= manifest.stat().st_mtime_ns
 
 
 def evaluate(
@@ -74,7 +81,7 @@ def evaluate(
     start = time.perf_counter()
     asked, facts, target = _answers(system, task, out, options, key, at)
     wall_s = time.perf_counter() - start
-    rows = _judged(task, asked.answers)
+    rows = _judged(task, own_failures(asked.answers))
     report = _report(system, task, rows, asked, facts, name or out.name)
     report["timing"] = {
         "wall_s": round(wall_s, 3),
@@ -122,7 +129,7 @@ def _answers(
             system=system.model,
         )
         return Asked(answers=found, asked=0, wall_s=0.0, model="", prompt_ids_digest=None), {}, False
-    with ResultLog(log_path(out)) as log:
+    with ResultLog(log_path(out), fresh=is_left_over(out) and not options.retry_errors) as log:
         if len(log):
             say(f"resuming: {len(log)} answers found in {log.path}")
         log_file = out.with_name(f".{out.name}.server.log")
@@ -172,6 +179,21 @@ def planned(system: System, task: EvalTask) -> Reading:
         "metrics": dict.fromkeys(metric_names_of(task)),
     }
     return Reading(name=system.spec, report=report, rows=())
+
+
+def identity_of(report: dict[str, Any]) -> dict[str, Any]:
+    """What decides a report beside the system it is of, by name: equal for two that were asked and judged alike. report: one
+    that was written, or one that is `planned`."""
+    task, data = report["task"], report["data"]
+    return {
+        "task": task.get("digest"),
+        "scorer": report.get("scorer_version"),
+        "slices": [task.get("slices"), task.get("group")],
+        "repeats": task.get("repeats"),
+        "data": [data.get(key) for key in ("sha256", "n", "items_digest", "questions_digest")],
+        "prompts": report.get("prompt_digest"),
+        "generation": report.get("generation"),
+    }
 
 
 def _report(
@@ -228,8 +250,8 @@ def items_digest(rows: tuple[Row, ...]) -> str:
 
 
 def questions_digest(rows: tuple[Row, ...]) -> str:
-    """What is asked, system turns apart: those may differ between two prompts for the same question."""
-    return _by_id([r.id, [m for m in r.prompt if m["role"] not in ("system", "developer")]] for r in rows)
+    """What is asked, leading system turns apart: those may differ between two prompts for the same question."""
+    return _by_id([r.id, split_systems(list(r.prompt))[1]] for r in rows)
 
 
 def prompts_digest(prompts: Iterable[tuple[str, str]]) -> str:
@@ -264,9 +286,13 @@ def _say_faults(report: dict[str, Any], rows: list[dict[str, Any]], extract: tup
             f"{counts['infra_error']} of {report['n']} items got no answer (infrastructure errors); they are in no score"
             + "".join(f"; {times} times: {text}" for text, times in said)
         )
+    rejected = sum(row["cause"] == REJECTED for row in rows)
+    if rejected:
+        warn(f"the endpoint takes the requests of {rejected} of {report['n']} items not at all: they count as failed")
     if counts["truncated"]:
         warn(f"{counts['truncated']} of {report['n']} answers were cut off at max_tokens")
-    empty = sum(not row["output"].strip() and not row["tool_calls"] for row in judged(rows))
+    arrived = [row for row in judged(rows) if row["cause"] != REJECTED]
+    empty = sum(not row["output"].strip() and not row["tool_calls"] for row in arrived)
     if empty:
         warn(f"{empty} of {report['n']} answers are empty")
     thinking = sum(row["output"].lstrip().startswith("<think>") for row in judged(rows))

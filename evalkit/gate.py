@@ -13,9 +13,9 @@ from tunegate.core.artifacts import LoadReport
 from tunegate.core.distributions import normal_quantile
 from tunegate.core.errors import ExitCode, UserError, nearest
 from tunegate.core.measurements import load_interval, load_metrics
-from tunegate.core.power import POWER, items_for_rate, pairs_for_difference
+from tunegate.core.power import LARGEST, POWER, items_for_rate, pairs_for_difference, pairs_for_mean
 from tunegate.core.statistics import PERCENTILES, Interval, holm
-from tunegate.evalkit.compare import Paired, Reading, by_id, pair, slice_values
+from tunegate.evalkit.compare import Paired, Reading, Shown, by_id, other_repeats, pair, slice_values
 from tunegate.evalkit.policy import MAX_INFRA_ERROR_RATE, PAIRED, Condition, Policy
 from tunegate.evalkit.summary import CENSUS, LEAKAGE, Measured, known_metrics, lost_share, measure
 
@@ -25,12 +25,14 @@ EXIT: dict[str, ExitCode] = {
     "FAIL": ExitCode.GATE_FAIL,
     "INCONCLUSIVE": ExitCode.INCONCLUSIVE,
 }
+BEYOND = "; no set of items that one can make would decide it"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
     """One condition, decided. value, low, high: the estimate with its interval of level 1 - 2 alpha; None where unbounded
-    or not measured. need_n: items in all that would decide it with a chance of 80 %."""
+    or not measured. need_n: items in all that would decide it with a chance of 80 %; None where no set one can make would.
+    p: of a paired rule's test; with FAIL of the contrary, which is what is shown."""
 
     metric: str
     rule: str
@@ -82,12 +84,13 @@ def check_metrics(
     slices: Sequence[str],
     baseline: Reading | None,
     load: LoadReport | None = None,
+    repeats: int | None = None,
     *,
     where: str = "gate",
 ) -> None:
     """Raise UserError, with `where`, for a condition that a report with these metrics and slices could not decide, before it is
-    made."""
-    shell = {"metrics": dict.fromkeys(metrics), "task": {"slices": list(slices)}}
+    made. repeats: answers an item, None where that is not known."""
+    shell = {"metrics": dict.fromkeys(metrics), "task": {"slices": list(slices), "repeats": repeats}}
     _known(policy.conditions, Reading(name="", report=shell, rows=()), baseline, load is not None, where)
     for index, condition in enumerate(policy.conditions):
         _check_value(condition, f"{where} conditions[{index}]")
@@ -124,6 +127,9 @@ def _known(
             )
         if condition.rule in PAIRED and baseline is not None and condition.metric not in baseline.report["metrics"]:
             raise UserError(f"the baseline has no metric {condition.metric!r}", where=f"{where} metric")
+        paired_with = baseline if condition.rule in PAIRED else None
+        if paired_with is not None and (other := other_repeats(condition.metric, paired_with, candidate)) is not None:
+            raise UserError(other, where=f"{where} metric", hint="judge the baseline again with as many repeats")
         if condition.slice is not None and condition.slice not in candidate.report["task"]["slices"]:
             keys = list(candidate.report["task"]["slices"])
             raise UserError(
@@ -214,32 +220,20 @@ def _one(
 
 
 def _paired(condition: Condition, alpha: float, paired: Paired, part: str | None) -> tuple[Finding, float]:
-    bound = -condition.margin if condition.margin is not None else 0.0
-    interval = paired.interval(level=1.0 - 2.0 * alpha)
-    exact = None
+    margin = condition.margin or 0.0
     if condition.rule == "superior":
-        p, contrary = paired.better_p(), paired.worse_p()
-        shown, refuted = p < alpha, contrary < alpha
+        shown, refuted = (Shown(p=p, exact=None, alpha=alpha) for p in (paired.better_p(), paired.worse_p()))
     else:
-        p = paired.above_p(bound)
-        refuted = interval.high is not None and interval.high < bound
-        test = paired.exact_p if p < alpha else paired.exact_worse_p if refuted else None
-        exact = None if test is None else test(-bound, alpha=alpha)
-        shown = p < alpha and (exact is None or exact < alpha)
-        refuted = refuted and (exact is None or exact < alpha)
-        # Tango's interval is the inverted test, so its contrary's p is the test's other tail
-        if not refuted or part is None:
-            contrary = 1.0
-        elif paired.binary:
-            contrary = max(1.0 - p, exact or 0.0)
-        else:
-            contrary = _contrary(lambda a: _breaks(paired.interval(level=1.0 - 2.0 * a), bound, condition), alpha)
-    decision: Decision = "PASS" if shown else "FAIL" if refuted else "INCONCLUSIVE"
-    need = _need_pairs(paired, bound, alpha) if decision == "INCONCLUSIVE" else None
-    finding = _finding(
-        condition, decision, interval, need, _paired_reason(condition, decision, interval, p, exact), alpha, part
-    )
-    return replace(finding, p=p, bound=bound, n=paired.n), contrary
+        shown, refuted = paired.not_worse(margin, alpha=alpha), paired.worse(margin, alpha=alpha)
+    decision: Decision = "PASS" if shown.holds else "FAIL" if refuted.holds else "INCONCLUSIVE"
+    p = refuted.largest_p if decision == "FAIL" else shown.p
+    exact = shown.exact if shown.exact is not None else refuted.exact
+    need = need_pairs(paired, -margin, alpha=alpha) if decision == "INCONCLUSIVE" else None
+    interval = paired.interval(level=1.0 - 2.0 * alpha)
+    reason = _paired_reason(condition, decision, interval, p, exact)
+    reason += BEYOND if decision == "INCONCLUSIVE" and need is None and paired.n else ""
+    finding = _finding(condition, decision, interval, need, reason, alpha, part)
+    return replace(finding, p=p, bound=-margin, n=paired.n), refuted.largest_p
 
 
 def _contrary(breaks: Callable[[float], bool], alpha: float) -> float:
@@ -276,21 +270,24 @@ def _paired_reason(condition: Condition, decision: Decision, interval: Interval,
     return f"{words[decision]}: {span}{note}"
 
 
-def _need_pairs(paired: Paired, bound: float, alpha: float) -> int | None:
-    """Items for 80 % power: if the two are equal; where there are that many already, if the difference is as observed."""
+def need_pairs(paired: Paired, bound: float, *, alpha: float) -> int | None:
+    """Items for 80 % power: if the two are equal; where there are that many already, if the difference is as observed. None where
+    nothing was paired, or no set one can make would do."""
     if paired.n == 0:
         return None
-    if paired.binary:
-        discordance = (paired.fixed + paired.broken + 1.0) / (paired.n + 2.0)
-    else:
-        discordance = sum((d - paired.value) ** 2 for d in paired.differences) / paired.n or 1.0 / paired.n
+    pairs = pairs_for_difference if paired.binary else pairs_for_mean
     distances = [abs(bound)] if bound else []
     for distance in [*distances, abs(paired.value - bound)]:
         if distance > 0:
-            need = round(pairs_for_difference(discordance, distance, alpha=alpha) * paired.effect)
-            if need > paired.n:
+            need = _possible(pairs(paired.spread, distance, alpha=alpha) * paired.effect)
+            if need is None or need > paired.n:
                 return need
     return 2 * paired.n
+
+
+def _possible(items: float) -> int | None:
+    """A number of items, rounded; None for one so large that it stands for "no set one can make"."""
+    return round(items) if items < LARGEST else None
 
 
 def _bounded(condition: Condition, alpha: float, measured: Measured, part: str | None) -> Finding:
@@ -322,28 +319,29 @@ def _bounded(condition: Condition, alpha: float, measured: Measured, part: str |
     }
     span = f"{interval.value:.4g} [{_text(low)}, {_text(high)}]"
     reason = f"{condition.rule.replace('_', ' ')} {bound:g}: {words[decision]}, {span}"
+    reason += BEYOND if decision == "INCONCLUSIVE" and need is None and None not in (low, high) else ""
     return _finding(condition, decision, interval, need, reason, alpha, part)
 
 
 def _need_items(measured: Measured, interval: Interval, condition: Condition, alpha: float) -> int | None:
     """Items that would decide a floor or ceiling if the true value is the observed one; None where no number would."""
     bound, least = condition.value or 0.0, condition.rule == "at_least"
+    items = measured.items or interval.n
+    scale = items / (measured.effective_n or items)  # items that tell as much as one independent one
     if measured.kind == "rate" and 0.0 < bound < 1.0:
         need = items_for_rate(interval.value, bound, alpha=alpha)
-        scale = interval.n / measured.effective_n if measured.effective_n else 1.0
-        return None if need is None else max(interval.n + 1, round(need * scale))
-    items = (measured.effective_n if measured.kind == "percentile" else 0) or interval.n
+        return None if need is None else _possible(max(items + 1, need * scale))
     lower = interval.value >= bound if least else interval.value > bound
     edge = interval.low if lower else interval.high  # the one that lies over the bound
     if measured.kind == "percentile" and edge is None:
         share = next(p for name, p in PERCENTILES.items() if f"_{name}_" in condition.metric)
         answers = math.ceil(math.log(alpha) / math.log(1.0 - share if lower else share))
-        return math.ceil(max(interval.n + 1, answers) * items / interval.n)
+        return _possible(max(items + 1, math.ceil(answers * scale)))
     if edge is None or interval.value == bound:
         return None
     # the half-width is z_alpha standard errors; z_beta more must fit between value and bound
     widths = (1.0 + normal_quantile(POWER) / normal_quantile(1.0 - alpha)) * (edge - interval.value)
-    return max(round(items) + 1, round(items * (widths / (bound - interval.value)) ** 2))
+    return _possible(max(items + 1, items * (widths / (bound - interval.value)) ** 2))
 
 
 def _finding(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunegate.core.artifacts import Dataset
+from tunegate.core.console import say
 from tunegate.core.errors import UserError
 from tunegate.core.files import refuse_input, write_json, write_text
 from tunegate.core.rows import Row, read_unique_rows
@@ -16,7 +17,7 @@ from tunegate.evalkit.validators.base import NotJsonError, strict_json
 from tunegate.evalkit.validators.number import numbers
 from tunegate.evalkit.validators.tool_call import call_of
 
-LOOKED_AT = 2000  # rows
+MIXED = "native_call_or_text"
 LABELS = 200  # distinct texts up to which short outputs are labels
 MAX_SLICES = 30  # values of a tag that make a slice
 # What may stand beside a number that is the whole answer: a currency, percent, degrees, a short unit.
@@ -37,7 +38,7 @@ def init_task(data: Path, out: Path, *, force: bool) -> dict[str, Any]:
     name = data.stem
     if data.is_dir():
         data = Dataset.open(data).eval_path
-    rows = read_unique_rows(data)[:LOOKED_AT]
+    rows = read_unique_rows(data)
     out.parent.mkdir(parents=True, exist_ok=True)
     kind = _kind(rows)
     schema = None
@@ -47,6 +48,11 @@ def init_task(data: Path, out: Path, *, force: bool) -> dict[str, Any]:
             raise UserError("exists already", where=str(schema), hint="pass --force to replace it")
         write_json(schema, infer_schema([strict_json(row.expected) for row in rows]))
     lines, primary = _validators(kind, rows, None if schema is None else schema.name)
+    if kind == MIXED:
+        calling = sum(map(_calls, rows))
+        say(
+            f"{calling} of {len(rows)} expected answers call tools: the others pass when nothing is called, whatever the text says"
+        )
     text = "\n".join(
         [
             f"name: {_quoted(name)}",
@@ -71,7 +77,8 @@ def init_task(data: Path, out: Path, *, force: bool) -> dict[str, Any]:
 
 
 def _kind(rows: list[Row]) -> str:
-    """What the outputs are: tool_call (as text), native_call (the endpoint's own), json, number, label or text."""
+    """What the outputs are: tool_call (as text), native_call (the endpoint's own), MIXED (those, and answers without a call),
+    json, number, label or text."""
     values = []
     for row in rows:
         try:
@@ -80,14 +87,18 @@ def _kind(rows: list[Row]) -> str:
             break
     if len(values) == len(rows) and all(isinstance(v, dict | list) for v in values):
         return "tool_call" if all(isinstance(v, dict) and _is_call(v) for v in values) else "json"
-    if all(row.messages[-1].get("tool_calls") for row in rows):
-        return "native_call"
+    if any(map(_calls, rows)):
+        return "native_call" if all(map(_calls, rows)) else MIXED
     texts = [row.expected.strip() for row in rows]
     units = {_unit(t) for t in texts}
     if len(units) == 1 and None not in units:
         return "number"
     distinct = len(set(texts))
     return "label" if distinct <= min(LABELS, max(2, len(rows) // 2)) and max(map(len, texts)) <= 80 else "text"
+
+
+def _calls(row: Row) -> bool:
+    return bool(row.messages[-1].get("tool_calls"))
 
 
 def _unit(text: str) -> tuple[str, str] | None:
@@ -130,6 +141,10 @@ def _validators(kind: str, rows: list[Row], schema: str | None) -> tuple[list[st
         return [*lines, f"{{name: exact, kind: {exact}}}"], "exact"
     if kind == "native_call":
         return ["{name: exact, kind: tool_call}"], "exact"
+    if kind == MIXED:
+        return [
+            "{name: exact, kind: tool_call, no_call: true}  # where no call is expected, none is right; texts are not judged"
+        ], "exact"
     if kind == "number":
         return [f"{{name: number, kind: number{_tolerance(rows)}}}"], "number"
     if any(row.accept for row in rows):

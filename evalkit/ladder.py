@@ -16,7 +16,7 @@ from tunegate.core.files import folder_bytes, write_json, write_text
 from tunegate.core.power import detectable_difference
 from tunegate.core.statistics import holm
 from tunegate.evalkit.compare import Reading, describe, flips_of, lock, pair
-from tunegate.evalkit.evaluate import canonical_task, evaluate, open_reading
+from tunegate.evalkit.evaluate import canonical_task, evaluate, identity_of, open_reading, planned
 from tunegate.evalkit.folders import write_report
 from tunegate.evalkit.runner import RunOptions
 from tunegate.evalkit.summary import answered
@@ -132,13 +132,13 @@ def _standing(place: Path, step: Step, task: EvalTask) -> Reading | None:
         return None
     report = EvalReport.open(place)
     document = report.report()
-    same = document["target"]["digest"] == step.system.digest and document["task"]["digest"] == task.digest
-    known = (
-        same and report.manifest.config.get("task") == canonical_task(task) and document["data"]["n"] == len(task.rows)
+    same = document["target"]["digest"] == step.system.digest and identity_of(document) == identity_of(
+        planned(step.system, task).report
     )
+    known = same and report.manifest.config.get("task") == canonical_task(task)
     if known and not answered(document):
         return None
-    if not known or document["data"]["sha256"] != task.data_sha256 or manifests.verify(place):
+    if not known or manifests.verify(place):
         say(f"{place} is of another system, task or data: judged again")
         return None
     return open_reading(report, name=step.name)
@@ -205,14 +205,13 @@ def result_of(readings: list[tuple[Step, Reading]], task: EvalTask, *, alpha: fl
 def _change(step: Step, before: Reading, after: Reading, metric: str, alpha: float) -> dict[str, Any]:
     differing, unknown = lock(before, after, allowed=("template",))
     paired = pair(before.rows, after.rows, metric)
-    discordance = (paired.fixed + paired.broken + 1) / (paired.n + 2)
     flips = flips_of(before.rows, after.rows)
     return {
         "from": step.before,
         "to": step.name,
         "cause": CAUSES.get(step.name, step.name),
         **describe(paired, alpha=alpha, margin=0.02),
-        "detectable": detectable_difference(max(1, round(paired.n / paired.effect)), discordance, alpha=alpha)
+        "detectable": detectable_difference(max(1, round(paired.n / paired.effect)), paired.spread, alpha=alpha)
         if paired.n
         else None,
         "same_prompt_tokens": None if "template" in unknown else "template" not in differing,

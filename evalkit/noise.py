@@ -47,7 +47,7 @@ def measure_noise(
     if not both:
         raise _unanswered([row for row in runs[1] if row["id"] in first], target)
     flips = flips_of(runs[0], runs[1])
-    changed = [row["id"] for row in both if row["output"] != first[row["id"]]["output"]]
+    changed = [row["id"] for row in both if _said(row) != _said(first[row["id"]])]
     return {
         "n": len(both),
         "flips": len(flips),
@@ -57,6 +57,14 @@ def measure_noise(
         "changed": sorted(changed),
         "infra_errors": [len(rows) - len(judged(rows)) for rows in runs],
     }
+
+
+def _said(row: dict[str, Any]) -> list[Any]:
+    """What an answer says and calls, without the calls' ids, which are other ones each time."""
+    return [
+        row["output"],
+        [call.get("function", call) if isinstance(call, dict) else call for call in row["tool_calls"]],
+    ]
 
 
 def _unanswered(lost: Sequence[dict[str, Any]], target: str) -> InfrastructureError:

@@ -48,7 +48,8 @@ class Outcome(StrEnum):
 @dataclass(frozen=True, kw_only=True)
 class Answer:
     """One answer as it came. error: why there is none. Latencies in ms. cost_usd: where the record says so. context: ids
-    of the examples or passages that a prompted run was shown."""
+    of the examples or passages that a prompted run was shown. rejected: why the endpoint takes no such request (HTTP 400, 413,
+    422); without an error beside it that is the system's own failure, not infrastructure's."""
 
     text: str = ""
     finish_reason: str | None = None
@@ -62,13 +63,15 @@ class Answer:
     attempts: int = 1
     cost_usd: float | None = None
     context: dict[str, Any] | None = None
+    rejected: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
     """What one validator says. score: 0 to 1. cause: one of a few words that failures are grouped by.
 
-    parsable: False where the answer had not even the form that is judged (no JSON, no number).
+    parsable: False where the answer had not even the form that is judged (no JSON, no number). lost: there is no verdict, and
+    it is not the answer's fault (a judge that said nothing readable).
     """
 
     passed: bool
@@ -76,6 +79,7 @@ class Verdict:
     reason: str = ""
     cause: str = ""
     parsable: bool = True
+    lost: bool = False
 
     @staticmethod
     def yes(reason: str = "") -> "Verdict":
@@ -91,6 +95,11 @@ class Verdict:
     def unparsable(reason: str) -> "Verdict":
         """It has not the form that is judged."""
         return Verdict(passed=False, score=0.0, reason=reason, cause="unparsable", parsable=False)
+
+    @staticmethod
+    def none(reason: str) -> "Verdict":
+        """Nothing is known of the answer, and why."""
+        return Verdict(passed=False, score=0.0, reason=reason, cause=Outcome.INFRA_ERROR, lost=True)
 
 
 @dataclass(frozen=True, kw_only=True)

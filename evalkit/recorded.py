@@ -80,7 +80,7 @@ def _parse(record: Any, where: str) -> tuple[str, Answer]:
     output, error = record.get("output"), record.get("error")
     if record.get("outcome") == "infra_error" and not error:
         error = record.get("reason") or "recorded as an infrastructure error"
-    if output is None and not any((error, record.get("tool_calls"), record.get("refusal"))):
+    if output is None and not any(record.get(key) or error for key in ("tool_calls", "refusal", "rejected")):
         raise UserError('a record needs an "output"', where=where, hint='an item without an answer carries "error"')
     if output is not None and not isinstance(output, str):
         raise UserError('"output" must be text, as the model wrote it', where=f"{where} /output")
@@ -93,6 +93,7 @@ def _parse(record: Any, where: str) -> tuple[str, Answer]:
         refusal=None if not record.get("refusal") else str(record["refusal"]),
         tool_calls=record.get("tool_calls") or [],
         error=None if not error else str(error),
+        rejected=None if not record.get("rejected") else str(record["rejected"]),
         **figures,
     )
     return str(record["id"]), answer

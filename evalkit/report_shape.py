@@ -143,6 +143,12 @@ class _Result(msgspec.Struct):
     outputs: list[str] | None = None
     latencies_ms: list[float | None] | None = None
     ttfts_ms: list[float | None] | None = None
+    each_tool_calls: list[list[Any]] | None = None
+    finish_reasons: list[str | None] | None = None
+    each_prompt_tokens: list[int | None] | None = None
+    each_completion_tokens: list[int | None] | None = None
+    errors: list[str | None] | None = None
+    rejected: str | None = None
 
 
 def check_report(document: Any, where: str) -> None:

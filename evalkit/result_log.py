@@ -23,11 +23,13 @@ def key_of(prompt_digest: str, generation: dict[str, Any], model_digest: str, re
 class ResultLog:
     """A JSONL file of `{"key": ..., "answer": {...}}`; use as `with`. One process at a time holds it.
 
-    A line that a kill cut short is dropped when the file is opened again; its request is made again.
+    A line that a kill cut short is dropped when the file is opened again; its request is made again. fresh: what it holds
+    is dropped.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, fresh: bool = False) -> None:
         self.path = path
+        self._fresh = fresh
         self._known: dict[str, Answer] = {}
         self._stream: Any = None
 
@@ -41,6 +43,8 @@ class ResultLog:
             raise UserError(
                 "another evaluation is writing there", where=str(self.path), hint="wait for it, or choose another --out"
             ) from None
+        if self._fresh:
+            self._stream.truncate(0)
         self._load()
         return self
 

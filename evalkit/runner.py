@@ -20,16 +20,19 @@ from tunegate.serve.client import ChatClient, Completion, EndpointError
 
 DEAD_AFTER = 20  # requests in a row that nothing answered: the endpoint is gone, and asking on would only waste time
 ESTIMATE_EVERY_S, ESTIMATE_COST_S = 0.25, 0.02  # the running estimate: how often, and how long it may judge each time
+REJECTIONS = frozenset({400, 413, 422})  # HTTP: this request is wrong for this endpoint, whenever it is sent
 PROBED = 8  # prompts whose token ids are recorded, where the endpoint tells them
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """concurrency: most requests at once. retries: after a passing fault. timeout_s: of one request."""
+    """concurrency: most requests at once. retries: after a passing fault. timeout_s: of one request. retry_errors: take the
+    answers beside a finished report and ask only what it lost again."""
 
     concurrency: int = 32
     retries: int = 4
     timeout_s: float = 300.0
+    retry_errors: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +220,8 @@ class _Run:
         except EndpointError as error:
             self._pace.bad(number)
             self._count_silence(error)
-            answer = Answer(error=error.line(), attempts=self._attempts)
+            rejected = error.message if error.status in REJECTIONS else None
+            answer = Answer(error=error.line(), attempts=self._attempts, rejected=rejected)
             self._failed[request.key] = answer
         else:
             self._silent = 0

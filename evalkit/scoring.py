@@ -11,19 +11,50 @@ from tunegate.evalkit.outcomes import Answer, ItemResult, Outcome, Verdict, outc
 from tunegate.evalkit.runner import prompt_digest
 from tunegate.evalkit.task import EvalTask
 
-GOLD_CHECKED = 1000  # rows whose own expected answer is judged before anything is asked
+REJECTED = "rejected_request"  # the cause of a failure that the endpoint's refusal of the request is
 SLOW = {"sql", "judge", "python"}
+EACH = {  # what of an answer is kept for each repeat, and under which name
+    "tool_calls": "each_tool_calls",
+    "finish_reason": "finish_reasons",
+    "prompt_tokens": "each_prompt_tokens",
+    "completion_tokens": "each_completion_tokens",
+    "error": "errors",
+}
 
 
 def verdicts(task: EvalTask, row: Row, answer: Answer) -> dict[str, Verdict]:
     """What each validator says of one answer, by the validator's name."""
+    if answer.rejected:
+        refused = Verdict.no(f"the endpoint takes no such request: {answer.rejected}", REJECTED)
+        return dict.fromkeys((validator.name for validator in task.validators), refused)
     judged = replace(answer, text=extract(answer.text, task.file.extract)) if task.file.extract else answer
     return {validator.name: validator.judge(judged, row) for validator in task.validators}
 
 
-def score(task: EvalTask, row: Row, answers: list[Answer]) -> ItemResult:
+def own_failures(answers: dict[str, list[Answer]]) -> dict[str, list[Answer]]:
+    """Requests that the endpoint rejects are the system's failures where it answers others; where it takes none, it is set up
+    wrong, and they stay errors."""
+    if all(answer.error is not None for each in answers.values() for answer in each):
+        return answers
+    return {
+        key: [replace(answer, error=None) if answer.rejected else answer for answer in each]
+        for key, each in answers.items()
+    }
+
+
+def _said(task: EvalTask, row: Row, answer: Answer) -> tuple[Answer, dict[str, Verdict] | None]:
+    """An answer and what is said of it; None, and the answer with its error, where nothing is by the primary validator."""
+    if answer.error is not None:
+        return answer, None
+    found = verdicts(task, row, answer)
+    primary = found[task.primary]
+    return (replace(answer, error=primary.reason), None) if primary.lost else (answer, found)
+
+
+def score(task: EvalTask, row: Row, given: list[Answer]) -> ItemResult:
     """The result of one item from its answers, one for each repeat."""
-    said = [verdicts(task, row, answer) if answer.error is None else None for answer in answers]
+    pairs = [_said(task, row, answer) for answer in given]
+    answers, said = [answer for answer, _ in pairs], [found for _, found in pairs]
     outcomes = tuple(
         Outcome.INFRA_ERROR if verdict is None else outcome_of(answer, verdict[task.primary])
         for answer, verdict in zip(answers, said, strict=True)
@@ -31,8 +62,11 @@ def score(task: EvalTask, row: Row, answers: list[Answer]) -> ItemResult:
     outcome = worst_of(outcomes)
     index = outcomes.index(outcome)
     found = said[index]
-    judged = [verdict for verdict in said if verdict is not None]
-    scores = {v.name: sum(j[v.name].score for j in judged) / len(judged) for v in task.validators} if judged else {}
+    scores = {}
+    for validator in task.validators:
+        told = [each[validator.name] for each in said if each is not None and not each[validator.name].lost]
+        if told:
+            scores[validator.name] = sum(verdict.score for verdict in told) / len(told)
     reason, cause = _why(outcome, answers[index], None if found is None else found[task.primary])
     return ItemResult(
         id=row.id,
@@ -61,9 +95,9 @@ def _why(outcome: Outcome, answer: Answer, primary: Verdict | None) -> tuple[str
 
 def _weighted(task: EvalTask, scores: dict[str, float]) -> dict[str, float]:
     total = sum(v.weight for v in task.validators)
-    if not total or not scores:
+    if not total or any(v.weight and v.name not in scores for v in task.validators):
         return {}
-    return {"weighted": sum(v.weight * scores[v.name] for v in task.validators) / total}
+    return {"weighted": sum(v.weight * scores[v.name] for v in task.validators if v.weight) / total}
 
 
 def result_row(task: EvalTask, row: Row, result: ItemResult) -> dict[str, Any]:
@@ -77,6 +111,7 @@ def result_row(task: EvalTask, row: Row, result: ItemResult) -> dict[str, Any]:
             "outputs": [a.text for a in result.answers],
             "latencies_ms": [a.latency_ms for a in result.answers],
             "ttfts_ms": [a.ttft_ms for a in result.answers],
+            **{many: [getattr(a, one) for a in result.answers] for one, many in EACH.items()},
         }
     )
     slices = {key: value for key in task.file.slices if (value := task.slice_of(row, key)) is not None}
@@ -105,6 +140,7 @@ def result_row(task: EvalTask, row: Row, result: ItemResult) -> dict[str, Any]:
         "group": None if group.startswith("\0") else group,
         **({"judged": result.judged} if result.judged else {}),
         **({"context": answer.context} if answer.context else {}),
+        **({"rejected": answer.rejected} if answer.rejected else {}),
         **repeats,
     }
 
@@ -114,6 +150,8 @@ def _cost(task: EvalTask, answer: Answer) -> float | None:
     price = task.file.price
     if answer.cost_usd is not None or price is None:
         return answer.cost_usd
+    if answer.rejected:
+        return 0.0
     if answer.prompt_tokens is None or answer.completion_tokens is None:
         return None
     prompt_usd = answer.prompt_tokens * price.prompt_usd_per_1m
@@ -135,15 +173,15 @@ def check_gold(task: EvalTask) -> int:
         return 0
     failing: list[str] = []
     kinds: Counter[str] = Counter()
-    checked = task.rows[:GOLD_CHECKED]
-    for row in checked:
+    plain = replace_extract(task)
+    for row in task.rows:
         gold = Answer(text=row.expected, tool_calls=list(row.messages[-1].get("tool_calls") or []))
-        bad = [name for name, verdict in verdicts(replace_extract(task), row, gold).items() if not verdict.passed]
+        bad = [name for name, verdict in verdicts(plain, row, gold).items() if not verdict.passed]
         failing += [row.id] if bad else []
         kinds.update(bad)
     if failing:
         by = ", ".join(f"{name} {n}" for name, n in kinds.most_common())
-        warn(f"{len(failing)} of {len(checked)} expected answers do not pass themselves ({by}); first: {failing[0]}")
+        warn(f"{len(failing)} of {len(task.rows)} expected answers do not pass themselves ({by}); first: {failing[0]}")
     return len(failing)
 
 

@@ -1,16 +1,17 @@
 """Rows of results to figures: each metric with its interval, over all items and by slice."""
 
+import bisect
 import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tunegate.core.bootstrap import bootstrap_mean
 from tunegate.core.distributions import beta_cdf, student_quantile
 from tunegate.core.statistics import (
     PERCENTILES,
     Interval,
-    bootstrap_mean,
     clopper_pearson,
     clustered_se,
     design_effect,
@@ -29,12 +30,13 @@ CENSUS = {"infra_error_rate", "size_bytes", *LEAKAGE}  # facts of this run and t
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """One metric. interval: None where nothing was measured. kind: how its interval was made. effective_n: as many independent
-    items; of a percentile the items that its answers, several an item with repeats, are of."""
+    items, of a percentile answers; items: those it is of, where its interval counts something else (answers)."""
 
     kind: str
     interval: Interval | None
     passed: float = 0.0
     effective_n: float = 0.0
+    items: int = 0
     effect: float = 1.0
     df: float = math.inf
 
@@ -58,13 +60,14 @@ def judged(rows: Rows) -> list[dict[str, Any]]:
 
 def timings(rows: Rows, field: str) -> list[float]:
     """latency_ms or ttft_ms of every answer that arrived, repeats included."""
+    return [ms for row in judged(rows) for ms in _timings_of(row, field)]
+
+
+def _timings_of(row: dict[str, Any], field: str) -> list[float]:
     repeats = {"latency_ms": "latencies_ms", "ttft_ms": "ttfts_ms"}[field]
-    found = []
-    for row in judged(rows):
-        outcomes = row.get("outcomes") or [row["outcome"]]
-        each = zip(outcomes, row.get(repeats) or [row.get(field)], strict=False)
-        found += [ms for outcome, ms in each if ms is not None and outcome != "infra_error"]
-    return found
+    outcomes = row.get("outcomes") or [row["outcome"]]
+    each = zip(outcomes, row.get(repeats) or [row.get(field)], strict=False)
+    return [ms for outcome, ms in each if ms is not None and outcome != "infra_error"]
 
 
 def clusters(rows: Rows) -> list[str]:
@@ -105,13 +108,7 @@ def measure(rows: Rows, report: dict[str, Any], metric: str, *, level: float, ex
     for field in ("latency_ms", "ttft_ms"):
         for name, probability in PERCENTILES.items():
             if metric == f"{field.removesuffix('_ms')}_{name}_ms":
-                values = timings(rows, field)
-                repeats = max([1, *(len(row.get("outcomes", ())) for row in judged(rows))])
-                return Measured(
-                    kind="percentile",
-                    interval=percentile(values, probability, level=level) if values else None,
-                    effective_n=len(values) / repeats,
-                )
+                return _percentile(rows, field, probability, level=level)
     if metric == "size_bytes" or metric in LEAKAGE:
         found = report.get("leakage") or {}
         size = report.get("size_bytes") if metric == "size_bytes" else found.get("metrics", {}).get(metric)
@@ -127,6 +124,25 @@ def measure(rows: Rows, report: dict[str, Any], metric: str, *, level: float, ex
         raise KeyError(metric)
     counted = [row for row in judged(rows) if metric in row["scores"]]
     return score_interval([row["scores"][metric] for row in counted], clusters(counted), level=level, exact=exact)
+
+
+def _percentile(rows: Rows, field: str, probability: float, *, level: float) -> Measured:
+    """A percentile of the answers' times. Those of one item, or of items of one group, are not independent: they count as n / design
+    effect, with Student's t, as a rate's do: the effect on the share that is at most the percentile, or where that is larger on
+    the answers' ranks (a percentile that falls amid one item's answers hides half of it)."""
+    timed = [(row, _timings_of(row, field)) for row in judged(rows)]
+    values = [ms for _, each in timed for ms in each]
+    if not values:
+        return Measured(kind="percentile", interval=None)
+    groups = [group for (_, each), group in zip(timed, clusters([row for row, _ in timed]), strict=True) for _ in each]
+    value = percentile(values, probability, level=level).value
+    ordered = sorted(values)
+    seen = [float(ms <= value) for ms in values], [float(bisect.bisect_left(ordered, ms)) for ms in values]
+    effect, df = max(design_effect(each, groups) for each in seen)
+    effective = _effective_n(len(values), effect, df, level)
+    interval = percentile(values, probability, level=level, effective_n=effective)
+    items = sum(bool(each) for _, each in timed)
+    return Measured(kind="percentile", interval=interval, effective_n=effective, items=items)
 
 
 def metric_names(report: dict[str, Any]) -> list[str]:
@@ -148,12 +164,13 @@ def known_metrics(report: dict[str, Any]) -> list[str]:
 
 
 def _share(rows: Rows, outcome: str, *, level: float, exact: bool) -> Measured:
-    """Share of an outcome: of all answers for infrastructure errors (a census of this run), else of the judged items."""
+    """Share of an outcome: of all answers for infrastructure errors (a census of this run), else of the judged ones, each item's
+    repeats counted as parts of it."""
     if outcome == "infra_error":
         share = lost_share(rows)
         return Measured(kind="census", interval=Interval(value=share, low=share, high=share, n=len(rows)))
     counted = judged(rows)
-    values = [float(row["outcome"] == outcome) for row in counted]
+    values = [_part(row, outcome) for row in counted]
     return score_interval(values, clusters(counted), level=level, exact=exact)
 
 
@@ -184,16 +201,20 @@ def _repeats(rows: Rows, metric: str, *, level: float, exact: bool) -> Measured:
     return score_interval(values, clusters(counted), level=level, exact=exact)
 
 
-def _right(row: dict[str, Any]) -> float:
-    """Share of an item's answers that are right: 0 or 1 where it was asked once."""
+def _part(row: dict[str, Any], outcome: str) -> float:
+    """Share of an item's answers that have an outcome: 0 or 1 where it was asked once. Those lost to infrastructure are none."""
     outcomes = [o for o in row.get("outcomes") or [row["outcome"]] if o != "infra_error"]
-    return sum(1.0 for o in outcomes if o == "pass") / len(outcomes)
+    return outcomes.count(outcome) / len(outcomes)
 
 
 def _cost_per_correct(rows: Rows, *, level: float) -> Interval | None:
-    """Cost of an answer over the share of right answers, as a ratio estimate (Cochran 1977, eq. 6.13), in USD."""
+    """Cost of an answer over the share of right answers, as a ratio estimate (Cochran 1977, eq. 6.13), in USD.
+
+    Its residuals vanish where all cost the same and all are right; so each bound lies no nearer than the mean cost over the
+    exact bound of the share (Clopper & Pearson 1934, on effective counts as in `score_interval`).
+    """
     counted = [row for row in judged(rows) if row.get("cost_usd") is not None]
-    shares = [_right(row) for row in counted]
+    shares = [_part(row, "pass") for row in counted]
     right = sum(shares)
     if not counted or not right:
         return None
@@ -203,8 +224,16 @@ def _cost_per_correct(rows: Rows, *, level: float) -> Interval | None:
     if len(set(groups)) < 2:
         return Interval(value=ratio, low=None, high=None, n=len(counted))
     se = clustered_se(residuals, groups) * len(counted) / right
-    half = student_quantile((1 + level) / 2, len(set(groups)) - 1.0) * se
-    return Interval(value=ratio, low=max(0.0, ratio - half), high=ratio + half, n=len(counted))
+    n = len(counted)
+    effect, df = design_effect(shares, groups)
+    half = student_quantile((1 + level) / 2, max(1.0, min(df, len(set(groups)) - 1.0))) * se
+    effective = _effective_n(n, effect, df, level)
+    share = clopper_pearson(right * effective / n, effective, level=level)
+    assert share.low is not None
+    assert share.high is not None
+    dearest = ratio * right / n / share.low
+    cheapest = ratio * right / n / share.high
+    return Interval(value=ratio, low=max(0.0, min(ratio - half, cheapest)), high=max(ratio + half, dearest), n=n)
 
 
 def figures(rows: Rows, names: list[str]) -> dict[str, dict[str, Any]]:

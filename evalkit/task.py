@@ -14,8 +14,9 @@ from tunegate.evalkit.policy import Policy
 from tunegate.evalkit.summary import LEAKAGE, REPEATED
 from tunegate.evalkit.validators.base import Validator
 from tunegate.evalkit.validators.kinds import make
+from tunegate.train.data.normalize import normalized, user_text
 
-SCORER_VERSION = 4  # raised whenever a validator's verdict on some answer changes
+SCORER_VERSION = 5  # raised whenever a validator's verdict on some answer changes
 RESERVED = {"weighted", *REPEATED, *LEAKAGE}  # and every name with the unit of another metric: see `_primary`
 
 
@@ -73,7 +74,7 @@ class Price:
 class TaskFile:
     """The keys of `task.yaml`.
 
-    system: replaces the rows' own system turn. prompt: what the last user turn becomes, `{input}` standing for it.
+    system: replaces the rows' own leading system turns. prompt: what the last user turn becomes, `{input}` standing for it.
     extract: named steps, in order. primary: the validator that decides an item (the last one, if not named). group: key
     of rows that are not independent (the rows' own `group`, if not named). price: USD per million tokens. repeats: answers
     per item. gate: what `gate.yaml` holds. send_tools: whether the rows' tools go to the endpoint. train: rows that the
@@ -116,10 +117,8 @@ class EvalTask:
     ids: frozenset[str]
 
     def messages(self, row: Row) -> list[Message]:
-        """The prompt of one row: system turn, examples, question."""
-        turns = [_sent(message) for message in row.prompt]
-        systems = [m for m in turns if m["role"] in ("system", "developer")]
-        rest = [m for m in turns if m["role"] not in ("system", "developer")]
+        """The prompt of one row: leading system turns, examples, the rest as it stands."""
+        systems, rest = split_systems([_sent(message) for message in row.prompt])
         if self.file.system is not None:
             systems = [{"role": "system", "content": self.file.system}]
         if self.file.prompt is not None and rest and rest[-1]["role"] == "user":
@@ -128,7 +127,7 @@ class EvalTask:
         return [*systems, *shown, *rest]
 
     def _as_example(self, example: Row) -> list[Message]:
-        turns = [_sent(m) for m in example.messages if m["role"] not in ("system", "developer")]
+        _, turns = split_systems([_sent(message) for message in example.messages])
         if self.file.prompt is not None and len(turns) >= 2:
             turns[-2]["content"] = self.file.prompt.replace("{input}", str(turns[-2].get("content") or ""))
         return turns
@@ -151,6 +150,12 @@ class EvalTask:
         """The row's value of a slice key, as text; None where it has none."""
         value = _lookup(row, key)
         return None if value is None else value if isinstance(value, str) else canonical_json(value)
+
+
+def split_systems(turns: list[Message]) -> tuple[list[Message], list[Message]]:
+    """(the leading system turns, what follows). One in the midst of a conversation is said there, and stays there."""
+    first = next((at for at, turn in enumerate(turns) if turn["role"] not in ("system", "developer")), len(turns))
+    return turns[:first], turns[first:]
 
 
 def _sent(message: Message) -> Message:
@@ -275,13 +280,20 @@ def _examples(wanted: FewShot | None, rows: list[Row], where: str) -> tuple[Row,
             where=f"{where} few_shot n",
             hint=f"add rows to it, or set n: {len(examples)}",
         )
-    asked = {canonical_json(row.prompt) for row in rows}
+    asked = {_question(row): row.id for row in rows}
     for example in examples:
-        if canonical_json(example.prompt) in asked:
+        if (same := asked.get(_question(example))) is not None:
             raise UserError(
-                "this example is also asked: its answer would be given away", where=f"{wanted.file}:{example.line}"
+                f"this example is also asked, by the item {same!r}: its answer would be given away",
+                where=f"{wanted.file}:{example.line}",
+                hint="take it out; questions are compared without case, punctuation and system turns",
             )
     return tuple(examples)
+
+
+def _question(row: Row) -> str:
+    """What makes two rows ask the same: the user's text, normalised; the whole prompt where the user says nothing."""
+    return normalized(user_text(row)) or canonical_json(row.prompt)
 
 
 def _lookup(row: Row, key: str | None) -> Any:

@@ -10,12 +10,12 @@ from tunegate.core.errors import UserError
 from tunegate.core.files import sha256_file
 from tunegate.core.manifest import is_finished
 from tunegate.evalkit.compare import Reading, compare, lock
-from tunegate.evalkit.evaluate import Evaluation, evaluate, open_reading, open_unchanged
+from tunegate.evalkit.evaluate import Evaluation, evaluate, identity_of, open_reading, open_unchanged, planned
 from tunegate.evalkit.folders import write_report
 from tunegate.evalkit.gate import decide
 from tunegate.evalkit.policy import Policy, default_policy, load_policy
 from tunegate.evalkit.runner import RunOptions
-from tunegate.evalkit.summary import answered
+from tunegate.evalkit.summary import answered, lost_share
 from tunegate.evalkit.system import System
 from tunegate.evalkit.task import EvalTask, load_task
 
@@ -57,19 +57,17 @@ def judged_before(folder: Path, system: System, task: EvalTask) -> EvalReport | 
         return None
     report = EvalReport.open(folder)
     document = report.report()
-    found = (
-        document["target"]["digest"],
-        document["task"]["digest"],
-        document["data"]["sha256"],
-        document["data"]["n"],
-    )
-    return report if found == (system.digest, task.digest, task.data_sha256, len(task.rows)) else None
+    asked = document["target"]["digest"] == system.digest
+    return report if asked and identity_of(document) == identity_of(planned(system, task).report) else None
 
 
-def finish(evaluation: Evaluation) -> None:
-    """Remove the answers' log once the report stands; it stays where items are to be asked again."""
-    if evaluation.log is not None and not evaluation.reading.report["outcomes"]["infra_error"]:
+def finish(evaluation: Evaluation) -> bool:
+    """Remove the answers' log once the report stands; it stays for --retry-errors where items were lost. Returns whether it
+    does."""
+    lost = lost_share(evaluation.reading.rows) > 0
+    if evaluation.log is not None and not lost:
         evaluation.log.unlink(missing_ok=True)
+    return lost and evaluation.log is not None and evaluation.log.is_file()
 
 
 def unanswered(evaluation: Evaluation) -> str | None:

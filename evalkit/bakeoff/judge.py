@@ -7,12 +7,12 @@ from typing import Any
 
 from tunegate.core.artifacts import EvalReport, Run
 from tunegate.core.methods import RAG_LORA
-from tunegate.core.power import pairs_for_difference
 from tunegate.core.statistics import holm
 from tunegate.evalkit.bakeoff.arms import notes_of
 from tunegate.evalkit.bakeoff.plan import ARMS, BASE, TUNED, Member, Plan
 from tunegate.evalkit.compare import Reading, lock, pair
 from tunegate.evalkit.evaluate import open_reading
+from tunegate.evalkit.gate import need_pairs
 from tunegate.evalkit.summary import clusters, judged, measure, score_of
 
 DRAWS = 4000
@@ -134,6 +134,7 @@ def money_of(plan: Plan, arm: str, tokens: Mapping[str, float | None], rows: int
         at_capacity_usd_per_1k=busy,
         p95_ms=sized.p95_ms,
         train_usd=train_usd,
+        why="the p95 that is asked for cannot be kept: priced for the least that can" if sized.late_by_ms > 0 else None,
     )
 
 
@@ -209,15 +210,10 @@ def winner(
         if row is best:
             continue
         paired = pair(readings[best["arm"]].rows, readings[row["arm"]].rows, primary)
-        if paired.above_p(-MARGIN) <= ALPHA:
+        if paired.not_worse(MARGIN, alpha=ALPHA).holds:
             good.append(row)
-        elif (
-            paired.interval(level=1 - 2 * ALPHA).high is None
-            or (paired.interval(level=1 - 2 * ALPHA).high or 0) > -MARGIN
-        ):
-            discordance = (paired.fixed + paired.broken + 1) / (paired.n + 2)
-            distance = max(MARGIN, abs(paired.value + MARGIN))
-            undecided.append({"arm": row["arm"], "need_n": pairs_for_difference(discordance, distance, alpha=ALPHA)})
+        elif not paired.worse(MARGIN, alpha=ALPHA).holds:
+            undecided.append({"arm": row["arm"], "need_n": need_pairs(paired, -MARGIN, alpha=ALPHA)})
     chosen = min(good, key=_cost)
     value = best["metrics"][primary]["value"]
     if chosen is best:

@@ -57,7 +57,10 @@ def sentences(document: dict[str, Any]) -> list[str]:
         return [f"No winner: {won['why']}."]
     found.append(f"{won['arm']}: {won['why']}. It has the highest score in {won['probability_best']:.0%} of resamples.")
     if won["undecided"]:
-        names = ", ".join(f"{other['arm']} (about {other['need_n']:,})" for other in won["undecided"])
+        names = ", ".join(
+            f"{other['arm']} ({'none one can make' if other['need_n'] is None else 'about {:,}'.format(other['need_n'])})"
+            for other in won["undecided"]
+        )
         found.append(f"Not told from the best by {document['n']} items (with the number that would): {names}.")
     for arm, points in document["curves"].items():
         if len(points) > 1:

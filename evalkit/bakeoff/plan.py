@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,28 @@ from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import Dataset
 from tunegate.core.console import say
 from tunegate.core.errors import UsageError, UserError, nearest
-from tunegate.core.files import canonical_json, new_folder, read_json, sha256_text, write_json, write_jsonl, write_text
+from tunegate.core.files import (
+    canonical_json,
+    home_path,
+    new_folder,
+    read_json,
+    relative_files,
+    sha256_file,
+    sha256_text,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from tunegate.core.methods import METHODS, RAG_LORA, TRAINED
 from tunegate.core.model_source import ModelSource
 from tunegate.core.rows import Row, read_rows, read_unique_rows
+from tunegate.evalkit.evaluate import identity_of, planned
+from tunegate.evalkit.system import System
 from tunegate.evalkit.task import EvalTask
 from tunegate.serve.tool_calls import check_takes_tools
 from tunegate.train.config import from_file, resolve
 from tunegate.train.data.normalize import normalized, user_text
+from tunegate.train.work import working_folder
 
 BASE = "base"  # the model as it is, asked as the task asks it
 ARMS = (BASE, *METHODS, RAG_LORA)
@@ -25,6 +39,7 @@ TUNED = (*TRAINED, RAG_LORA)  # arms with weights of their own
 RETRIEVING = ("rag", RAG_LORA)
 FRACTIONS = (0.25, 0.5, 1.0)
 IDENTITY = "bakeoff-plan.json"
+FILES = ("system_file", "docs", "adapter", "embedder")  # settings that name a file or folder
 DATA = "data"  # training rows that the bake-off itself wrote
 
 
@@ -122,19 +137,24 @@ def open_plan(plan: Plan, *, force: bool) -> None:
         check_takes_tools(plan.source)
     if manifests.is_finished(plan.out) and not force:
         raise UserError("exists already", where=str(plan.out), hint="pass --force to decide and write it again")
+    base = System(spec=plan.source.spec, kind="model", digest="")  # what differs from arm to arm plays no part
+    price = plan.task.file.price
     identity = {
-        "task": plan.task.digest,
-        "data": plan.task.data_sha256,
+        **identity_of(planned(base, plan.task).report),
+        "price": None if price is None else asdict(price),
         "dataset": plan.dataset.digest,
         "model": plan.source.as_input().digest,
         "settings": {**plan.settings, "arms": plan.own_settings},
-        "docs": plan.docs,
+        "files": {name: contents_of(name) for name in _files(plan)},
+        "docs": [plan.docs, contents_of(plan.docs)],
     }
     marker = plan.out / IDENTITY
     if marker.is_file():
         before = read_json(marker)
         changed = [k for k, v in json.loads(canonical_json(identity)).items() if before.get(k) != v]
-        if changed:
+        if changed == ["docs"] and not _retrieved(plan):
+            write_json(marker, identity)
+        elif changed:
             raise UserError(
                 f"another bake-off was begun here: {', '.join(changed)} differ",
                 where=str(plan.out),
@@ -147,6 +167,29 @@ def open_plan(plan: Plan, *, force: bool) -> None:
         raise UserError("is not empty and holds no bake-off", where=str(plan.out), hint="name another --out")
     plan.out.mkdir(parents=True, exist_ok=True)
     write_json(marker, identity)
+
+
+def _retrieved(plan: Plan) -> bool:
+    """Whether an arm that reads the documents was made or begun; until then they may be mended."""
+    runs = [plan.run_folder(member) for arm in RETRIEVING for member in plan.members(arm)]
+    return any(manifests.is_finished(run) or working_folder(run).is_dir() for run in runs)
+
+
+def _files(plan: Plan) -> list[str]:
+    """What settings name on this machine, as they name it."""
+    given = [values.get(key) for values in (plan.settings, *plan.own_settings.values()) for key in FILES]
+    return sorted({str(name) for name in given if name})
+
+
+def contents_of(name: str) -> str | None:
+    """SHA-256 over a file, or over the names and contents of a folder's files; None where there is neither."""
+    path = home_path(name)
+    if not name or not path.exists():
+        return None
+    if path.is_file():
+        return sha256_file(path)
+    found = {file: sha256_file(path / file) for file in relative_files(path) if (path / file).is_file()}
+    return sha256_text(canonical_json(found))
 
 
 def dataset_of(path: Path, task: EvalTask, out: Path) -> Dataset:
@@ -166,9 +209,18 @@ def dataset_of(path: Path, task: EvalTask, out: Path) -> Dataset:
     if len(kept) < len(rows):
         say(f"{len(rows) - len(kept)} of {len(rows)} rows ask what the evaluation asks and are left out of training")
     folder = out / DATA / "train"
+    source = manifests.Input.of_file(path, "rows")
     if manifests.is_finished(folder):
-        return Dataset.open(folder)
-    return write_rows(kept, folder, [manifests.Input.of_file(path, "rows")])
+        dataset = Dataset.open(folder)
+        if [item.digest for item in dataset.manifest.inputs] != [source.digest]:
+            raise UserError(
+                f"another bake-off was begun here: its training rows are not those of {path}",
+                where=str(out),
+                hint="name another --out, or remove the folder",
+            )
+        refuse_leaks(list(read_rows(dataset.train_path)), task, where=str(dataset.train_path))
+        return dataset
+    return write_rows(kept, folder, [source])
 
 
 def dataset_with(task: EvalTask) -> Path:

@@ -9,7 +9,9 @@ from typing import Any
 
 from tunegate.core.errors import UserError
 from tunegate.core.files import canonical_json, sha256_text, write_bytes
+from tunegate.evalkit.scoring import EACH
 
+REPEATS = {**EACH, "latency_ms": "latencies_ms", "ttft_ms": "ttfts_ms"}
 STATES = {"length": "max_tokens", "stop": "stop", "content_filter": "content_filter", "tool_calls": "tool_calls"}
 
 
@@ -85,14 +87,26 @@ def _score(name: str, figure: dict[str, Any]) -> dict[str, Any]:
 
 def _samples(row: dict[str, Any], report: dict[str, Any]) -> list[dict[str, Any]]:
     """One sample an answer; scores stand at the item (their mean over repeats)."""
-    outputs, outcomes = row.get("outputs") or [row["output"]], row.get("outcomes") or [row["outcome"]]
-    return [_sample(row, report, i + 1, *pair) for i, pair in enumerate(zip(outputs, outcomes, strict=True))]
+    if not row.get("outcomes"):
+        return [_sample(row, report, 1)]
+    return [_sample(_repeat(row, at), report, at + 1) for at in range(len(row["outcomes"]))]
 
 
-def _sample(row: dict[str, Any], report: dict[str, Any], epoch: int, output: str, outcome: str) -> dict[str, Any]:
+def _repeat(row: dict[str, Any], at: int) -> dict[str, Any]:
+    """The row of one repeat. Reports written before each repeat's own were kept know the rest of one only: the first with the
+    item's outcome."""
+    named, outcomes = row["outcomes"].index(row["outcome"]), row["outcomes"]
+    found = {**row, "output": row["outputs"][at], "outcome": outcomes[at]}
+    for one, many in REPEATS.items():
+        found[one] = row[many][at] if row.get(many) else row.get(one) if at == named else None
+    return found
+
+
+def _sample(row: dict[str, Any], report: dict[str, Any], epoch: int) -> dict[str, Any]:
+    output, outcome = row["output"], row["outcome"]
     asked = [{"role": m["role"], "content": _text(m)} for m in row["messages"] if m["role"] in ("system", "user")]
     answer: dict[str, Any] = {"role": "assistant", "content": output, "source": "generate"}
-    calls = [_call(call, index) for index, call in enumerate(row.get("tool_calls") or [])] if epoch == 1 else []
+    calls = [_call(call, index) for index, call in enumerate(row.get("tool_calls") or [])]
     if calls:
         answer["tool_calls"] = calls
     stop = STATES.get(row.get("finish_reason") or "", "unknown")
@@ -107,8 +121,8 @@ def _sample(row: dict[str, Any], report: dict[str, Any], epoch: int, output: str
         "output": {
             "model": report["target"].get("model") or report["target"]["spec"],
             "choices": [{"message": answer, "stop_reason": stop}],
-            **({"usage": usage} if row.get("prompt_tokens") is not None and epoch == 1 else {}),
-            **({"time": row["latency_ms"] / 1000.0} if row.get("latency_ms") is not None and epoch == 1 else {}),
+            **({"usage": usage} if row.get("prompt_tokens") is not None else {}),
+            **({"time": row["latency_ms"] / 1000.0} if row.get("latency_ms") is not None else {}),
         },
         "scores": {name: _sample_score(row, name, value, output) for name, value in row["scores"].items()},
         "metadata": {**row["tags"], "outcome": outcome, "cause": row["cause"], "group": row.get("group")},
@@ -117,7 +131,10 @@ def _sample(row: dict[str, Any], report: dict[str, Any], epoch: int, output: str
         "attachments": {},
     }
     if outcome == "infra_error":
-        sample |= {"scores": {}, "error": {"message": row["reason"], "traceback": "", "traceback_ansi": ""}}
+        sample |= {
+            "scores": {},
+            "error": {"message": row.get("error") or row["reason"], "traceback": "", "traceback_ansi": ""},
+        }
         sample["output"] = {"model": sample["output"]["model"], "choices": []}
     return sample
 

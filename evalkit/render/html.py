@@ -196,7 +196,7 @@ def _answer(row: dict[str, Any]) -> dict[str, Any]:
     """One side's answer, with why each validator failed it and what each judge said."""
     reasons = {**obj(row.get("judged")), **obj(row.get("reasons"))}
     return {
-        "text": as_text(row.get("output")) or (as_text(row["tool_calls"]) if row.get("tool_calls") else ""),
+        "text": _said(row.get("output"), row.get("tool_calls")),
         "outcome": as_text(row.get("outcome")) or "unknown",
         "reason": as_text(row.get("reason") or row.get("error")),
         "finish": as_text(row.get("finish_reason")),
@@ -209,16 +209,22 @@ def _answer(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _said(text: Any, calls: Any) -> str:
+    """What an answer says and calls."""
+    return "\n".join(part for part in (as_text(text), as_text(calls) if calls else "") if part)
+
+
 def _rarely(row: dict[str, Any]) -> dict[str, Any]:
     """What few rows have: repeats [outcome, text, ms], the cost, attempts beyond one, the context of a prompted run."""
     found: dict[str, Any] = {}
     outputs, outcomes, times = (row.get(key) for key in ("outputs", "outcomes", "latencies_ms"))
     if isinstance(outputs, list) and isinstance(outcomes, list) and len(outputs) == len(outcomes):
-        known = [finite(ms) for ms in times] if isinstance(times, list) else []
-        rest = [None] * (len(outputs) - len(known))
+        calls = row.get("each_tool_calls")
         found["repeats"] = [
-            [as_text(outcome), as_text(text), ms]
-            for outcome, text, ms in zip(outcomes, outputs, [*known, *rest], strict=False)
+            [as_text(outcome), _said(text, call), finite(ms)]
+            for outcome, text, call, ms in zip(
+                outcomes, outputs, _as_many(calls, outputs), _as_many(times, outputs), strict=True
+            )
         ]
     if (cost := finite(row.get("cost_usd"))) is not None:
         found["cost"] = number(cost, metric="_usd")
@@ -227,6 +233,12 @@ def _rarely(row: dict[str, Any]) -> dict[str, Any]:
     if row.get("context"):
         found["context"] = as_text(row["context"])
     return found
+
+
+def _as_many(values: Any, as_these: list[Any]) -> list[Any]:
+    """A list of the same length, None where it has nothing."""
+    known = values[: len(as_these)] if isinstance(values, list) else []
+    return [*known, *[None] * (len(as_these) - len(known))]
 
 
 def _score(value: Any, why: Any = None) -> dict[str, Any]:

@@ -51,6 +51,23 @@ def place(row: Row) -> str:
     return f"{row.file}:{row.line}"
 
 
+def refuse_calls(row: Row) -> None:
+    """Raise UserError for a row whose expected answer is tool calls without a text: there is none to compare with."""
+    if row.messages[-1].get("tool_calls") and not row.expected.strip():
+        raise UserError(
+            "the expected answer is tool calls, not a text",
+            where=place(row),
+            hint="kind: tool_call judges calls; with no_call: true also rows whose expected answer has none",
+        )
+
+
+def only_calls(answer: Answer) -> Verdict | None:
+    """What a validator of texts says of an answer that calls tools and says nothing; None for any other."""
+    if answer.tool_calls and not answer.text.strip():
+        return Verdict.unparsable("the answer calls tools, a text is expected")
+    return None
+
+
 def shown(value: Any, limit: int = 120) -> str:
     """A value as JSON, cut to `limit` characters, for a reason."""
     import json
@@ -70,3 +87,8 @@ class Admitting(Validator):
         """The outputs that are right for this row."""
         given = self.accept if self.accept is not None else row.accept
         return [row.expected] if given is None else list(given)
+
+    def refuse_calls(self, row: Row) -> None:
+        """`refuse_calls` where the expected answer is what an answer is compared with."""
+        if self.accept is None and row.accept is None:
+            refuse_calls(row)

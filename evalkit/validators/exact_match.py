@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from tunegate.core.rows import Row
 from tunegate.evalkit.outcomes import Answer, Verdict
-from tunegate.evalkit.validators.base import Validator, shown
+from tunegate.evalkit.validators.base import Validator, only_calls, refuse_calls, shown
 
 Normalisation = Literal["strip", "case", "whitespace", "punctuation", "articles", "nfkc"]
 _PUNCTUATION = r"[\p{P}$+<=>^`|~]"  # Unicode's, and what ASCII has beside it
@@ -50,8 +50,14 @@ class ExactMatch(Validator):
     normalize: tuple[Normalisation, ...] = ("strip",)
     kind: ClassVar[str] = "exact_match"
 
+    def check_row(self, row: Row) -> None:
+        """The expected answer must be a text."""
+        refuse_calls(row)
+
     def judge(self, answer: Answer, row: Row) -> Verdict:
         """Pass when both texts are equal."""
+        if (calls := only_calls(answer)) is not None:
+            return calls
         if normalised(answer.text, self.normalize) == normalised(row.expected, self.normalize):
             return Verdict.yes()
         if not answer.text.strip():

@@ -10,9 +10,15 @@ from tunegate.core.rows import Row
 from tunegate.evalkit.outcomes import Answer, Verdict
 from tunegate.evalkit.validators.base import Admitting, place, shown
 
-# Whole or not at all (atomic): of `12.5kg` and `$1.5M` no 12 and no 1.
+# Whole or not at all (atomic): of `12.5kg` and `$1.5M` no 12 and no 1; of `12,50`, `1.234,56`, `1.2.3`, `1'000` and `1/2`, digits
+# joined as no number here is, nothing.
+_JOINT = "[,'\u2019/\u2044]"
+# Thai, kana, Han and Hangul are written without blanks: a number may stand at once beside them, but for what multiplies it (`3万`).
+_LETTER = "[^\\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
 _NUMBER = re.compile(
-    r"(?<![\w.])[-+]?[$€£¥₹]?(?>(?:\d{1,3}(?:[,\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?>(?:[eE][-+]?\d{1,3})?)(?!\w)"
+    rf"(?<!{_LETTER})(?<!\.)(?:[-+][$€£¥₹]?|[$€£¥₹]|(?<!\d{_JOINT}))"
+    r"(?>(?:\d{1,3}(?:[,\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?>(?:[eE][-+]?\d{1,3})?)"
+    rf"(?!{_LETTER}|[十百千万亿億兆십백천만억조]|\.\d|{_JOINT}\d)"
 )
 # As typesetters and many models write it.
 _MINUS = str.maketrans(dict.fromkeys("\N{MINUS SIGN}\N{EN DASH}\N{FULLWIDTH HYPHEN-MINUS}", "-"))
@@ -22,7 +28,7 @@ _NO_PART = re.compile("[$€£¥₹,\u00a0\u2009\u202f]")
 def numbers(text: str) -> list[Decimal]:
     """The numbers in a text, in order; commas, no-break and thin spaces between groups of three digits are read as
     thousands. A plain space is not: it stands between two numbers too. A sign may stand before a currency's; what letters
-    follow at once (`5kg`) is none."""
+    follow at once (`5kg`) is none, nor are digits joined otherwise (`12,50`, `1.000.000`, `1/2`)."""
     return [Decimal(_NO_PART.sub("", match)) for match in _NUMBER.findall(text[:100_000].translate(_MINUS))]
 
 
@@ -49,7 +55,11 @@ class Number(Admitting):
                 where=place(row),
                 hint=f"give {self.name} which: first or which: last",
             )
-        raise UserError(f"the expected answer holds no number: {shown(row.expected)}", where=place(row))
+        raise UserError(
+            f"the expected answer holds no number: {shown(row.expected)}",
+            where=place(row),
+            hint="write 1234.5 or 1,234.5, with a space before a unit",
+        )
 
     def judge(self, answer: Answer, row: Row) -> Verdict:
         """Pass when the number is near enough to an admissible one; both texts are read by the same rule."""

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from tunegate.core.errors import UserError
 from tunegate.core.rows import Row
 from tunegate.evalkit.outcomes import Answer, Verdict
-from tunegate.evalkit.validators.base import Admitting, shown
+from tunegate.evalkit.validators.base import Admitting, only_calls, shown
 from tunegate.evalkit.validators.exact_match import Normalisation, normalised
 
 SECONDS = 1.0  # of one pattern on one answer
@@ -35,8 +35,15 @@ class Regex(Admitting):
         except (regex.error, OverflowError, RecursionError) as error:
             raise UserError(f"not a regular expression: {error}", where=f"{self.name} pattern") from None
 
+    def check_row(self, row: Row) -> None:
+        """What is compared with must be a text."""
+        if self.compare:
+            self.refuse_calls(row)
+
     def judge(self, answer: Answer, row: Row) -> Verdict:
         """Pass when the pattern is found and, with `compare`, what it finds is right."""
+        if (calls := only_calls(answer)) is not None:
+            return calls
         try:
             found = list(self.compiled().finditer(answer.text, timeout=SECONDS))
         except TimeoutError:

@@ -8,7 +8,7 @@ from tunegate.core.errors import UserError
 from tunegate.core.json_schema import canonical
 from tunegate.core.rows import Row
 from tunegate.evalkit.outcomes import Answer, Verdict
-from tunegate.evalkit.validators.base import Admitting, NotJsonError, shown, strict_json
+from tunegate.evalkit.validators.base import Admitting, NotJsonError, only_calls, shown, strict_json
 from tunegate.evalkit.validators.exact_match import Normalisation, normalised
 
 Member = tuple[str, object]
@@ -32,11 +32,17 @@ class SetMatch(Admitting):
                 hint='leave the key out for ",", or name the text between them',
             )
 
+    def check_row(self, row: Row) -> None:
+        """The expected members must stand in a text."""
+        self.refuse_calls(row)
+
     def judge(self, answer: Answer, row: Row) -> Verdict:
         """Pass when the members are the same; a member that stands twice counts once unless `ordered`.
 
         With `ordered`, F1 counts what both have in the same order: the right members in a wrong order are no full score.
         """
+        if (calls := only_calls(answer)) is not None:
+            return calls
         try:
             got = self._counted(self._of_text(answer.text))
         except RecursionError:

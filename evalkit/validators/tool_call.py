@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 from tunegate.core.errors import UserError
 from tunegate.core.json_schema import canonical
 from tunegate.core.rows import Row
+from tunegate.evalkit.extract import tool_calls as calls_in_text
 from tunegate.evalkit.outcomes import Answer, Verdict
 from tunegate.evalkit.validators.base import Admitting, NotJsonError, place, shown, strict_json
 from tunegate.evalkit.validators.json_equal import Difference, differences
@@ -28,9 +29,11 @@ Problem = tuple[str, str]  # reason, cause
 @dataclass(frozen=True, kw_only=True)
 class ToolCall(Admitting):
     """form: `whole` calls, admissible `sets` for each argument, or `auto`: sets where every argument holds a list and the
-    expected answer is not itself among the calls."""
+    expected answer is not itself among the row's calls. no_call: a row whose expected answer calls nothing passes when the
+    answer calls nothing (its text is not judged); without it such rows are refused."""
 
     form: Literal["auto", "whole", "sets"] = "auto"
+    no_call: bool = False
     kind: ClassVar[str] = "tool_call"
 
     def check_row(self, row: Row) -> None:
@@ -38,18 +41,23 @@ class ToolCall(Admitting):
         try:
             admissible = self._calls(row)
         except NotJsonError as error:
-            raise UserError(f"the expected answer is not a tool call: {error}", where=place(row)) from None
+            hint = "no_call: true takes rows whose expected answer calls nothing"
+            raise UserError(f"the expected answer is not a tool call: {error}", where=place(row), hint=hint) from None
         if not admissible:
             raise UserError('"accept" is empty: nothing could be right', where=place(row))
 
     def judge(self, answer: Answer, row: Row) -> Verdict:
         """Pass when the calls are admissible; else the reason of the nearest admissible ones."""
+        admissible = self._calls(row)
+        if admissible == [[]]:
+            return _calls_nothing(answer)
         try:
             got = calls_of(answer.tool_calls, answer.text)
         except NotJsonError as error:
             return Verdict.unparsable(str(error))
         try:
-            problems = [self._all_problems(expected, got, row) for expected in self._calls(row)]
+            sets = self._sets(admissible, row)
+            problems = [self._all_problems(expected, got, sets) for expected in admissible]
         except RecursionError:
             return Verdict.no("nested too deeply to compare", "wrong_field")
         if not all(problems):
@@ -57,9 +65,9 @@ class ToolCall(Admitting):
         reason, cause = min(problems, key=_distance)[0]
         return Verdict.no(reason, cause)
 
-    def _all_problems(self, expected: list[Call], got: list[Call], row: Row) -> list[Problem]:
+    def _all_problems(self, expected: list[Call], got: list[Call], sets: bool) -> list[Problem]:
         """What keeps the given calls from being the expected ones; calls that do not match are compared with the nearest."""
-        found = [[self._problems(one, two, row) for two in got] for one in expected]
+        found = [[self._problems(one, two, sets) for two in got] for one in expected]
         met = matched([[i for i, problems in enumerate(line) if not problems] for line in found])
         lacking = [i for i in range(len(expected)) if i not in met]
         free = sorted(set(range(len(got))) - set(met.values()))
@@ -77,30 +85,60 @@ class ToolCall(Admitting):
             problems.insert(0, (f"{counted}; too many {_named([got[i] for i in free])}", "extra_call"))
         return problems
 
-    def _problems(self, expected: Call, got: Call, row: Row) -> list[Problem]:
+    def _problems(self, expected: Call, got: Call, sets: bool) -> list[Problem]:
         if expected["name"] != got["name"]:
             return [(f"expected the function {expected['name']!r}, got {shown(got['name'])}", "wrong_function")]
-        if self._as_sets(expected["arguments"], row):
-            return list(argument_problems(expected["arguments"], got["arguments"]))
-        return [(str(d), d.cause) for d in differences(expected["arguments"], got["arguments"], at=("arguments",))]
+        arguments = expected["arguments"]
+        if sets and (self.form == "sets" or _are_sets(arguments)):
+            return list(argument_problems(arguments, got["arguments"]))
+        return [(str(d), d.cause) for d in differences(arguments, got["arguments"], at=("arguments",))]
 
-    def _as_sets(self, arguments: dict[str, Any], row: Row) -> bool:
-        if self.form != "auto":
+    def _sets(self, admissible: list[list[Call]], row: Row) -> bool:
+        """Whether this row's calls hold admissible values: decided once for all of them."""
+        if self.form != "auto" or not any(_are_sets(call["arguments"]) for calls in admissible for call in calls):
             return self.form == "sets"
-        if not arguments or not all(isinstance(values, list) for values in arguments.values()):
-            return False
         try:
             own = calls_of(row.messages[-1].get("tool_calls"), row.expected)
         except NotJsonError:
             return True
-        return all(canonical(call["arguments"]) != canonical(arguments) for call in own)
+        told = {canonical(call) for call in own}
+        return not any(canonical(call) in told for calls in admissible for call in calls)
 
     def _calls(self, row: Row) -> list[list[Call]]:
-        """What may be called, each as all the calls that make up one right answer."""
+        """What may be called, each as all the calls that make up one right answer; with `no_call` that may be none."""
         if self.accept is not None or row.accept is not None:
             accept = self.admissible(row)
             return [[_accepted(strict_json(value) if isinstance(value, str) else value)] for value in accept]
-        return [calls_of(row.messages[-1].get("tool_calls"), row.expected)]
+        expected = row.messages[-1].get("tool_calls")
+        if self.no_call and not expected and not _holds_calls(row.expected):
+            return [[]]
+        return [calls_of(expected, row.expected)]
+
+
+def _holds_calls(text: str) -> bool:
+    """Whether a text is there to be read as calls: a JSON object, or a list that is not empty. Prose is not."""
+    try:
+        value = strict_json(text)
+    except NotJsonError:
+        return False
+    return isinstance(value, dict) or (isinstance(value, list) and bool(value))
+
+
+def _calls_nothing(answer: Answer) -> Verdict:
+    """Pass for an answer without calls, those that stand in its text included."""
+    try:
+        got = calls_of(answer.tool_calls, calls_in_text(answer.text))
+    except NotJsonError:
+        return (
+            Verdict.no("no call expected, got one that cannot be read", "extra_call")
+            if answer.tool_calls
+            else Verdict.yes()
+        )
+    return Verdict.no(f"no call expected, got {_named(got)}", "extra_call")
+
+
+def _are_sets(arguments: dict[str, Any]) -> bool:
+    return bool(arguments) and all(isinstance(values, list) for values in arguments.values())
 
 
 def calls_of(tool_calls: list[Any] | None, text: str) -> list[Call]:

@@ -73,3 +73,8 @@ def test_script(text: str, name: str) -> None:
 )
 def test_is_json_means_an_object_or_a_list(text: str, verdict: bool) -> None:
     assert is_json(text) is verdict
+
+
+@pytest.mark.parametrize("text", ['{"n": NaN}', "[Infinity]", '{"a": 1, "a": 2}', '["\\ud800"]', "\u00a0{}", "[1e999]"])
+def test_what_eval_cannot_parse_is_no_json(text: str) -> None:
+    assert not is_json(text)

@@ -179,16 +179,16 @@ def test_init_writes_keys_that_read_back(tmp_path, key):
 
 
 def test_noise_of_nothing_is_an_infrastructure_error(echo, standin, ft):
-    standin.answer = lambda q, _: (400, "")
+    standin.answer = lambda q, _: (501, "")
     one_line(
-        ft("eval", "noise", standin.url, "--task", "task.yaml"), 4, "no item was answered twice", "HTTP 400: broken"
+        ft("eval", "noise", standin.url, "--task", "task.yaml"), 4, "no item was answered twice", "HTTP 501: broken"
     )
     assert set(standin.asked.values()) == {1}, "what was lost once is not asked again"
     standin.asked.clear()
-    standin.answer = lambda q, times: (400 if (int(q[1:]) + times) % 2 else 200, q)
+    standin.answer = lambda q, times: (501 if (int(q[1:]) + times) % 2 else 200, q)
     one_line(ft("eval", "noise", standin.url, "--task", "task.yaml"), 4, "no item was answered twice")
     standin.asked.clear()
-    standin.answer = lambda q, times: (400 if q in ("q1", "q2") and times == 2 else 200, q)
+    standin.answer = lambda q, times: (501 if q in ("q1", "q2") and times == 2 else 200, q)
     run = ft("eval", "noise", standin.url, "--task", "task.yaml")
     assert run.code == 0
     assert "no answer (infrastructure)" in run.out

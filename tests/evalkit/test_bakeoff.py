@@ -12,11 +12,12 @@ import pytest
 from tunegate.advisor import evidence
 from tunegate.core.artifacts import EvalReport
 from tunegate.core.commands import run
+from tunegate.core.errors import UserError
 from tunegate.core.manifest import read, verify
 from tunegate.evalkit.bakeoff import judge
 from tunegate.evalkit.bakeoff.cli import app
 from tunegate.evalkit.bakeoff.page import page, table_rows
-from tunegate.evalkit.bakeoff.plan import dataset_with, parse_arms
+from tunegate.evalkit.bakeoff.plan import contents_of, dataset_of, dataset_with, parse_arms
 from tunegate.evalkit.task import load_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -108,6 +109,9 @@ def test_a_failing_arm_is_named_and_the_others_finish_and_a_second_call_makes_on
     assert json.loads(out)["failed"] == {}
     assert (kitchen.path / "bo/runs/prompt/manifest.json").stat().st_mtime_ns == made
     assert sum(kitchen.asked.values()) == asked + 12  # only the new arm was asked
+    (docs / "a.txt").write_text("Sums are three times the number.")  # which the arm that stands has not read
+    code, out, err = kitchen.bake("--arms", "prompt,rag", "--docs", "docs", "--force")
+    assert (code, "begun here: docs differ" in err) == (2, True), err
 
 
 def test_an_arm_without_any_answer_is_named_and_asked_again(kitchen, standin):
@@ -149,7 +153,7 @@ def test_other_settings_or_a_foreign_folder_are_refused(kitchen, makers):
     (kitchen.path / "c.yaml").write_text("max_steps: 3\nmax_length: 400\n")
     code, _, err = kitchen.bake("--arms", "prompt", "--force")
     assert code == 2
-    assert "another bake-off was begun here: settings differ" in err
+    assert "another bake-off was begun here: files, settings differ" in err
     (kitchen.path / "other").mkdir()
     (kitchen.path / "other/x").write_text("mine")
     code, _, err = kitchen.bake("--arms", "prompt", "--out", "other")
@@ -307,3 +311,41 @@ def test_the_rows_to_train_on_are_those_beside_the_items(tmp_path, makers, capsy
     argv = ["--task", str(tmp_path / "task.yaml"), "--out", str(tmp_path / "bo"), "--arms", "prompt"]
     assert run(app, prog="ft bakeoff", argv=argv) == 2
     assert capsys.readouterr().err.startswith("error: --train: no training rows are named")
+
+
+def test_a_task_that_asks_otherwise_is_another_bake_off(kitchen):
+    assert kitchen.bake("--arms", "prompt")[0] == 0
+    task, text = kitchen.path / "task.yaml", (kitchen.path / "task.yaml").read_text()
+    for more, words in (
+        ("generation: {max_tokens: 9}\n", "generation differ"),
+        ("system: Add up.\n", "prompts differ"),
+        ("repeats: 2\n", "repeats differ"),
+        ("price: {prompt_usd_per_1m: 1, completion_usd_per_1m: 1}\n", "price differ"),
+    ):
+        task.write_text(text + more)
+        code, _, err = kitchen.bake("--arms", "prompt", "--force")
+        assert (code, f"another bake-off was begun here: {words}" in err) == (2, True), err
+    task.write_text(text)
+    code, _, err = kitchen.bake("--arms", "prompt", "--force", "--limit", "5")
+    assert (code, "begun here: data, prompts differ" in err) == (2, True), err
+    (kitchen.path / "s.txt").write_text("Other instructions.")
+    code, _, err = kitchen.bake("--arms", "prompt", "--force")
+    assert (code, "begun here: files differ" in err) == (2, True), err
+
+
+def test_documents_and_training_rows_are_known_by_their_content(kitchen, makers):
+    docs = kitchen.path / "docs"
+    docs.mkdir()
+    (docs / "a.txt").write_text("One.")
+    before = contents_of(str(docs))
+    (docs / "a.txt").write_text("Two.")
+    assert contents_of(str(docs)) != before
+    assert contents_of(str(docs / "a.txt")) != contents_of("no such file")
+    task = load_task(kitchen.path / "task.yaml")
+    rows = kitchen.path / "rows.jsonl"
+    rows.write_text((kitchen.path / "data/train.jsonl").read_text())
+    made = dataset_of(rows, task, kitchen.path / "other")
+    assert dataset_of(rows, task, kitchen.path / "other").digest == made.digest
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[1:]))
+    with pytest.raises(UserError, match="its training rows are not those of"):
+        dataset_of(rows, task, kitchen.path / "other")

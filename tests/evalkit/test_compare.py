@@ -4,11 +4,12 @@ import copy
 
 import pytest
 
+from tunegate.core.bootstrap import bootstrap_mean
 from tunegate.core.errors import UserError
 from tunegate.core.statistics import (
-    bootstrap_mean,
     exact_non_inferior_p,
     mcnemar,
+    mcnemar_better_p,
     non_inferior_p,
     tango_interval,
 )
@@ -138,8 +139,16 @@ def test_twins_count_as_one():
     assert twins.interval(level=0.9) == tango_interval(6, 22, 88, level=0.9, **around)
     assert twins.interval(level=0.9).high > single.interval(level=0.9).high
     assert twins.above_p(-0.02) == non_inferior_p(6, 22, 88, 0.02, **around)
-    assert twins.better_p() == non_inferior_p(6, 22, 88, 0.0, **around)
-    assert twins.worse_p() == non_inferior_p(22, 6, 88, 0.0, **around)
+    assert (
+        twins.better_p()
+        == mcnemar_better_p(6 / twins.effect, 22 / twins.effect)
+        > non_inferior_p(6, 22, 88, 0.0, **around)
+    )
+    assert (
+        twins.worse_p()
+        == mcnemar_better_p(22 / twins.effect, 6 / twins.effect)
+        > non_inferior_p(22, 6, 88, 0.0, **around)
+    )
     assert twins.exact_p(0.02) == exact_non_inferior_p(3, 11, 43, 0.02)
     assert pair([row("a", 1.0, group="g"), row("b", 1.0, group="g")], [row("a", 1.0, group="g")], "exact").n == 1
 
@@ -185,6 +194,7 @@ def test_a_metric_is_told_whole():
         "exact_non_inferior_p": exact_non_inferior_p(3, 11, 44, 0.05),
         "test": "tango",
         "design_effect": 1.0,
+        "spread": 15 / 46,
     }
     assert describe(pair(*both(3, 1, 2, 1, copies=2), "exact"), alpha=0.1, margin=0.05)["test"] == "tango, clustered"
 

@@ -134,7 +134,8 @@ def slow_contrary(rows, baseline, condition, alpha):
             interval = pair(before, rows, "exact").interval(level=level)
         else:
             interval = measure(rows, {"metrics": {"exact": {}}}, condition["metric"], level=level, exact=True).interval
-        broken = interval.low > bound if condition["rule"] == "at_most" else interval.high < bound
+        edge = interval.low if condition["rule"] == "at_most" else interval.high
+        broken = edge is not None and (edge > bound if condition["rule"] == "at_most" else edge < bound)
         low, high = (low, middle) if broken else (middle, high)
     return high
 
@@ -146,7 +147,7 @@ def slow_contrary(rows, baseline, condition, alpha):
     [
         {"metric": "exact", "rule": "non_inferior", "margin": 0.02},
         {"metric": "exact", "rule": "at_least", "value": 0.8},
-        {"metric": "exact", "rule": "at_most", "value": 0.3},
+        {"metric": "exact", "rule": "at_most", "value": 0.2},
         {"metric": "latency_p50_ms", "rule": "at_most", "value": 450},
     ],
 )

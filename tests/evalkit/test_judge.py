@@ -9,16 +9,15 @@ from tunegate.evalkit.validators import judge
 
 @pytest.fixture
 def judged(echo, standin):
-    """A task with a judge at the stand-in, which says right to everything but what ends in 9; 40 labelled answers."""
+    """A task with a judge at the stand-in, which says right to everything but what ends in 9; 60 labelled answers, 24 of them wrong."""
 
     def answer(question, _):
         data = json.loads(question.split("<data>")[1].split("</data>")[0])
         return 200, json.dumps({"right": not data["answer"].endswith("9"), "reason": "because"})
 
     standin.answer = answer
-    labels = [
-        {"question": "q", "expected": "e", "answer": f"a{i}", "right": not f"{i}".endswith("9")} for i in range(40)
-    ]
+    said = [*(f"a{i}" for i in range(40)), *(f"b{i}9" for i in range(20))]
+    labels = [{"question": "q", "expected": "e", "answer": text, "right": not text.endswith("9")} for text in said]
     (echo / "labelled.jsonl").write_text("".join(json.dumps(x) + "\n" for x in labels))
     spec = f"{{name: j, kind: judge, endpoint: {json.dumps(standin.url)}, model: m, labelled: labelled.jsonl}}"
     (echo / "task.yaml").write_text(f"name: t\ndata: eval.jsonl\nvalidators: [{spec}]\n")
@@ -33,11 +32,13 @@ def test_logged_and_asked_once(judged, standin, ft):
     assert done.json["outcomes"]["pass"] == 54, done.err
     rows = [json.loads(line) for line in (judged / "r/results.jsonl").read_text().splitlines()]
     assert {row["judged"]["j"] for row in rows} == {"because"}
-    assert sum(standin.asked.values()) == 100
+    assert sum(standin.asked.values()) == 120
     judge._kept.cache_clear()  # as after a kill: what was said is read from the log
     judge._agreement.cache_clear()
-    ft("eval", "out.jsonl", "--task", "task.yaml", "--out", "r2")
-    assert sum(standin.asked.values()) == 100
+    again = ft("eval", "out.jsonl", "--task", "task.yaml", "--out", "r2")
+    assert sum(standin.asked.values()) == 120
+    kept = judge._kept(standin.url)[0]
+    assert f"120 verdicts of the judge at {standin.url} are kept in {kept}: remove the file" in again.err
 
 
 def test_may_not_gate_below_its_agreement(judged, ft):

@@ -206,3 +206,15 @@ def test_a_step_without_any_answer_ends_it_and_is_asked_again(chain, answers, st
     monkeypatch.setattr(evaluating, "served", pretend)
     code, found, err = ft("awq", "--task", "task.yaml", "--out", "ladder", "--json")
     assert (code, found["steps"][-1]["value"]) == (0, pytest.approx(25 / 60)), err
+
+
+def test_steps_of_other_prompts_are_judged_again(chain, answers, ft, echo):
+    shot = {"messages": [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]}
+    (echo / "shots.jsonl").write_text(json.dumps(shot))
+    (echo / "task.yaml").write_text((echo / "task.yaml").read_text() + "few_shot: {file: shots.jsonl}\n")
+    assert ft("release", "--task", "task.yaml", "--out", "ladder")[0] == 0
+    assert ft("release", "--task", "task.yaml", "--out", "ladder", "--force")[0] == 0
+    assert answers["served"] == ["base", "run", "release"]
+    (echo / "shots.jsonl").write_text(json.dumps(shot).replace("two", "three"))  # the same path
+    assert ft("release", "--task", "task.yaml", "--out", "ladder", "--force")[0] == 0
+    assert answers["served"] == ["base", "run", "release"] * 2

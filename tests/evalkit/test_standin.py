@@ -44,7 +44,9 @@ def test_500s_for_a_third_complete_and_nothing_is_judged(echo, standin, ft):
     assert "20 times: " in run.err  # and why
     standin.asked.clear()
     standin.answer = lambda q, _: (200, q)
-    again = ft("eval", standin.url, "--task", "task.yaml", "--out", "r", "--against", "base", "--force", "--json")
+    again = ft(
+        "eval", standin.url, "--task", "task.yaml", "--out", "r", "--against", "base", "--retry-errors", "--json"
+    )
     assert set(standin.asked) == broken  # only what got no answer is asked again
     assert again.json["outcomes"]["pass"] == 60
 
@@ -133,7 +135,7 @@ def test_judge_that_disagrees_may_not_judge(echo, standin, ft):
     standin.answer = lambda prompt, _: (200, '{"right": true, "reason": ""}')
     run = ft("eval", "o.jsonl", "--task", "judged.yaml", "--out", "r")
     assert run.code == 2
-    assert "the judge agrees with people on 0.51" in run.err
+    assert "the judge agrees with people on 0.00 [0.00, 0.16] of 20 labelled answers that are wrong" in run.err
     assert not (echo / "r").exists()
     assert sum(standin.asked.values()) == 41  # only the labelled sample
 

@@ -1,6 +1,7 @@
 """A LoadReport read back: by `ftadvise calibrate`, and as figures for a gate."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -51,6 +52,13 @@ def test_records_are_the_valid_closed_stages(written):
     assert manifest.verify(report.path) == []
     with pytest.raises(UserError, match="no stage"):
         load_records(written(stage_run(4, cpu_share=0.95)))
+
+
+def test_this_machines_own_limits_are_no_errors_of_the_server(written):
+    run = stage_run(4, errors=10)
+    run.records[0] = replace(run.records[0], error_kind="client")
+    error = load_interval(written(run), "load_error_rate", level=0.9)
+    assert error.value == pytest.approx(9 / 99)
 
 
 def test_calibrate_takes_the_measured_load_not_the_typed_one(written, tmp_path, monkeypatch, capsys):
