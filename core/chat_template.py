@@ -29,13 +29,15 @@ PROBE: tuple[Message, ...] = (
 class Masked:
     """One rendered conversation: token ids, and labels that are -100 outside the assistant's turns.
 
-    stopped: every assistant turn ends with a stop token that is learnt. text: as rendered.
+    stopped: every assistant turn ends with a stop token that is learnt. text: as rendered. spans: where in it each answer
+    that is learnt begins and ends.
     """
 
     input_ids: list[int]
     labels: list[int]
     stopped: bool
     text: str
+    spans: list[tuple[int, int]]
 
     @property
     def label_tokens(self) -> int:
@@ -70,6 +72,18 @@ def with_defaults(template: str, values: Mapping[str, Any]) -> str:
 def is_dated(template: str) -> bool:
     """Whether a template writes today's date into prompts, as Llama 3.2's and gpt-oss's do: they differ from day to day."""
     return "strftime_now" in template
+
+
+def clock(template: str, begun: str) -> dict[str, Any]:
+    """What `render` takes to write a fixed day (`begun`, a moment in ISO format) where a template asks for today's."""
+    return {"strftime_now": datetime.fromisoformat(begun).strftime} if is_dated(template) else {}
+
+
+def writes_date(tokenizer: Any) -> bool:
+    """Whether a prompt differs from day to day; not, where the template's variable for the date has a default (`with_defaults`)."""
+    days = (DAY, datetime(2027, 2, 2))
+    first, second = (render(tokenizer, probe_of(tokenizer), strftime_now=day.strftime) for day in days)
+    return first != second
 
 
 def probe_of(tokenizer: Any) -> tuple[Message, ...]:
@@ -131,17 +145,22 @@ def render_ids(
 
 
 def mask_answers(
-    tokenizer: Any, messages: Sequence[Message], stop_ids: Sequence[int], *, tools: list[Any] | None = None
+    tokenizer: Any,
+    messages: Sequence[Message],
+    stop_ids: Sequence[int],
+    *,
+    tools: list[Any] | None = None,
+    **more: Any,
 ) -> list[Masked]:
     """Every answer of a conversation after the prompt that a server would make for it: the conversation with all of them, or,
     where the template renders turns otherwise once others follow (Qwen3, GLM-4.5 and gpt-oss take thoughts out of earlier answers), one
-    conversation for each answer, which ends with it. Raises MaskError.
+    conversation for each answer, which ends with it. more: given to the template. Raises MaskError.
     """
     try:
-        return [mask(tokenizer, messages, stop_ids, tools=tools)]
+        return [mask(tokenizer, messages, stop_ids, tools=tools, **more)]
     except RewrittenError:
         ends = [index + 1 for index, message in enumerate(messages) if is_learnt(message)]
-        return [mask(tokenizer, messages[:end], stop_ids, tools=tools, last=True) for end in ends]
+        return [mask(tokenizer, messages[:end], stop_ids, tools=tools, last=True, **more) for end in ends]
 
 
 def mask(
@@ -151,9 +170,10 @@ def mask(
     *,
     tools: list[Any] | None = None,
     last: bool = False,
+    **more: Any,
 ) -> Masked:
     """Token ids and labels of one conversation; the loss falls on the assistant's turns (`is_learnt`) and on the stop token after each.
-    last: on the last turn only.
+    last: on the last turn only. more: given to the template.
 
     The rendered text is tokenized once, as it is at inference. Each turn's span comes from rendering the messages up to
     it and with it: what stands between is the answer, the template's text after the stop token left out. Where the token that
@@ -162,18 +182,18 @@ def mask(
     not the beginning of the same with its answer, RewrittenError when that is not the beginning of the whole, or MaskError
     when a token straddles the start of an answer (the model would never see that split at inference).
     """
-    text = render(tokenizer, messages, tools=tools)
+    text = render(tokenizer, messages, tools=tools, **more)
     encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
     labels = [IGNORE_INDEX] * len(ids)
     stopped = True
+    spans = []
     for index, message in enumerate(messages):
         if not is_learnt(message) or (last and index + 1 < len(messages)):
             continue
-        start, end = _span(tokenizer, messages, index, tools, text)
-        for name in called(message):
-            if name not in text[start:end]:
-                raise MaskError(f"turn {index}: the template leaves out the call of {name!r}")
+        start, end = _span(tokenizer, messages, index, tools, text, more)
+        _check_calls(message, index, text[start:end])
+        spans.append((start, end))
         inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start]
         if any(offsets[i][0] < start for i in inside):
             raise MaskError(f"turn {index}: a token straddles the start of the answer")
@@ -182,21 +202,33 @@ def mask(
             labels[i] = ids[i]
         if stop is None:  # GLM's turns are ended by the token that opens the next one
             place = next((i for i, (a, _) in enumerate(offsets) if a >= end), len(ids))
-            opening = ids[place : place + 1] or _opening_of_next(tokenizer, messages, tools, text)
+            opening = ids[place : place + 1] or _opening_of_next(tokenizer, messages, tools, text, more)
             if opening and opening[0] in stop_ids:
                 ids[place : place + 1] = labels[place : place + 1] = opening
             else:
                 stopped = False
-    return Masked(ids, labels, stopped, text)
+    return Masked(ids, labels, stopped, text, spans)
 
 
-def _opening_of_next(tokenizer: Any, messages: Sequence[Message], tools: list[Any] | None, text: str) -> list[int]:
+def _check_calls(message: Message, index: int, text: str) -> None:
+    """Raise MaskError unless each call of a turn has its own place in the turn's text."""
+    at = 0
+    for name in called(message):
+        found = text.find(name, at)
+        if found < 0:
+            raise MaskError(f"turn {index}: the template leaves out the call of {name!r}")
+        at = found + len(name)
+
+
+def _opening_of_next(
+    tokenizer: Any, messages: Sequence[Message], tools: list[Any] | None, text: str, more: dict[str, Any]
+) -> list[int]:
     """The token that would open the turn after the last one: the tool's after calls, else the user's. Empty where the template
     writes that turn otherwise."""
     calls = messages[-1].get("tool_calls")
     following = {"role": "tool" if calls else "user", "content": "x"}
     try:
-        longer = render(tokenizer, [*messages, following], tools=tools)
+        longer = render(tokenizer, [*messages, following], tools=tools, **more)
     except MaskError:
         return []
     ids: list[int] = (
@@ -221,10 +253,19 @@ def called(message: Message) -> list[str]:
 
 
 def _span(
-    tokenizer: Any, messages: Sequence[Message], index: int, tools: list[Any] | None, text: str
+    tokenizer: Any,
+    messages: Sequence[Message],
+    index: int,
+    tools: list[Any] | None,
+    text: str,
+    more: dict[str, Any],
 ) -> tuple[int, int]:
-    before = render(tokenizer, messages[:index], tools=tools, generate=True)
-    after = render(tokenizer, messages[: index + 1], tools=tools)
+    if index == 0:
+        raise MaskError(
+            'turn 0: nothing comes before this answer, so no request asks for it; give the turn "weight": 0'
+        )
+    before = render(tokenizer, messages[:index], tools=tools, generate=True, **more)
+    after = render(tokenizer, messages[: index + 1], tools=tools, **more)
     if not text.startswith(after):  # Phi-3's template ends every rendering, not every turn, with the end of text
         after = after.removesuffix(getattr(tokenizer, "eos_token", None) or "")
     if not text.startswith(after):

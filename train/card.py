@@ -44,7 +44,8 @@ def write(folder: Path, facts: dict[str, Any], config: TrainConfig, source: Mode
 
 
 def base_license(source: ModelSource) -> str | None:
-    """The base model's licence: as known, else as its own card's front matter says; None where it names several."""
+    """The base model's licence: as known, else as its own card's front matter says, by `license_name` where `license` is `other`;
+    None where it names several, or none."""
     import yaml
 
     path = Path(source.location) / "README.md"
@@ -56,7 +57,10 @@ def base_license(source: ModelSource) -> str | None:
         front = yaml.safe_load(matter[1]) if matter else None
     except (yaml.YAMLError, ValueError):
         return None
-    found = front.get("license") if isinstance(front, dict) else None
+    front = front if isinstance(front, dict) else {}
+    found = front.get("license")
     if isinstance(found, list) and len(found) == 1:
         found = found[0]
+    if isinstance(found, str) and found.strip().lower() == "other":
+        found = front.get("license_name")
     return found.strip() or None if isinstance(found, str) else None

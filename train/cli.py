@@ -27,7 +27,7 @@ from tunegate.train.config import as_json as config_json
 from tunegate.train.launch_options import Launch, launch_fields, launch_of
 from tunegate.train.paths import given_name, given_path
 from tunegate.train.stop import Interrupted, told
-from tunegate.train.work import FREE, NAMES
+from tunegate.train.work import FREE, NAMES, began, working_folder
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich")
 
@@ -87,10 +87,11 @@ def train(
     if config.method in WEIGHTLESS:
         _without_weights(opened, source, config, out_folder, dry_run=dry_run, force=force, as_json=as_json)
         return
+    day = began(working_folder(out_folder)) if resume else None
+    look = {"dry_run": dry_run, "refuse": preflight, "as_json": as_json}
+    ready, forecast = _check(opened, source, config, settings, spread, day, **look)
     if dry_run:
-        _check(opened, source, config, settings, spread, dry_run=True, refuse=preflight, as_json=as_json)
         return
-    ready, forecast = _check(opened, source, config, settings, spread, dry_run=False, refuse=preflight, as_json=as_json)
     work = {"resume": resume, "force": force, "prepared": ready, "forecast": forecast, "launch": spread}
     _with_weights(opened, source, config, out_folder, work, as_json=as_json)
 
@@ -159,12 +160,13 @@ def _check(
     config: TrainConfig,
     settings: dict[str, Any],
     spread: Launch | None,
+    day: str | None,
     *,
     dry_run: bool,
     refuse: bool,
     as_json: bool,
 ) -> tuple[Any, Any]:
-    """(prepared rows, forecast), shown. spread: over several processes. refuse: raise UserError for a run that cannot fit."""
+    """(prepared rows, forecast), shown. spread: over several processes. day: when a resumed run began. refuse: raise UserError for a run that cannot fit."""
     from tunegate.train import sft, template_check
 
     if dry_run and config.adapter:
@@ -172,8 +174,8 @@ def _check(
         adapters.check_base(home_path(config.adapter), source, source.as_input())
     if (size := _size_b(source)) is not None:
         say(rate_note(config, size))
-    ready = sft.prepare(dataset, source, config)
-    if too_long := _beyond_context(source, ready.certificate.longest):
+    ready = sft.prepare(dataset, source, config, day)
+    if too_long := _beyond_context(source, max(len(example.input_ids) for example in ready.kept)):
         warn(f"the longest row: {too_long}, and no server takes so many (--max-length leaves such rows out)")
     template = template_check.check(ready, source)
     say(

@@ -46,7 +46,7 @@ POSITIVE = (
 LEAST = {
     "k": -1, "seed": 0, "eval_steps": 0, "save_steps": 0, "early_stopping_patience": 0, "spike_factor": 0,
 }  # fmt: skip
-MOST = {"seed": 2**32 - 1, "num_train_epochs": 1e6}  # what NumPy's generator takes; steps that can be counted
+MOST = {"seed": 2**32 - 1, "num_train_epochs": 1e6, "alpha": 2**31 - 1}  # NumPy's generator; steps that can be counted
 MOST_WHOLE = 2**31 - 1  # of every other whole number: beyond it nothing can be counted or allocated
 SHARES = ("dropout", "warmup_ratio", "max_left_out_share", "validation_share", "weight_decay")
 LORA_KEYS = (
@@ -92,7 +92,7 @@ class TrainConfig:
     model: str = _key("builtin:smollm2-135m", "Base model: hub id, folder, GGUF file or builtin:smollm2-135m.")
     preset: str = _key("recommended", "LoRA preset: conservative, recommended or aggressive.")
     rank: int = _key(16, "LoRA rank r.")
-    alpha: int = _key(32, "LoRA alpha; the update is scaled by alpha / r.")
+    alpha: float = _key(32, "LoRA alpha; the update is scaled by alpha / r.")
     dropout: float = _key(0.0, "LoRA dropout, a fraction.")
     targets: tuple[str, ...] = _key(ALL_LINEAR, "LoRA target modules, comma-separated.")
     use_dora: bool = _key(False, "DoRA: direction and magnitude apart. vLLM serves it only merged.")
@@ -349,7 +349,8 @@ def _typed(key: str, value: Any, kind: Any, origin: str) -> Any:
             raise ValueError
         if kind is float and math.isinf(float(value)):
             raise ValueError
-        return kind(float(value)) if kind is int else kind(value)
+        whole = kind is int or (key == "alpha" and float(value).is_integer())
+        return int(float(value)) if whole else kind(value)
     except (TypeError, ValueError, OverflowError):
         names = {int: "a whole number", float: "a number"}
         raise UserError(f"{key} must be {names[kind]}, not {value!r}", where=origin) from None

@@ -12,14 +12,30 @@ from typing import Any
 NAME = "tunegate_rows"
 # Memory of the score matrix grows with the square of the length; longer rows take torch's kernel.
 LONGEST_DENSE = 1024
+# Architectures (`model_type`) that take a registered attention and hand the boundaries on to it, each tested: others run their
+# own (BLOOM, Falcon, GPT-J), drop the boundaries (StableLM, Nemotron), or carry a state from row to row (RWKV, xLSTM).
+FAMILIES = frozenset({
+    "apertus", "arcee", "bitnet", "cohere", "ernie4_5", "ernie4_5_moe", "exaone4", "flex_olmo", "gemma", "glm", "glm4",
+    "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neox", "granite", "granitemoe", "granitemoeshared", "helium",
+    "hunyuan_v1_dense", "hunyuan_v1_moe", "hyperclovax", "jais2", "llama", "minimax_m2", "ministral3", "mistral",
+    "mixtral", "nanochat", "olmo", "olmo2", "olmoe", "opt", "persimmon", "phi", "phi3", "phimoe", "qwen2", "qwen2_moe",
+    "qwen3", "qwen3_moe", "seed_oss", "smollm3", "solar_open", "starcoder2",
+})  # fmt: skip
+# Settings that make it another attention, or one with dropout.
+ODD = (
+    "attn_logit_softcapping", "attention_chunk_size", "q_lora_rank", "attn_pdrop", "attention_dropout",
+    "use_bidirectional_attention",
+)  # fmt: skip
 
 
 def supported(config: Any) -> bool:
-    """Whether a model's attention is plain and causal, so that this function computes the same thing."""
+    """Whether a model's attention is known to be plain and causal, so that this function computes the same thing."""
     sliding = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    odd = ("attn_logit_softcapping", "attention_chunk_size", "q_lora_rank", "attn_pdrop", "attention_dropout")
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    return not sliding and kinds == {"full_attention"} and not any(getattr(config, name, None) for name in odd)
+    known = getattr(config, "model_type", None) in FAMILIES
+    return (
+        known and not sliding and kinds == {"full_attention"} and not any(getattr(config, name, None) for name in ODD)
+    )
 
 
 def register() -> None:

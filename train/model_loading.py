@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -28,9 +29,9 @@ def pick_device(config: TrainConfig) -> str:
 
 
 def load_tokenizer(source: ModelSource) -> Any:
-    """The model's fast tokenizer, with a padding token.
+    """The model's fast tokenizer, with a padding token: its own, else the one that ends a sequence, else a stop token.
 
-    Raises UserError when the folder has none or it is not a fast one (offsets are needed to mask answers).
+    Raises UserError when the folder has none, it is not a fast one (offsets are needed to mask answers), or nothing can pad.
     """
     quiet_transformers()
     from transformers import AutoTokenizer
@@ -42,7 +43,7 @@ def load_tokenizer(source: ModelSource) -> Any:
     if not tokenizer.is_fast:
         raise UserError("the tokenizer has no fast version, which masking needs", where=source.spec)
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.pad_token = tokenizer.eos_token or _stop_token(source, tokenizer)
     if isinstance(tokenizer.chat_template, str):
         tokenizer.chat_template = without_generation_tags(tokenizer.chat_template)
     return tokenizer
@@ -72,6 +73,15 @@ def stop_ids(source: ModelSource, tokenizer: Any) -> list[int]:
     if not ids:
         raise UserError("the model declares no end-of-sequence token", where=source.spec)
     return sorted(ids)
+
+
+def _stop_token(source: ModelSource, tokenizer: Any) -> str:
+    tokens = tokenizer.convert_ids_to_tokens(stop_ids(source, tokenizer))
+    token = next((str(token) for token in tokens if token), None)
+    if token is None:
+        hint = "name an eos_token of its vocabulary in tokenizer_config.json"
+        raise UserError("the tokenizer has no token that ends a sequence", where=source.spec, hint=hint)
+    return token
 
 
 def settled(config: TrainConfig) -> TrainConfig:
@@ -133,8 +143,8 @@ def with_adapter(model: Any, config: TrainConfig) -> Any:
     """
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
-    targets = targets_of(model, config.targets)
-    _known_modules(model, config.modules_to_save)
+    if not config.adapter:
+        targets, whole = targets_of(model, config.targets), _whole_modules(model, config.modules_to_save)
     if config.method == "qlora":
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if config.adapter:
@@ -148,9 +158,9 @@ def with_adapter(model: Any, config: TrainConfig) -> Any:
             exclude_modules="|".join(rf"{re.escape(tower)}\..*" for tower in towers_of(model)) or None,
             use_dora=config.use_dora,
             use_rslora=config.use_rslora,
-            modules_to_save=list(config.modules_to_save) or None,
+            modules_to_save=whole or None,
             # One matrix is input embedding and output: both stay one, or the merged model would be wrong.
-            ensure_weight_tying=bool(config.modules_to_save and model.config.tie_word_embeddings),
+            ensure_weight_tying=bool(whole and model.config.tie_word_embeddings),
             task_type="CAUSAL_LM",
         )
         try:
@@ -162,8 +172,15 @@ def with_adapter(model: Any, config: TrainConfig) -> Any:
     return wrapped
 
 
-def _known_modules(model: Any, wanted: tuple[str, ...]) -> None:
-    names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    if missing := [name for name in wanted if name not in names]:
-        hint = nearest(missing[0], sorted(names - {""}))
-        raise UserError(f"the model has no module called {missing[0]!r}", where="modules_to_save", hint=hint)
+def _whole_modules(model: Any, wanted: Iterable[str]) -> list[str]:
+    """The modules to train whole, as PEFT takes them: it goes by the end of a name, so where `norm` would also be
+    `input_layernorm`, by whole names. Raises UserError for a module that is not there."""
+    names = [name for name, _ in model.named_modules()]
+    found: list[str] = []
+    for end in wanted:
+        own = [name for name in names if f".{name}".endswith(f".{end}")]
+        if not own:
+            hint = nearest(end, sorted({name.rpartition(".")[2] for name in names} - {""}))
+            raise UserError(f"the model has no module called {end!r}", where="modules_to_save", hint=hint)
+        found += [end] if own == [name for name in names if name.endswith(end)] else own
+    return found

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tunegate.core.chat_template import probe_digest, probe_of, render_ids, template_digest
+from tunegate.core.chat_template import DAY, probe_digest, probe_of, render_ids, template_digest
 from tunegate.core.errors import InfrastructureError
 from tunegate.core.files import read_json, write_json, write_text
 from tunegate.core.model_source import ModelSource
@@ -30,6 +30,7 @@ def facts_of(
     """What the manifest says of a run."""
     trained = [p for p in trainer.model.parameters() if p.requires_grad]
     frozen = {str(p.dtype).removeprefix("torch.") for p in trainer.model.parameters() if not p.requires_grad}
+    probe_ids = render_ids(tokenizer, probe_of(tokenizer), strftime_now=DAY.strftime)
     return {
         "method": config.method,
         "base": source.spec,
@@ -37,7 +38,7 @@ def facts_of(
         "license": card.base_license(source),
         "template_digest": template_digest(tokenizer),
         "probe_digest": probe_digest(tokenizer),
-        "mask": {**asdict(certificate), "probe_ids": render_ids(tokenizer, probe_of(tokenizer))},
+        "mask": {**asdict(certificate), "probe_ids": probe_ids},
         "steps": trainer.state.global_step,
         "tokens": progress.tokens,
         "label_tokens": progress.label_tokens,

@@ -2,14 +2,14 @@
 
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import Dataset, Run
-from tunegate.core.chat_template import template_text, with_defaults
+from tunegate.core.chat_template import clock, template_text, with_defaults, writes_date
 from tunegate.core.console import progress as progress_view
 from tunegate.core.console import say, warn
 from tunegate.core.errors import UserError
@@ -49,39 +49,67 @@ from tunegate.train.trainer import Batching, Watching, load_weights, make_traine
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Everything before the model is loaded: tokenizer, the rows read, the masked examples kept, their certificate.
+    """Everything before the model is loaded: tokenizer, the rows read, the masked examples kept, to train on and for the
+    validation loss, and the certificate of the former.
 
-    prompting: what puts passages into requests, and did so in the rows; facts: about it, for the manifest.
+    began: the moment whose date the rows were rendered with, where the template writes it (ISO format). prompting: what puts
+    passages into requests, and did so in the rows; facts: about it, and of that date, for the manifest.
     """
 
     tokenizer: Any
     rows: list[Row]
-    kept: list[examples.Example]
+    training: list[examples.Example]
+    validation: list[examples.Example]
     certificate: examples.MaskCertificate
+    began: str
     prompting: Prompting | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def kept(self) -> list[examples.Example]:
+        """Examples of both kinds."""
+        return [*self.training, *self.validation]
 
-def prepare(dataset: Dataset, source: ModelSource, config: TrainConfig) -> Prepared:
-    """Read and mask the training rows. Raises UserError for rows or templates that cannot be trained on."""
+
+def prepare(dataset: Dataset, source: ModelSource, config: TrainConfig, began: str | None = None) -> Prepared:
+    """Read and mask the training rows. began: see `work.began`; None: now. Raises UserError for rows or templates that cannot be
+    trained on."""
     tokenizer = model_loading.load_tokenizer(source)
     if values := template_values(config):
         tokenizer.chat_template = with_defaults(template_text(tokenizer), values)
     stops = model_loading.stop_ids(source, tokenizer)
     rows = list(read_rows(dataset.train_path))
-    prompting, facts = None, {}
+    prompting, facts = None, dict[str, Any]()
     if config.docs:
         prompting, about = build.retrieval(rows, config, tokenizer)
         rows, facts = build.with_passages(rows, prompting, config), {"retrieval": about}
+    began = began or work.now()
+    more = clock(template_text(tokenizer), began)
+    if more and writes_date(tokenizer):
+        facts["rendered_on"] = began[:10]
+        warn(
+            f"the chat template writes today's date into prompts: all rows are trained with that of {began[:10]}, a server's "
+            "requests have theirs (--template-defaults sets a fixed one where the template has a variable for it)"
+        )
     kept, certificate = examples.build(
-        rows, tokenizer, stops, max_length=config.max_length, max_left_out_share=config.max_left_out_share
+        rows, tokenizer, stops, max_length=config.max_length, max_left_out_share=config.max_left_out_share, more=more
     )
+    training, validation = examples.split_validation(kept, config.validation_share, config.seed)
+    certificate = replace(certificate, **examples.seen(training))  # rows set aside are not learnt from
     say(
-        f"rows: {certificate.rows} of {len(rows)} ({certificate.too_long} longer than {config.max_length} tokens left out), "
+        f"rows: {certificate.rows} of {len(rows)} to train on, {len({e.row for e in validation})} for the validation loss, "
+        f"{certificate.too_long} longer than {config.max_length} tokens left out; "
         f"{certificate.tokens:,} tokens, loss on {certificate.label_tokens:,} answer tokens, longest {certificate.longest}"
     )
     return Prepared(
-        tokenizer=tokenizer, rows=rows, kept=kept, certificate=certificate, prompting=prompting, facts=facts
+        tokenizer=tokenizer,
+        rows=rows,
+        training=training,
+        validation=validation,
+        certificate=certificate,
+        began=began,
+        prompting=prompting,
+        facts=facts,
     )
 
 
@@ -89,14 +117,14 @@ def forecast_of(
     ready: Prepared, source: ModelSource, config: TrainConfig, launch: Launch | None
 ) -> preflight.Forecast | None:
     """Warn about the data, and predict memory and time of the run on this machine's device; None where that is unknown."""
-    training, validation = examples.split_validation(ready.kept, config.validation_share, config.seed)
-    for text in preflight.check_data(config, len({example.id for example in training}), len(validation)):
+    training = ready.training
+    for text in preflight.check_data(config, ready.certificate.rows, len(ready.validation)):
         warn(text)
     found = ready.certificate
     load = preflight.Load(
         rows=len(training),
         longest=found.longest,
-        mean=found.tokens / len(ready.kept),
+        mean=found.tokens / len(training),
         label_share=found.label_tokens / found.tokens,
     )
     return preflight.forecast(source, config, load, model_loading.pick_device(config), launch)
@@ -127,7 +155,9 @@ def train(
     others = inputs.others(config)
     if config.adapter:
         adapters.check_base(home_path(config.adapter), source, base)
-    begun = work.identity(config, dataset, base, others, processes=launch.told if launch else "1")
+    began = prepared.began if prepared else work.began(work.working_folder(out)) if resume else work.now()
+    processes = launch.told if launch else "1"
+    begun = work.identity(config, dataset, base, others, began=began, processes=processes)
     same_base = partial(same_model.same_digest, source, base)
     with work.opened(out, begun, resume=resume, force=force, same_base=same_base) as folder:
         job = Job(
@@ -140,7 +170,7 @@ def train(
             forecast=forecast,
         )
         if launch is None:
-            session = session_of(job, prepared or prepare(dataset, source, config), StopRequest())
+            session = session_of(job, prepared or prepare(dataset, source, config, began), StopRequest())
         with new_folder(out, force=force) as final:
             facts = launching.run(launch, job, final) if launch else finish(job, session, final)
             seeds = {"seed": config.seed}
@@ -198,7 +228,7 @@ def finish(job: Job, session: Session, final: Path) -> dict[str, Any]:
 def session_of(job: Job, ready: Prepared, stop: StopRequest | StopFile) -> Session:
     """Load, train from the beginning or from a checkpoint to the end, evaluate, and take the best weights if asked to."""
     source, config, folder = job.source, job.config, job.folder
-    training, validation = examples.split_validation(ready.kept, config.validation_share, config.seed)
+    training, validation = ready.training, ready.validation
     device = model_loading.pick_device(config)
     if device == "cpu":
         allocator.keep_freed_memory()
@@ -261,18 +291,18 @@ def _last_look(
     last = trainer.state.global_step
     if validation and progress.eval_step != last:
         trainer.evaluate()
-    best = folder / f"checkpoint-{progress.best_step}"
-    kept = keeps_best(config) and best.is_dir() and progress.best_step != last
-    if kept:
-        say(
-            f"the best validation loss was at step {progress.best_step}: {progress.best_loss:.4f}; its weights are kept"
-        )
-        load_weights(trainer, best)
-    elif keeps_best(config) and progress.best_step not in (-1, last):
-        warn(
-            f"the best validation loss was at step {progress.best_step}: {progress.best_loss:.4f}; no checkpoint has its "
-            "weights, those of the last step are kept (--save-steps above 0)"
-        )
+    kept = False
+    if keeps_best(config) and progress.best_step not in (-1, last):
+        best = folder / f"checkpoint-{progress.best_step}"
+        found = f"the best validation loss was at step {progress.best_step}: {progress.best_loss:.4f}"
+        if not best.is_dir():
+            warn(f"{found}; no checkpoint has its weights, those of the last step are kept (--save-steps above 0)")
+        elif fault := points.problem(best):
+            warn(f"{found}; its checkpoint is damaged ({fault}), the weights of the last step are kept")
+        else:
+            kept = True
+            say(f"{found}; its weights are kept")
+            load_weights(trainer, best)
     return {
         "validation_rows": len({example.id for example in validation}),
         "validation_loss": progress.best_loss if kept else progress.eval_loss,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunegate.core import template_input
-from tunegate.core.chat_template import is_learnt, render_ids, template_digest
+from tunegate.core.chat_template import clock, is_learnt, render_ids, template_digest
 from tunegate.core.errors import UserError
 from tunegate.core.model_source import ModelSource, of_folder
 from tunegate.core.rows import Message, Row
@@ -31,7 +31,8 @@ class TemplateCheck:
 
 def check(ready: "Prepared", source: ModelSource) -> TemplateCheck:
     """Compare, for each row: the prompt as the server renders and tokenizes it, with the tokenizer as the run will hold
-    it (saved and loaded again), and the beginning of what is trained; and that what is learnt ends with a stop token.
+    it (saved and loaded again), and the beginning of what is trained, on the day that the rows are trained with; and that what
+    is learnt ends with a stop token.
 
     Raises UserError with the row that differs.
     """
@@ -45,11 +46,12 @@ def check(ready: "Prepared", source: ModelSource) -> TemplateCheck:
         server = load_tokenizer(of_folder(Path(folder)))
         if template_digest(server) != template_digest(ready.tokenizer):
             raise UserError("the chat template is another one after the tokenizer is saved", where=source.spec)
+        more = clock(server.chat_template, ready.began)
         for row in rows:
             example = kept[row.id]
             asked = _asked(row)
-            ids = render_ids(server, asked, tools=row.tools, generate=True)
-            other = _at_once(server, asked, row.tools)
+            ids = render_ids(server, asked, tools=row.tools, generate=True, **more)
+            other = _at_once(server, asked, row.tools, more)
             if ids != example.input_ids[: len(ids)] or ids != other:
                 raise UserError(
                     f"row {row.id}: the server would make other tokens of the prompt than training does",
@@ -75,12 +77,12 @@ def _asked(row: Row) -> list[Message]:
     return list(row.messages[:last])
 
 
-def _at_once(tokenizer: Any, asked: list[Message], offered: list[Any] | None) -> list[int]:
+def _at_once(tokenizer: Any, asked: list[Message], offered: list[Any] | None, more: dict[str, Any]) -> list[int]:
     """Rendered and tokenized in one call, as some servers do."""
 
     def render(turns: list[Message], tools: list[Any] | None) -> list[int]:
         ids: list[int] = tokenizer.apply_chat_template(
-            turns, tools=tools, add_generation_prompt=True, tokenize=True, return_dict=False
+            turns, tools=tools, add_generation_prompt=True, tokenize=True, return_dict=False, **more
         )
         return ids
 

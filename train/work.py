@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,35 @@ def working_folder(out: Path) -> Path:
     return out.parent / f".{out.name}.training"
 
 
+def began(work: Path) -> str:
+    """When the run of this working folder began, in ISO format: where a template writes the date, a resumed run's rows have that
+    of its first start. Now, where none did."""
+    try:
+        found = str(read_json(work / MARKER)["begun"])
+        datetime.fromisoformat(found)
+    except (UserError, KeyError, TypeError, ValueError):  # of a damaged note `opened` says what to do
+        return now()
+    return found
+
+
+def now() -> str:
+    """This moment, to the second."""
+    return datetime.now().isoformat(timespec="seconds")
+
+
 def identity(
-    config: TrainConfig, dataset: Dataset, base: Input, others: Sequence[Input] = (), *, processes: str = "1"
+    config: TrainConfig,
+    dataset: Dataset,
+    base: Input,
+    others: Sequence[Input] = (),
+    *,
+    began: str,
+    processes: str = "1",
 ) -> dict[str, Any]:
     """What a run was begun with; a resumed one must have the same, or its weights would be a mixture.
 
-    others: the adapter it goes on from, documents that the rows are trained with and their encoder. processes: their
-    number and how they share the model.
+    others: the adapter it goes on from, documents that the rows are trained with and their encoder. began: see there.
+    processes: their number and how they share the model.
     """
     return {
         "config": as_json(config),
@@ -46,6 +69,7 @@ def identity(
         "base": base.digest,
         "inputs": [[other.role, other.digest] for other in others],
         "processes": processes,
+        "begun": began,
         "versions": versions(),
     }
 

@@ -24,11 +24,12 @@ MAIN = "TUNEGATE_LAUNCHED_BY"  # process id of `ft train`, on this machine
 def work(path: Path) -> int:
     """Train this process's share and return its exit code."""
     from tunegate.train import ranks, sft
+    from tunegate.train.work import began
 
     job, final = Job.read(path)
     number = os.environ.get("RANK", "0")
     try:
-        ready = sft.prepare(job.dataset, job.source, job.config)
+        ready = sft.prepare(job.dataset, job.source, job.config, began(job.folder))
         facts = sft.finish(job, sft.session_of(job, ready, StopFile(job.folder / STOP)), final)
         if ranks.rank() == 0:
             write_json(job.folder / FACTS, facts)

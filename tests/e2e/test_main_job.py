@@ -48,7 +48,8 @@ def test_training_lowers_the_loss_and_says_what_it_saw(trained):
     assert len(steps) == 12
     assert sum(steps[-3:]) < 0.7 * sum(steps[:3])
     mask = run.manifest.facts["mask"]
-    assert mask["rows"] + mask["too_long"] == lines(trained.parent / "data" / "train.jsonl")
+    held_out = run.manifest.facts["validation_rows"]
+    assert mask["rows"] + held_out + mask["too_long"] == lines(trained.parent / "data" / "train.jsonl")
     assert 0 < mask["label_tokens"] < 0.3 * mask["tokens"]
     assert run.manifest.facts["trainable_params"] == 4_884_480
     assert not [p.name for p in trained.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".pkl")]

@@ -223,6 +223,8 @@ def test_a_rollback_to_more_than_one_thing_is_refused(to):
 @pytest.mark.parametrize(
     ("front", "licence"),
     [("license:\n- mit", "mit"), ("license: [mit]", "mit"), ("license: # none yet\nname: x", None), ('a: "b --- c"\nlicense: mit', "mit"), ("license: 'mit'", "mit"),
+     ("license: other\nlicense_name: qwen-research", "qwen-research"), ("license: [Other]\nlicense_name: llama3", "llama3"),
+     ("license: other", None), ("license: other\nlicense_name: 3", None),
      ("license: [mit, gpl-3.0]", None), ("license: {", None), ("- license: mit", None)],
 )  # fmt: skip
 def test_the_licence_of_a_base_s_card_is_read_as_yaml(tiny_model, tmp_path, front, licence):

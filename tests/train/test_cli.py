@@ -41,7 +41,7 @@ def test_a_dry_run_shows_everything_and_trains_nothing(ft_train, tiny_model, tin
     assert code == 0
     document = json.loads(out)
     assert document["config"] | {"seed": 7, "rank": 4, "max_length": 128} == document["config"]
-    assert document["mask"]["rows"] == 24
+    assert document["mask"]["rows"] == 23, "one is set aside for the validation loss"
     told = dict(re.findall(r"^  (\w+) +.*\((.*)\)$", err, re.MULTILINE))
     assert (told["seed"], told["preset"], told["rank"]) == ("flag", "c.yaml", "preset conservative")
     assert (told["max_length"], told["dropout"]) == ("c.yaml", "default")

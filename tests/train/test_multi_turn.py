@@ -170,7 +170,7 @@ def test_the_template_check_asks_for_the_answer_that_is_learnt(qwen3, tmp_path, 
         for one in mask_answers(qwen3, messages, [qwen3.eos_token_id])
     ]
     source = resolve(str(tiny_model))
-    ready = SimpleNamespace(tokenizer=qwen3, kept=kept, rows=[row])
+    ready = SimpleNamespace(tokenizer=qwen3, kept=kept, rows=[row], began="2026-12-01")
     assert template_check.check(ready, source).rows == 1
 
 

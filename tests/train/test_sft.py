@@ -65,7 +65,7 @@ def test_each_method_writes_a_run_that_opens(tiny_model, tiny_dataset, tmp_path,
     assert {"config.yaml", "metrics.jsonl", "tokenizer.json", "chat_template.jinja", "probe.json"} <= names
     assert len(metrics(run, "loss")) == 3
     assert len(metrics(run, "eval_loss")) == 1
-    assert run.manifest.facts["mask"]["rows"] == 24
+    assert run.manifest.facts["mask"]["rows"] == 22
     assert run.manifest.facts["validation_rows"] == 2
     assert not working_folder(run.path).exists()
     assert seen["trainable"] == {torch.float32}

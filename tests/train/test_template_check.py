@@ -30,7 +30,7 @@ def test_a_dry_run_says_what_was_found_equal(tiny_model, tiny_dataset, tmp_path,
 def test_other_tokens_in_training_than_at_the_server_are_refused_with_the_row(ready, tiny_model):
     first = ready.kept[0]
     shifted = dataclasses.replace(first, input_ids=[7, *first.input_ids], labels=[-100, *first.labels])
-    changed = dataclasses.replace(ready, kept=[shifted, *ready.kept[1:]])
+    changed = dataclasses.replace(ready, training=[shifted, *ready.kept[1:]])
     with pytest.raises(UserError, match=f"row {first.id}: the server would make other tokens") as caught:
         template_check.check(changed, resolve(str(tiny_model)))
     assert caught.value.where.endswith("train.jsonl:1")
@@ -53,4 +53,4 @@ def test_an_answer_that_ends_with_no_stop_token_is_refused(ready, tiny_model):
     first = ready.kept[0]
     cut = dataclasses.replace(first, labels=[*first.labels[:-2], -100, -100])
     with pytest.raises(UserError, match="stops no generation"):
-        template_check.check(dataclasses.replace(ready, kept=[cut, *ready.kept[1:]]), resolve(str(tiny_model)))
+        template_check.check(dataclasses.replace(ready, training=[cut, *ready.kept[1:]]), resolve(str(tiny_model)))

@@ -170,7 +170,10 @@ def test_a_row_does_not_see_its_neighbours(model, rows):
         ({"attn_logit_softcapping": 50.0}, False),
         ({"attention_chunk_size": 8192}, False),
         ({"q_lora_rank": 1536}, False),
+        ({"use_bidirectional_attention": True}, False),
+        ({"model_type": "bloom"}, False),
+        ({"model_type": None}, False),
     ],
 )
 def test_only_plain_causal_attention_takes_the_fast_path(config, supported):
-    assert cpu_attention.supported(SimpleNamespace(**config)) == supported
+    assert cpu_attention.supported(SimpleNamespace(**{"model_type": "llama", **config})) == supported

@@ -30,9 +30,16 @@ class Tried:
 
 
 def development_part(rows: Sequence[Row], wanted: int) -> tuple[list[Row], list[Row]]:
-    """(examples, development rows): `wanted` rows, at most a fifth, by the hash of their id."""
+    """(examples, development rows): up to `wanted` rows, at most a fifth, by the hash of their id; rows of one group stay
+    together."""
     wanted = min(wanted, len(rows) // 5)
-    chosen = set(sorted(range(len(rows)), key=lambda i: sha256_text(f"development {rows[i].id}"))[:wanted])
+    units: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        units.setdefault(f"development {row.id}" if row.group is None else f"group {row.group}", []).append(i)
+    chosen: set[int] = set()
+    for unit in sorted(units, key=sha256_text):
+        if len(chosen) + len(units[unit]) <= wanted:
+            chosen |= set(units[unit])
     return [r for i, r in enumerate(rows) if i not in chosen], [r for i, r in enumerate(rows) if i in chosen]
 
 
