@@ -164,6 +164,19 @@ def refuse_input(out: Path, *read: str | Path) -> None:
             )
 
 
+def refuse_input_file(out: Path, *read: str | Path, called: str = "--out") -> None:
+    """Refuse an output file that is something the command reads, or would lie in a folder that it reads: the next run would
+    read its own output back. called: the output's option, for hints. Like `refuse_input`."""
+    places = {out.resolve(), out.parent.resolve() / out.name}
+    for path in (Path(name) for name in read if str(name) and Path(name).exists()):
+        place = path.resolve()
+        if place in places or (path.is_dir() and place in {file.parent for file in places}):
+            what = "lies in the input folder" if path.is_dir() else "would replace the input"
+            raise UserError(
+                f"{what} {path}: what is made would be read as input", where=str(out), hint=f"choose another {called}"
+            )
+
+
 def refuse_existing_file(path: Path, *, force: bool | None = None) -> None:
     """Refuse an output file that exists already, unless `force` (None: the command has no such option), and a folder in
     its place. Raises UserError, before any work."""

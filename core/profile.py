@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tunegate.core.rows import Row
+from tunegate.core.errors import UserError
+from tunegate.core.rows import Row, parse_json
 
 SCHEMA_VERSION = 1
 TOP_LABELS = 200
@@ -206,14 +207,22 @@ def answer_text(row: Row) -> str:
 
 
 def is_json(text: str) -> bool:
-    """Whether a text is one JSON object or list."""
+    """Whether a text is one JSON object or list, as `ft eval` reads it: no NaN, no key twice."""
     if text.lstrip()[:1] not in ("{", "["):
         return False
     try:
-        json.loads(text)
-    except (ValueError, RecursionError):
+        strict_json(text)
+    except UserError:
         return False
     return True
+
+
+def strict_json(text: str) -> Any:
+    """The JSON value that a text is, with nothing but JSON's own blanks around it. Raises UserError with the reason."""
+    stripped = text.strip(" \t\r\n")
+    if not stripped:
+        raise UserError("the answer is empty")
+    return parse_json(stripped.encode("utf-8", "surrogatepass"), "")
 
 
 def script(text: str) -> str:

@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from tunegate.core import profile
 from tunegate.core.errors import UserError
-from tunegate.core.rows import Row, parse_json
+from tunegate.core.rows import Row
 from tunegate.evalkit.outcomes import Answer, Verdict
 
 
@@ -41,7 +42,7 @@ def strict_json(text: str) -> Any:
     """One JSON value and nothing else: no NaN, no key twice, only JSON's own blanks around it (RFC 8259, section 2: a no-break
     space is none). Raises NotJsonError with the reason."""
     try:
-        return parse_json(text.strip(" \t\r\n").encode("utf-8", "surrogatepass"), "")
+        return profile.strict_json(text)
     except UserError as error:
         raise NotJsonError(error.message if text.strip() else "the answer is empty") from None
 

@@ -1,10 +1,10 @@
 """Runs without weights: instructions from the data, examples that cover it, documents as passages."""
 
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from tunegate.core.commands import run
 from tunegate.core.errors import UserError
@@ -64,7 +64,7 @@ def test_the_development_part_is_never_an_example(tiny_dataset):
     assert len(development) == 4
     assert not {r.id for r in pool} & {r.id for r in development}
     assert len(choose.development_part(rows, 100)[1]) == len(rows) // 5
-    grouped = [replace(row, group=str(i // 3)) for i, row in enumerate(rows)]
+    grouped = [structs.replace(row, group=str(i // 3)) for i, row in enumerate(rows)]
     pool, development = choose.development_part(grouped, 7)
     assert len(development) == 6
     assert {row.group for row in pool}.isdisjoint(row.group for row in development)

@@ -79,20 +79,18 @@ def _refuse_types(schema: Any, path: Path) -> None:
     import pyarrow
 
     def refuse(kind: Any, name: str) -> None:
-        types = pyarrow.types
+        types, kind = pyarrow.types, _unpacked(kind)
         if types.is_struct(kind):
             for field in kind:
                 refuse(field.type, f"{name}.{field.name}")
-        elif types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        elif _is_list(kind):
             refuse(kind.value_type, name)
         elif not (
-            types.is_string(kind)
-            or types.is_large_string(kind)
+            _is_text(kind)
             or types.is_integer(kind)
             or types.is_floating(kind)
             or types.is_boolean(kind)
             or types.is_null(kind)
-            or types.is_dictionary(kind)
             or isinstance(kind, pyarrow.JsonType)
         ):
             raise UserError(
@@ -149,15 +147,37 @@ def _is_json(schema: Any, column: str) -> bool:
     """Whether a column holds JSON text, whose nulls are its own."""
     import pyarrow
 
-    kind = schema.field(column).type
-    types = pyarrow.types
-    return bool(isinstance(kind, pyarrow.JsonType) or types.is_string(kind) or types.is_large_string(kind))
+    kind = _unpacked(schema.field(column).type)
+    return isinstance(kind, pyarrow.JsonType) or _is_text(kind)
+
+
+def _unpacked(kind: Any) -> Any:
+    """The type of the values of a column that holds each once (a dictionary, runs)."""
+    import pyarrow
+
+    packed = pyarrow.types.is_dictionary(kind) or pyarrow.types.is_run_end_encoded(kind)
+    return kind.value_type if packed else kind
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether a type is one of Arrow's texts; polars writes views."""
+    from pyarrow import types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def _is_list(kind: Any) -> bool:
+    from pyarrow import types
+
+    tests = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
+    return any(test(kind) for test in tests)
 
 
 def _parsed(kind: Any, value: Any, where: str) -> Any:
     """The value with what Arrow's JSON type holds as text parsed."""
     import pyarrow
 
+    kind = _unpacked(kind)
     if value is None:
         return None
     if isinstance(kind, pyarrow.JsonType):

@@ -9,7 +9,7 @@ import msgspec
 
 from tunegate.core.rows import Message, Row
 from tunegate.train.data.labels import of_key
-from tunegate.train.data.normalize import alphanumeric, normalized, prompt_key, user_text
+from tunegate.train.data.normalize import alphanumeric, is_taught, normalized, prompt_key, user_text
 
 COMMON, FEW = 0.01, 10
 
@@ -30,7 +30,7 @@ class Beginnings:
         for end, turn in enumerate(row.prompt, 1):
             if turn["role"] == "user":
                 asked = _said(turn)
-            elif turn["role"] == "assistant" and turn.get("weight") != 0 and asked in self._last:
+            elif is_taught(turn) and asked in self._last:
                 yield msgspec.structs.replace(row, messages=row.messages[:end])
 
     @cached_property

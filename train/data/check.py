@@ -1,14 +1,15 @@
 """What is wrong or doubtful about a row that was read well: each finding has a code, a JSON pointer and one line."""
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tunegate.core.chat_template import MaskError, is_learnt
+from tunegate.core.errors import UserError
 from tunegate.core.json_schema import SchemaFaultError, checker
-from tunegate.core.profile import is_json
+from tunegate.core.profile import is_json, strict_json
 from tunegate.core.rows import Row
 from tunegate.train.data.labels import LABEL_CHARACTERS
 from tunegate.train.data.secrets import secrets_in
@@ -60,6 +61,7 @@ CODES = {
     "empty_turn": "a turn without text",
     "role_order": "two turns of one role in a row, or the first turn not system or user",
     "tool_calls": "tool calls and tool answers that do not belong together",
+    "weight": "a weight that is neither 0 nor 1, or no turn that is learnt: `ft train` refuses such a row",
     "invalid_json": "an answer that is not JSON in a set whose answers are JSON",
     "schema": "an answer that does not satisfy its JSON Schema",
     "bad_schema": "a schema that is no JSON Schema, or one that no answer can be checked by",
@@ -86,6 +88,7 @@ def check_row(row: Row, *, claims_json: bool) -> Iterator[Finding]:
         if not (text or turn.get("tool_calls")) or (isinstance(text, str) and text and not text.strip()):
             yield _found(row, "empty_turn", pointer, f"the {turn['role']} turn has no text")
     yield from _check_roles(row)
+    yield from _check_weights(row)
     yield from _check_tools(row)
     yield from _check_answer(row, claims_json=claims_json)
     for pointer, secret in secrets_in(secret_places(row)):
@@ -141,6 +144,19 @@ def _check_roles(row: Row) -> Iterator[Finding]:
             yield _found(row, "role_order", f"/messages/{index}", f"{roles[index]} after {roles[index - 1]}")
 
 
+def _check_weights(row: Row) -> Iterator[Finding]:
+    """As `ft train` reads weights."""
+    learnt = False
+    for index, turn in enumerate(row.messages):
+        try:
+            learnt = is_learnt(turn) or learnt
+        except MaskError as error:
+            learnt = True  # what is wrong is said
+            yield _found(row, "weight", f"/messages/{index}/weight", error.message)
+    if not learnt:
+        yield _found(row, "weight", "/messages", "no turn is learnt: every answer has weight 0")
+
+
 def _check_tools(row: Row) -> Iterator[Finding]:
     offered = set()
     for at, tool in enumerate(row.tools or []):
@@ -174,24 +190,33 @@ def _check_tools(row: Row) -> Iterator[Finding]:
 
 def _check_answer(row: Row, *, claims_json: bool) -> Iterator[Finding]:
     pointer = f"/messages/{len(row.messages) - 1}/content"
-    if claims_json and row.expected and not is_json(row.expected):
-        yield _found(row, "invalid_json", pointer, "not a JSON object or list")
-    if row.schema is not None and row.expected:
+    if row.messages[-1].get("tool_calls") and not row.expected.strip():
+        return
+    if claims_json and not is_json(row.expected):
+        yield _found(row, "invalid_json", pointer, f"not a JSON object or list{_why_not(row.expected)}")
+    if row.schema is not None:
         yield from _check_schema(row, pointer)
 
 
+def _why_not(text: str) -> str:
+    try:
+        strict_json(text)
+    except UserError as error:
+        return f": {error.message}"
+    return ""
+
+
 def _check_schema(row: Row, pointer: str) -> Iterator[Finding]:
-    """By the validator that `ft eval` has: the draft by `$schema`, formats asserted, an end in time and depth."""
+    """By the parser and the validator that `ft eval` has: the draft by `$schema`, formats asserted, an end in time and depth."""
     assert row.schema is not None
     try:
         found = checker(row.schema, "/schema")
-        value = json.loads(row.expected)
-        broken = found.violations(value)
+        broken = found.violations(strict_json(row.expected))
     except SchemaFaultError as fault:
         inside = (fault.where or "").removeprefix("/schema").strip()
         yield _found(row, "bad_schema", "/schema", f"{f'at {inside}: ' if inside else ''}{fault.message}"[:300])
-    except (ValueError, RecursionError):
-        yield _found(row, "schema", pointer, "not JSON, the row has a schema")
+    except UserError as error:
+        yield _found(row, "schema", pointer, f"{error.message}: the row has a schema")
     else:
         if broken:
             yield _found(row, "schema", pointer, f"at {broken[0].pointer or '/'}: {broken[0].message[:200]}")

@@ -3,6 +3,7 @@
 from collections import Counter as Tally
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 
@@ -10,8 +11,11 @@ from tunegate.core.errors import UserError, one_of
 from tunegate.core.rows import Row
 from tunegate.train.data.check import MIN_OUTPUT_TOKENS, check_row, claims_json, secret_places, short_outputs_matter
 from tunegate.train.data.rejected import Reason, Rejected
-from tunegate.train.data.secrets import mask_in, secrets_in
+from tunegate.train.data.secrets import mask_in, masked, secrets_in
 from tunegate.train.data.tokens import Size, Sizer
+
+# Keys of a row that are looked at by nobody: other rows name a group or a tool by the same text.
+NOT_MASKED = ("id", "group", "schema", "tools")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,10 +163,27 @@ def _mask_all(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
     return done, notes
 
 
+def hidden(item: Rejected) -> Rejected:
+    """A rejected row, or the text of a line that is none, with secrets masked where `_mask_all` masks them."""
+    text, message = (None if value is None else masked(value)[0] for value in (item.text, item.message))
+    row = item.row
+    if row is not None:
+        row = {**row, **mask_in({key: value for key, value in row.items() if key not in NOT_MASKED})[0]}
+    return replace(item, row=row, text=text, message=message)
+
+
+def hidden_pair(pair: dict[str, Any]) -> dict[str, Any]:
+    """A line of `pairs.jsonl` with secrets masked in the texts of both rows."""
+    return {
+        key: {**value, **{name: masked(value[name])[0] for name in ("input", "answer")}} if key in ("a", "b") else value
+        for key, value in pair.items()
+    }
+
+
 def _left(rows: Sequence[Row], secrets: str) -> list[str]:
     """What to say of the stretches where none is masked and none is a reason to remove a row: other rows name a group or a
     tool by the same text."""
-    places = ({"id": row.id, "group": row.group, "schema": row.schema, "tools": row.tools} for row in rows)
+    places = ({key: getattr(row, key) for key in NOT_MASKED} for row in rows)
     left = sum(any(secrets_in(place)) for place in places)
     done = "masked" if secrets == "mask" else "looked at"
     text = f"{left} train rows still hold such a stretch in id, group, schema or tools, which are not {done}."

@@ -2,12 +2,13 @@
 
 exact        the same messages and tools, byte for byte
 normalized   the same input (every turn, the tools) after NFKC, case folding and punctuation to space, and the same answer
-             (numbers with their signs, decimal points and commas; tool calls by value, whatever their ids are)
+             (numbers with their signs, decimal points and commas, operators; tool calls by value, whatever their ids are)
 near         the same system text and tools, inputs one letter apart or whose nearness (`judge`: MiniLM's cosine) is at least
              the threshold, the same numbers and symbols in them, and the same answer
 conflict     the same normalised input, another answer: listed, kept
-The answer is all that a row teaches: text or calls, reasoning before it, and other admissible outputs (`accept`). Copies that
-differ in nothing but `accept` are one row, which gets the admissible outputs of all.
+The answer is all that a row teaches: every answer of a conversation that is learnt (text or calls, reasoning before it), and
+other admissible outputs (`accept`); the input is the rest. Copies that differ in nothing but `accept` are one row, which gets the
+admissible outputs of all.
 contrast     near input, another answer: listed, kept
 """
 
@@ -24,11 +25,12 @@ from tunegate.core.files import canonical_json
 from tunegate.core.rows import Row, content_id
 from tunegate.train.data.engine import Mapped
 from tunegate.train.data.judge import Judge, judge
-from tunegate.train.data.normalize import RULE_NAMES, exact_numbers, prompt_key, target_key
+from tunegate.train.data.normalize import RULE_NAMES, admissible, asked_key, prompt_key, target_key
 from tunegate.train.data.rejected import Reason, Rejected
 from tunegate.train.data.twins import NearStep, Pair, near_step
 
 BEST = "best:"
+NORMALIZED = f"{RULE_NAMES['normalized']}; signs, decimal points and operators as they are"
 SAME = "same numbers and symbols; same answer"
 # A step that removes more than this share of a source stops (`--yes` goes on): no honest set is mostly copies.
 MOST_REMOVED = 0.5
@@ -203,12 +205,11 @@ def _normalized(rows: list[Row], config: DedupConfig, removed: list[_Removal]) -
     answers: dict[str, dict[str, Row]] = {}
     kept, conflicts = [], []
     for row in rows:
-        numbers = exact_numbers(row)
-        known = answers.setdefault(prompt_key(row) + (canonical_json(numbers) if numbers else ""), {})
+        known = answers.setdefault(prompt_key(row), {})
         answer = target_key(row)
         twin = known.get(answer)
         if twin is not None and config.normalized:
-            rule = f"{RULE_NAMES['normalized']}; same answer"
+            rule = f"{NORMALIZED}; same answer"
             removed.append(_Removal(row=row, reason=Reason.DUPLICATE_NORMALIZED, twin=twin, rule=rule))
             continue
         if twin is None:
@@ -216,6 +217,23 @@ def _normalized(rows: list[Row], config: DedupConfig, removed: list[_Removal]) -
             known[answer] = row
         kept.append(row)
     return kept, conflicts
+
+
+def contradictions(rows: Sequence[Row]) -> list[Pair]:
+    """Of rows that are evaluated, each with an earlier one that asks the same and admits none of its answers: no model passes
+    both."""
+    groups = defaultdict[str, list[Row]](list)
+    for row in rows:
+        groups[asked_key(row)].append(row)
+    found = []
+    for group in groups.values():
+        known: dict[frozenset[str], Row] = {}
+        for row in group if len(group) > 1 else ():
+            right = admissible(row)
+            if twin := next((other for answers, other in known.items() if answers.isdisjoint(right)), None):
+                found.append(Pair(a=twin, b=row, score=1.0))
+            known.setdefault(right, row)
+    return found
 
 
 def _near(

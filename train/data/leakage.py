@@ -15,7 +15,7 @@ from tunegate.core.rows import Row
 from tunegate.train.data.beginnings import Beginnings
 from tunegate.train.data.judge import LEXICAL, Judge, judge
 from tunegate.train.data.near import NearIndex, band_keys, same_numbers
-from tunegate.train.data.normalize import RULES, answer_key, user_text
+from tunegate.train.data.normalize import RULES, answer_key, exact_marks, user_text
 
 # 13-grams of words: Brown et al. 2020 (GPT-3, appendix C).
 NGRAM = 13
@@ -81,7 +81,11 @@ def leakage(train: Sequence[Row], held_out: Sequence[Row], *, near: Judge | None
                 counts[name] += 1
                 found.setdefault(index, _hit(row, twins, name, 1.0))
     counts["ngram"], blind = _ngram(train, held_out, found)
-    counts["near"] = _near(train, held_out, judged, found)
+    missed = [at for at in range(len(held_out)) if at not in found or found[at].rule in ("alphanumeric", "ngram")]
+    near_ones = near_twins(train, held_out, judged, missed)
+    counts["near"] = len(near_ones)
+    for at, (twin, score) in near_ones.items():
+        found.setdefault(at, _hit(held_out[at], [twin], "near", score))
     strict = ("exact", "lower_spaces", "normalized")
     clean = [row for index, row in enumerate(held_out) if index not in found or found[index].rule not in strict]
     return Leakage(
@@ -117,31 +121,34 @@ def _windows(row: Row) -> Iterator[tuple[str, ...]]:
     return (tuple(words[at : at + NGRAM]) for at in range(len(words) - NGRAM + 1))
 
 
-def _near(train: Sequence[Row], held_out: Sequence[Row], judged: Judge, found: dict[int, Hit]) -> int:
-    """Eval rows near a train row that no rule up to `normalized` found."""
+def near_twins(
+    train: Sequence[Row], held_out: Sequence[Row], judged: Judge, missed: Sequence[int]
+) -> dict[int, tuple[Row, float]]:
+    """The nearest train row and its score, of each eval row at a place of `missed` that has a near one."""
     rule = RULES["normalized"]
     index = NearIndex()
     train_texts = [rule(user_text(row)) for row in train]
-    for text, keys in zip(train_texts, band_keys(train_texts), strict=True):
-        index.add(text, keys)
-    missed = [at for at in range(len(held_out)) if at not in found or found[at].rule in ("alphanumeric", "ngram")]
     texts = [rule(user_text(held_out[at])) for at in missed]
+    wanted = {key for keys in band_keys(texts) for key in keys}
+    for text, keys in zip(train_texts, band_keys(train_texts), strict=True):
+        index.add(text, tuple(key for key in keys if key in wanted))
     close = judged.neighbours(train_texts, texts) if judged.neighbours and train and missed else [[] for _ in missed]
     candidates = []
     for at, text, keys, places in zip(missed, texts, band_keys(texts), close, strict=True):
         known = dict(index.near(text, keys, judged.floor)) if text else {}
         rest = [twin for twin in places if twin not in known and same_numbers(train_texts[twin], text)] if text else []
-        candidates.append((at, text, [*known.items(), *((twin, 0.0) for twin in rest)]))
+        marks = exact_marks(user_text(held_out[at]))
+        near = [*known.items(), *((twin, 0.0) for twin in rest)]
+        candidates.append((at, text, [item for item in near if exact_marks(user_text(train[item[0]])) == marks]))
     pairs = [(text, train_texts[twin], overlap) for _, text, near in candidates for twin, overlap in near]
     verdicts = iter(judged.verdicts(pairs))
-    count = 0
+    found = {}
     for at, _, near in candidates:
         scored = [(next(verdicts), twin) for twin, _ in near]
         verdict, twin = max(scored, key=lambda item: (item[0].near, item[0].score, -item[1]), default=(None, 0))
         if verdict is not None and verdict.near:
-            count += 1
-            found.setdefault(at, _hit(held_out[at], [train[twin]], "near", verdict.score))
-    return count
+            found[at] = train[twin], verdict.score
+    return found
 
 
 def _hit(row: Row, twins: Sequence[Row], rule: str, score: float) -> Hit:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,9 +133,10 @@ def table(path: Path, stream: IO[bytes], delimiter: str) -> Iterator[Line]:
     A byte that is no UTF-8 reaches its cell as half a surrogate pair, which no UTF-8 gives, so that its own line is named.
     """
     csv.field_size_limit(sys.maxsize)
-    number, record = 1, list[str]()
+    number = 1
     with io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        reader = csv.reader(_kept_in(record, text), delimiter=delimiter, strict=True)
+        lines = _Lines(text)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
         header: list[str] | None = None
         while True:
             try:
@@ -151,16 +153,50 @@ def table(path: Path, stream: IO[bytes], delimiter: str) -> Iterator[Line]:
                     error
                 ):  # a quotation mark never closed takes in all that follows
                     raise wrong from None
-                yield number, fault(wrong, path, number, "".join(record).encode("utf-8", "surrogateescape"))
-            number = reader.line_num + 1
-            record.clear()
+                if lines.closed(len(header), delimiter):
+                    wrong = UserError(f"{wrong.message}; it ends on line {lines.number}", where=wrong.where)
+                yield number, fault(wrong, path, number, "".join(lines.record).encode("utf-8", "surrogateescape"))
+            number = lines.number + 1
+            lines.record.clear()
 
 
-def _kept_in(record: list[str], lines: Iterable[str]) -> Iterator[str]:
-    """The lines, each also kept in `record`, so that one the parser refuses can be shown."""
-    for line in lines:
-        record.append(line)
-        yield line
+class _Lines:
+    """The lines of a file for the CSV parser. number: of the last one given; record: those given since it was cleared, so that
+    a record the parser refuses can be shown."""
+
+    def __init__(self, lines: Iterable[str]) -> None:
+        self._lines, self._back = iter(lines), deque[str]()
+        self.number, self.record = 0, list[str]()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        self.record.append(self._back.popleft() if self._back else next(self._lines))
+        self.number += 1
+        return self.record[-1]
+
+    def closed(self, columns: int, delimiter: str) -> bool:
+        """Go on to the line that closes a refused record with a quotation mark left open, so that its tail is no row. Nothing is
+        passed over, and False given, where none is open, or a line that is a record of its own comes first."""
+        first = len(self.record)
+        if sum(line.count('"') for line in self.record) % 2:
+            for line in self:
+                if line.count('"') % 2:
+                    return True
+                if _is_record(line, columns, delimiter):
+                    break
+        self._back.extendleft(reversed(self.record[first:]))
+        self.number -= len(self.record) - first
+        del self.record[first:]
+        return False
+
+
+def _is_record(line: str, columns: int, delimiter: str) -> bool:
+    try:
+        return [len(cells) for cells in csv.reader([line], delimiter=delimiter, strict=True)] == [columns]
+    except csv.Error:
+        return False
 
 
 def _header(cells: list[str], path: Path) -> list[str]:

@@ -8,9 +8,10 @@ symbols, in order, are no candidates, so that "table for 2" is never near "table
 
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from sys import intern
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,17 +23,38 @@ BANDS, BAND_WIDTH = 16, 8
 BATCH = 1024
 # Kept texts of one bucket that a new text is compared with at most; more are counted in `NearIndex.skipped`.
 BUCKET_MOST = 200
+# Characters of texts whose grams are kept: rows of one template are compared with the same ones again and again. Some 90 MB.
+MEMO_MOST = 1 << 20
 _EXACT = re.compile(r"\d+|[^\w\s]")
 
 
 def grams(text: str) -> frozenset[str]:
     """The set of character 4-grams of a text."""
-    return frozenset(text[at : at + GRAM] for at in range(max(1, len(text) - GRAM + 1)))
+    return frozenset(intern(text[at : at + GRAM]) for at in range(max(1, len(text) - GRAM + 1)))
+
+
+class _Memo(dict[str, Any]):
+    """What a function makes of a text, kept for `MEMO_MOST` characters of texts, then forgotten at once."""
+
+    def __init__(self, make: Callable[[str], Any]) -> None:
+        super().__init__()
+        self._make, self._characters = make, 0
+
+    def __missing__(self, text: str) -> Any:
+        self._characters += len(text) + 1
+        if self._characters > MEMO_MOST:
+            self.clear()
+            self._characters = len(text) + 1
+        self[text] = made = self._make(text)
+        return made
+
+
+_grams = _Memo(grams)
 
 
 def jaccard(a: str, b: str) -> float:
     """Overlap of two texts' 4-grams: |A and B| / |A or B|, 0 to 1."""
-    left, right = grams(a), grams(b)
+    left, right = _grams[a], _grams[b]
     shared = len(left & right)
     return shared / (len(left) + len(right) - shared)
 
@@ -52,12 +74,15 @@ def letter_apart(a: str, b: str) -> bool:
 
 def same_numbers(a: str, b: str) -> bool:
     """Whether two texts have the same numbers and symbols in the same order."""
-    return _exact(a) == _exact(b)
+    return bool(_numbers[a] == _numbers[b])
 
 
 def _exact(text: str) -> list[str]:
     """Numbers and symbols (Unicode categories S*) in order; accents of a script that writes them apart are letters."""
     return [part for part in _EXACT.findall(text) if part.isdigit() or unicodedata.category(part)[0] == "S"]
+
+
+_numbers = _Memo(_exact)
 
 
 def band_keys(texts: Sequence[str]) -> Iterator[tuple[bytes, ...]]:

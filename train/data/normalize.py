@@ -3,17 +3,31 @@
 import json
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+import msgspec
 
 from tunegate.core.answers import answer_of, call_of
 from tunegate.core.files import canonical_json
-from tunegate.core.rows import Row
+from tunegate.core.rows import Message, Row
 
 _SPACES = re.compile(r"\s+")
-# A sign, point or comma before a digit, which is quick to seek; numbers that have one.
-_MARK = re.compile(r"[-.,]\d")
-_SIGNED = re.compile(r"(?<![^\s(])-\d+(?:[.,]\d+)*|\d+(?:[.,]\d+)+")
+# What may be of one of the kinds below, which is quick to seek.
+_MARK = re.compile(r"[-.,]\d|[*/%!#&@]|\S - ")
+# A minus between two operands; between words it is a dash.
+_MINUS = r"(?:(?<=[\d)%] )|(?<=\b\w ))-(?= (?:\w?\d|\w\b|\())|(?<=\d)-(?=\d)"
+# What `normalized` takes away though it changes what is asked: signs, points and commas of numbers, operators; not the mark a
+# sentence ends with.
+_EXACT = (
+    r"(?<![^\s(])-\d+(?:[.,]\d+)*|\d+(?:[.,]\d+)+"
+    rf"|[*/%#&@]|{_MINUS}|!(?=[=\w(\[{{])|(?<=[\d)])!(?=\s*[-+*/^=%<>])"
+)
+_MARKS = re.compile(_EXACT)
+_OPERATOR = re.compile(rf"[+*/%^=<>]|{_MINUS}")
+# In an expression brackets count as well.
+_IN_EXPRESSION = re.compile(_EXACT + r"|[()\[\]{}]")
+_DASHES = dict.fromkeys(range(0x2010, 0x2016), "-")
 
 
 def lower_spaces(text: str) -> str:
@@ -55,51 +69,96 @@ def user_text(row: Row) -> str:
     return "\n".join(str(turn.get("content") or "") for turn in row.messages if turn["role"] == "user")
 
 
-def prompt_key(row: Row, rule: Callable[[str], str] = normalized) -> str:
-    """The whole input under a rule: every turn but the answer, with roles and tool calls, and the tools offered."""
-    turns = [[turn["role"], rule(str(turn.get("content") or ""))] for turn in row.prompt]
-    return canonical_json([turns, row.tools or [], calls_of(row)])
+def is_taught(turn: Message) -> bool:
+    """Whether `ft train` learns a turn: an assistant's without `"weight": 0`. A weight it refuses counts as one."""
+    return turn["role"] == "assistant" and turn.get("weight") != 0
 
 
-def calls_of(row: Row) -> list[Any]:
-    """The tool calls of the input by value, and which of them each tool turn answers. Their ids are names that anyone may
-    give: one stands for the call that it came with."""
+def given(row: Row) -> list[Message]:
+    """The input as far as it is given: the turns before the answer, of an earlier answer that is learnt its place alone."""
+    return [{"role": "assistant"} if is_taught(turn) else turn for turn in row.prompt]
+
+
+def prompt_key(row: Row) -> str:
+    """What is given, normalised: every turn of `given` with its role and tool calls, the tools offered, and which turns are
+    learnt."""
+    learnt = [at for at, turn in enumerate(row.messages) if is_taught(turn)]
+    return canonical_json([_turns(given(row)), row.tools or [], calls_of(row), learnt])
+
+
+def asked_key(row: Row) -> str:
+    """What a model is given when it is evaluated, normalised: the same with earlier answers as they stand."""
+    return canonical_json([_turns(row.prompt), row.tools or [], calls_of(row, learnt=True)])
+
+
+def input_key(row: Row) -> str:
+    """What a model is asked, normalised: system, developer and user turns and the tools offered; empty without text."""
+    turns = _turns(turn for turn in row.prompt if turn["role"] in ("system", "developer", "user"))
+    return canonical_json([turns, row.tools or []]) if any(text for _, text, *_ in turns) else ""
+
+
+def said_key(row: Row) -> str:
+    """What the user said, normalised; empty without text."""
+    text = user_text(row)
+    return canonical_json([normalized(text), exact_marks(text)]) if normalized(text) else ""
+
+
+def _turns(turns: Iterable[Message]) -> list[Any]:
+    """Role and normalised text of each, with the marks that count."""
+    texts = [(turn["role"], str(turn.get("content") or "")) for turn in turns]
+    return [[role, normalized(text), *exact_marks(text)] for role, text in texts]
+
+
+def calls_of(row: Row, *, learnt: bool = False) -> list[Any]:
+    """The tool calls that are given (`learnt`: of earlier answers too) by value, and which call each tool turn answers. Their
+    ids are names that anyone may give: one stands for the call that it came with."""
     names: dict[str, int] = {}
     found: list[Any] = []
+    count = 0
     for at, turn in enumerate(row.prompt):
         for call in turn.get("tool_calls") or ():
             if isinstance(call, dict) and "id" in call:
-                names.setdefault(str(call["id"]), len(found))
-            found.append([at, call_of(call)])
+                names.setdefault(str(call["id"]), count)
+            count += 1
+            if learnt or not is_taught(turn):
+                found.append([at, call_of(call)])
         if "tool_call_id" in turn:
             found.append([at, names.get(str(turn["tool_call_id"]), turn["tool_call_id"])])
     return found
 
 
-def exact_numbers(row: Row) -> list[list[str]]:
-    """The numbers of each turn of the input that have a sign, a point or a comma, which `normalized` takes away: "-5" is not
-    5, nor "1.5" "1 5". Empty without such a number."""
-    texts = [unicodedata.normalize("NFKC", str(turn.get("content") or "")) for turn in row.prompt]
-    if not any(map(_MARK.search, texts)):
+def exact_marks(text: str) -> list[str]:
+    """What `normalized` takes away and two texts must share to ask the same, in order: numbers with a sign, a point or a comma
+    ("-5" is not 5, nor "1.5" "1 5"), operators ("12 * 1" is not "12 - 1"), and brackets where there are operators."""
+    folded = text if text.isascii() else unicodedata.normalize("NFKC", text).translate(_DASHES)
+    if not _MARK.search(folded) and not ("(" in folded or "[" in folded):
         return []
-    found = [_SIGNED.findall(text) for text in texts]
-    return found if any(found) else []
-
-
-def input_key(row: Row) -> str:
-    """What a model is asked, normalised: system, developer and user turns and the tools offered; empty without text."""
-    turns = [
-        [turn["role"], normalized(str(turn.get("content") or ""))]
-        for turn in row.prompt
-        if turn["role"] in ("system", "developer", "user")
-    ]
-    return canonical_json([turns, row.tools or []]) if any(text for _, text in turns) else ""
+    return (_IN_EXPRESSION if _OPERATOR.search(folded) else _MARKS).findall(folded)
 
 
 def target_key(row: Row) -> str:
-    """All that a row teaches for its input: its answer, the reasoning before it, and what else is admissible."""
-    answer, more = answer_key(row), [row.messages[-1].get("reasoning_content"), row.accept]
-    return answer if more == [None, None] else canonical_json([answer, *more])
+    """All that a row teaches for its input: every answer that is learnt, and the last, with the reasoning before it and its
+    weight, and what else is admissible for the last."""
+    cuts = [row.messages[: at + 1] for at, turn in enumerate(row.prompt) if is_taught(turn)]
+    lessons = [_lesson(msgspec.structs.replace(row, messages=cut)) for cut in (*cuts, row.messages)]
+    return (
+        lessons[0] if len(lessons) == 1 and row.accept is None else json.dumps([*lessons, row.accept], sort_keys=True)
+    )
+
+
+def _lesson(row: Row) -> str:
+    """The last answer with its reasoning and its weight."""
+    turn = row.messages[-1]
+    more = [turn.get("reasoning_content"), None if turn.get("weight") == 1 else turn.get("weight")]
+    return answer_key(row) if more == [None, None] else json.dumps([answer_key(row), *more])
+
+
+def admissible(row: Row) -> frozenset[str]:
+    """The answers that are right for a row, by value: its `accept`, else its own."""
+    texts = [value if isinstance(value, str) else json.dumps(value) for value in row.accept or ()]
+    turns = ({"role": "assistant", "content": text} for text in texts)
+    found = frozenset(answer_key(msgspec.structs.replace(row, messages=(turn,))) for turn in turns)
+    return found or frozenset([answer_key(row)])
 
 
 def answer_key(row: Row) -> str:

@@ -20,17 +20,25 @@ from tunegate.core.manifest import Input
 from tunegate.core.profile import DatasetProfile
 from tunegate.core.rows import Row, content_id, read_rows
 from tunegate.train.data import bfcl
-from tunegate.train.data.beginnings import Beginnings, common, groups_of
+from tunegate.train.data.beginnings import groups_of
 from tunegate.train.data.check import Finding, check_row, claims_json, short_outputs_matter
-from tunegate.train.data.clean import CleanConfig, drop, measure
-from tunegate.train.data.dedup import DedupConfig, deduplicate, preferred, refuse_mass_removal, with_accept_of
+from tunegate.train.data.clean import CleanConfig, drop, hidden, hidden_pair, measure
+from tunegate.train.data.dedup import (
+    DedupConfig,
+    contradictions,
+    deduplicate,
+    preferred,
+    refuse_mass_removal,
+    with_accept_of,
+)
 from tunegate.train.data.engine import Mapped, rows_of
 from tunegate.train.data.labels import labels, no_row_has, of_key, reader
 from tunegate.train.data.language import language
 from tunegate.train.data.lines import Fault
-from tunegate.train.data.normalize import input_key, normalized, user_text
+from tunegate.train.data.normalize import normalized, user_text
 from tunegate.train.data.read import Reading, sources
 from tunegate.train.data.rejected import Reason, Rejected, tally
+from tunegate.train.data.sides import equal_asked, near_in_eval, without_leaks
 from tunegate.train.data.split import Split, SplitConfig, split
 from tunegate.train.data.tokens import Counter, Sizer, counter
 from tunegate.train.data.twins import Pair
@@ -76,8 +84,14 @@ class Report:
     label_source: str | None
     conflicts: int
     contrast_pairs: int
+    eval_conflicts: int
+    """eval rows that ask what an earlier one asks and admit none of its answers: listed in `pairs.jsonl`, kept"""
+    same_input: int
+    """train rows that ask, or begin with, an eval row's whole prompt, such as those --keep-leaks keeps: listed, kept"""
     same_user_text: int
-    """train rows with an eval row's user text under another prompt: listed in `pairs.jsonl`, kept"""
+    """train rows with an eval row's user text under another prompt: listed, kept"""
+    near_in_eval: int | None
+    """eval rows near a train row, as `ft data leakage` counts them; None: not looked for (--no-near)"""
     near_skipped: int
     short_rule: str
     """why the rule of 20 output tokens is off; empty: it is on"""
@@ -92,8 +106,7 @@ def prepare(
 
     Raises UserError for bad input (with `on_error` stop: the first malformed line), before anything is written.
     """
-    sources(names)
-    refuse_input(out, *names, config.keep_eval or "")
+    refuse_input(out, *names, *sources(names), config.keep_eval or "")
     rejected: list[Rejected] = []
     everyone = admitted(rows_of(names, config.reading, mapped), config, rejected)
     rows_in = len(everyone) + len(rejected)
@@ -132,16 +145,17 @@ def prepare(
         label_source=label_source,
         conflicts=len(pairs["conflict"]),
         contrast_pairs=len(pairs["contrast"]),
+        eval_conflicts=len(pairs["conflict_eval"]),
+        same_input=len(pairs["same_input"]),
         same_user_text=len(pairs["same_user_text"]),
+        near_in_eval=done.near_in_eval,
         near_skipped=done.skipped,
         short_rule=short_outputs_matter(train)[1],
         notes=notes,
         profile=profile,
     )
     assert rows_in == report.train + report.eval + sum(report.rejected.values()), "rows were lost"
-    inputs = source_inputs(names)
-    if config.keep_eval is not None:
-        inputs.append(Input.of_file(_eval_file(config.keep_eval), "kept_eval"))
+    inputs = source_inputs(names) + _kept_inputs(config.keep_eval)
     dataset = _write(out, train, held_out, rejected, pairs, findings, report, inputs, config, force=force)
     return dataset, report
 
@@ -244,6 +258,7 @@ class _CleanTrain:
     pairs: dict[str, list[Pair]]
     notes: list[str]
     skipped: int
+    near_in_eval: int | None
 
 
 def _clean_train(
@@ -256,7 +271,7 @@ def _clean_train(
 ) -> _CleanTrain:
     """Train without leaks of eval, without rows the row rules remove, without duplicates, in that order; eval is looked at
     only, never changed."""
-    kept, leaks = _without_leaks(train, held_out, config)
+    kept, leaks = (train, []) if config.keep_leaks else without_leaks(train, held_out)
     kept, dropped = drop(kept, config.clean, sizer)
     result = deduplicate(kept, config.dedup, mapped)
     removed = [*leaks, *dropped.rejected, *result.rejected]
@@ -265,41 +280,17 @@ def _clean_train(
         "conflict": result.conflicts,
         "contrast": result.contrast_pairs,
         "borderline": result.borderline,
-        "same_user_text": _same_user_text(result.kept, held_out),
+        "conflict_eval": contradictions(held_out),
+        **equal_asked(result.kept, held_out),
     }
     return _CleanTrain(
-        kept=result.kept, rejected=[*settled, *removed], pairs=pairs, notes=dropped.notes, skipped=result.skipped
+        kept=result.kept,
+        rejected=[*settled, *removed],
+        pairs=pairs,
+        notes=dropped.notes,
+        skipped=result.skipped,
+        near_in_eval=near_in_eval(result.kept, held_out, result.judged) if result.judged else None,
     )
-
-
-def _without_leaks(train: list[Row], held_out: list[Row], config: PrepareConfig) -> tuple[list[Row], list[Rejected]]:
-    """Train without the rows that ask an eval row's whole prompt, before their answer or an earlier one, and those rows."""
-    if config.keep_leaks:
-        return train, []
-    prompts = {key: row for row in reversed(held_out) if (key := input_key(row))}
-    rule = "system and user turns and tools equal to an eval row's: NFKC, case-folded, punctuation to space"
-    beginnings = Beginnings(held_out)
-    begun = [[key for part in beginnings.of(row) if (key := input_key(part)) in prompts] for row in train]
-    openings = common((key for each in begun for key in each), len(train))
-    kept, leaks = [], []
-    for row, each in zip(train, begun, strict=True):
-        asked = (input_key(row), *(key for key in each if key not in openings))
-        twin = next((prompts[key] for key in asked if key in prompts), None)
-        if twin is None:
-            kept.append(row)
-        else:
-            leaks.append(Rejected.of(row, Reason.LEAKS_EVAL, kept=twin.id, rule=rule, score=1.0))
-    return kept, leaks
-
-
-def _same_user_text(train: list[Row], held_out: list[Row]) -> list[Pair]:
-    """Each train row with an eval row's user text (a: the eval row), or that begins with it: under another system text or
-    with other tools."""
-    texts = {key: row for row in reversed(held_out) if (key := normalized(user_text(row)))}
-    beginnings = Beginnings(held_out)
-    asked = ((row, (normalized(user_text(part)) for part in (row, *beginnings.of(row)))) for row in train)
-    twins = ((row, next((texts[text] for text in found if text in texts), None)) for row, found in asked)
-    return [Pair(a=twin, b=row, score=1.0) for row, twin in twins if twin is not None]
 
 
 def _rows_by_code(findings: list[list[Finding]]) -> dict[str, int]:
@@ -344,6 +335,10 @@ def _eval_file(path: Path) -> Path:
     return path / "eval.jsonl" if path.is_dir() else path
 
 
+def _kept_inputs(keep_eval: Path | None) -> list[Input]:
+    return [Input.of_file(_eval_file(keep_eval), "kept_eval")] if keep_eval is not None else []
+
+
 def _findings(rows: list[Row], mapped: Mapped) -> list[list[Finding]]:
     """The findings of each row."""
     claims = claims_json(rows)
@@ -377,11 +372,13 @@ def _write(
         "label_source": report.label_source,
     }
     settings = json.loads(json.dumps(asdict(config), default=str))
+    shown = [{"kind": kind, **pair.to_json()} for kind, found in pairs.items() for pair in found]
+    if config.clean.secrets == "mask":
+        rejected, shown = [hidden(item) for item in rejected], [hidden_pair(pair) for pair in shown]
     with new_folder(out, force=force) as folder:
         write_jsonl(folder / "train.jsonl", (row.to_json() for row in train))
         write_jsonl(folder / "eval.jsonl", (row.to_json() for row in held_out))
         write_jsonl(folder / "rejected.jsonl", (item.to_json() for item in rejected))
-        shown = ({"kind": kind, **pair.to_json()} for kind, found in pairs.items() for pair in found)
         write_jsonl(folder / "pairs.jsonl", shown)
         write_jsonl(folder / "findings.jsonl", (finding.to_json() for found in findings for finding in found))
         write_json(folder / "profile.json", report.profile.to_json())

@@ -19,7 +19,6 @@ from importlib import import_module
 from typing import Any
 
 from tunegate.core.json_schema import pointer
-from tunegate.core.profile import is_json
 
 MASK = "[REDACTED]"
 _MARK = re.compile(r"\[REDACTED:[\w-]+\]")  # under a key like "password" it would be one again
@@ -181,7 +180,7 @@ def find_secrets(text: str, key: str = "") -> Iterator[Secret]:
 
     key: under which the text stands in JSON, for some are known by their key alone (`"password": "..."`).
     """
-    if is_json(text):
+    if _reads_as_json(text):
         yield from _in_json(text)
         return
     lead, tail = (f'{key}": "', '"') if _NAMES_A_SECRET.search(key) else ("", "")
@@ -201,6 +200,15 @@ def masked(text: str, key: str = "") -> tuple[str, int]:
         parts += [text[at : secret.start], _mark(secret.kind, keys[secret.kind] if secret.in_key else 1)]
         at = secret.end
     return "".join([*parts, text[at:]]), len(found)
+
+
+def _reads_as_json(text: str) -> bool:
+    """Whether a text is a JSON object or list to a lenient reader: NaN and a key that stands twice are no reason to mask across
+    its strings."""
+    try:
+        return text.lstrip()[:1] in ("{", "[") and isinstance(json.loads(text), dict | list)
+    except (ValueError, RecursionError):
+        return False
 
 
 def secrets_in(value: Any) -> Iterator[tuple[str, Secret]]:
@@ -224,7 +232,7 @@ def mask_in(value: dict[str, Any]) -> tuple[dict[str, Any], int, list[str]]:
         if count:
             holder[key] = hidden
             total += count
-            broken += [pointer(path)] if is_json(text) and not is_json(hidden) else []
+            broken += [pointer(path)] if _reads_as_json(text) and not _reads_as_json(hidden) else []
     return copy, total + sum(_mask_keys(holder) for holder in holders.values() if isinstance(holder, dict)), broken
 
 

@@ -10,7 +10,7 @@ from tunegate.core.profile import DatasetProfile, Lengths
 from tunegate.core.rows import Row
 from tunegate.train.data.check import CODES
 from tunegate.train.data.clean import Cleaned
-from tunegate.train.data.dedup import SAME, Deduplicated
+from tunegate.train.data.dedup import NORMALIZED, SAME, Deduplicated
 from tunegate.train.data.leakage import NGRAM, Leakage
 from tunegate.train.data.normalize import RULE_NAMES
 from tunegate.train.data.prepare import PrepareConfig, Report
@@ -146,12 +146,12 @@ def deduplicated(result: Deduplicated, folder: Path | None, *, as_json: bool) ->
             "borderline": result.borderline,
         }
         shown = {name: [pair.to_json() for pair in found[:100]] for name, found in pairs.items()}
-        rules = {"normalized": RULE_NAMES["normalized"], "near": _near_rule(result)}
+        rules = {"normalized": NORMALIZED, "near": _near_rule(result)}
         more = {"rules": rules, "curve": result.curve, "pairs": shown, "out": str(folder) if folder else None}
         emit_json({**counts, **more})
         return
     table(None, ["rows", "n"], [[name.replace("_", " "), f"{n:,}"] for name, n in counts.items()])
-    lines(f"normalized: {RULE_NAMES['normalized']}; near: {_near_rule(result)}")
+    lines(f"normalized: {NORMALIZED}; near: {_near_rule(result)}")
     if result.curve:
         curve = [[f"{p['threshold']:.2f}", f"{p['rows']:,}", f"{p['other_answer']:,}"] for p in result.curve]
         table("rows with a nearer one, by threshold", ["at least", "rows", "only with another answer"], curve)
@@ -206,7 +206,10 @@ def _prepared_json(dataset: Dataset, report: Report) -> dict[str, Any]:
         "findings": report.findings,
         "conflicts": report.conflicts,
         "contrast_pairs": report.contrast_pairs,
+        "eval_conflicts": report.eval_conflicts,
+        "same_input": report.same_input,
         "same_user_text": report.same_user_text,
+        "near_in_eval": report.near_in_eval,
         "short_rule_off": report.short_rule or None,
         "eval_fraction_used": report.split.threshold,
         "pinned_groups": len(report.split.pinned),
@@ -252,9 +255,16 @@ def _finding_lines(report: Report) -> list[str]:
     pairs = (
         (report.conflicts, "have the same input and another answer"),
         (report.contrast_pairs, "have a near input and another answer"),
+        (report.eval_conflicts, "of eval have the same input and another answer: no model passes both"),
+        (report.same_input, "of train and eval have the same input: a model may know these eval rows by heart"),
         (report.same_user_text, "of train and eval have the same user text under another prompt"),
     )
     texts += [f"{n:,} pairs of rows {what}; both are kept (listed in pairs.jsonl)." for n, what in pairs if n]
+    if report.near_in_eval:
+        texts.append(
+            f"{_rows(report.near_in_eval)} of eval {'has' if report.near_in_eval == 1 else 'have'} a near twin in train, "
+            f"which {'is' if report.near_in_eval == 1 else 'are'} kept: `ft data leakage --train DIR --eval DIR` lists them."
+        )
     if report.near_skipped:
         texts.append(f"{report.near_skipped:,} comparisons of near rows were left out: too many rows look alike.")
     return texts

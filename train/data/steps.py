@@ -10,12 +10,20 @@ from pathlib import Path
 from tunegate.core import manifest
 from tunegate.core.artifacts import Dataset
 from tunegate.core.errors import UserError, nearest
-from tunegate.core.files import new_folder, refuse_existing, refuse_existing_file, refuse_input, write_jsonl, write_text
+from tunegate.core.files import (
+    new_folder,
+    refuse_existing,
+    refuse_existing_file,
+    refuse_input,
+    refuse_input_file,
+    write_jsonl,
+    write_text,
+)
 from tunegate.core.model_source import BUILTIN_PREFIX
 from tunegate.core.profile import DatasetProfile
 from tunegate.core.rows import KEYS, Row
 from tunegate.train.data.check import Finding, check_row, claims_json
-from tunegate.train.data.clean import Cleaned, untrainable
+from tunegate.train.data.clean import Cleaned, hidden, untrainable
 from tunegate.train.data.clean import clean as clean_rows
 from tunegate.train.data.dedup import Deduplicated, deduplicate, refuse_mass_removal
 from tunegate.train.data.engine import Mapped, rows_of
@@ -135,7 +143,7 @@ def _length_findings(row: Row, size: Size, max_length: int, source: str) -> Iter
 def clean(names: Sequence[str], out: Path, config: PrepareConfig, *, force: bool) -> tuple[int, list[Row], Cleaned]:
     """Clean row by row into a folder: (rows in, rows kept, what was removed and found)."""
     refuse_existing(out, force=force)
-    refuse_input(out, *names)
+    refuse_input(out, *names, *sources(names))
     rejected: list[Rejected] = []
     rows = admitted(read(names, config.reading), config, rejected)
     tokens = counter(config.model)
@@ -144,7 +152,8 @@ def clean(names: Sequence[str], out: Path, config: PrepareConfig, *, force: bool
     result = replace(result, rejected=[*rejected, *result.rejected])
     refuse_mass_removal(rows, result.rejected, yes=config.yes)
     refuse_nothing_left(kept, result.rejected, names)
-    _write_rows(out, names, kept, result.rejected, [], force=force)
+    removed = [hidden(item) for item in result.rejected] if config.clean.secrets == "mask" else result.rejected
+    _write_rows(out, names, kept, removed, [], force=force)
     return len(rows) + len(rejected), kept, result
 
 
@@ -154,7 +163,7 @@ def dedup(
     """Deduplicate sources, into a folder when there is `out`; the work runs on the engine `mapped`."""
     if out is not None:
         refuse_existing(out, force=force)
-        refuse_input(out, *names)
+        refuse_input(out, *names, *sources(names))
     rejected: list[Rejected] = []
     rows = admitted(rows_of(names, config.reading, mapped), config, rejected)
     result = deduplicate(rows, config.dedup, mapped)
@@ -174,6 +183,7 @@ def leakage(train: str, held_out: str, *, clean: Path | None, near: Judge) -> Le
     """Compare two sources (a Dataset folder stands for its train or eval rows); write the clean eval rows when asked."""
     if clean is not None:
         refuse_existing_file(clean)
+        refuse_input_file(clean, train, held_out, called="--clean")
     sides = [_side(train, "train"), _side(held_out, "eval")]
     result = compare(*(list(strictly(read([name], Reading()))) for name in sides), near=near)
     if clean is not None:
@@ -187,7 +197,7 @@ def convert(
 ) -> int:
     """Write sources in another format; returns the number of rows. Nothing is written when one is refused."""
     refuse_existing_file(out, force=force)
-    refuse_input(out, *names)
+    refuse_input_file(out, *names, *sources(names))
     if needed := [key for key in drop if key in ("messages", "conversations", "instruction", "output")]:
         raise UserError(f"a row is nothing without {needed[0]!r}", where=f"--drop {needed[0]}")
     found: set[str] = set()

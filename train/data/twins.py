@@ -5,14 +5,16 @@ blocks change nothing (but for over-full buckets, whose comparisons left out are
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
+from tunegate.core.console import Ticker, progress
 from tunegate.core.files import canonical_json
 from tunegate.core.rows import Row
 from tunegate.train.data.engine import Mapped
 from tunegate.train.data.judge import Judge, Verdict
 from tunegate.train.data.near import NearIndex, band_keys, same_numbers
-from tunegate.train.data.normalize import calls_of, exact_numbers, normalized, target_key
+from tunegate.train.data.normalize import calls_of, exact_marks, given, is_taught, normalized, target_key
 
 BLOCK = 4096
 # How far from the threshold a pair is shown as borderline.
@@ -89,21 +91,27 @@ def near_step(rows: Sequence[Row], judge: Judge, mapped: Mapped = map) -> NearSt
     everyone = [_seen(row, keys, frames) for row, keys in zip(rows, keyed, strict=True)]
     close = judge.neighbours([seen.text for seen in everyone], None) if judge.neighbours and len(rows) > 1 else []
     gone: set[int] = set()
-    for start in range(0, len(rows), BLOCK):
-        block = everyone[start : start + BLOCK]
-        candidates, inside = _candidates(block, index, kept, judge.floor)
-        for (seen, found), places in zip(candidates, close[start : start + BLOCK], strict=False):
-            found += _by_words(seen, found, [everyone[at] for at in places if id(everyone[at]) not in gone])
-        for seen, judged in _judged(candidates, judge):
-            if not _decide(seen, [item for item in judged if id(item[0]) not in gone], judge, step):
-                gone.add(id(seen))
-                continue
-            step.kept.append(seen.row)
-            index.add(seen.text, seen.keys)
-            kept.append(seen)
-        step.skipped += inside
+    with _shown_when_long(len(rows)) as tick:
+        for start in range(0, len(rows), BLOCK):
+            block = everyone[start : start + BLOCK]
+            candidates, inside = _candidates(block, index, kept, judge.floor, tick)
+            for (seen, found), places in zip(candidates, close[start : start + BLOCK], strict=False):
+                found += _by_words(seen, found, [everyone[at] for at in places if id(everyone[at]) not in gone])
+            for seen, judged in _judged(candidates, judge):
+                if not _decide(seen, [item for item in judged if id(item[0]) not in gone], judge, step):
+                    gone.add(id(seen))
+                    continue
+                step.kept.append(seen.row)
+                index.add(seen.text, seen.keys)
+                kept.append(seen)
+            step.skipped += inside
     step.skipped += index.skipped
     return step
+
+
+def _shown_when_long(rows: int) -> AbstractContextManager[Ticker]:
+    """Progress over the rows; of a few, which take seconds, no end is told: a line comes only where they take ten."""
+    return progress("near duplicates: rows compared", rows if rows > BLOCK else None)
 
 
 Keys = tuple[str, str, str, tuple[bytes, ...]]
@@ -127,7 +135,7 @@ def _seen(row: Row, found: Keys, frames: dict[str, int]) -> _Seen:
 
 
 def _candidates(
-    block: list[_Seen], index: NearIndex, kept: list[_Seen], floor: float
+    block: list[_Seen], index: NearIndex, kept: list[_Seen], floor: float, tick: Ticker
 ) -> tuple[list[tuple[_Seen, Found]], int]:
     """For each row of the block, the earlier rows it overlaps with by at least `floor`; comparisons left out inside."""
     here = NearIndex()
@@ -136,6 +144,7 @@ def _candidates(
         near = [(kept[at], overlap) for at, overlap in index.near(seen.text, seen.keys, floor)]
         near += [(block[at], overlap) for at, overlap in here.near(seen.text, seen.keys, floor)]
         here.add(seen.text, seen.keys)
+        tick()
         found.append((seen, near))
     return found, here.skipped
 
@@ -197,20 +206,21 @@ def _decide(seen: _Seen, judged: Judged, judge: Judge, step: NearStep) -> bool:
 
 
 def near_text(row: Row) -> str:
-    """The text near duplicates are compared by: the normalised turns of the input but the system's."""
+    """The text near duplicates are compared by: the normalised turns that are given but the system's."""
     return normalized(
-        "\n".join(str(t.get("content") or "") for t in row.prompt if t["role"] not in ("system", "developer"))
+        "\n".join(str(t.get("content") or "") for t in given(row) if t["role"] not in ("system", "developer"))
     )
 
 
 def frame_key(row: Row) -> str:
-    """What must be equal for two rows to be near: system text, tools, roles, tool calls and the signs and decimal points of
-    the numbers of the input."""
+    """What must be equal for two rows to be near: system text, tools, roles, which turns are learnt, the tool calls that are
+    given, and the signs, decimal points and operators of the input."""
+    turns = [(t["role"], is_taught(t), str(t.get("content") or "")) for t in given(row)]
     frame = [
-        [t["role"], *([normalized(str(t.get("content") or ""))] if t["role"] in ("system", "developer") else [])]
-        for t in row.prompt
+        [role, learnt, *([normalized(text)] if role in ("system", "developer") else []), *exact_marks(text)]
+        for role, learnt, text in turns
     ]
-    return canonical_json([frame, row.tools or [], calls_of(row), exact_numbers(row)])
+    return canonical_json([frame, is_taught(row.messages[-1]), row.tools or [], calls_of(row)])
 
 
 def _shown(row: Row) -> str:

@@ -84,7 +84,7 @@ def test_what_leaks_by_option_is_listed(tmp_path: Path) -> None:
     whole = turns("Where is my card?", "on its way", "thanks", "welcome")
     train, held_out = [whole, turns("another", "thing")], [turns("where is my card", "no idea")]
     kept, report = grouped(tmp_path, train, held_out, split=SplitConfig(eval_fraction=0), keep_leaks=True)
-    assert (len(kept), report.same_user_text) == (2, 1)
+    assert (len(kept), report.same_input, report.same_user_text) == (2, 1, 0)
 
 
 WHOLE = turns("Where is my card?", "on its way", "and my pin?", "by post", "thanks", "welcome")
