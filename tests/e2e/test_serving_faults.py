@@ -272,7 +272,12 @@ def test_an_evaluation_whose_engine_is_killed_goes_on_where_it_was(server, tmp_p
     assert 12 <= len(kept) < 60
     until(lambda: server.state() == "serving", 180)
     again = subprocess.run(
-        [*words, *(["--retry-errors"] if first.returncode == 0 else [])], env=server.env, capture_output=True, text=True, timeout=240, check=False
+        [*words, *(["--retry-errors"] if first.returncode == 0 else [])],
+        env=server.env,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert again.returncode == 0, again.stderr
     assert f"resuming: {len(kept)} answers found" in again.stderr
