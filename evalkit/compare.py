@@ -39,7 +39,7 @@ class Reading:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class OneSided:
     """A one-sided test. p: of the score test or the bootstrap; exact: of the exact test, where that was asked too."""
 
     p: float
@@ -113,15 +113,15 @@ class Paired:
             return self._mean(0.9).p_below(bound)
         return non_inferior_p(self.broken, self.fixed, self.n, bound, design_effect=self.effect, df=self.df)
 
-    def not_worse(self, margin: float, *, alpha: float) -> Shown:
+    def not_worse(self, margin: float, *, alpha: float) -> OneSided:
         """Whether a drop of `margin` or more is excluded: what PASS of `non_inferior` means, wherever it is said."""
         p = self.above_p(-margin)
-        return Shown(p=p, exact=self.exact_p(margin, alpha=alpha) if p < alpha else None, alpha=alpha)
+        return OneSided(p=p, exact=self.exact_p(margin, alpha=alpha) if p < alpha else None, alpha=alpha)
 
-    def worse(self, margin: float, *, alpha: float) -> Shown:
+    def worse(self, margin: float, *, alpha: float) -> OneSided:
         """Whether the drop is shown to be larger than `margin`: what FAIL of `non_inferior` means."""
         p = self.below_p(-margin)
-        return Shown(p=p, exact=self.exact_worse_p(margin, alpha=alpha) if p < alpha else None, alpha=alpha)
+        return OneSided(p=p, exact=self.exact_worse_p(margin, alpha=alpha) if p < alpha else None, alpha=alpha)
 
     def exact_p(self, margin: float, *, alpha: float = 0.05) -> float | None:
         """Exact p of H0: the difference is at most -margin; None where the pairs that differ are many, or scores are not 0/1.
@@ -214,10 +214,9 @@ def lock(baseline: Reading, candidate: Reading, *, allowed: Sequence[str]) -> tu
         elif one[name] != two[name] and not (name == "template" and _same_but_for_the_day(baseline, candidate)):
             differing.append(name)
     before, now = (side.report["data"].get("questions_digest") for side in (baseline, candidate))
+    # the same ids, other questions: told also of recorded outputs, whose prompts are not known
     if "data" not in differing and None not in (before, now) and before != now:
-        differing.insert(
-            0, "data"
-        )  # the same ids, other questions: told also of recorded outputs, whose prompts are not known
+        differing.insert(0, "data")
     refused = [name for name in differing if name not in allowed]
     if refused:
         details = "; ".join(f"{name}: {_words(name, baseline.report, candidate.report)}" for name in refused)

@@ -281,9 +281,10 @@ def _say_faults(report: dict[str, Any], rows: list[dict[str, Any]], extract: tup
     """Nothing silent: items that got no answer, that were cut off, that are empty, that hold thoughts."""
     counts = report["outcomes"]
     if counts["infra_error"]:
+        or_verdict = " or no verdict" if any(row.get("unjudged") for row in rows) else ""
         said = Counter(row["error"].splitlines()[0][:300] for row in rows if row["error"]).most_common(1)
         warn(
-            f"{counts['infra_error']} of {report['n']} items got no answer (infrastructure errors); they are in no score"
+            f"{counts['infra_error']} of {report['n']} items got no answer{or_verdict} (infrastructure errors); they are in no score"
             + "".join(f"; {times} times: {text}" for text, times in said)
         )
     rejected = sum(row["cause"] == REJECTED for row in rows)
@@ -304,6 +305,9 @@ def _say_faults(report: dict[str, Any], rows: list[dict[str, Any]], extract: tup
     lost = sum("infra_error" in row.get("outcomes", ()) for row in judged(rows))
     if lost:
         warn(f"{lost} items lost some of their repeats to infrastructure errors; the others are judged")
+    for name in (validator["name"] for validator in report["task"]["validators"]):
+        if none := sum(name not in row["scores"] for row in judged(rows)):
+            warn(f"{none} of {report['n']} answers got no verdict of {name}; they are in no score of it")
 
 
 def open_unchanged(report: EvalReport, *, name: str) -> Reading:

@@ -15,9 +15,9 @@ from tunegate.core.errors import ExitCode, UserError, nearest
 from tunegate.core.measurements import load_interval, load_metrics
 from tunegate.core.power import LARGEST, POWER, items_for_rate, pairs_for_difference, pairs_for_mean
 from tunegate.core.statistics import PERCENTILES, Interval, holm
-from tunegate.evalkit.compare import Paired, Reading, Shown, by_id, other_repeats, pair, slice_values
+from tunegate.evalkit.compare import OneSided, Paired, Reading, by_id, other_repeats, pair, slice_values
 from tunegate.evalkit.policy import MAX_INFRA_ERROR_RATE, PAIRED, Condition, Policy
-from tunegate.evalkit.summary import CENSUS, LEAKAGE, Measured, known_metrics, lost_share, measure
+from tunegate.evalkit.summary import CENSUS, LEAKAGE, Measured, judged, known_metrics, lost_share, measure, score_of
 
 Decision = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 EXIT: dict[str, ExitCode] = {
@@ -67,6 +67,7 @@ def decide(
     if lost > limit:
         reason = f"{lost:.1%} of the items were lost to infrastructure errors, above {limit:.1%}: nothing is judged"
         findings = [_refused(f, reason) for f in findings]
+    findings = [_with_verdicts(f, candidate, baseline, limit) for f in findings]
     decisions = {finding.decision for finding in findings}
     decision = "FAIL" if "FAIL" in decisions else "INCONCLUSIVE" if "INCONCLUSIVE" in decisions else "PASS"
     return {
@@ -99,6 +100,20 @@ def check_metrics(
 def _lost(candidate: Reading, baseline: Reading | None) -> float:
     sides = [side for side in (candidate, baseline) if side is not None and side.rows]
     return max((lost_share(side.rows) for side in sides), default=1.0)
+
+
+def _with_verdicts(finding: Finding, candidate: Reading, baseline: Reading | None, limit: float) -> Finding:
+    """Refused where more than `limit` of a side's items have no score of the metric: a judge that gave no verdict."""
+    metric = finding.metric
+    if metric not in {validator["name"] for validator in candidate.report["task"].get("validators", ())}:
+        return finding
+    sides = [judged(s.rows) for s in (candidate, baseline) if s is not None and metric in s.report["metrics"]]
+    none = max((sum(score_of(r, metric) is None for r in rows) / len(rows) for rows in sides if rows), default=0.0)
+    if none <= limit:
+        return finding
+    return _refused(
+        finding, f"{none:.1%} of the items have no verdict of {metric}, above {limit:.1%}: nothing is judged"
+    )
 
 
 def _refused(finding: Finding, reason: str) -> Finding:
@@ -222,7 +237,7 @@ def _one(
 def _paired(condition: Condition, alpha: float, paired: Paired, part: str | None) -> tuple[Finding, float]:
     margin = condition.margin or 0.0
     if condition.rule == "superior":
-        shown, refuted = (Shown(p=p, exact=None, alpha=alpha) for p in (paired.better_p(), paired.worse_p()))
+        shown, refuted = (OneSided(p=p, exact=None, alpha=alpha) for p in (paired.better_p(), paired.worse_p()))
     else:
         shown, refuted = paired.not_worse(margin, alpha=alpha), paired.worse(margin, alpha=alpha)
     decision: Decision = "PASS" if shown.holds else "FAIL" if refuted.holds else "INCONCLUSIVE"
@@ -233,7 +248,7 @@ def _paired(condition: Condition, alpha: float, paired: Paired, part: str | None
     reason = _paired_reason(condition, decision, interval, p, exact)
     reason += BEYOND if decision == "INCONCLUSIVE" and need is None and paired.n else ""
     finding = _finding(condition, decision, interval, need, reason, alpha, part)
-    return replace(finding, p=p, bound=-margin, n=paired.n), refuted.largest_p
+    return replace(finding, p=p, bound=-margin or 0.0, n=paired.n), refuted.largest_p
 
 
 def _contrary(breaks: Callable[[float], bool], alpha: float) -> float:

@@ -78,7 +78,9 @@ def _parse(record: Any, where: str) -> tuple[str, Answer]:
     ):
         raise UserError('a record needs an "id"', where=where, hint='one {"id": ..., "output": "..."} per line')
     output, error = record.get("output"), record.get("error")
-    if record.get("outcome") == "infra_error" and not error:
+    if record.get("unjudged"):  # the answer came, its judge said nothing
+        error = None
+    elif record.get("outcome") == "infra_error" and not error:
         error = record.get("reason") or "recorded as an infrastructure error"
     if output is None and not any(record.get(key) or error for key in ("tool_calls", "refusal", "rejected")):
         raise UserError('a record needs an "output"', where=where, hint='an item without an answer carries "error"')
@@ -93,7 +95,7 @@ def _parse(record: Any, where: str) -> tuple[str, Answer]:
         refusal=None if not record.get("refusal") else str(record["refusal"]),
         tool_calls=record.get("tool_calls") or [],
         error=None if not error else str(error),
-        rejected=None if not record.get("rejected") else str(record["rejected"]),
+        rejected=None if output or not record.get("rejected") else str(record["rejected"]),
         **figures,
     )
     return str(record["id"]), answer

@@ -149,6 +149,7 @@ class _Result(msgspec.Struct):
     each_completion_tokens: list[int | None] | None = None
     errors: list[str | None] | None = None
     rejected: str | None = None
+    unjudged: bool | None = None
 
 
 def check_report(document: Any, where: str) -> None:

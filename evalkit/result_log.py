@@ -67,7 +67,8 @@ class ResultLog:
             if not line.endswith(b"\n"):
                 break
             good += len(line)
-        self._stream.truncate(good)
+        if self._stream.seek(0, os.SEEK_END) > good:  # else untouched: its time tells whether a run was begun since
+            self._stream.truncate(good)
         self._stream.seek(0, os.SEEK_END)
 
     def __len__(self) -> int:

@@ -141,6 +141,7 @@ def result_row(task: EvalTask, row: Row, result: ItemResult) -> dict[str, Any]:
         **({"judged": result.judged} if result.judged else {}),
         **({"context": answer.context} if answer.context else {}),
         **({"rejected": answer.rejected} if answer.rejected else {}),
+        **({"unjudged": True} if answer.error and answer.text else {}),
         **repeats,
     }
 

@@ -14,7 +14,7 @@ from tunegate.evalkit.policy import Policy
 from tunegate.evalkit.summary import LEAKAGE, REPEATED
 from tunegate.evalkit.validators.base import Validator
 from tunegate.evalkit.validators.kinds import make
-from tunegate.train.data.normalize import normalized, user_text
+from tunegate.train.data.normalize import exact_marks, input_key, normalized, user_text
 
 SCORER_VERSION = 5  # raised whenever a validator's verdict on some answer changes
 RESERVED = {"weighted", *REPEATED, *LEAKAGE}  # and every name with the unit of another metric: see `_primary`
@@ -280,9 +280,15 @@ def _examples(wanted: FewShot | None, rows: list[Row], where: str) -> tuple[Row,
             where=f"{where} few_shot n",
             hint=f"add rows to it, or set n: {len(examples)}",
         )
-    asked = {_question(row): row.id for row in rows}
+    asked: dict[str, dict[str, str]] = {}
+    for row in rows:
+        asked.setdefault(_question(row), {})[input_key(row)] = row.id
     for example in examples:
-        if (same := asked.get(_question(example))) is not None:
+        alike = asked.get(
+            _question(example), {}
+        )  # of several items that say the same, system turns tell which is asked
+        same = next(iter(alike.values())) if len(alike) == 1 else alike.get(input_key(example))
+        if same is not None:
             raise UserError(
                 f"this example is also asked, by the item {same!r}: its answer would be given away",
                 where=f"{wanted.file}:{example.line}",
@@ -292,8 +298,10 @@ def _examples(wanted: FewShot | None, rows: list[Row], where: str) -> tuple[Row,
 
 
 def _question(row: Row) -> str:
-    """What makes two rows ask the same: the user's text, normalised; the whole prompt where the user says nothing."""
-    return normalized(user_text(row)) or canonical_json(row.prompt)
+    """What makes two rows ask the same: the user's text, normalised, and its operators; the whole prompt where the user says
+    nothing."""
+    text = user_text(row)
+    return canonical_json([normalized(text), exact_marks(text)]) if text.strip() else canonical_json(row.prompt)
 
 
 def _lookup(row: Row, key: str | None) -> Any:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from tunegate.core.artifacts import EvalReport, LoadReport
 from tunegate.core.console import warn
@@ -10,7 +11,7 @@ from tunegate.core.errors import UserError
 from tunegate.core.files import sha256_file
 from tunegate.core.manifest import is_finished
 from tunegate.evalkit.compare import Reading, compare, lock
-from tunegate.evalkit.evaluate import Evaluation, evaluate, identity_of, open_reading, open_unchanged, planned
+from tunegate.evalkit.evaluate import Evaluation, evaluate, identity_of, log_path, open_reading, open_unchanged, planned
 from tunegate.evalkit.folders import write_report
 from tunegate.evalkit.gate import decide
 from tunegate.evalkit.policy import Policy, default_policy, load_policy
@@ -32,6 +33,10 @@ def baseline_reading(
     if isinstance(system.source, EvalReport):
         return open_unchanged(system.source, name=system.spec)
     assert task is not None, "what is no report is judged by a task"
+    if options.retry_errors and is_finished(out) and not log_path(out).is_file():  # it lost nothing
+        before = EvalReport.open(out)
+        if _is_of(before.report(), system, task):
+            return open_unchanged(before, name=system.spec)
     evaluation = evaluate(system, task, out=out, options=options, key=key)
     report = write_report(out, evaluation, force=force)
     finish(evaluation)
@@ -56,9 +61,13 @@ def judged_before(folder: Path, system: System, task: EvalTask) -> EvalReport | 
     if system.kind == "endpoint" or not is_finished(folder):
         return None
     report = EvalReport.open(folder)
-    document = report.report()
+    return report if _is_of(report.report(), system, task) else None
+
+
+def _is_of(document: dict[str, Any], system: System, task: EvalTask) -> bool:
+    """Whether a report is of this system by this task."""
     asked = document["target"]["digest"] == system.digest
-    return report if asked and identity_of(document) == identity_of(planned(system, task).report) else None
+    return asked and identity_of(document) == identity_of(planned(system, task).report)
 
 
 def finish(evaluation: Evaluation) -> bool:

@@ -111,11 +111,11 @@ def init_project(folder: Path, data: Path | None, *, reading: Reading, model: st
 def _refuse_others(folder: Path, source: str) -> None:
     """Raise UserError where an earlier project holds more than was written into it, a trained run or notes: `--force` would take
     it away. source: the name of the rows."""
-    ours = {"task.yaml", "task.schema.json", "gate.yaml", "train.yaml", source, *TEMPLATES.values()}
+    ours = {"task.yaml", "task.schema.json", "gate.yaml", "train.yaml", "data.jsonl", source, *TEMPLATES.values()}
     for name in relative_files(folder):
         if name not in ours and not name.startswith("dataset/"):
             raise UserError(
-                f"holds {name}, which ft init did not write and --force would remove",
+                f"holds {name}, which --force would remove",
                 where=str(folder),
                 hint="move it away, or choose another folder",
             )

@@ -1,0 +1,80 @@
+"""What a review of the audits' mends found: examples that are not asked, logs that only look young, verdicts that are missing."""
+
+import json
+import os
+
+import pytest
+
+from tunegate.core.errors import UserError
+from tunegate.core.files import write_jsonl
+from tunegate.evalkit.compare import Reading
+from tunegate.evalkit.gate import decide
+from tunegate.evalkit.outcomes import Answer
+from tunegate.evalkit.policy import make_policy
+from tunegate.evalkit.recorded import _parse as parse
+from tunegate.evalkit.result_log import ResultLog
+from tunegate.evalkit.task import load_task
+
+
+def turns(user, answer, system=None):
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return {"messages": [*first, {"role": "user", "content": user}, {"role": "assistant", "content": answer}]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "example", "asked"),
+    [
+        ([turns("Which label?", "a", f"Document {i}") for i in range(5)], turns("Which label?", "a", "Document 9"), False),
+        ([turns("Which label?", "a", f"Document {i}") for i in range(5)], turns("which label", "a", "Document 3"), True),
+        ([turns("12 * 3", "36"), turns("1", "1")], turns("12 / 3", "4"), False),
+        ([turns("12 * 3", "36"), turns("1", "1")], turns("12 * 3 ", "36"), True),
+    ],
+)  # fmt: skip
+def test_an_example_is_refused_where_it_is_asked(tmp_path, rows, example, asked):
+    write_jsonl(tmp_path / "eval.jsonl", rows)
+    write_jsonl(tmp_path / "shots.jsonl", [example])
+    task = {"name": "t", "data": "eval.jsonl", "validators": [{"name": "exact", "kind": "exact_match"}], "primary": "exact",
+            "few_shot": {"file": "shots.jsonl"}}  # fmt: skip
+    (tmp_path / "task.yaml").write_text(json.dumps(task))
+    if not asked:
+        assert len(load_task(tmp_path / "task.yaml").examples) == 1
+        return
+    with pytest.raises(UserError, match="also asked"):
+        load_task(tmp_path / "task.yaml")
+
+
+def test_a_log_that_is_only_read_does_not_look_younger(tmp_path):
+    log = tmp_path / "answers.jsonl"
+    with ResultLog(log) as kept:
+        kept.add("a", Answer(text="x"))
+    os.utime(log, (1_000_000, 1_000_000))
+    with ResultLog(log) as kept:
+        assert len(kept) == 1
+    assert log.stat().st_mtime == 1_000_000
+
+
+@pytest.mark.parametrize(("lost", "decision"), [(0, "PASS"), (30, "INCONCLUSIVE")])
+def test_a_judge_that_says_nothing_of_half_the_items_decides_nothing(lost, decision):
+    rows = [
+        {"id": str(i), "outcome": "pass", "scores": {"exact": 1.0} | ({} if i < lost else {"j": 1.0}), "tags": {}, "cause": "",
+         "reason": "", "group": None}
+        for i in range(200)
+    ]  # fmt: skip
+    task = {"primary": "exact", "slices": [], "validators": [{"name": "exact"}, {"name": "j"}]}
+    report = {"metrics": {"exact": {}, "j": {}}, "task": task, "data": {}, "target": {"spec": "m"}, "outcomes": {}}
+    policy = make_policy({"conditions": [{"metric": "j", "rule": "at_least", "value": 0.85}]}, "gate.yaml")
+    assert decide(policy, Reading(name="r", report=report, rows=rows), None)["decision"] == decision
+
+
+@pytest.mark.parametrize(
+    ("record", "error", "rejected"),
+    [
+        ({"output": "chosen", "rejected": "a worse text"}, None, None),
+        ({"output": "", "rejected": "too long"}, None, "too long"),
+        ({"output": "x", "outcome": "infra_error", "error": "the judge gave no verdict", "unjudged": True}, None, None),
+        ({"output": "x", "outcome": "infra_error", "reason": "gone"}, "gone", None),
+    ],
+)
+def test_what_a_recorded_line_says(record, error, rejected):
+    _, answer = parse({"id": "a", **record}, "f:1")
+    assert (answer.error, answer.rejected) == (error, rejected)
