@@ -157,12 +157,19 @@ def _tell(found: Json) -> None:
 def _agreed(model: str | None, method: str | None, run: "RunFacts") -> str:
     """The model that ran: as typed, else as the Run says. Raises UsageError for an unknown method and where neither names the
     model, UserError where the Run says that it was another one, or another method."""
+    from tunegate.advisor.models import find
+
     one_of("--method", method or "lora", ["lora", "qlora", "full"])
     if method and run.method and method != run.method:
         raise UserError(f"this run was {run.method}, not {method}", where="--method", hint="leave out --method")
     if model is None:
         if run.model is None:
             raise UsageError("the log does not say which model ran", where="--model", hint="give --model")
+        try:
+            find(run.model)
+        except UserError:
+            told = f"the model of this run is not known here: {run.model}"
+            raise UsageError(told, where="--model", hint="give --model") from None
         return run.model
     if run.model is not None and not _alike(model, run.model):
         raise UserError(f"this run is of {run.model}, not {model}", where="--model", hint="leave out --model")

@@ -61,7 +61,7 @@ def breakeven(
     asked = None if against is None else find_offer(against, prices)
     every = list(offers(prices))
     chosen = every if asked is None else [asked]
-    cheapest = min(chosen, key=lambda o: (_beyond(o, tokens), o.per_call(*tokens)))
+    cheapest = min(chosen, key=lambda o: (bool(_beyond(o, tokens)), o.per_call(*tokens)))
     known["notes"] += [text for offer in chosen if (text := _beyond(offer, tokens))]
     if plot is not None:
         name = find(model).name

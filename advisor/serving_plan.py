@@ -152,7 +152,10 @@ def _within(bound: float, capacity: float, times: Curve, limit: float, spread: f
     if _p95_s(times, capacity, limit, spread)[0] <= bound:
         return capacity
     low, high = 0.0, limit  # sequences in the engine: they fix the calls that bring them there
-    for _ in range(STEPS_TO_BOUND):
+    fine = limit / 2**STEPS_TO_BOUND
+    if bound <= _answer_s(times, 0.0, 1.0, limit, spread):
+        high = min(limit, 1.0)  # an empty engine's: a second sequence breaks it
+    while high - low > fine:
         middle = (low + high) / 2
         arrivals = middle / times.service_s(max(1.0, middle))
         most = max(1.0, 1.006 * middle)  # queueing.load rounds up by less

@@ -157,7 +157,7 @@ def cheapest(
     for gpu, gpus in machines:
         how = recipe
         if gpu.name in fitted:
-            if not (owned or recipe.method == "full") or gpus > recipe.micro_batch * recipe.accumulation:
+            if not (owned or recipe.method == "full") or recipe.micro_batch * recipe.accumulation % gpus:
                 continue
             how = _dealt_out(recipe, gpus)
         found = plan(architecture, how, gpu, gpus, examples=examples, mean_tokens=mean_tokens, owned=owned)

@@ -252,15 +252,18 @@ def _warn_of_thoughts(rows: Sequence[Row], tokenizer: Any, more: Mapping[str, An
         )
 
 
+MOST_VALIDATION_ROWS = 64
+
+
 def split_validation(examples: Sequence[Example], share: float, seed: int) -> tuple[list[Example], list[Example]]:
     """(train, validation): the examples of `share` of the rows, at most 64, chosen by the hash of their id, so it is stable.
-    Rows of one group stay together: whole groups are chosen that fit, or the smallest one where none does.
+    Rows of one group stay together: whole groups are chosen that fit, or the smallest one of at most 64 rows where none does.
 
     Raises UserError when none is left to train on.
     """
     rows = {e.id: e.group for e in examples}
     sizes = Counter(_unit(e_id, group) for e_id, group in rows.items())
-    wanted = min(64, round(share * len(rows)))
+    wanted = min(MOST_VALIDATION_ROWS, round(share * len(rows)))
     if examples and wanted >= len(rows):
         raise UserError(
             f"all {len(rows)} rows would be set aside for the validation loss: none is left to train on",
@@ -274,7 +277,10 @@ def split_validation(examples: Sequence[Example], share: float, seed: int) -> tu
             chosen.add(unit)
             left -= sizes[unit]
     if wanted and not chosen and len(sizes) > 1:
-        chosen.add(min(sizes, key=lambda unit: (sizes[unit], sha256_text(f"{seed}:{unit[1]}"))))
+        least = min(sizes, key=lambda unit: (sizes[unit], sha256_text(f"{seed}:{unit[1]}")))
+        chosen |= {least} if sizes[least] <= MOST_VALIDATION_ROWS else set()
+        if not chosen:
+            warn(f"no rows are set aside for the validation loss: each group has more than {MOST_VALIDATION_ROWS}")
     apart = [_unit(e.id, e.group) in chosen for e in examples]
     pairs = list(zip(examples, apart, strict=True))
     return [e for e, aside in pairs if not aside], [e for e, aside in pairs if aside]

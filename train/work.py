@@ -153,6 +153,10 @@ def _same(before: dict[str, Any], now: dict[str, Any], work: Path, same_base: Ca
         if was != now["config"]["model"]:
             what = f"the base model is not the one this run began with, {was}"
         raise UserError(what, where=str(work), hint="nothing was touched")
+    if "begun" not in before:
+        warn(
+            "begun by an earlier version: of a dataset with groups, other rows are set aside for the validation loss now"
+        )
     other = [k for k, v in now["versions"].items() if before["versions"].get(k) != v]
     if other:
         warn(f"other versions than at the start ({', '.join(other)}): the result may differ in the last bits")

@@ -29,6 +29,8 @@ def test_groups_that_are_too_large_are_not_set_aside():
     assert "large" not in {e.group for e in validation}
     train, validation = split_validation(made({"a": 30, "b": 20, "c": 40}), 0.05, 0)
     assert {e.group for e in validation} == {"b"}, "the smallest, where none fits"
+    train, validation = split_validation(made({"a": 500, "b": 600}), 0.05, 0)
+    assert (len(train), len(validation)) == (1100, 0), "none of at most 64 rows"
     train, validation = split_validation(made({"a": 30}), 0.05, 0)
     assert (len(train), len(validation)) == (30, 0)
 

@@ -17,14 +17,16 @@ _SPACES = re.compile(r"\s+")
 _MARK = re.compile(r"[-.,]\d|[*/%!#&@]|\S - ")
 # A minus between two operands; between words it is a dash.
 _MINUS = r"(?:(?<=[\d)%] )|(?<=\b\w ))-(?= (?:\w?\d|\w\b|\())|(?<=\d)-(?=\d)"
+# An operator between operands; beside words it is emphasis, a heading, "and/or".
+_BETWEEN = r"[*/%&](?:(?<=[\d)\]*].)|(?<=[\d)\]] .)|(?<=\b\w.)|(?<=\b\w .))(?=\s?(?:\d|[(\[*]|-?\w\b))"
 # What `normalized` takes away though it changes what is asked: signs, points and commas of numbers, operators; not the mark a
 # sentence ends with.
 _EXACT = (
     r"(?<![^\s(])-\d+(?:[.,]\d+)*|\d+(?:[.,]\d+)+"
-    rf"|[*/%#&@]|{_MINUS}|!(?=[=\w(\[{{])|(?<=[\d)])!(?=\s*[-+*/^=%<>])"
+    rf"|{_BETWEEN}|(?<=\d)%|(?<=\d )%|(?<=\w)#|(?<=\w)@(?=\w)|{_MINUS}|!(?=[=\w(\[{{])|(?<=[\d)])!(?=\s*[-+*/^=%<>])"
 )
 _MARKS = re.compile(_EXACT)
-_OPERATOR = re.compile(rf"[+*/%^=<>]|{_MINUS}")
+_OPERATOR = re.compile(rf"[+^=<>]|{_BETWEEN}|{_MINUS}")
 # In an expression brackets count as well.
 _IN_EXPRESSION = re.compile(_EXACT + r"|[()\[\]{}]")
 _DASHES = dict.fromkeys(range(0x2010, 0x2016), "-")

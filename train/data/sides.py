@@ -16,12 +16,14 @@ LEAK = f"system and user turns and tools equal to an eval row's: {RULE_NAMES['no
 def without_leaks(train: Sequence[Row], held_out: Sequence[Row]) -> tuple[list[Row], list[Rejected]]:
     """Train without the rows that ask an eval row's whole prompt, before their answer or an earlier one, and those rows."""
     prompts = {key: row for row in reversed(held_out) if (key := input_key(row))}
+    texts = {normalized(user_text(row)) for row in held_out}
     beginnings = Beginnings(held_out)
     begun = [[key for part in beginnings.of(row) if (key := input_key(part)) in prompts] for row in train]
     openings = common((key for each in begun for key in each), len(train))
     kept, leaks = [], []
     for row, each in zip(train, begun, strict=True):
-        asked = (input_key(row), *(key for key in each if key not in openings))
+        whole = [input_key(row)] if normalized(user_text(row)) in texts else []  # quick, and equal where a key is
+        asked = (*whole, *(key for key in each if key not in openings))
         twin = next((prompts[key] for key in asked if key in prompts), None)
         if twin is None:
             kept.append(row)
@@ -44,8 +46,10 @@ def equal_asked(train: Sequence[Row], held_out: Sequence[Row]) -> dict[str, list
 def _asked(train: Sequence[Row], held_out: Sequence[Row], key: Callable[[Row], str]) -> list[Row | None]:
     """For each train row the first eval row whose key it, or a beginning of it, has."""
     known = {found: row for row in reversed(held_out) if (found := key(row))}
+    texts = {normalized(user_text(row)) for row in held_out}  # quick, and equal where a key is
     beginnings = Beginnings(held_out)
-    keys = ((key(part) for part in (row, *beginnings.of(row))) for row in train)
+    parts = ((part for part in (row, *beginnings.of(row)) if normalized(user_text(part)) in texts) for row in train)
+    keys = (map(key, each) for each in parts)
     return [next((known[found] for found in each if found in known), None) for each in keys]
 
 

@@ -3,9 +3,9 @@
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import Artifact, Release, Run
 from tunegate.core.errors import TunegateError, UserError
-from tunegate.core.files import home_path
+from tunegate.core.files import home_path, sha256_text
 from tunegate.core.methods import WEIGHTLESS
-from tunegate.core.model_source import ModelSource, file_at_hand, resolve
+from tunegate.core.model_source import ModelSource, file_at_hand, folder_digest, hub_file_at_hand, resolve
 from tunegate.serve import served_model
 from tunegate.train import same_model
 
@@ -21,7 +21,9 @@ def state(artifact: Artifact) -> str | None:
     source = _at_hand(str(artifact.manifest.facts["base"])) if made_on else None
     if source is None or made_on is None:
         return UNKNOWN
-    return HERE if same_model.same_digest(source, source.as_input(), made_on["digest"]) else CHANGED
+    if same_model.same_digest(source, source.as_input(), made_on["digest"]):
+        return HERE
+    return _of_the_hub(source, made_on["digest"]) if source.kind == "hub" else CHANGED
 
 
 def refuse_changed(artifact: Artifact) -> None:
@@ -32,6 +34,19 @@ def refuse_changed(artifact: Artifact) -> None:
             where=str(artifact.path),
             hint="restore that base, whose digest is in the manifest's lineage, or train and judge again",
         )
+
+
+def _of_the_hub(source: ModelSource, digest: str) -> str:
+    """Of a hub id whose `main` has moved on: whether the revision that was trained on, where it is still in the cache, has the
+    same config, tokenizer and weights."""
+    config = hub_file_at_hand(source.location, "config.json", source.revision)
+    if config is None:
+        return UNKNOWN
+    name = source.location
+    then = next((s for s in config.parent.parent.iterdir() if sha256_text(f"{name}@{s.name}") == digest), None)
+    if then is None:
+        return UNKNOWN
+    return HERE if folder_digest(then) == folder_digest(config.parent) else CHANGED
 
 
 def _needs_base(artifact: Release | Run) -> bool:

@@ -78,6 +78,13 @@ def test_another_weight_is_neither_a_duplicate_nor_a_conflict(place: int) -> Non
     assert len(deduplicate(rows(turns(*texts), turns(*given)), LEXICAL).rejected) == 1
 
 
+@pytest.mark.parametrize("pair", ["**Apple** is|Apple is", "on/off|on off", "#tag|tag", "* a list|a list"])
+def test_emphasis_and_headings_are_not(pair: str) -> None:
+    one, other = pair.split("|")
+    train, held_out = rows(turns(f"Say what {one} means", "5")), rows(turns(f"say what {other} means", "5"))
+    assert len(without_leaks(train, held_out)[1]) == 1
+
+
 @pytest.mark.parametrize("pair", ["12 * 1|12 - 1", "12 / 1|12 1", "50%|50", "C#|C", "!x|x", "a & b|a b", "me@x|me x"])
 def test_operators_are_asked(pair: str) -> None:
     one, other = pair.split("|")

@@ -10,8 +10,9 @@ from tests.train.release.test_promote import make_gate, make_report
 from tunegate.core import manifest
 from tunegate.core.artifacts import EvalReport, Release, Run
 from tunegate.core.commands import run
+from tunegate.core.files import sha256_text
 from tunegate.core.manifest import Input
-from tunegate.core.model_source import resolve
+from tunegate.core.model_source import ModelSource, resolve
 from tunegate.train.release import base_check, release_cli, verify_cli
 from tunegate.train.release.merge import MergeConfig, merge
 
@@ -89,3 +90,21 @@ def test_verify_says_that_the_base_has_changed(base, adapter, tmp_path, capsys):
     assert base_check.state(Release.open(merged.path)) is None
     shutil.rmtree(base)
     assert verified(adapter.path, capsys) == (0, [], ["not checked"])
+
+
+def test_a_commit_on_the_hub_that_changes_no_weights_changes_nothing(base, tmp_path, monkeypatch):
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    snapshots = cache / "models--team--base" / "snapshots"
+    for name in ("a" * 40, "b" * 40):
+        shutil.copytree(base, snapshots / name)
+    (snapshots / ("b" * 40) / "README.md").write_text("a typo less")
+    refs = cache / "models--team--base" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("b" * 40)
+    now = ModelSource("team/base", "hub", "team/base", "base", revision="b" * 40)
+    then = sha256_text(f"team/base@{'a' * 40}")
+    assert base_check._of_the_hub(now, then) == "here"
+    change(snapshots / ("b" * 40))
+    assert base_check._of_the_hub(now, then) == "changed"
+    assert base_check._of_the_hub(now, "0" * 64) == "not checked"
