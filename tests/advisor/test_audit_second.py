@@ -146,6 +146,7 @@ def test_init_speaks_of_no_option_that_it_lacks(folder, tmp_path, monkeypatch, c
     assert "--out" not in error
 
 
+@pytest.mark.slow
 def test_the_model_of_a_project_is_read_by_make_and_found_from_inside(tmp_path, monkeypatch, capsys):
     """Its text went into the Makefile as it was, and a relative path led nowhere from the project's folder."""
     from tunegate.core.ft import app

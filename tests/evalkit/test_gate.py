@@ -54,7 +54,9 @@ def pairs(generator, n, fixed_p, broken_p, accuracy=0.8):
     return reading(before), reading(after)
 
 
-@pytest.mark.parametrize(("n", "discordance"), [(50, 0.06), (200, 0.05), (300, 0.02)])
+@pytest.mark.parametrize(
+    ("n", "discordance"), [(50, 0.06), (200, 0.05), pytest.param(300, 0.02, marks=pytest.mark.slow)]
+)
 def test_error_rates(n, discordance):
     """Equal models FAIL at most alpha; a true drop of the margin PASSes at most alpha (discordance 2 %: 99 % accuracy)."""
     generator, draws = random.Random(n), 400

@@ -278,6 +278,7 @@ def driven(tiny_model, tiny_dataset, tmp_path):
     return call
 
 
+@pytest.mark.slow
 def test_two_sigkills_one_inside_a_checkpoints_write(driven, unbroken):
     """T7. File operation 40 below the working folder lies in the first checkpoint's write, as the remains prove."""
     found = driven("storm", [{"event": 40}, {"event": 90}])
