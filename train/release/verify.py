@@ -67,7 +67,7 @@ def inspect(folder: Path, *, signer: Signer | None = None, distribution: bool = 
     signature, broken = _signature(folder, signer)
     if broken:
         problems.append({"path": SIGNATURE, "problem": broken})
-    base = None if problems else base_check.state(open_any(folder))
+    base = base_check.state(open_any(folder)) if manifest.kind in MODELS and not problems else None
     if base == base_check.CHANGED:
         told = f"the base model {manifest.facts['base']} has changed since it was trained on"
         problems.append({"path": "base_model", "problem": told})

@@ -92,6 +92,14 @@ def test_verify_says_that_the_base_has_changed(base, adapter, tmp_path, capsys):
     assert verified(adapter.path, capsys) == (0, [], ["not checked"])
 
 
+def test_a_folder_of_another_kind_is_verified_too(tmp_path, capsys):
+    """A bake-off's is no artifact that a stage opens."""
+    (tmp_path / "bo").mkdir()
+    (tmp_path / "bo/bakeoff.json").write_text("{}")
+    manifest.write(tmp_path / "bo", "bakeoff", inputs=[], config={}, facts={})
+    assert verified(tmp_path / "bo", capsys) == (0, [], [])
+
+
 def test_a_commit_on_the_hub_that_changes_no_weights_changes_nothing(base, tmp_path, monkeypatch):
     cache = tmp_path / "hub"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
