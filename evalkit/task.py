@@ -14,7 +14,7 @@ from tunegate.evalkit.policy import Policy
 from tunegate.evalkit.summary import LEAKAGE, REPEATED
 from tunegate.evalkit.validators.base import Validator
 from tunegate.evalkit.validators.kinds import make
-from tunegate.train.data.normalize import exact_marks, input_key, normalized, user_text
+from tunegate.train.data.normalize import input_key, said_key
 
 SCORER_VERSION = 5  # raised whenever a validator's verdict on some answer changes
 RESERVED = {"weighted", *REPEATED, *LEAKAGE}  # and every name with the unit of another metric: see `_primary`
@@ -284,9 +284,8 @@ def _examples(wanted: FewShot | None, rows: list[Row], where: str) -> tuple[Row,
     for row in rows:
         asked.setdefault(_question(row), {})[input_key(row)] = row.id
     for example in examples:
-        alike = asked.get(
-            _question(example), {}
-        )  # of several items that say the same, system turns tell which is asked
+        # of several items that say the same, system turns tell which is asked
+        alike = asked.get(_question(example), {})
         same = next(iter(alike.values())) if len(alike) == 1 else alike.get(input_key(example))
         if same is not None:
             raise UserError(
@@ -300,8 +299,7 @@ def _examples(wanted: FewShot | None, rows: list[Row], where: str) -> tuple[Row,
 def _question(row: Row) -> str:
     """What makes two rows ask the same: the user's text, normalised, and its operators; the whole prompt where the user says
     nothing."""
-    text = user_text(row)
-    return canonical_json([normalized(text), exact_marks(text)]) if text.strip() else canonical_json(row.prompt)
+    return said_key(row) or canonical_json(row.prompt)
 
 
 def _lookup(row: Row, key: str | None) -> Any:
