@@ -20,7 +20,7 @@ from tunegate.core.files import home_path
 from tunegate.core.machine import gpus
 from tunegate.core.manifest import is_finished
 from tunegate.core.model_source import ModelSource, resolve
-from tunegate.serve import cli_manage, servers
+from tunegate.serve import base_check, cli_manage, servers
 from tunegate.serve.client import api_key
 from tunegate.serve.deploy.cli import deploy
 from tunegate.serve.machine_plan import choose_start
@@ -124,6 +124,7 @@ def run(
         adapters=tuple(_adapter(text) for text in adapter or ()), name=checked_name(name),
     )  # fmt: skip
     options = _with_start(opened := open_target(target), options, start, service=detach or restart > 0)
+    base_check.warn_changed(opened, *(a.artifact for a in options.adapters))
     if dry_run:
         _print_command(build(opened, options), as_json=as_json)
     elif detach:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from tunegate.core import manifest as manifests
+from tunegate.core import same_model
 from tunegate.core.artifacts import Run
 from tunegate.core.console import warn
 from tunegate.core.errors import UserError, first_line
@@ -11,7 +12,6 @@ from tunegate.core.files import read_json
 from tunegate.core.manifest import Input
 from tunegate.core.model_source import ModelSource
 from tunegate.serve.served_model import ADAPTER
-from tunegate.train import same_model
 
 WEIGHTS = "adapter_model.safetensors"
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from tunegate.core import manifest as manifests
+from tunegate.core import same_model
 from tunegate.core.architecture import Architecture, from_folder
 from tunegate.core.artifacts import Dataset, Run
 from tunegate.core.console import JsonOption, emit_json, out, say, warn
@@ -20,7 +21,7 @@ from tunegate.core.files import home_path, refuse_existing, refuse_input
 from tunegate.core.methods import WEIGHTLESS
 from tunegate.core.model_source import ModelSource
 from tunegate.core.model_source import resolve as resolve_model
-from tunegate.train import adapters, dry_run_view, inputs, same_model, thread_waits
+from tunegate.train import adapters, dry_run_view, inputs, thread_waits
 from tunegate.train.advice import rate_note, warnings
 from tunegate.train.config import TrainConfig, field_types, from_file, keys_of, resolve
 from tunegate.train.config import as_json as config_json

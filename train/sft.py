@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunegate.core import manifest as manifests
+from tunegate.core import same_model
 from tunegate.core.artifacts import Dataset, Run
 from tunegate.core.chat_template import clock, template_text, with_defaults, writes_date
 from tunegate.core.console import progress as progress_view
@@ -28,7 +29,6 @@ from tunegate.train import (
     model_loading,
     preflight,
     ranks,
-    same_model,
     saving,
     trackers,
     work,

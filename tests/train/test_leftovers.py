@@ -8,10 +8,10 @@ import signal
 
 import pytest
 
-from tunegate.core import commands
+from tunegate.core import commands, same_model
 from tunegate.core.errors import UserError
 from tunegate.core.model_source import of_folder, resolve
-from tunegate.train import loss_curve, same_model, sft
+from tunegate.train import loss_curve, sft
 from tunegate.train.cli import app
 from tunegate.train.config import resolve as resolve_config
 from tunegate.train.work import working_folder

@@ -16,7 +16,7 @@ from tunegate.core.artifacts import UNCOVERED, EvalReport, GateDecision, GgufExp
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.files import read_json
 from tunegate.core.manifest import Input
-from tunegate.train.release import base_check
+from tunegate.serve import base_check
 
 # Facts of a run without weights: what its making chose and counted.
 MADE = ("k", "selection", "examples", "passages", "embedder", "instruction_tokens")

@@ -12,7 +12,8 @@ from tunegate.core.errors import UserError
 from tunegate.core.files import sha256_file
 from tunegate.core.manifest import SIGNATURE, Manifest
 from tunegate.core.methods import WEIGHTLESS
-from tunegate.train.release import base_check, licences, sign
+from tunegate.serve import base_check
+from tunegate.train.release import licences, sign
 
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 EDITED = "content changed"

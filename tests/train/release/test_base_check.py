@@ -13,7 +13,9 @@ from tunegate.core.commands import run
 from tunegate.core.files import sha256_text
 from tunegate.core.manifest import Input
 from tunegate.core.model_source import ModelSource, resolve
-from tunegate.train.release import base_check, release_cli, verify_cli
+from tunegate.serve import base_check
+from tunegate.serve import cli as serve_cli
+from tunegate.train.release import release_cli, verify_cli
 from tunegate.train.release.merge import MergeConfig, merge
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore::UserWarning:peft")]
@@ -116,3 +118,13 @@ def test_a_commit_on_the_hub_that_changes_no_weights_changes_nothing(base, tmp_p
     change(snapshots / ("b" * 40))
     assert base_check._of_the_hub(now, then) == "changed"
     assert base_check._of_the_hub(now, "0" * 64) == "not checked"
+
+
+def test_serving_an_adapter_whose_base_has_changed_says_so(base, adapter, capsys):
+    def serve():
+        assert run(serve_cli.app, prog="ft serve", argv=[str(adapter.path), "--dry-run"]) == 0
+        return capsys.readouterr().err
+
+    assert "has changed" not in serve()
+    change(base)
+    assert f"{base}' has changed since it was trained on" in " ".join(serve().split())

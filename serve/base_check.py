@@ -1,13 +1,15 @@
 """Whether the base model that an adapter, or a prompt, is loaded with is still the one it was made on."""
 
 from tunegate.core import manifest as manifests
+from tunegate.core import same_model
 from tunegate.core.artifacts import Artifact, Release, Run
+from tunegate.core.console import warn
 from tunegate.core.errors import TunegateError, UserError
 from tunegate.core.files import home_path, sha256_text
 from tunegate.core.methods import WEIGHTLESS
 from tunegate.core.model_source import ModelSource, file_at_hand, folder_digest, hub_file_at_hand, resolve
 from tunegate.serve import served_model
-from tunegate.train import same_model
+from tunegate.serve.served_model import Target
 
 HERE, CHANGED, UNKNOWN = "here", "changed", "not checked"
 
@@ -34,6 +36,16 @@ def refuse_changed(artifact: Artifact) -> None:
             where=str(artifact.path),
             hint="restore that base, whose digest is in the manifest's lineage, or train and judge again",
         )
+
+
+def warn_changed(*served: Target) -> None:
+    """Say of each adapter or prompt that is to be served whose base model has changed that it was not judged so."""
+    for target in served:
+        if not isinstance(target, ModelSource) and state(target) == CHANGED:
+            base = target.manifest.facts["base"]
+            warn(
+                f"{target.path}: its base model {base!r} has changed since it was trained on: what was judged is not what is served"
+            )
 
 
 def _of_the_hub(source: ModelSource, digest: str) -> str:
