@@ -96,26 +96,6 @@ def _exact_power(rate: float, bound: float, n: int, alpha: float) -> float:
     return binomial_sf(low, n, rate) if low <= n else 0.0
 
 
-def miller_n(
-    omega2: float,
-    sigma2_a: float,
-    sigma2_b: float,
-    *,
-    difference: float,
-    k_a: float,
-    k_b: float,
-    alpha: float,
-    power: float,
-) -> int:
-    """Questions needed to detect `difference`, two-sided (Miller 2024, arXiv 2411.00640, eq. 9).
-
-    omega2: variance over questions of the difference of expected scores. sigma2: mean variance of a question's score
-    over resamples; k: resamples.
-    """
-    z = normal_quantile(1.0 - alpha / 2.0) + normal_quantile(power)
-    return math.ceil(z * z * (omega2 + sigma2_a / k_a + sigma2_b / k_b) / difference**2)
-
-
 def power_of_margin(n: int, discordance: float, margin: float, *, alpha: float) -> float:
     """Chance that n pairs of equal models show non-inferiority by `margin`: the power with which `pairs_for_difference` gives n
     (normal approximation)."""

@@ -58,40 +58,8 @@ def clopper_pearson(passed: float, n: float, *, level: float) -> Interval:
     return Interval(value=passed / n, low=low, high=high, n=round(n))
 
 
-def newcombe(passed_1: int, n_1: int, passed_2: int, n_2: int, *, level: float = 0.95) -> Interval:
-    """Difference of two independent rates, first minus second (Newcombe 1998, method 10)."""
-    one, two = wilson(passed_1, n_1, level=level), wilson(passed_2, n_2, level=level)
-    assert one.low is not None
-    assert one.high is not None
-    assert two.low is not None
-    assert two.high is not None
-    difference = one.value - two.value
-    low = difference - math.hypot(one.value - one.low, two.high - two.value)
-    high = difference + math.hypot(one.high - one.value, two.value - two.low)
-    return Interval(value=difference, low=low, high=high, n=n_1 + n_2)
-
-
-@dataclass(frozen=True, kw_only=True)
-class McNemar:
-    """Exact p-values of McNemar's test. better: one-sided, that the candidate is better; worse: that it is worse."""
-
-    two_sided: float
-    better: float
-    worse: float
-    mid_p: float
-
-
-def mcnemar(b: int, c: int) -> McNemar:
-    """Exact McNemar test: under equality b ~ Bin(b + c, 1/2). mid_p: Fagerland, Lydersen & Laake 2013, eq. 3 and below it."""
-    better, worse = binomial_sf(b, b + c, 0.5), binomial_sf(c, b + c, 0.5)
-    two_sided = min(1.0, 2.0 * min(better, worse))
-    point = math.exp(_log_binomial(b + c, b) - (b + c) * math.log(2.0))
-    mid_p = 1.0 - point / 2.0 if b == c else max(0.0, two_sided - point)
-    return McNemar(two_sided=two_sided, better=better, worse=worse, mid_p=mid_p)
-
-
 def mcnemar_better_p(b: float, c: float) -> float:
-    """One-sided exact p that the candidate is better, also for counts that are no whole numbers: clustered rows count as so many
+    """One-sided p of the exact McNemar test that the candidate is better (under equality b ~ Bin(b + c, 1/2)), also for counts that are no whole numbers: clustered rows count as so many
     independent ones, their binomial tail read off the beta distribution (Korn & Graubard 1998, for a rate)."""
     return 1.0 if b <= 0.0 else beta_cdf(0.5, b, c + 1.0)
 

@@ -7,7 +7,7 @@ import pytest
 
 from tunegate.core.errors import ExitCode, UserError
 from tunegate.core.power import detectable_difference, pairs_for_difference, pairs_for_mean
-from tunegate.core.statistics import clopper_pearson, exact_non_inferior_p, mcnemar, percentile
+from tunegate.core.statistics import clopper_pearson, exact_non_inferior_p, mcnemar_better_p, percentile
 from tunegate.evalkit import commands, ladder
 from tunegate.evalkit.bakeoff.judge import winner
 from tunegate.evalkit.compare import Reading, compare, describe, pair
@@ -131,12 +131,12 @@ def test_one_pair_of_rows_in_a_group_does_not_undo_the_exact_test():
     old, new = [0.0] * 3 + [1.0] * 97, [1.0] * 100
     groups = [*range(99), 98]
     better = one(SUPERIOR, reading(new, groups=groups), reading(old, groups=groups))
-    assert (better.decision, better.p) == ("INCONCLUSIVE", pytest.approx(mcnemar(3, 0).better, abs=0.01))
+    assert (better.decision, better.p) == ("INCONCLUSIVE", pytest.approx(mcnemar_better_p(3, 0), abs=0.01))
     worse = one(SUPERIOR, reading(old, groups=groups), reading(new, groups=groups))
     assert worse.decision == "INCONCLUSIVE"
     apart = [i // 5 for i in range(100)]
     old, new = [0.0] * 10 + [1.0] * 90, [1.0] * 100
-    assert pair(reading(old).rows, reading(new).rows, "exact").better_p() == mcnemar(10, 0).better < 0.001
+    assert pair(reading(old).rows, reading(new).rows, "exact").better_p() == mcnemar_better_p(10, 0) < 0.001
     grouped = pair(reading(old, groups=apart).rows, reading(new, groups=apart).rows, "exact")
     assert grouped.better_p() > 0.1, "two groups of twenty"
 

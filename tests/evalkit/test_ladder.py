@@ -13,7 +13,7 @@ from tunegate.core.commands import run
 from tunegate.core.errors import InfrastructureError, UserError
 from tunegate.core.manifest import Input
 from tunegate.core.model_source import resolve
-from tunegate.core.statistics import mcnemar
+from tunegate.core.statistics import mcnemar_better_p
 from tunegate.evalkit import evaluate as evaluating
 from tunegate.evalkit import ladder as ladders
 from tunegate.evalkit.ladder_cli import app
@@ -101,7 +101,7 @@ def test_each_change_has_its_cause_its_interval_and_its_test(chain, answers, ft,
     quantization = changes["quantization"]
     assert quantization["difference"] == pytest.approx(-24 / 60)
     assert quantization["low"] < -24 / 60 < quantization["high"] < 0
-    assert quantization["mcnemar_p"] == pytest.approx(2 * mcnemar(0, 24).worse)
+    assert quantization["mcnemar_p"] == pytest.approx(2 * mcnemar_better_p(24, 0))
     assert quantization["p_holm"] == pytest.approx(3 * quantization["mcnemar_p"])
     assert (changes["GGUF and llama.cpp"]["from"], found["largest_drop"]) == ("merged", "quantization")
     assert (found["total"]["from"], found["total"]["to"], found["total"]["fixed"]) == ("base", "quantized", 15)
