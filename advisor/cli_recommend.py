@@ -1,5 +1,6 @@
 """`ftadvise recommend`."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -146,7 +147,7 @@ def _write(answer: "Recommendation", out: Path | None, task: dict[str, Any] | No
     from tunegate.advisor.render import spread_words, write_yaml
 
     write_yaml(answer, out)
-    say(f"wrote {out}; run it with: ft train DATASET --from {out} --out RUN{spread_words(answer)}")
+    say(f"wrote {out}; run it with: ft train DATASET --from {shlex.quote(str(out))} --out RUN{spread_words(answer)}")
     if task is not None:
         from tunegate.advisor.launch import write_task
 

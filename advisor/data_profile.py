@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from pathlib import Path
-from typing import Any
 
 from tunegate.core.answers import answer_of
 from tunegate.core.errors import UserError
 from tunegate.core.model_source import file_at_hand
-from tunegate.core.profile import row_texts
+from tunegate.core.profile import is_json, row_texts
 from tunegate.core.rows import Row, read_rows
 
 SAMPLE = 2000  # rows tokenized to learn characters per token
@@ -32,8 +31,7 @@ class DataProfile:
     """Facts about a file of rows.
 
     Token counts are means unless named; loss_tokens is the sum over answers, tool calls included. json_share: answers
-    that parse as JSON objects or lists, or call tools. json_shapes: distinct sets of top-level keys among them, of
-    function and argument names among calls. labels: distinct answers, None when there are more than MAX_LABELS.
+    that parse as JSON objects or lists, or call tools. labels: distinct answers, None when there are more than MAX_LABELS.
     duplicates: rows whose prompt and answer stood before. conflicts: prompts seen with another answer. counted_with:
     the tokenizer, or `estimate`. cjk_share: of all characters, the Chinese, Japanese and Korean ones. lengths, sums: tokens of
     each row in rising order, and their running sum.
@@ -47,11 +45,9 @@ class DataProfile:
     p95_output_tokens: float
     loss_tokens: float
     json_share: float
-    json_shapes: int
     labels: int | None
     duplicates: int
     conflicts: int
-    tool_share: float
     counted_with: str
     cjk_share: float = 0.0
     lengths: Sequence[float] = field(default=(), compare=False, repr=False)
@@ -143,28 +139,19 @@ def _weight(text: str, cjk: int | None = None) -> float:
     return len(text) + (_cjk(text) if cjk is None else cjk) * (CHARS_PER_TOKEN / CJK_CHARS_PER_TOKEN - 1.0)
 
 
-def _names(call: Any) -> list[str]:
-    """The function that a call names, and its arguments' names."""
-    found = call if isinstance(call, dict) else {}
-    arguments = found.get("arguments")
-    return [str(found.get("name")), *(arguments if isinstance(arguments, dict) else ())]
-
-
 class _Tally:
     def __init__(self) -> None:
         self.inputs: list[float] = []
         self.outputs: list[float] = []
         self.turns: list[int] = []
         self.characters = self.cjk = 0
-        self.json = self.tools = self.duplicates = self.conflicts = 0
-        self.shapes: set[frozenset[str]] = set()
+        self.json = self.duplicates = self.conflicts = 0
         self.labels: set[str] | None = set()
         self.answers: dict[int, int] = {}
 
     def add(self, row: Row) -> str:
         """Count one row and return its text."""
         prompt, answer = row_texts(row)
-        self.tools += bool(row.tools)
         asked, answered = _cjk(prompt), _cjk(answer)
         self.inputs.append(_weight(prompt, asked))
         self.outputs.append(_weight(answer, answered))
@@ -178,7 +165,7 @@ class _Tally:
             self.labels.add(label)
             if len(self.labels) > MAX_LABELS:
                 self.labels = None
-        self._json(value, calls)
+        self.json += bool(calls) or (isinstance(value, dict | list) and is_json(row.expected))
         return prompt + answer
 
     def _repeated(self, prompt: int, answer: int) -> None:
@@ -188,14 +175,6 @@ class _Tally:
             self.duplicates += 1
         else:
             self.conflicts += 1
-
-    def _json(self, value: Any, calls: list[Any]) -> None:
-        if not calls and not isinstance(value, dict | list):
-            return
-        self.json += 1
-        if len(self.shapes) < 1000:
-            names = [name for call in calls for name in _names(call)]
-            self.shapes.add(frozenset(names or (value if isinstance(value, dict) else ["[]"])))
 
     def result(self, per_token: float, counted_with: str) -> DataProfile:
         n = len(self.inputs)
@@ -212,11 +191,9 @@ class _Tally:
             p95_output_tokens=outputs[int(0.95 * (n - 1))],
             loss_tokens=sum(outputs),
             json_share=self.json / n,
-            json_shapes=len(self.shapes),
             labels=len(self.labels) if self.labels is not None else None,
             duplicates=self.duplicates,
             conflicts=self.conflicts,
-            tool_share=self.tools / n,
             counted_with=counted_with,
             cjk_share=self.cjk / max(1, self.characters),
             lengths=array("d", whole),

@@ -19,13 +19,14 @@ MIXTURE_WIDEN = 2.0
 @dataclass(frozen=True, kw_only=True)
 class TrainQuestion:
     """A training configuration. seq: tokens of the longest row. examples and epochs give the hours; mean_tokens: mean
-    tokens of a row, None for seq. state: of full tuning, a key of STATE_BYTES. software: hf, torchtune, unsloth, ..."""
+    tokens of a row, None for seq. accumulation: micro-batches an optimizer step. state: of full tuning, a key of STATE_BYTES. software: hf, torchtune, unsloth, ..."""
 
     model: KnownModel
     method: str
     gpu: Gpu
     gpus: int = 1
     batch: int = 4
+    accumulation: int = 1
     seq: int = 1024
     rank: int = 16
     targets: tuple[str, ...] = ()
@@ -81,6 +82,7 @@ def train(q: TrainQuestion) -> Json:
         checkpointing=q.checkpointing,
         quantization=setup.quantization,
         software="cpu" if q.gpu.is_cpu else q.software,
+        accumulation=q.accumulation,
         sharded_over=shards,
     )
     speed = training_time.tokens_per_s(step) * calibrate.factor("train_tps", q.gpu.name)
@@ -183,7 +185,11 @@ def serve(q: ServeQuestion) -> Json:
     reasons = [text for text in (serving_speed.unsplit(a, q.gpus), a.beyond(q.input_tokens + q.output_tokens)) if text]
     if serving_speed.cache_room_gb(setup) > 0 and times.fits < 1:
         reasons.append(WHOLE_CALL.format(serving_speed.call_gb(setup), serving_speed.cache_room_gb(setup)))
-    fits = serving_speed.memory_gb(setup) <= 0.9 * q.gpu.memory_gb and times.fits >= 1 and not reasons
+    fits = (
+        serving_speed.memory_gb(setup) <= serving_speed.MEMORY_SHARE * q.gpu.memory_gb
+        and times.fits >= 1
+        and not reasons
+    )
     running = min(q.concurrency, max(1.0, times.fits))
     speedup = calibrate.factor("tpot", q.gpu.name)
     tpot = times.tpot_s(running) * speedup

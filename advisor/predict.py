@@ -151,7 +151,7 @@ def serving_setup(case: Case) -> serving.ServingSetup:
 
 
 def _length(case: Case, column: str) -> float:
-    if not case.row[column] and case.row["batch_or_concurrency"] == "1":
+    if not case.row[column] and case.row["batch_or_concurrency"] in ("1", "1.0"):
         return UNSTATED_TOKENS
     return case.tokens(column)
 

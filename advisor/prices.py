@@ -138,13 +138,13 @@ def package_date() -> str:
     return datetime.datetime.fromtimestamp(stamp, datetime.UTC).date().isoformat()
 
 
-def age_days(date: str, today: datetime.date | None = None) -> int | None:
+def age_days(date: str) -> int | None:
     """Days since an ISO date (`2026-11` counts as its first day); None when it cannot be read."""
     try:
         when = datetime.date.fromisoformat(date if len(date) == 10 else f"{date}-01")
     except ValueError:
         return None
-    return ((today or datetime.datetime.now(datetime.UTC).date()) - when).days
+    return (datetime.datetime.now(datetime.UTC).date() - when).days
 
 
 def stale_note(date: str, limit_days: int = STALE_DAYS) -> str:

@@ -260,9 +260,7 @@ def _stand_in(chosen: Option, space: Space, situation: Situation) -> Option | No
     hand carries it."""
     c = situation.constraints
     method = chosen.method if chosen.method != "hosted_api" else ("rag" if retrieves(chosen.method, c) else "prompt")
-    able = [
-        o for o in space.options if o.method == method and o.serving and not o.refused_but_for("monthly_budget_usd")
-    ]
+    able = [o for o in space.options if o.method == method and o.serving and not o.refused_beside("monthly_budget_usd")]
     return best_of(able, situation) if able else None
 
 

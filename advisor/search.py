@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tunegate.advisor import serving_plan, training_plan
+from tunegate.advisor.break_even import DAYS_PER_MONTH
 from tunegate.advisor.constraints import Constraints
 from tunegate.advisor.data_profile import DataProfile
 from tunegate.advisor.errors import significant
@@ -68,7 +69,7 @@ class Option:
         """No constraint refuses it."""
         return not self.violations
 
-    def refused_but_for(self, constraint: str) -> bool:
+    def refused_beside(self, constraint: str) -> bool:
         """Whether anything but this constraint refuses it."""
         return any(name != constraint for name, _, _ in self.violations)
 
@@ -349,7 +350,7 @@ def context_of(offer: ApiPrice) -> int | None:
 
 def _hosted(method: str, offer: ApiPrice, c: Constraints, profile: DataProfile | None) -> Option:
     tokens, hit = prompt_shape(method, c)
-    monthly = offer.per_call(tokens, c.output_tokens, hit) * c.calls_per_day * 365 / 12
+    monthly = offer.per_call(tokens, c.output_tokens, hit) * c.calls_per_day * DAYS_PER_MONTH
     p95 = 1e3 * (API_FIRST_TOKEN_S + _spread(profile) * c.output_tokens / API_TOKENS_PER_S)
     violations = too_long(method, offer.name, context_of(offer), c, profile) + frozen(method, c) + too_few(method, c)
     if c.privacy == "no-egress":

@@ -63,7 +63,7 @@ def _records(
     """(place, item id, answer) of our own lines, or of lm-eval's, promptfoo's and Inspect's result files."""
     found = format_of(path)
     if found is not None:
-        yield from read_foreign(found, path, rows, data=rows if data is None else read_unique_rows(data), system=system)
+        yield from read_foreign(found, path, data=rows if data is None else read_unique_rows(data), system=system)
         return
     for number, record in read_jsonl(path):
         where = f"{path}:{number}"

@@ -182,6 +182,7 @@ def _estimate(model: KnownModel, gpu: Gpu, config: TrainConfig, load: Load, laun
             gpu=gpu,
             gpus=shares,
             batch=config.per_device_train_batch_size,
+            accumulation=config.gradient_accumulation_steps,
             seq=load.longest,
             rank=config.rank,
             targets=projections_of(config.targets, mixture=model.architecture.experts > 1),

@@ -147,13 +147,13 @@ def _seconds_per_step(plan: Plan, arm: str) -> float:
         say(f"timing {PROBE_STEPS} steps of {arm}")
         sft.train(plan.dataset, plan.source, config_of(plan, arm, PROBE_STEPS), folder, resume=False, force=True)
         lines = [value for _, value in read_jsonl(folder / METRICS) if value.get("loss") is not None]
-        per_step = _tokens_per_step(plan, Run.open(folder)) / max(1.0, float(lines[-1]["tokens_per_s"]))
+        per_step = _tokens_per_step(Run.open(folder)) / max(1.0, float(lines[-1]["tokens_per_s"]))
         notes = {"seconds_per_step": round(per_step, 3)}
         _note_as(plan, f"probe {arm}", notes)
     return float(notes["seconds_per_step"])
 
 
-def _tokens_per_step(plan: Plan, run: Run) -> float:
+def _tokens_per_step(run: Run) -> float:
     mask, config = run.manifest.facts["mask"], run.manifest.config
     rows = int(config["per_device_train_batch_size"]) * int(config["gradient_accumulation_steps"])
     return rows * float(mask["tokens"]) / float(mask["rows"])

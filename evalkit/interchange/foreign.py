@@ -76,9 +76,9 @@ def _is_lm_eval(path: Path) -> bool:
 
 
 def read_foreign(
-    found: Format, path: Path, rows: Sequence[Row], *, data: Sequence[Row], system: str | None
+    found: Format, path: Path, *, data: Sequence[Row], system: str | None
 ) -> list[tuple[str, str, Answer]]:
-    """(place, item id, answer) of each record that belongs to `data`; `rows` may be the first part of it.
+    """(place, item id, answer) of each record that belongs to `data`.
 
     system: which of the file's models. Raises UserError for records that fit no item, or several, and says what the file
     does not hold.

@@ -134,3 +134,17 @@ def test_leave_one_source_out_covers_most_sources(result):
     rows = sum(n for n, _, _, _ in table.values())
     inside = sum(n * share for n, _, _, share in table.values()) / rows
     assert 0.80 <= inside <= 0.97
+
+
+def test_a_batch_of_one_written_as_a_spreadsheet_does_is_a_batch_of_one():
+    unstated = {
+        "kind": "tpot",
+        "method": "",
+        "seq_len_or_in_len": "",
+        "unit": "ms",
+        "value": "14",
+        "grad_ckpt": "",
+        "notes": "",
+    }
+    one, same = (testing.backtest([row(**unstated, batch_or_concurrency=text)]).pairs[0] for text in ("1", "1.0"))
+    assert one.predicted == same.predicted

@@ -36,3 +36,10 @@ def test_a_backtest_that_compared_nothing_is_inconclusive(capsys, tmp_path):
     (tmp_path / "m.csv").write_text(",".join(columns) + "\n" + ",".join("x" for _ in columns) + "\n")
     code, found = call(capsys, "backtest", tmp_path / "m.csv", "--json")
     assert (code, found["rows"], len(found["skipped"])) == (3, [], 1)
+
+
+def test_the_printed_training_command_survives_a_space(tmp_path, capsys):
+    out = tmp_path / "my r" / "rec.yaml"
+    out.parent.mkdir()
+    assert run(app, prog="ftadvise", argv=["recommend", "--examples", "500", "--out", str(out)]) == 0
+    assert f"--from '{out}' --out RUN" in " ".join(capsys.readouterr().err.split())

@@ -43,10 +43,8 @@ def test_tool_calls_are_answers(tmp_path):
     assert found.output_tokens == pytest.approx(same.output_tokens)
     assert found.loss_tokens == pytest.approx(same.loss_tokens)
     assert found.p95_output_tokens > 20
-    assert (found.labels, found.json_share, found.json_shapes) == (None, 1.0, 1)
+    assert (found.labels, found.json_share) == (None, 1.0)
     assert found.strict_format
-    other = [{"content": None, "tool_calls": called(0, name=f"f{i % 3}", day=1)} for i in range(30)]
-    assert profile(rows(tmp_path / "three.jsonl", other)).json_shapes == 3
 
 
 def test_other_calls_for_the_same_prompt_are_conflicts(tmp_path):
@@ -290,3 +288,8 @@ def test_accumulation_on_more_gpus_than_steps_is_one(tmp_path):
     assert steps(1)[0] == answer.chosen.training.recipe.accumulation
     assert steps(64)[0] == 1
     assert steps(64)[1] == steps(1)[1] + 1
+
+
+def test_what_no_gate_can_parse_is_not_called_json(tmp_path):
+    found = profile(rows(tmp_path / "nan.jsonl", [{"content": f'{{"price": NaN, "n": {i}}}'} for i in range(20)]))
+    assert (found.json_share, found.strict_format) == (0.0, False)

@@ -307,7 +307,6 @@ def test_data_is_measured(tmp_path):
     )
     assert found.rows == 100
     assert found.json_share == 1.0
-    assert found.json_shapes == 1
     assert found.strict_format
     assert found.duplicates == 10
     assert found.conflicts == 0

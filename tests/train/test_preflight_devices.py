@@ -83,7 +83,7 @@ def test_a_shared_model_is_estimated_as_the_advisor_does(source, gpus_of):
     found = preflight.forecast(source("8b"), config, load, "cuda", launch(4, "fsdp2"))
     question = TrainQuestion(
         model=find(source("8b").location), method="lora", gpu=find_gpu("A100-80GB"), gpus=4, seq=1536, rank=16,
-        batch=config.per_device_train_batch_size, targets=ALL_LINEAR, checkpointing=True,
+        batch=config.per_device_train_batch_size, accumulation=4, targets=ALL_LINEAR, checkpointing=True,
     )  # fmt: skip
     expected = estimate(question)
     assert found.memory_gb["value"] == pytest.approx(expected["memory_gb"]["value"])
