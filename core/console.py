@@ -16,11 +16,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from tunegate.core.visible_text import HIDDEN
+
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output and nothing else.")]
 
-# What a terminal obeys or hides instead of showing it: C0 but tab and line end, DEL, C1, and the controls of the direction
-# of writing (Unicode Standard Annex 9, section 2).
-_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# Joiners stay: emoji and scripts such as Persian are written with them.
+_OBEYED = re.compile(f"(?![\u200c\u200d]){HIDDEN.pattern}")
 
 
 class _Visible(Console):

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from tunegate.serve import metrics
 from tunegate.serve.plain_http import call
 
 COUNTED = {
@@ -43,20 +44,15 @@ def read(base_url: str, key: str | None) -> Counters | None:
         return None
     if reply.status != 200:
         return None
-    values = parse(reply.body.decode("utf-8", "replace"))
+    values = summed(reply.body.decode("utf-8", "replace"))
     return Counters(values) if values else None
 
 
-def parse(text: str) -> dict[str, float]:
+def summed(text: str) -> dict[str, float]:
     """The counters in Prometheus' text format, summed over their labels (engines, models)."""
     names = {metric: ours for ours, metric in COUNTED.items()}
     values: dict[str, float] = {}
-    for line in text.splitlines():
-        metric = line.partition("{")[0].partition(" ")[0]
-        if metric in names:
-            rest = line.rpartition("}")[2] if "{" in line else line.removeprefix(metric)
-            try:
-                values[names[metric]] = values.get(names[metric], 0.0) + float(rest.split()[0])
-            except (ValueError, IndexError):
-                continue
+    for sample in metrics.parse(text):
+        if (name := names.get(sample.name)) is not None:
+            values[name] = values.get(name, 0.0) + sample.value
     return values

@@ -11,9 +11,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from tunegate.core.visible_text import HIDDEN_RANGES
 from tunegate.evalkit.render import html_sections, html_verdict
 from tunegate.evalkit.render.html_text import (
-    HIDDEN_RANGES,
     LABELS,
     as_text,
     attribute,

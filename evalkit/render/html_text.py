@@ -5,15 +5,8 @@ import json
 import re
 from typing import Any
 
-# Characters that show nothing, or change how their neighbours are shown: C0 and C1 controls (ANSI escapes start with
-# one), bidirectional controls (Unicode Standard Annex 9, section 2), zero-width and other default-ignorable characters
-# (Unicode Character Database, Default_Ignorable_Code_Point), line separators, lone surrogates. Tab and newline stay.
-HIDDEN_RANGES: tuple[tuple[int, int], ...] = (
-    (0x00, 0x08), (0x0B, 0x1F), (0x7F, 0x9F), (0xAD, 0xAD), (0x034F, 0x034F), (0x061C, 0x061C), (0x115F, 0x1160),
-    (0x17B4, 0x17B5), (0x180B, 0x180F), (0x200B, 0x200F), (0x2028, 0x202E), (0x2060, 0x206F), (0x3164, 0x3164),
-    (0xD800, 0xDFFF), (0xFEFF, 0xFEFF), (0xFFA0, 0xFFA0), (0xFFF9, 0xFFFB), (0x1BCA0, 0x1BCA3),
-    (0x1D173, 0x1D17A), (0xE0000, 0xE0FFF),
-)  # fmt: skip
+from tunegate.core.visible_text import HIDDEN
+
 # Names of C0 controls as in ISO 646 (their control pictures are missing from many monospaced fonts).
 _C0 = (
     "NUL SOH STX ETX EOT ENQ ACK BEL BS HT LF VT FF CR SO SI DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US"
@@ -24,7 +17,6 @@ LABELS: dict[int, str] = {
     0x2028: "LSEP", 0x2029: "PSEP", 0x202A: "LRE", 0x202B: "RLE", 0x202C: "PDF", 0x202D: "LRO", 0x202E: "RLO",
     0x2060: "WJ", 0x2066: "LRI", 0x2067: "RLI", 0x2068: "FSI", 0x2069: "PDI", 0xFEFF: "BOM",
 }  # fmt: skip
-_HIDDEN = re.compile("[" + "".join(f"{chr(low)}-{chr(high)}" for low, high in HIDDEN_RANGES) + "]")
 _NOT_IN_SCRIPT = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 
 
@@ -40,12 +32,12 @@ def shown(value: Any) -> str:
         code = ord(match.group())
         return f'<span class="hidden-char" title="U+{code:04X}">{hidden_label(code)}</span>'
 
-    return _HIDDEN.sub(mark, html.escape(as_text(value)))
+    return HIDDEN.sub(mark, html.escape(as_text(value)))
 
 
 def attribute(value: Any) -> str:
     """A value as the content of a double-quoted attribute; hidden characters become their names in brackets."""
-    return html.escape(_HIDDEN.sub(lambda match: f"[{hidden_label(ord(match.group()))}]", as_text(value)))
+    return html.escape(HIDDEN.sub(lambda match: f"[{hidden_label(ord(match.group()))}]", as_text(value)))
 
 
 def as_text(value: Any) -> str:

@@ -3,10 +3,11 @@
 import re
 from typing import Any
 
+from tunegate.core.visible_text import HIDDEN
+
 LIMIT = 60_000  # characters
 FLIPS = 20
 _MARKS = re.compile(r"""[&<>"'`|@*_~!\[\]\\#$:{}^]|(?<=www)\.""", re.IGNORECASE)
-_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 SIGNS = {"PASS": "✅", "FAIL": "❌", "INCONCLUSIVE": "⚠️"}
 
 
@@ -33,7 +34,7 @@ def shown(value: Any, limit: int = 200) -> str:
     A mark given as a character reference starts no structure (CommonMark 0.31, section 6.2): no link, picture or emphasis.
     Control characters and those that change the direction of writing are shown as U+FFFD.
     """
-    text = _HIDDEN.sub("\ufffd", " ".join(str(value).split()))
+    text = HIDDEN.sub("\ufffd", " ".join(str(value).split()))
     text = text if len(text) <= limit else text[: limit - 1] + "…"
     return f"<code>{_MARKS.sub(lambda mark: f'&#{ord(mark[0])};', text)}</code>" if text else ""
 

@@ -72,3 +72,11 @@ def test_what_a_terminal_would_obey_is_shown_as_a_sign_wherever_text_is_printed(
     found = capsys.readouterr()
     assert found.out.count(shown) == 2
     assert found.err == f"{shown}\nwarning: {shown}\n"
+
+
+def test_text_that_hides_is_seen_in_the_terminal_and_in_a_summary():
+    hidden = "pass\U000e0066\u00ad\ufeff\u2066"
+    assert console.visible(hidden) == "pass\ufffd\ufffd\ufffd\ufffd"
+    assert console.visible("\U0001f468\u200d\U0001f469 می\u200cروم") == "\U0001f468\u200d\U0001f469 می\u200cروم", (
+        "joiners are letters' business"
+    )

@@ -237,3 +237,4 @@ def test_summary_is_small_and_shows_text_as_text(echo, ft):
         "</summary>",
     }
     assert "&#33;&#91;x&#93;(https&#58;//a.b/p.png)" in markdown.shown(evil)
+    assert markdown.shown("ok\U000e0041\u00ad\ufeff") == "<code>ok\ufffd\ufffd\ufffd</code>"

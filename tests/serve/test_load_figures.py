@@ -133,7 +133,7 @@ def test_counters_are_summed_over_engines_and_compared():
         '# HELP x y\nvllm:prefix_cache_queries_total{engine="0"} 100.0\nvllm:prefix_cache_queries_total{engine="1"} 60 1700000\n'
         'vllm:prefix_cache_hits_total{engine="0"} 40.0\nvllm:num_preemptions_total 3.0\nvllm:num_requests_running 7\n'
     )
-    before = load_counters.parse(text)
+    before = load_counters.summed(text)
     assert before == {"prefix_queries": 160.0, "prefix_hits": 40.0, "preemptions": 3.0}
     after = {"prefix_queries": 260.0, "prefix_hits": 90.0, "preemptions": 1.0}
     found = load_counters.Counters(after).since(load_counters.Counters(before))

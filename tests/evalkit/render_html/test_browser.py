@@ -5,8 +5,8 @@ from urllib.parse import quote
 
 import pytest
 
+from tunegate.core.visible_text import HIDDEN_RANGES
 from tunegate.evalkit.render.html import render
-from tunegate.evalkit.render.html_text import HIDDEN_RANGES
 
 pytestmark = pytest.mark.slow
 DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}

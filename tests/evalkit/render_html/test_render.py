@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from tunegate.core.statistics import quantile, wilson
+from tunegate.core.visible_text import HIDDEN_RANGES
 from tunegate.evalkit.render import html, html_plots, html_text, html_verdict
 from tunegate.evalkit.render.html import render
 
@@ -110,7 +111,7 @@ def test_hostile_text_stays_text_and_survives_unchanged(hostile_report, hostile)
 def test_no_hidden_character_reaches_the_static_part(hostile_report):
     document = render(*hostile_report)
     static = document[: document.index('<script type="application/json"')]
-    found = {f"U+{ord(c):04X}" for c in static if any(low <= ord(c) <= high for low, high in html_text.HIDDEN_RANGES)}
+    found = {f"U+{ord(c):04X}" for c in static if any(low <= ord(c) <= high for low, high in HIDDEN_RANGES)}
     assert found == set()
     assert '<span class="hidden-char" title="U+202E">RLO</span>' in static
     assert '<span class="hidden-char" title="U+001B">ESC</span>[31m' in static
@@ -123,7 +124,7 @@ def test_every_control_and_format_character_is_named_or_a_visible_sign():
     signs |= set(range(0x13430, 0x13460)) | {0x09, 0x0A}
     for code in range(0x110000):
         if unicodedata.category(chr(code)) in ("Cc", "Cf", "Zl", "Zp", "Cs") and code not in signs:
-            assert any(low <= code <= high for low, high in html_text.HIDDEN_RANGES), f"U+{code:04X}"
+            assert any(low <= code <= high for low, high in HIDDEN_RANGES), f"U+{code:04X}"
 
 
 @pytest.mark.parametrize("value", [None, "gone", [], {}, "text", 7, [1, None], {"a": None}])
