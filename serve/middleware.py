@@ -48,7 +48,7 @@ class GuardSettings:
     """
 
     drain_s: float = 30.0
-    max_body_bytes: int = 4 * 1024**2
+    max_body_bytes: int = 4_000_000
     body_s: float = 30.0
     header_s: float = 20.0
     quiet_s: float = 10.0

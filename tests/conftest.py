@@ -29,6 +29,16 @@ TEMPLATE = (
 CORPUS = ["What is the capital of France? Paris.", '{"name": "f", "arguments": {"x": 1}}', "system user assistant"]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Where tests run in several processes, the long end-to-end job is one process's and begun first, and a file's tests, which
+    share fixtures, stay together."""
+    for item in items:
+        whole_job = item.path.is_relative_to(Path(__file__).parent / "e2e")
+        item.add_marker(pytest.mark.xdist_group("e2e" if whole_job else str(item.path)))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("e2e",))
+
+
 def pytest_runtest_setup(item):
     """What would not end within a CI job's time on this processor is skipped, with that reason."""
     if item.get_closest_marker("avx512") and lacks_avx512() and os.environ.get("TUNEGATE_TESTS") != "all":
