@@ -45,6 +45,7 @@ app.command(
 )(deploy)
 
 DEFAULTS = GuardSettings()
+BODY_MB = DEFAULTS.max_body_bytes / 1e6
 OWN_KINDS = (UserError, InfrastructureError, TunegateError)  # a class an exit code
 
 
@@ -88,9 +89,7 @@ def run(
     ] = None,
     max_model_len: Annotated[int, typer.Option(min=16, help="Tokens a request may take, prompt and answer.")] = 2048,
     max_num_seqs: Annotated[int, typer.Option(min=1, help="Requests computed together.")] = 32,
-    max_request_mb: Annotated[
-        float, typer.Option(min=0.001, help="Largest request body, 1e6 bytes.")
-    ] = DEFAULTS.max_body_bytes / 1e6,
+    max_request_mb: Annotated[float, typer.Option(min=0.001, help="Largest request body, 1e6 bytes.")] = BODY_MB,
     start_timeout: Annotated[float, typer.Option(help="Seconds to wait until it answers.")] = 900.0,
     restart: Annotated[int, typer.Option(min=0, help="Start it again so often when it dies or hangs.")] = 0,
     drain: Annotated[float, typer.Option(min=0, help="Seconds running requests get when stopped.")] = DEFAULTS.drain_s,

@@ -89,7 +89,7 @@ def _differs(artifact: Release | Run, what: str, wanted: list[int] | None, found
 def _tokenizer(artifact: Release | Run) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(artifact.path))
+    return AutoTokenizer.from_pretrained(str(artifact.path), trust_remote_code=False)
 
 
 def _rendered(artifact: Release | Run, tokenizer: Any) -> list[int] | None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tunegate.core.errors import UserError
-from tunegate.serve.deploy.plan import DeployPlan, engine_kwargs
-from tunegate.serve.deploy.ray import FRONT_END, RAY_VERSION
+from tunegate.serve.deploy.plan import DeployPlan
+from tunegate.serve.deploy.ray import RAY_VERSION
 
 WORKERS = Path(__file__).parent / "workers"
 KUBERNETES_VALIDATE = "kubernetes-validate==1.37.0"
@@ -38,18 +38,21 @@ class Check:
     note: str = ""
 
 
-def check_engine_flags(plan: DeployPlan, *, for_ray: bool) -> Check:
-    """vLLM's own parser on every flag. Raises UserError for one it does not know, or whose value it refuses."""
-    engine = [k for k in engine_kwargs(plan.flags) if k not in FRONT_END] if for_ray else []
-    flags = list(plan.flags) if for_ray else plan.server_flags
-    asked = json.dumps({"flags": flags, "engine": engine})
+def read_engine_flags(plan: DeployPlan, *, for_ray: bool) -> tuple[Check, dict[str, Any] | None]:
+    """vLLM's own parser on every flag: the check, and the keyword arguments that it made of them; None where it cannot be
+    had. Raises UserError for a flag it does not know, or whose value it refuses."""
+    asked = json.dumps({"flags": list(plan.flags) if for_ray else plan.server_flags, "for_ray": for_ray})
     environment = {
         **os.environ,
         "VLLM_TARGET_DEVICE": os.environ.get("VLLM_TARGET_DEVICE", "cpu"),
         "VLLM_LOGGING_LEVEL": "ERROR",
     }
     done = _call([sys.executable, str(WORKERS / "vllm_flags.py")], text=asked, environment=environment)
-    return _judged("vLLM's parser", "engine flags", done, "--")
+    check = _judged("vLLM's parser", "engine flags", done, "--")
+    if not check.ok or isinstance(done, str):
+        return check, None
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])["arguments"]
+    return check, found
 
 
 def check_kubernetes(documents: list[dict[str, Any]], file: Path) -> list[Check]:

@@ -83,7 +83,7 @@ def deploy(
                    "gpus": plan.gpus, "memory_gb": plan.memory_gb, "flags": list(plan.flags),
                    "checks": [asdict(item) for item in checks], "digest": written.digest})  # fmt: skip
         return
-    say(f"{plan.gpus} x {card.name} a copy: {plan.gpu_says}")
+    say(f"called {plan.name}; {plan.gpus} x {card.name} a copy: {plan.gpu_says}")
     for item in checks:
         if item.ok:
             say(f"checked: {item.of} by {item.by}")

@@ -9,6 +9,7 @@ from tunegate.serve.vllm_flags import SERVER_MODULE
 VLLM_IMAGE = "vllm/vllm-openai:v0.32.0"
 PROBE_S = 10
 WAITING = "vllm:num_requests_waiting"
+SHRINK = {"scaleDown": {"stabilizationWindowSeconds": 600}}
 # prometheus-adapter serves a metric to the HPA under a name without a colon.
 ADAPTED = "vllm_num_requests_waiting"
 
@@ -44,7 +45,8 @@ def deployment(plan: DeployPlan) -> dict[str, Any]:
         "kind": "Deployment",
         "metadata": _meta(plan),
         "spec": {
-            "replicas": plan.options.replicas,
+            # An autoscaler's number is its own: every `kubectl apply` would set it back.
+            **({"replicas": plan.options.replicas} if plan.options.autoscale == "none" else {}),
             "progressDeadlineSeconds": START_S + 300,
             "selector": {"matchLabels": _selector(plan)},
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
@@ -141,7 +143,12 @@ def monitor(plan: DeployPlan) -> dict[str, Any]:
     """Scraping by the Prometheus operator, which needs the key as everyone does."""
     authorization = {"type": "Bearer", "credentials": {"name": plan.secret, "key": "api-key"}}
     endpoint = {"port": "http", "path": "/metrics", "interval": "15s", "authorization": authorization}
-    spec = {"selector": {"matchLabels": _selector(plan)}, "endpoints": [endpoint]}
+    # The job is called `tunegate`, as our alerts ask for it.
+    spec = {
+        "jobLabel": "app.kubernetes.io/managed-by",
+        "selector": {"matchLabels": _selector(plan)},
+        "endpoints": [endpoint],
+    }
     return {"apiVersion": "monitoring.coreos.com/v1", "kind": "ServiceMonitor", "metadata": _meta(plan), "spec": spec}
 
 
@@ -157,7 +164,7 @@ def hpa(plan: DeployPlan) -> dict[str, Any]:
             "minReplicas": plan.options.replicas,
             "maxReplicas": plan.options.max_replicas,
             "metrics": [{"type": "Pods", "pods": {"metric": {"name": ADAPTED}, "target": target}}],
-            "behavior": {"scaleDown": {"stabilizationWindowSeconds": 600}},
+            "behavior": SHRINK,
         },
     }
 
@@ -175,7 +182,7 @@ def keda(plan: DeployPlan) -> dict[str, Any]:
             "minReplicaCount": plan.options.replicas,
             "maxReplicaCount": plan.options.max_replicas,
             "pollingInterval": 15,
-            "cooldownPeriod": 600,
+            "advanced": {"horizontalPodAutoscalerConfig": {"behavior": SHRINK}},
             "triggers": [{"type": "prometheus", "metadata": metadata}],
         },
     }

@@ -21,6 +21,11 @@ def check_names(options: DeployOptions, to: str) -> None:
             f"{options.gpu.name} is AMD's, and the files for {to} are for NVIDIA's devices and images", where="--gpu",
             hint="--to ray, on a cluster whose Ray has vLLM for ROCm; or a GPU of NVIDIA",
         )  # fmt: skip
+    if options.gpu.name == "V100":
+        raise UserError(
+            "V100 has compute capability 7.0, and vLLM's builds (CUDA 13) begin with 7.5", where="--gpu",
+            hint="T4 or a later GPU",
+        )  # fmt: skip
     image, secret, volume = options.image, options.secret, options.volume
     if image is not None and ":" not in image.rpartition("/")[2] and "@" not in image:
         raise UsageError(f"{image!r} names no version", where="--image", hint="IMAGE:TAG or IMAGE@sha256:...")

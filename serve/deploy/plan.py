@@ -9,8 +9,10 @@ from tunegate.advisor.gpus import Gpu
 from tunegate.core.artifacts import Release, Run
 from tunegate.core.console import warn
 from tunegate.core.errors import UsageError, UserError
+from tunegate.core.files import sha256_text
 from tunegate.core.model_source import ModelSource
 from tunegate.serve import preflight
+from tunegate.serve.deploy.passed_on import check_passed_on
 from tunegate.serve.machine_plan import GpuPlan, Need, plan_gpus
 from tunegate.serve.middleware import EXIT_S, KEY_REQUIRED_VARIABLE, GuardSettings
 from tunegate.serve.prompting.prompting import has_prompting
@@ -21,6 +23,9 @@ from tunegate.serve.vllm_flags import MIDDLEWARE, length_of, need_of
 MODELS = "/models"  # where a release is in a container
 PORT = 8000
 PARALLEL = {"--tensor-parallel-size": "-tp", "--pipeline-parallel-size": "-pp", "--data-parallel-size": "-dp"}
+# Of the flags that we write: all others of them are texts and switches.
+TYPES = {"max_model_len": int, "max_num_seqs": int, "tensor_parallel_size": int, "pipeline_parallel_size": int,
+         "data_parallel_size": int, "gpu_memory_utilization": float}  # fmt: skip
 COUNTS = (1, 2, 4, 8)  # GPUs a copy may take on one node
 PRE_STOP_S = 15  # a load balancer takes so long to notice that an instance leaves
 HOST_GB = 6.0  # memory beside the weights: vLLM's processes and pinned buffers (measured on the CPU: 4 GB)
@@ -57,6 +62,7 @@ class DeployPlan:
     """A deployment. name: a DNS label. model: as requests name it. source: path in the container, or a hub id.
 
     flags: vLLM's, without host, port and middleware. memory_gb: of the host, 1e9 bytes. gpu_says: why so many GPUs.
+    parsed: the flags as vLLM's own parser reads them, where it was asked.
     """
 
     name: str
@@ -69,6 +75,7 @@ class DeployPlan:
     memory_gb: int
     options: DeployOptions
     guard: GuardSettings = field(default_factory=GuardSettings)
+    parsed: dict[str, Any] | None = None
 
     @property
     def mounted(self) -> bool:
@@ -119,11 +126,11 @@ def make_plan(target: Target, options: DeployOptions) -> DeployPlan:
         )
     if options.max_replicas < options.replicas:
         raise UsageError("--max-replicas is below --replicas", where="--max-replicas")
-    preflight.check_flags(options.extra)
     model = options.name or name_of(target)
     name = dns_label(model)
     hub = isinstance(target, ModelSource) and target.kind == "hub"
     source = str(target.location) if isinstance(target, ModelSource) and hub else f"{MODELS}/{name}"
+    check_passed_on(options.extra, f"{MODELS}/{name}")
     length = length_of(target, options.max_model_len, options.extra)
     need = need_of(target, length, options.max_num_seqs)
     sized = _sized(need, options)
@@ -188,28 +195,29 @@ def _check_sizes(sized: GpuPlan, options: DeployOptions) -> None:
 
 
 def dns_label(text: str) -> str:
-    """A name as Kubernetes takes it (RFC 1123 label): lower-case letters, digits and dashes, at most LABEL."""
+    """A name as Kubernetes takes it (RFC 1123 label): lower-case letters, digits and dashes, at most LABEL. One that is none
+    yet ends in six digits of its SHA-256, so that names that differ in what is lost stay apart."""
     label = re.sub(r"[^a-z0-9]+", "-", text.rsplit("/", 1)[-1].lower()).strip("-")
     label = label if label and label[0].isalpha() else f"model-{label}"
-    return label[:LABEL].strip("-")
+    if label == text and len(label) <= LABEL:
+        return label
+    return f"{label[: LABEL - 7].strip('-')}-{sha256_text(text)[:6]}"
 
 
-def engine_kwargs(flags: tuple[str, ...]) -> dict[str, Any]:
-    """vLLM flags as keyword arguments of its engine: `--max-model-len 2048` is `max_model_len: 2048`."""
-    from tunegate.core.rows import parse_json
-
+def engine_kwargs(plan: DeployPlan) -> dict[str, Any]:
+    """vLLM's flags as keyword arguments of its engine: as its own parser read them, else those we write ourselves, whose
+    types are known. Raises UserError where flags are passed on that it did not read."""
+    if plan.parsed is not None:
+        return plan.parsed
+    if plan.options.extra:
+        raise UserError(
+            f"{plan.options.extra[0]}: only vLLM's own parser knows the types of its flags, and it cannot be run here",
+            where="--", hint="install vLLM, or leave them out and add them to engine_kwargs in the file by hand",
+        )  # fmt: skip
     found: dict[str, Any] = {}
-    words = list(flags)
+    words = list(plan.flags)
     while words:
-        name, equals, value = words.pop(0).partition("=")
-        if not equals and words and not words[0].startswith("--"):
-            value, equals = words.pop(0), "="
-        key = name.removeprefix("--").replace("-", "_")
-        if not equals:
-            found[key.removeprefix("no_")] = not key.startswith("no_")
-            continue
-        try:
-            found[key] = parse_json(value.encode(), name)
-        except UserError:
-            found[key] = value
+        key = words.pop(0).removeprefix("--").replace("-", "_")
+        switch = not words or words[0].startswith("--")
+        found[key] = True if switch else TYPES.get(key, str)(words.pop(0))
     return found

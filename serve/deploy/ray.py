@@ -8,20 +8,26 @@ from typing import Any
 
 import yaml
 
+from tunegate.core.errors import UserError
 from tunegate.serve.deploy.plan import DeployPlan, engine_kwargs
 
 RAY_VERSION = "2.60.0"
-# Ray's names (ray.util.accelerators) of the GPUs of our table.
+# Ray's names (ray.util.accelerators) of the GPUs of our table: those that a node says of itself. Of A100-40G and A100-80G
+# there is none unless somebody labels it.
 RAY_NAMES = {
-    "T4": "T4", "L4": "L4", "A10G": "A10G", "L40S": "L40S", "V100": "V100", "A100-40GB": "A100-40G", "A100-80GB": "A100-80G",
+    "T4": "T4", "L4": "L4", "A10G": "A10G", "L40S": "L40S", "A100-40GB": "A100", "A100-80GB": "A100", "A100-PCIe-80GB": "A100",
     "H100-SXM": "H100", "H100-PCIe": "H100", "H200": "H200", "B200": "B200", "MI300X": "AMD-Instinct-MI300X-OAM",
 }  # fmt: skip
 FRONT_END = ("model", "served_model_name")  # said by model_loading_config
 
 
 def serve_config(plan: DeployPlan) -> dict[str, Any]:
-    """The file `serve deploy` takes. target_ongoing_requests is what a copy computes together, so that none waits."""
-    engine = {k: v for k, v in engine_kwargs(plan.flags).items() if k not in FRONT_END}
+    """The file `serve deploy` takes. target_ongoing_requests is what a copy computes together, so that none waits.
+
+    Raises UserError for several copies in one replica, and as `engine_kwargs`.
+    """
+    engine = {k: v for k, v in engine_kwargs(plan).items() if k not in FRONT_END}
+    _check_one_copy(plan, engine)
     accelerator = RAY_NAMES.get(plan.gpu.name)
     llm: dict[str, Any] = {
         "model_loading_config": {"model_id": plan.model, "model_source": plan.source},
@@ -46,6 +52,18 @@ def serve_config(plan: DeployPlan) -> dict[str, Any]:
     }
     # Inside a cluster's container loopback would reach nobody.
     return {"http_options": {"host": "0.0.0.0", "port": 8000}, "applications": [application]}  # noqa: S104
+
+
+def _check_one_copy(plan: DeployPlan, engine: dict[str, Any]) -> None:
+    """`build_openai_app` reserves the GPUs of tensor and pipeline parallelism alone (ray `vllm_models.py`, num_devices)."""
+    copies = engine.get("data_parallel_size", 1)
+    if copies > 1:
+        raise UserError(
+            f"{plan.gpus} x {plan.gpu.name} would be {copies} copies in one replica, and Ray reserves the GPUs of one",
+            where="--gpu",
+            hint=f"--gpu {plan.gpu.name}:{plan.gpus // copies} --replicas {plan.options.replicas * copies} "
+            f"--max-replicas {plan.options.max_replicas * copies}",
+        )
 
 
 def ray_service(plan: DeployPlan) -> dict[str, Any]:

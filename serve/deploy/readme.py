@@ -17,8 +17,19 @@ def readme(plan: DeployPlan, to: str, file: str) -> str:
 
 
 def _secret(plan: DeployPlan) -> str:
-    token = "" if plan.mounted else " --from-file=hf-token=FILE (only for a gated model)"
-    return f"The key: `kubectl create secret generic {plan.secret} --from-file=api-key=FILE{token}`"
+    token = "" if plan.mounted else " --from-file=hf-token=FILE` (the last only for a gated model)"
+    return (
+        f'The key, without a line end, which would make Prometheus\' header invalid: `printf %s "$(cat FILE)" | kubectl create '
+        f"secret generic {plan.secret} --from-file=api-key=/dev/stdin{token or '`'}"
+    )
+
+
+def _nodes(plan: DeployPlan, where: str) -> str:
+    return (
+        f"The pods take any NVIDIA GPU, and were sized for {plan.gpu.name}. Where the cluster has other kinds, add "
+        f"`nodeSelector: {{nvidia.com/gpu.product: NAME}}` to {where} (`kubectl get nodes -L nvidia.com/gpu.product` names "
+        "them, where NVIDIA's feature discovery runs)."
+    )
 
 
 def _claim(plan: DeployPlan) -> list[str]:
@@ -38,6 +49,7 @@ def _kubernetes(plan: DeployPlan, file: str) -> list[str]:
     return [
         *_claim(plan),
         _secret(plan),
+        _nodes(plan, "the Deployment's pod"),
         f"`kubectl apply -f {file}`; the ServiceMonitor needs the Prometheus operator.",
         scaled,
         f"`kubectl port-forward service/{plan.name} 8000:80`, then `ft loadtest http://127.0.0.1:8000/v1 --data eval.jsonl --out load/`",
@@ -45,7 +57,8 @@ def _kubernetes(plan: DeployPlan, file: str) -> list[str]:
 
 
 def _kuberay(plan: DeployPlan, file: str) -> list[str]:
-    return [*_claim(plan), f"`kubectl apply -f {file}` where the KubeRay operator runs.", *_no_key()]
+    nodes = _nodes(plan, "the worker group's pod")
+    return [*_claim(plan), nodes, f"`kubectl apply -f {file}` where the KubeRay operator runs.", *_no_key()]
 
 
 def _ray(plan: DeployPlan, file: str) -> list[str]:
@@ -69,7 +82,7 @@ def _compose(plan: DeployPlan, file: str) -> list[str]:
     )
     return [
         *place,
-        "The key: `umask 077; openssl rand -hex 24 > api-key` beside this file.",
+        "The key: `umask 077; openssl rand -hex 24 | tr -d '\\n' > api-key` beside this file.",
         f"`docker compose -f {file} up -d`; it listens on this machine's loopback, port 8000.",
     ]
 

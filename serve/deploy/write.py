@@ -1,7 +1,7 @@
 """Writes a deployment folder: the file for its platform, what must lie beside it, a README; checked before it is kept."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,10 @@ def deploy(
             hint=f"rayproject/ray-llm with Ray {ray.RAY_VERSION}, by its full tag or digest",
         )  # fmt: skip
     check_names(plan.options, to)
-    done = [checks.check_engine_flags(plan, for_ray=platform.by_ray)] if check else []
+    done: list[Check] = []
+    if check or (platform.by_ray and plan.options.extra):  # Ray's file holds values, not words
+        read, parsed = checks.read_engine_flags(plan, for_ray=platform.by_ray)
+        plan, done = replace(plan, parsed=parsed), [read] if check else []
     with new_folder(out, force=force) as folder:
         file = folder / platform.file
         documents = platform.documents(plan)

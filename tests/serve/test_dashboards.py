@@ -1,6 +1,7 @@
 """The Grafana dashboard, the scrape and the alerts: their form by Grafana's own model and a PromQL parser, every metric
 in vLLM's real output."""
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -8,7 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tunegate.serve.deploy.kubernetes import monitor, service
+from tunegate.serve.engine_watch import EngineWatch
 from tunegate.serve.metrics import parse
+from tunegate.serve.middleware import TICK_S, GuardSettings
 
 promql_parser = pytest.importorskip("promql_parser")
 HERE = Path(__file__).parents[2] / "serve" / "dashboards"
@@ -97,3 +101,44 @@ def test_the_scrape_holds_no_key_and_names_the_alerts():
     assert job["metrics_path"] == "/metrics"
     assert set(job["authorization"]) == {"type", "credentials_file"}
     assert all({"alert", "expr", "for", "annotations"} == set(r) for g in ALERTS["groups"] for r in g["rules"])
+
+
+def alert(name):
+    (found,) = (rule["expr"] for group in ALERTS["groups"] for rule in group["rules"] if rule["alert"] == name)
+    return found
+
+
+def test_an_engine_that_nobody_asks_writes_a_token_within_the_alerts_window():
+    """So that none in two minutes is a hang: a gauge of running requests, which a hung engine does not write, is not needed."""
+    expression = alert("EngineHangs")
+    assert set(re.findall(r"vllm:\w+", expression)) == {"vllm:generation_tokens_total"}
+    window_s = 60 * int(re.search(r"\[(\d+)m\]", expression)[1])
+    settings = GuardSettings()
+
+    async def idle():
+        tokens, seen = [0.0], []
+
+        async def probe():
+            tokens[0] += 1
+
+        watch = EngineWatch(probe, quiet_s=settings.quiet_s, hang_s=settings.hang_s)
+        for _ in range(int(10 * window_s / TICK_S)):
+            watch.step(tokens[0], TICK_S)
+            await asyncio.sleep(0)
+            seen.append(tokens[0])
+        return seen
+
+    seen = asyncio.run(idle())
+    ticks = int(window_s / TICK_S)
+    # rate() is 0 only where every sample of the window is the same.
+    assert all(seen[i + ticks - 30] - seen[i] >= 5 for i in range(len(seen) - ticks))
+
+
+def test_a_server_in_kubernetes_is_scraped_under_the_name_that_the_alert_asks_for(tiny_model):
+    from tunegate.advisor.gpus import find_gpu
+    from tunegate.core.model_source import resolve
+    from tunegate.serve.deploy.plan import DeployOptions, make_plan
+
+    plan = make_plan(resolve(str(tiny_model)), DeployOptions(gpu=find_gpu("L4"), max_model_len=256))
+    job = service(plan)["metadata"]["labels"][monitor(plan)["spec"]["jobLabel"]]
+    assert alert("ServerDown") == f'up{{job="{job}"}} == 0'

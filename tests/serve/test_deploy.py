@@ -16,7 +16,7 @@ from tunegate.core.errors import UsageError, UserError
 from tunegate.serve.cli import app
 from tunegate.serve.deploy import checks, kubernetes
 from tunegate.serve.deploy.guard import GUARD_FILES, guard_text
-from tunegate.serve.deploy.plan import DeployOptions, dns_label, engine_kwargs, make_plan
+from tunegate.serve.deploy.plan import DeployOptions, dns_label, make_plan
 from tunegate.serve.deploy.ray import ray_service, serve_config
 from tunegate.serve.deploy.sky import service as sky_service
 from tunegate.serve.deploy.write import PLATFORMS, deploy
@@ -53,7 +53,7 @@ def test_kubernetes_asks_for_what_the_advisor_says_and_keeps_secrets_out(release
     assert container["resources"]["limits"] == container["resources"]["requests"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     key = next(e for e in container["env"] if e["name"] == "TUNEGATE_API_KEY")
-    assert key["valueFrom"] == {"secretKeyRef": {"name": "support-bot-v2-api-key", "key": "api-key"}}
+    assert key["valueFrom"] == {"secretKeyRef": {"name": "support-bot-v2-438e9f-api-key", "key": "api-key"}}
     assert SECRET not in yaml.safe_dump_all(found.values())
     startup, readiness = container["startupProbe"], container["readinessProbe"]
     assert startup["periodSeconds"] * startup["failureThreshold"] >= 900
@@ -66,7 +66,7 @@ def test_kubernetes_asks_for_what_the_advisor_says_and_keeps_secrets_out(release
     assert hpa["metrics"][0]["pods"]["target"]["averageValue"] == "5"
     args = container["args"]
     assert args[args.index("--middleware") + 1] == "tunegate.serve.middleware.Guard"
-    assert args[args.index("--model") + 1] == "/models/support-bot-v2"
+    assert args[args.index("--model") + 1] == "/models/support-bot-v2-438e9f"
     assert found["ServiceMonitor"]["spec"]["endpoints"][0]["authorization"]["credentials"]["key"] == "api-key"
 
 
@@ -77,7 +77,7 @@ def test_the_context_is_the_models_own_at_most_as_for_a_server_here(release, cap
     assert flags[flags.index("--max-model-len") + 1] == "512"
     assert capsys.readouterr().err.count("the model's own context is 512 tokens") == 1
     passed = make_plan(release, DeployOptions(gpu=gpu, extra=("--max-model-len", "4096"))).flags
-    assert engine_kwargs(passed)["max_model_len"] == 4096
+    assert {passed[i + 1] for i, word in enumerate(passed) if word == "--max-model-len"} == {"4096"}
 
 
 def test_the_guard_runs_from_the_files_that_are_shipped(tmp_path):
@@ -125,21 +125,21 @@ def test_compose_binds_loopback_and_reads_the_key_from_a_secret(release):
     assert service["ports"] == ["127.0.0.1:8000:8000"]
     assert service["secrets"] == ["api-key"]
     assert "TUNEGATE_API_KEY" not in service["environment"]
-    assert "./model:/models/support-bot-v2:ro" in service["volumes"]
+    assert "./model:/models/support-bot-v2-438e9f:ro" in service["volumes"]
     assert service["deploy"]["resources"]["reservations"]["devices"][0]["count"] == 1
 
 
 def test_ray_gets_the_flags_as_typed_engine_arguments(release):
-    config = serve_config(
-        plan_of(release, "--max-num-batched-tokens", "4096", "--no-enable-prefix-caching", gpu="A100-80GB")
-    )
+    config = serve_config(plan_of(release, gpu="A100-80GB"))
     (llm,) = config["applications"][0]["args"]["llm_configs"]
-    assert llm["model_loading_config"] == {"model_id": "Support_Bot.v2", "model_source": "/models/support-bot-v2"}
-    assert llm["accelerator_type"] == "A100-80G"
-    assert llm["engine_kwargs"]["max_num_batched_tokens"] == 4096
-    assert llm["engine_kwargs"]["enable_prefix_caching"] is False
-    assert llm["engine_kwargs"]["gpu_memory_utilization"] == 0.9
-    assert not {"host", "port", "middleware", "model"} & set(llm["engine_kwargs"])
+    assert llm["model_loading_config"] == {
+        "model_id": "Support_Bot.v2",
+        "model_source": "/models/support-bot-v2-438e9f",
+    }
+    assert llm["accelerator_type"] == "A100"
+    assert llm["engine_kwargs"] == {
+        "max_model_len": 256, "max_num_seqs": 64, "generation_config": "vllm", "enable_prefix_caching": True, "gpu_memory_utilization": 0.9,
+    }  # fmt: skip
     inner = yaml.safe_load(ray_service(plan_of(release, image="r/ray-llm:2.60.0"))["spec"]["serveConfigV2"])
     assert inner["applications"][0]["import_path"] == "ray.serve.llm:build_openai_app"
 
@@ -154,20 +154,17 @@ def test_sky_passes_the_key_as_a_secret_without_a_value(release):
 
 
 @pytest.mark.parametrize(
-    ("flags", "kwargs"),
-    [(("--max-model-len", "2048"), {"max_model_len": 2048}), (("--dtype=half",), {"dtype": "half"}), (("--enforce-eager",), {"enforce_eager": True}),
-     (("--no-enable-chunked-prefill", "--seed", "0"), {"enable_chunked_prefill": False, "seed": 0}),
-     (("--speculative-config", '{"method": "ngram"}'), {"speculative_config": {"method": "ngram"}})],
+    ("text", "label"),
+    [("slots-v1", "slots-v1"), ("slots_v1", "slots-v1-cb2adc"), ("slots.v1", "slots-v1-fa55f3"), ("org/slots-v1", "slots-v1-7ec4c9"),
+     ("Name-7B", "name-7b-fcfd0a"), ("7b", "model-7b-925a7b"), ("-é-", "model-8daf8b"), ("x" * 47, "x" * 47), ("x" * 80, "x" * 40 + "-d929cd"),
+     ("7" * 80, "model-" + "7" * 34 + "-ced2dd")],
 )  # fmt: skip
-def test_engine_kwargs(flags, kwargs):
-    assert engine_kwargs(flags) == kwargs
-
-
-@pytest.mark.parametrize(
-    ("text", "label"), [("Support_Bot.v2", "support-bot-v2"), ("org/Name-7B", "name-7b"), ("7b", "model-7b"), ("-é-", "model"), ("x" * 80, "x" * 47), ("7" * 80, "model-" + "7" * 41)]
-)  # fmt: skip
-def test_names_are_dns_labels(text, label):
+def test_names_are_dns_labels_and_names_that_differ_stay_apart(text, label):
     assert dns_label(text) == label
+    assert len(label) <= 47
+    assert dns_label("acme-support-tickets-classifier-of-the-north-v1" + text) != dns_label(
+        "acme-support-tickets-classifier-of-the-north-v2" + text
+    )
 
 
 @pytest.mark.parametrize("kind", ["keda", "monitor"])
@@ -264,13 +261,13 @@ def test_the_platforms_own_tools_refuse_a_typo(release, tmp_path):
 
 @pytest.mark.slow
 def test_vllms_parser_refuses_an_unknown_flag_and_ray_an_unknown_engine_argument(release):
-    assert checks.check_engine_flags(plan_of(release), for_ray=False).ok
+    assert checks.read_engine_flags(plan_of(release), for_ray=False)[0].ok
     with pytest.raises(UserError, match="max-model-length"):
-        checks.check_engine_flags(plan_of(release, "--max-model-length", "4"), for_ray=False)
+        checks.read_engine_flags(plan_of(release, "--max-model-length", "4"), for_ray=False)
     tools = plan_of(release, "--enable-auto-tool-choice", "--tool-call-parser", "hermes")
-    assert checks.check_engine_flags(tools, for_ray=True).ok
+    assert checks.read_engine_flags(tools, for_ray=True)[0].ok
     with pytest.raises(UserError, match=r"not an argument of vLLM's engine or front end: headless"):
-        checks.check_engine_flags(plan_of(release, "--headless"), for_ray=True)
+        checks.read_engine_flags(plan_of(release, "--headless"), for_ray=True)
 
 
 @pytest.mark.parametrize("address", ["prometheus:9090", "ftp://p", "http://", "http://user:secret@p:9090", "x\n: y"])

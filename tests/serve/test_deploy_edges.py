@@ -52,10 +52,10 @@ def test_the_hosts_memory_holds_the_weights_of_a_hub_model(hub, capsys):
 
 
 def test_ray_loads_the_revision_that_was_pinned(hub):
-    plan = plan_of(hub(LLAMA_70B), "--tokenizer-revision", "v2")
+    plan = plan_of(hub(LLAMA_70B))
     for config in (serve_config(plan), yaml.safe_load(ray_service(plan)["spec"]["serveConfigV2"])):
         (llm,) = config["applications"][0]["args"]["llm_configs"]
-        assert (llm["engine_kwargs"]["revision"], llm["engine_kwargs"]["tokenizer_revision"]) == (REVISION, "v2")
+        assert llm["engine_kwargs"]["revision"] == REVISION
 
 
 @pytest.mark.parametrize("to", ["kubernetes", "kuberay", "compose", "sky"])
@@ -88,7 +88,7 @@ def test_a_service_called_vllm_does_not_set_vllms_port(hub, tmp_path):
 
 def test_a_ray_service_has_at_most_47_characters(hub, tmp_path):
     made = ray_service(plan_of(hub(LLAMA_70B), name="qwen2-5-coder-7b-instruct-support-tickets-merged-x-awq"))
-    assert made["metadata"]["name"] == "qwen2-5-coder-7b-instruct-support-tickets-merge"
+    assert made["metadata"]["name"] == "qwen2-5-coder-7b-instruct-support-ticket-dd8492"
     assert checks.check_kubernetes([made], tmp_path / "k.yaml")[0].ok
     made["metadata"]["name"] += "d"
     with pytest.raises(UserError, match="RayService"):
