@@ -125,7 +125,6 @@ def run(
         adapters=tuple(_adapter(text) for text in adapter or ()), name=checked_name(name),
     )  # fmt: skip
     options = _with_start(opened := open_target(target), options, start, service=detach or restart > 0)
-    base_check.warn_changed(opened, *(a.artifact for a in options.adapters))
     if dry_run:
         _print_command(build(opened, options), as_json=as_json)
     elif detach:
@@ -155,6 +154,8 @@ def _adapter(text: str) -> Adapter:
 
 
 def _with_start(target: Target, options: ServeOptions, start: Start, *, service: bool) -> ServeOptions:
+    """The options with the way to start, told; and whether what is served was judged on the base that it gets."""
+    base_check.warn_changed(target, *(a.artifact for a in options.adapters))
     adapters = bool(options.adapters) or has_adapter(target)
     compiled, words = choose_start(start, service=service, on_gpu=bool(gpus()), adapters=adapters)
     say(words)
