@@ -49,6 +49,9 @@ LoadOption = Annotated[
 AgainstOption = Annotated[
     str | None, typer.Option("--against", help="Baseline: a saved name, a report folder, or any TARGET.")
 ]
+AgainstModelOption = Annotated[
+    str | None, typer.Option("--against-model", help="Which of the baseline endpoint's models to ask.")
+]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="Only the first N items.")]
 ConcurrencyOption = Annotated[int, typer.Option("--concurrency", min=1, max=4096, help="Most requests at once.")]
 KeyFileOption = Annotated[
@@ -73,10 +76,14 @@ def eval_run(
     task: TaskOption,
     out: Annotated[Path, typer.Option("--out", help="The report's folder.")],
     against: AgainstOption = None,
+    against_model: AgainstModelOption = None,
     policy: PolicyOption = None,
     load: LoadOption = None,
     save_as: Annotated[
-        str | None, typer.Option("--save-as", help="Save the report under this name, as a baseline.")
+        str | None,
+        typer.Option(
+            "--save-as", help="Save the report under this name, as a baseline; not one that a gate did not pass."
+        ),
     ] = None,
     allow_different: AllowOption = "",
     limit: LimitOption = None,
@@ -90,12 +97,13 @@ def eval_run(
     retry_errors: RetryOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Score TARGET on a task; with --against, decide: PASS (exit 0), FAIL (1) or INCONCLUSIVE (3)."""
+    """Score TARGET on a task; with --against, decide: PASS (exit 0), FAIL (1) or INCONCLUSIVE (3); 4 where nothing was answered."""
     from tunegate.evalkit.commands import run_eval
     from tunegate.evalkit.runner import RunOptions
 
     if allow_different and against is None:
         raise UsageError("--allow-different says what may differ from a baseline", hint="name one with --against")
+    _needs_baseline(against, against_model)
     if policy is not None and against is None:
         console.say("no --against: only the conditions of --policy that need no baseline can be decided")
     outcome = run_eval(
@@ -103,6 +111,7 @@ def eval_run(
         task,
         out,
         against=against,
+        against_model=against_model,
         policy_path=policy,
         load_path=load,
         save_as=save_as,
@@ -144,7 +153,7 @@ def eval_init(
     console.out().print(found["text"], markup=False)
 
 
-@eval_app.command("schema", epilog="Example: ft eval schema task --out task.schema.json")
+@eval_app.command("schema", epilog="Example: ft eval schema task --out task-file.schema.json")
 def eval_schema(
     which: Annotated[Literal["task", "gate"], typer.Argument(help="Of task.yaml or of gate.yaml.")],
     out: Annotated[Path | None, typer.Option("--out", help="The file to write; standard output if not given.")] = None,
@@ -153,10 +162,11 @@ def eval_schema(
 ) -> None:
     """The JSON Schema of task.yaml or gate.yaml, for an editor or another checker."""
     from tunegate.core.files import refuse_existing_file, write_json
-    from tunegate.evalkit.task_schema import schemas
+    from tunegate.evalkit.task_schema import refuse_schema_of_answers, schemas
 
     schema = schemas()[which]
     if out is not None:
+        refuse_schema_of_answers(out)
         refuse_existing_file(out, force=force)
         write_json(out, schema)
     if as_json or out is None:
@@ -259,6 +269,7 @@ def eval_noise(
 def gate(
     report: Annotated[Path, typer.Argument(help="An EvalReport folder.")],
     against: AgainstOption = None,
+    against_model: AgainstModelOption = None,
     policy: PolicyOption = None,
     load: LoadOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="The decision's folder; REPORT/gate if not given.")] = None,
@@ -270,9 +281,11 @@ def gate(
     """Decide from a report: PASS (exit 0), FAIL (1) or INCONCLUSIVE (3)."""
     from tunegate.evalkit.commands import run_gate
 
+    _needs_baseline(against, against_model)
     outcome = run_gate(
         report,
         against=against,
+        against_model=against_model,
         policy_path=policy,
         out=out,
         allowed=_names(allow_different),
@@ -332,6 +345,11 @@ def report(
         console.emit_json(outcome.payload())
     else:
         outcome.show()
+
+
+def _needs_baseline(against: str | None, against_model: str | None) -> None:
+    if against_model is not None and against is None:
+        raise UsageError("--against-model names a model of a baseline", hint="name one with --against")
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -9,6 +9,9 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from tunegate.core.errors import UserError
+from tunegate.core.files import home_path
+from tunegate.core.strict_yaml import read_yaml
 from tunegate.evalkit.options import BOUNDS
 from tunegate.evalkit.policy import TAKES, Condition, Policy
 from tunegate.evalkit.task import TaskFile
@@ -28,6 +31,25 @@ def schemas() -> dict[str, Schema]:
         document = _object(cls, shared)
         found[name] = {"$schema": DRAFT, "title": f"{name}.yaml", **document, "$defs": dict(sorted(shared.items()))}
     return found
+
+
+def refuse_schema_of_answers(out: Path) -> None:
+    """Raise UserError where a task file beside `out` judges answers by a schema of that name, as `ft eval init` writes one:
+    with this schema in its place no answer would pass."""
+    for file in sorted(out.parent.glob("*.y*ml")):
+        try:
+            document = read_yaml(file)
+        except (UserError, OSError):
+            continue
+        entries = document.get("validators") if isinstance(document, dict) else None
+        named = [v.get("schema") for v in entries if isinstance(v, dict)] if isinstance(entries, list) else []
+        if any(isinstance(name, str) and _same(file.parent / home_path(name), out) for name in named):
+            hint = f"another name: --out {out.with_name('task-file.schema.json')}"
+            raise UserError(f"{file} judges answers by this file", where=str(out), hint=hint)
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.resolve() == other.resolve()
 
 
 def _object(cls: type[Any], shared: dict[str, Schema]) -> Schema:

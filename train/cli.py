@@ -351,7 +351,10 @@ def _option(spec: Any, kind: Any, panel: str) -> tuple[str, Any]:
     base: Any = bool if kind in (bool, bool | None) else str if typing.get_origin(kind) is tuple else kind
     names = [f"{option}/--no-{option[2:]}"] if base is bool else [option]
     shown = ",".join(spec.default) if isinstance(spec.default, tuple) else spec.default
-    text = spec.metadata["help"] + ("" if shown in (None, "") else f" [default: {shown}]")
+    if isinstance(shown, bool):
+        shown = ("" if shown else "no-") + option[2:]
+    shown = spec.metadata.get("told") or shown
+    text = spec.metadata["help"] + ("" if shown in (None, "") else rf" \[default: {shown}]")
     return spec.name, Annotated[base | None, typer.Option(*names, help=text, show_default=False, rich_help_panel=panel)]
 
 

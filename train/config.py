@@ -52,6 +52,7 @@ SHARES = ("dropout", "warmup_ratio", "max_left_out_share", "validation_share", "
 LORA_KEYS = (
     "preset", "rank", "alpha", "dropout", "targets", "use_dora", "use_rslora", "modules_to_save", "adapter",
 )  # fmt: skip
+FULL_LEARNING_RATE = 2e-5  # full tuning takes a tenth, whatever the preset
 PRESET_KEYS = ("rank", "alpha", "targets", "learning_rate")
 # What each method without weights reads; the settings of training mean nothing to it.
 ARM_KEYS = {
@@ -67,19 +68,15 @@ def keys_of(method: str) -> tuple[str, ...]:
     """The settings that a method reads."""
     if method in WEIGHTLESS:
         return ARM_KEYS[method]
-    own = {key for keys in ARM_KEYS.values() for key in keys} - {
-        "method",
-        "model",
-        "max_length",
-        "device",
-        *RETRIEVAL_KEYS,
-    }
+    shared = {"method", "model", "max_length", "device", *RETRIEVAL_KEYS}
+    own = {key for keys in ARM_KEYS.values() for key in keys} - shared
     unread = own | (set(LORA_KEYS) if method == "full" else set())
     return tuple(f.name for f in dataclasses.fields(TrainConfig) if f.name not in unread)
 
 
-def _key(default: Any, help_text: str) -> Any:
-    return field(default=default, metadata={"help": help_text})
+def _key(default: Any, help_text: str, told: str | None = None) -> Any:
+    """A field. told: the default in words, where the value alone does not say it."""
+    return field(default=default, metadata={"help": help_text, "told": told})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,17 +88,19 @@ class TrainConfig:
     )
     model: str = _key("builtin:smollm2-135m", "Base model: hub id, folder, GGUF file or builtin:smollm2-135m.")
     preset: str = _key("recommended", "LoRA preset: conservative, recommended or aggressive.")
-    rank: int = _key(16, "LoRA rank r.")
-    alpha: float = _key(32, "LoRA alpha; the update is scaled by alpha / r.")
+    rank: int = _key(16, "LoRA rank r.", "16, by the preset")
+    alpha: float = _key(32, "LoRA alpha; the update is scaled by alpha / r.", "32, by the preset")
     dropout: float = _key(0.0, "LoRA dropout, a fraction.")
-    targets: tuple[str, ...] = _key(ALL_LINEAR, "LoRA target modules, comma-separated.")
+    targets: tuple[str, ...] = _key(
+        ALL_LINEAR, "LoRA target modules, comma-separated.", f"{','.join(ALL_LINEAR)}, by the preset"
+    )
     use_dora: bool = _key(False, "DoRA: direction and magnitude apart. vLLM serves it only merged.")
     use_rslora: bool = _key(False, "Rank-stabilised LoRA: the update is scaled by alpha / sqrt(r).")
     modules_to_save: tuple[str, ...] = _key(
         (), "Modules trained whole beside the adapter. vLLM serves them only merged."
     )
     adapter: str = _key("", "Go on training this adapter: a run folder, or one with adapter_config.json.")
-    learning_rate: float = _key(2e-4, "Peak learning rate.")
+    learning_rate: float = _key(2e-4, "Peak learning rate.", "2e-4, by the preset; full: 2e-5")
     num_train_epochs: float = _key(3.0, "Passes over the training rows.")
     max_steps: int = _key(-1, "Stop after this many optimizer steps; -1: by epochs.")
     per_device_train_batch_size: int = _key(4, "Rows in one forward pass on one device.")
@@ -193,7 +192,7 @@ def resolve(layers: list[tuple[str, dict[str, Any]]]) -> tuple[TrainConfig, dict
         settings[name] = Setting(value=getattr(chosen, name), origin=f"preset {preset}")
     method = next((values["method"] for _, values in reversed(clean) if "method" in values), "lora")
     if method == "full":
-        settings["learning_rate"] = Setting(value=2e-5, origin="default for full")
+        settings["learning_rate"] = Setting(value=FULL_LEARNING_RATE, origin="default for full")
     types_by_key = field_types()
     for origin, values in clean:
         for key, value in values.items():
@@ -273,7 +272,8 @@ def commented_yaml(method: str = "lora", values: dict[str, Any] | None = None) -
         if spec.name not in keys_of(method):
             continue
         decided = spec.name not in values and (spec.default is None or spec.name in PRESET_KEYS)
-        value = values.get(spec.name, spec.default)
+        full_rate = method == "full" and spec.name == "learning_rate"
+        value = values.get(spec.name, FULL_LEARNING_RATE if full_rate else spec.default)
         shown = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True, width=1000)
         lines += [f"# {spec.metadata['help']}"]
         lines += [f"{'# ' if decided else ''}{spec.name}: {shown.replace('...', '').strip()}", ""]

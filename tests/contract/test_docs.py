@@ -95,7 +95,8 @@ def test_the_command_that_training_names_for_calibrating_is_taken(capsys, tmp_pa
     words = shlex.split(capsys.readouterr().err.rpartition(" by: ")[2])
     assert words[:3] == ["ftadvise", "calibrate", "RUN"]
     taken = _taken(typer.main.get_command(script(ROOT / "docs" / "cli_reference.py").ftadvise), words)
-    assert [taken[key] for key in ("model", "gpu", "method", "batch", "seq")] == [spec, "cpu", "lora", 2, 40]
+    assert taken["gpu"] == "cpu"
+    assert [taken[key] for key in ("model", "method", "batch", "seq")] == [None] * 4, "they come from the Run"
 
 
 def _taken(command, words):
@@ -133,6 +134,17 @@ def test_published_figures_are_those_of_the_results(monkeypatch):
     assert all((ROOT / "benchmarks" / command[0]).is_file() for command in publish.PUBLISHED.values())
 
 
+def test_a_result_begins_with_its_published_command(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    publish = script(ROOT / "benchmarks" / "publish.py")
+    commands = {**publish.PUBLISHED, "one-go": ("publish.py", "one-go")}
+    first = {
+        place.stem: re.match(r"`python benchmarks/([^`]+)`: ", place.read_text(encoding="utf-8"))[1]
+        for place in publish.RESULTS.glob("*.md")
+    }
+    assert first == {name: " ".join(commands[name]) for name in first}
+
+
 def test_make_bench_runs_every_script_and_each_has_a_short_form(monkeypatch):
     listed = subprocess.run(["make", "-n", "bench"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     names = set(re.findall(r"benchmarks/(\w+\.py)", listed))
@@ -141,3 +153,34 @@ def test_make_bench_runs_every_script_and_each_has_a_short_form(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     publish = script(ROOT / "benchmarks" / "publish.py")
     assert {command[0] for command in publish.SMALL.values()} == names - {"serve_latency.py"}
+
+
+def test_the_readme_promotes_what_the_demo_made():
+    """What is pasted after `make demo` finds its folders, and the screen shown is the one of the on-call page, cut."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    words = shlex.split(re.search(r"^\$ (ft release promote .*)$", text, re.MULTILINE)[1])
+    demo = (ROOT / "examples" / "demo" / "demo.py").read_text(encoding="utf-8")
+    assert 'RELEASE, QUANTIZED = BUILD / "release", BUILD / f"release-{SCHEME}"' in demo
+    assert 'BASE_REPORT, REPORT = BUILD / "eval-base", BUILD / f"eval-{SCHEME}"' in demo
+    assert [words[3], words[words.index("--gate") + 1]] == ["build/demo/release-awq", "build/demo/eval-awq/gate"]
+    shown = text.partition("$ ft release show champion\n")[2].partition("```")[0].splitlines()
+    whole = (ROOT / "docs" / "on-call.md").read_text(encoding="utf-8").splitlines()
+    assert len(shown) > 6
+    assert [line for line in shown if line != "..." and line not in whole] == []
+
+
+def test_the_readme_and_the_bakeoff_page_name_the_demos_own_score():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    score = re.search(r"│ admissible +│[^│]*│ +([\d.]+)% ", text)[1]
+    assert f"reaches the {float(score):.0f} % above" in text
+    assert f"reaches {float(score):.0f} %" in (ROOT / "docs" / "bakeoff.md").read_text(encoding="utf-8")
+
+
+def test_the_failed_start_that_a_page_quotes_is_one_that_can_come(tmp_path):
+    """The rank of an adapter is held against --max-lora-rank before vLLM is started; a misspelt flag only vLLM knows."""
+    from tunegate.serve.vllm_failures import explain
+
+    log = tmp_path / "8000.log"
+    log.write_text("api_server.py: error: unrecognized arguments: --max-modle-len 5\n")
+    told = explain(log, 2).line().replace(str(log), "...")
+    assert f"error: {told}" in (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")

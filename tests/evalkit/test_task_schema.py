@@ -2,8 +2,10 @@
 
 import copy
 import json
+import re
 import sqlite3
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import yaml
@@ -147,3 +149,55 @@ def test_the_command_writes_it(tmp_path, ft):
     assert json.loads((tmp_path / "s.json").read_text()) == schemas()["task"]
     assert ft("eval", "schema", "task", "--out", tmp_path / "s.json").code == 2
     assert ft("eval", "schema", "other").code == 2
+
+
+def test_the_schema_that_answers_are_judged_by_is_not_written_over(tmp_path, ft):
+    """`ft eval init` writes task.schema.json too; with the task file's own schema in its place every answer failed."""
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": '{"a": 1}'}]
+    (tmp_path / "eval.jsonl").write_text(
+        "".join(json.dumps({"id": str(n), "messages": turns}) + "\n" for n in range(3))
+    )
+    assert ft("eval", "init", tmp_path / "eval.jsonl", "--out", tmp_path / "task.yaml").code == 0
+    (tmp_path / "broken.yaml").write_text("a: [")
+    before = (tmp_path / "task.schema.json").read_text()
+    for more in ((), ("--force",)):
+        found = ft("eval", "schema", "task", "--out", tmp_path / "task.schema.json", *more, "--json")
+        assert found.code == 2
+        assert "judges answers by this file" in found.json["error"]["message"]
+        assert "task-file.schema.json" in found.json["error"]["hint"]
+    assert (tmp_path / "task.schema.json").read_text() == before
+    assert ft("eval", "schema", "task", "--out", tmp_path / "task-file.schema.json").code == 0
+
+
+def test_every_key_of_the_schemas_stands_in_evaluation_md():
+    """The page's two files hold every key and fit their schema; its table has each kind's own options, and no others."""
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    found = dict(re.findall(r"```yaml\n# (task|gate)\.yaml\n(.*?)```", page, re.DOTALL))
+    keys = lambda schema: set(schema["properties"])  # noqa: E731
+    task, gate = (schemas()[name] for name in ("task", "gate"))
+    for name, schema in (("task", task), ("gate", gate)):
+        document = yaml.safe_load(found[name])
+        assert list(Draft202012Validator(schema).iter_errors(document)) == []
+        assert set(document) == keys(schema)
+    document = yaml.safe_load(found["task"])
+    for key, shared in (("generation", "Generation"), ("price", "Price"), ("few_shot", "FewShot")):
+        assert set(document[key]) == keys(task["$defs"][shared])
+    conditions = yaml.safe_load(found["gate"])["conditions"]
+    assert {key for condition in conditions for key in condition} == keys(gate["$defs"]["Condition"])
+    assert set(task["properties"]["extract"]["items"]["enum"]) <= set(re.findall(r"\w+", found["task"]))
+
+    table = dict(
+        re.findall(r"^\| `(\w+)` \| (.*) \|$", page.partition("| kind | options")[2].partition("\n\n")[0], re.MULTILINE)
+    )
+    assert list(table) == list(KINDS)
+    shared = {
+        schema["properties"]["kind"]["const"]: schema
+        for schema in task["$defs"].values()
+        if "kind" in schema.get("properties", {})
+    }
+    every = {key for schema in shared.values() for key in schema["properties"]} - {"name", "kind", "weight"}
+    for kind, schema in shared.items():
+        named = set(re.findall(r"`(\w+)`", table[kind])) & every
+        assert named == keys(schema) - {"name", "kind", "weight"}, kind
+        for key in set(schema["required"]):
+            assert re.search(rf"`{key}`[^;]*must be there", table[kind]), (kind, key)

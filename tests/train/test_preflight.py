@@ -44,6 +44,12 @@ def test_a_forecast_has_memory_time_and_its_interval(source, machine_of):
     found.check()
 
 
+def test_the_command_that_teaches_the_advisor_leaves_the_rest_to_the_run(source):
+    assert preflight.forecast(source, TrainConfig(), LOAD, "cpu").calibrate == "ftadvise calibrate RUN --gpu cpu"
+    gguf = preflight.forecast(dataclasses.replace(source, kind="gguf"), TrainConfig(), LOAD, "cpu").calibrate
+    assert gguf == f"ftadvise calibrate RUN --model {source.location} --gpu cpu", "the folder it was unpacked to"
+
+
 def big(tmp_path, tiny_model):
     """The shape of an 8B Llama; no weights are needed for a forecast."""
     config = json.loads((tiny_model / "config.json").read_text())
@@ -196,6 +202,9 @@ def test_the_commented_config_reads_back_as_the_defaults(tmp_path, method):
     path.write_text(commented_yaml(method))
     assert resolve([(str(path), from_file(path))])[0] == resolve([("flag", {"method": method})])[0]
     assert "# LoRA rank r." in path.read_text() or method != "lora"
+    assert (method == "full") == ("# learning_rate: 2.0e-05" in path.read_text()), (
+        "what the method takes, in any preset"
+    )
     path.write_text(commented_yaml("lora", {"preset": "aggressive", "rank": 8, "model": "org/name"}))
     config = resolve([(str(path), from_file(path))])[0]
     assert (config.rank, config.alpha, config.model) == (8, 128, "org/name")

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 LICENCE_FILES = ("LICENSE*", "LICENCE*", "USE_POLICY*", "NOTICE*", "COPYING*", "GEMMA_TERMS*", "*PROHIBITED_USE*")
+# A release's own files are fixed by its manifest: what is missing goes beside the base, from where each merge takes it.
+ANEW = "put {0} beside the base model's weights, then ft merge the run again, and quantize or export that"
+AGREEMENT = ANEW.format("the base model's LICENSE")
 GEMMA_NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
 
 
@@ -94,7 +97,7 @@ def _has_licence(folder: Path) -> bool:
 def _llama(folder: Path, facts: dict[str, Any], name: str) -> list[Duty]:
     source = "Llama 3 Community License, 1.b"
     return [
-        Duty("pass on a copy of the agreement", _has_licence(folder), "put the base model's LICENSE into the folder", source),
+        Duty("pass on a copy of the agreement", _has_licence(folder), AGREEMENT, source),
         Duty("NOTICE with Meta's sentence", "Community License, Copyright" in _text(folder, "NOTICE*"), "ft push writes it", source),
         Duty("say 'Built with Llama'", "Built with Llama" in _text(folder, "README.md"), "ft push writes it on the card", source),
         Duty("a name that begins with 'Llama'", name.lower().startswith("llama"), f"call it Llama-{name}", source),
@@ -104,7 +107,7 @@ def _llama(folder: Path, facts: dict[str, Any], name: str) -> list[Duty]:
 def _gemma(folder: Path, facts: dict[str, Any], name: str) -> list[Duty]:
     source, card = "Gemma Terms of Use, 3.1", _text(folder, "README.md")
     return [
-        Duty("pass on a copy of the terms", _has_licence(folder), "put the terms (ai.google.dev/gemma/terms) into the folder as LICENSE", source),
+        Duty("pass on a copy of the terms", _has_licence(folder), ANEW.format("the terms (ai.google.dev/gemma/terms) as LICENSE"), source),
         Duty("NOTICE with Google's sentence", GEMMA_NOTICE in _text(folder, "NOTICE*"), "ft push writes it", source),
         Duty("say that it was modified", "modified version" in card, "ft push writes it on the card", source),
         Duty("pass the use restrictions on", "Prohibited Use Policy" in card, "ft push writes it on the card", source),
@@ -114,7 +117,7 @@ def _gemma(folder: Path, facts: dict[str, Any], name: str) -> list[Duty]:
 def _research(folder: Path, facts: dict[str, Any], name: str) -> list[Duty]:
     source = "Qwen RESEARCH LICENSE, 2 and 3"
     return [
-        Duty("pass on a copy of the agreement", _has_licence(folder), "put the base model's LICENSE into the folder", source),
+        Duty("pass on a copy of the agreement", _has_licence(folder), AGREEMENT, source),
         Duty("research use only, and said so", "research" in _text(folder, "README.md").lower(), "ft push writes it on the card", source),
     ]  # fmt: skip
 
@@ -122,7 +125,7 @@ def _research(folder: Path, facts: dict[str, Any], name: str) -> list[Duty]:
 def _permissive(folder: Path, facts: dict[str, Any], name: str) -> list[Duty]:
     named = bool(facts.get("license")) and str(facts["license"]) in _text(folder, "README.md")
     return [
-        Duty("the licence goes with the model", _has_licence(folder) or named, "name it on the card, or add LICENSE", "Apache-2.0 4(a), MIT"),
+        Duty("the licence goes with the model", _has_licence(folder) or named, AGREEMENT, "Apache-2.0 4(a), MIT"),
         Duty("say that it was changed", "fine-tuned" in _text(folder, "README.md"), "ft push writes it on the card", "Apache-2.0 4(b)"),
     ]  # fmt: skip
 
@@ -130,9 +133,9 @@ def _permissive(folder: Path, facts: dict[str, Any], name: str) -> list[Duty]:
 def _unknown(folder: Path, facts: dict[str, Any], name: str) -> list[Duty]:
     return [
         Duty(
-            f"the licence of {facts.get('base_name') or facts.get('base')} is known",
+            f"the licence of {facts.get('base_name') or facts.get('base')} must be known",
             _has_licence(folder),
-            "put the base model's LICENSE into the folder",
+            AGREEMENT,
             "no licence is no permission",
         )
     ]

@@ -173,7 +173,8 @@ def stage(
     unmet = [duty for duty in licences.duties(folder, facts, name=name) if not duty.met]
     if unmet:
         shutil.rmtree(folder)
-        raise UserError(f"the base's licence asks to {unmet[0].duty}", where=unmet[0].source, hint=unmet[0].fix)
+        what = f"passing it on asks for what is not met: {unmet[0].duty} ({unmet[0].source})"
+        raise UserError(what, where=str(release.path), hint=unmet[0].fix)
     evidence = [Input(role="report", kind=r.kind, path=str(r.path), digest=r.digest) for r in reports]
     manifests.write(
         folder, release.kind, inputs=[release.as_input("release"), *evidence], config=release.manifest.config,

@@ -134,7 +134,11 @@ def test_a_base_that_is_a_local_folder_is_no_base_model_on_the_card(tmp_path, ft
     release = make_release(tmp_path / "r", base_name="tiny", license=None)
     code, document = ft(release.path, tmp_path / "out")
     assert code == 2
-    assert "licence of tiny is known" in document["error"]["message"]
+    told = "passing it on asks for what is not met: the licence of tiny must be known (no licence is no permission)"
+    assert document["error"]["message"] == told
+    assert document["error"]["hint"].startswith(
+        "put the base model's LICENSE beside the base model's weights, then ft merge"
+    )
     (release.path / "LICENSE").write_text("mine")
     (release.path / "manifest.json").unlink()
     manifest.write(
@@ -149,7 +153,8 @@ def test_a_base_that_is_a_local_folder_is_no_base_model_on_the_card(tmp_path, ft
 def test_duties_of_the_licence_hold_a_push_up(tmp_path, ft):
     release = make_release(tmp_path / "r", base_name="meta-llama/Llama-3.1-8B", license="llama3.1")
     code, document = ft(release.path, tmp_path / "slots")
-    assert (code, document["error"]["message"]) == (2, "the base's licence asks to pass on a copy of the agreement")
+    told = "passing it on asks for what is not met: pass on a copy of the agreement (Llama 3 Community License, 1.b)"
+    assert (code, document["error"]["message"]) == (2, told)
     (release.path / "LICENSE").write_text("agreement")
     (release.path / "manifest.json").unlink()
     manifest.write(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.train.release.test_merge import train
 from tests.train.release.test_push import ft as ft
 from tests.train.release.test_push import hub as hub
 from tests.train.release.test_push import make_release, push_to_hub
@@ -15,7 +16,9 @@ from tests.train.release.test_push import release as release
 from tunegate.core import manifest
 from tunegate.core.artifacts import Release
 from tunegate.core.commands import run
+from tunegate.core.model_source import resolve
 from tunegate.train.release import release_cli
+from tunegate.train.release.merge import merge
 from tunegate.train.release.publish import destination
 
 
@@ -187,3 +190,17 @@ def test_a_key_with_a_password_signs_a_push(release, tmp_path, ft):
     assert check(release.path, key=public) is None
     assert Release.open(target).manifest.facts["published_as"] == "out"
     assert os.fspath(private) not in (target / "manifest.json").read_text()
+
+
+def test_what_a_refused_push_says_to_do_lets_it_through(tiny_model, tiny_dataset, tmp_path, ft):
+    """LICENSE in the release is "not in the manifest"; beside the base it goes along with a new merge of the same run."""
+    base = shutil.copytree(tiny_model, tmp_path / "base")
+    run_made = train(base, tiny_dataset, tmp_path / "run")
+    merge(run_made, resolve(str(base)), tmp_path / "merged", force=False)
+    code, document = ft(tmp_path / "merged", tmp_path / "out")
+    assert (code, document["error"]["where"]) == (2, str(tmp_path / "merged"))
+    assert "beside the base model's weights, then ft merge the run again" in document["error"]["hint"]
+    (base / "LICENSE").write_text("do what you like")
+    merge(run_made, resolve(str(base)), tmp_path / "merged", force=True)
+    assert ft(tmp_path / "merged", tmp_path / "out")[0] == 0
+    assert (tmp_path / "out" / "LICENSE").read_text() == "do what you like"
