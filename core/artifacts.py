@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from tunegate.core import manifest as manifests
 from tunegate.core.errors import UserError
@@ -194,3 +194,34 @@ def open_any(path: Path) -> Artifact:
     if kind not in KINDS:
         raise UserError(f"unknown kind {kind!r}", where=str(path / manifests.NAME))
     return KINDS[kind].open(path)
+
+
+class Behind(NamedTuple):
+    """A dataset that something was made from. path: where it was then. dataset: it, where it still lies there with the bytes it
+    had; else None, and why not: `is not where it was` or `has changed`."""
+
+    path: Path
+    dataset: Dataset | None
+    why: str = ""
+
+
+def datasets_behind(inputs: tuple[Input, ...]) -> list[Behind]:
+    """The datasets that something was made from, through its lineage, nearest first, each content once; one that only calibrated
+    is left out. inputs: of its manifest."""
+    found: dict[str, Behind] = {}
+    for row in manifests.lineage(inputs):
+        digest = str(row["digest"])
+        known = digest in found and found[digest].dataset is not None
+        if row["kind"] == Dataset.kind and row["role"] != "calibration" and not known:
+            found[digest] = _behind(Path(row["path"]), digest)
+    return list(found.values())
+
+
+def _behind(path: Path, digest: str) -> Behind:
+    if not manifests.is_finished(path):
+        return Behind(path, None, "is not where it was")
+    try:
+        dataset = Dataset.open(path)
+    except UserError:
+        return Behind(path, None, "has changed")
+    return Behind(path, dataset) if dataset.digest == digest else Behind(path, None, "has changed")

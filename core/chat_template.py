@@ -53,6 +53,17 @@ class RewrittenError(MaskError):
     """The template renders a turn otherwise once others follow, so one rendering cannot hold every answer as it is asked for."""
 
 
+def default_template(value: Any, *, tools: bool = False) -> str | None:
+    """The template among what a tokenizer has as its `chat_template`: one text, or several by name, as transformers' dict or as
+    tokenizer_config.json's list of {name, template}. Of several it is `default`, or with tools `tool_use` where there is one, as
+    transformers and vLLM choose. None where there is none."""
+    if isinstance(value, list):
+        value = {item.get("name"): item.get("template") for item in value if isinstance(item, dict)}
+    if isinstance(value, dict):
+        value = (tools and value.get("tool_use")) or value.get("default")
+    return value if isinstance(value, str) and value else None
+
+
 def template_digest(tokenizer: Any) -> str:
     """SHA-256 of the template's text: equal digests render equal prompts."""
     return sha256_text(template_text(tokenizer))
@@ -281,8 +292,8 @@ def _span(
 
 def template_text(tokenizer: Any) -> str:
     """A tokenizer's chat template. Raises UserError where it has none."""
-    template = getattr(tokenizer, "chat_template", None)
-    if not isinstance(template, str) or not template:
+    template = default_template(getattr(tokenizer, "chat_template", None))
+    if template is None:
         raise UserError(
             "the model has no chat template", hint="use an instruct model, or add chat_template.jinja to its folder"
         )

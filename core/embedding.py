@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tunegate.core.errors import UserError, first_line
 from tunegate.core.files import home_path, packaged, sha256_file, sha256_text
 from tunegate.core.machine import bf16_flags
-from tunegate.core.model_source import quiet_transformers
+from tunegate.core.model_source import folder_digest, quiet_transformers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,7 @@ BATCH = 32
 class Embedder:
     """A sentence encoder: mean-pooled token states of the last layer, scaled to length 1 (Reimers & Gurevych 2019, §3).
 
-    spec: as the user named it. digest: of its weights; vectors of two digests cannot be compared.
+    spec: as the user named it. digest: of its files; vectors of two digests cannot be compared.
     """
 
     spec: str
@@ -77,8 +77,8 @@ def load(spec: str = BUILTIN, *, quick: bool = False) -> Embedder:
 
     location = str(folder) if folder.is_dir() else spec
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location)
-        model = AutoModel.from_pretrained(location).eval()
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=False)
+        model = AutoModel.from_pretrained(location, trust_remote_code=False).eval()
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"the embedding model cannot be loaded: {first_line(error)}",
@@ -87,9 +87,14 @@ def load(spec: str = BUILTIN, *, quick: bool = False) -> Embedder:
         ) from None
     if quick and bf16_flags():
         model = model.bfloat16()
-    weights = sorted(Path(location).glob("*.safetensors")) if folder.is_dir() else []
-    digest = sha256_text("".join(map(sha256_file, weights))) if weights else sha256_text(spec)
-    return Embedder(spec=spec, digest=digest, tokenizer=tokenizer, model=model)
+    return Embedder(spec=spec, digest=_digest(spec, folder), tokenizer=tokenizer, model=model)
+
+
+def _digest(spec: str, folder: Path) -> str:
+    """The builtin's is of its weights alone, because its package is of one version; a hub id's is of its name."""
+    if spec == BUILTIN:
+        return sha256_text(sha256_file(folder / "model.safetensors"))
+    return folder_digest(folder, also=(".bin", ".txt")) if folder.is_dir() else sha256_text(spec)
 
 
 def word_vectors(spec: str = BUILTIN) -> "tuple[Callable[[Sequence[str]], list[list[int]]], NDArray[np.float32]]":

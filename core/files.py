@@ -210,6 +210,7 @@ def new_folder(path: Path, *, force: bool = False, own: bool = False) -> Iterato
     temporary.mkdir()
     try:
         yield temporary
+        _readable_weights(temporary)
         retired = None
         if path.exists() or path.is_symlink():
             retired = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
@@ -226,6 +227,17 @@ def new_folder(path: Path, *, force: bool = False, own: bool = False) -> Iterato
         shutil.rmtree(temporary, ignore_errors=True)
         _say_where(error, path)
         raise
+
+
+def _readable_weights(folder: Path) -> None:
+    """Weights are as readable as the other files here: safetensors (0.8.0) gives them to their owner alone (mode 0600), so that
+    no server under another user could load them. What the folder lets others read (the umask) bounds it."""
+    allowed = folder.stat().st_mode & 0o666
+    for name in relative_files(folder):
+        file = folder / name
+        if file.suffix == ".safetensors" and not file.is_symlink():
+            with suppress(OSError):  # a disk without modes
+                file.chmod(file.stat().st_mode & 0o777 | allowed)
 
 
 def relative_files(folder: Path) -> list[str]:

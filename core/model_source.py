@@ -3,6 +3,7 @@
 import logging
 import os
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -131,11 +132,19 @@ def hub_file_at_hand(hub_id: str, name: str, revision: str | None = None) -> Pat
     return Path(found) if isinstance(found, str) else None
 
 
-def folder_digest(folder: Path) -> str:
-    """SHA-256 over the config, tokenizer, template and weight files of a model folder."""
-    suffixes = {".safetensors", ".json", ".jinja", ".model"}
+def folder_digest(folder: Path, also: Iterable[str] = ()) -> str:
+    """SHA-256 over the config, tokenizer, template and weight files of a model folder, and files with the suffixes `also`."""
+    suffixes = {".safetensors", ".json", ".jinja", ".model", *also}
     files = sorted(p for p in folder.iterdir() if p.suffix in suffixes and p.name != manifests.NAME)
     return sha256_text(canonical_json([[p.name, sha256_file(p)] for p in files]))
+
+
+def hint_of(error: Exception) -> str | None:
+    """What to do where transformers refuses a model for the code in its folder, which nobody is asked about and which never
+    runs; None for other errors."""
+    return (
+        "such code is never run: take a model that transformers knows itself" if "custom code" in str(error) else None
+    )
 
 
 def unpack_gguf(file: Path, sha256: str) -> Path:
@@ -149,12 +158,13 @@ def unpack_gguf(file: Path, sha256: str) -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(str(file.parent), gguf_file=file.name, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             str(file.parent),
             gguf_file=file.name,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.bfloat16,
+            trust_remote_code=False,
         )
     except (ValueError, OSError, KeyError, IndexError, struct.error) as error:
         raise UserError(f"transformers cannot read this GGUF: {error}", where=str(file)) from error

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,10 @@ class _Condition(msgspec.Struct):
 
 
 class _Evidence(msgspec.Struct):
+    """What readers rely on in a promotion's evidence; its conditions are left out where a registry has no room for them."""
+
     report: str
-    conditions: list[_Condition]
+    conditions: list[_Condition] = []
 
 
 class _Facts(msgspec.Struct):
@@ -51,17 +54,39 @@ class _Facts(msgspec.Struct):
     recipe: dict[str, Any] | None = None
 
 
-class _Promoted(_Entry):
-    """The same of an entry for a release."""
+@dataclass(frozen=True, kw_only=True)
+class Promotion:
+    """One entry of a release's history: since `at` the alias means `digest`. action: promote or rollback.
+
+    path: of the bytes, as the registry keeps them. from_path: where they were. evidence: digests of decision, report and
+    baseline, and the conditions. facts: what was made of what (data, base, recipe, quantization), kept so that it can be
+    told when the folders are gone. promoted: of a rollback, when and by whom that was promoted which the alias means again.
+    """
 
     action: str
+    digest: str
     kind: str
+    path: str
+    at: str
     by: str
     from_path: str
-    evidence: _Evidence
-    facts: _Facts
     reason: str | None = None
+    evidence: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
     promoted: str | None = None
+
+    @staticmethod
+    def from_json(value: Any) -> "Promotion":
+        """Rebuild from a registry's JSON; keys of a later version are left out. Raises msgspec.ValidationError for what no reader
+        could use."""
+        found = msgspec.convert(value, Promotion)
+        msgspec.convert(found.evidence, _Evidence)
+        msgspec.convert(found.facts, _Facts)
+        return found
+
+    def as_json(self) -> dict[str, Any]:
+        """For the registry."""
+        return asdict(self)
 
 
 def home() -> Path:
@@ -199,11 +224,12 @@ def read(place: Path | None = None) -> Entries:
 def _check(entries: Entries) -> None:
     """Raise for what no reader could use: an empty history, a path that leads out of the store, a value of another type."""
     for name, history in entries.items():
-        promoted = name.startswith(key(Release.kind, ""))
-        read_as: list[_Entry] = msgspec.convert(history, list[_Promoted] if promoted else list[_Entry])
-        if any(Path(entry.path).name != entry.path for entry in read_as):
+        if any(Path(entry.path).name != entry.path for entry in msgspec.convert(history, list[_Entry])):
             raise TypeError
         history[-1]
+        if name.startswith(key(Release.kind, "")):
+            for entry in history:
+                Promotion.from_json(entry)
 
 
 @contextmanager

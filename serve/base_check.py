@@ -1,17 +1,23 @@
 """Whether the base model that an adapter, or a prompt, is loaded with is still the one it was made on."""
 
+from dataclasses import replace
+from pathlib import Path
+
 from tunegate.core import manifest as manifests
 from tunegate.core import same_model
 from tunegate.core.artifacts import Artifact, Release, Run
 from tunegate.core.console import warn
 from tunegate.core.errors import TunegateError, UserError
-from tunegate.core.files import home_path, sha256_text
+from tunegate.core.files import home_path, sha256_file, sha256_text
 from tunegate.core.methods import WEIGHTLESS
-from tunegate.core.model_source import ModelSource, file_at_hand, folder_digest, hub_file_at_hand, resolve
+from tunegate.core.model_source import ModelSource, file_at_hand, hub_file_at_hand, resolve
+from tunegate.core.weight_files import indexed
 from tunegate.serve import served_model
 from tunegate.serve.served_model import Target
 
 HERE, CHANGED, UNKNOWN = "here", "changed", "not checked"
+WEIGHTS = ".safetensors"
+LOADED = (WEIGHTS, ".json", ".jinja", ".model")  # of a model's files, those that say what it answers; not its card
 
 
 def state(artifact: Artifact) -> str | None:
@@ -21,11 +27,18 @@ def state(artifact: Artifact) -> str | None:
         return None
     made_on = next((row for row in manifests.lineage(artifact.manifest.inputs) if row["role"] == "base_model"), None)
     source = _at_hand(str(artifact.manifest.facts["base"])) if made_on else None
-    if source is None or made_on is None:
-        return UNKNOWN
-    if same_model.same_digest(source, source.as_input(), made_on["digest"]):
-        return HERE
-    return _of_the_hub(source, made_on["digest"]) if source.kind == "hub" else CHANGED
+    return _compared(source, made_on["digest"]) if source and made_on else UNKNOWN
+
+
+def as_trained_on(source: ModelSource, digest: str) -> ModelSource | None:
+    """The model that had `digest` when it was trained on: `source` where that is still it; of a hub id whose `main` has moved on
+    to files that are not all here, the revision of then, where this machine's cache knows it. None where it has changed, or
+    nothing tells."""
+    found = _compared(source, digest)
+    if found != UNKNOWN:
+        return source if found == HERE else None
+    then = _snapshot(source, digest)
+    return replace(source, revision=then.name) if then else None
 
 
 def refuse_changed(artifact: Artifact) -> None:
@@ -48,17 +61,39 @@ def warn_changed(*served: Target) -> None:
             )
 
 
+def _compared(source: ModelSource, digest: str) -> str:
+    if same_model.same_digest(source, source.as_input(), digest):
+        return HERE
+    return _of_the_hub(source, digest) if source.kind == "hub" else CHANGED
+
+
 def _of_the_hub(source: ModelSource, digest: str) -> str:
     """Of a hub id whose `main` has moved on: whether the revision that was trained on, where it is still in the cache, has the
-    same config, tokenizer and weights."""
+    same config, tokenizer and weights. Files that only one of the two has were not fetched for the other: nothing is known of them."""
     config = hub_file_at_hand(source.location, "config.json", source.revision)
-    if config is None:
+    then = _snapshot(source, digest)
+    if config is None or then is None:
         return UNKNOWN
-    name = source.location
-    then = next((s for s in config.parent.parent.iterdir() if sha256_text(f"{name}@{s.name}") == digest), None)
-    if then is None:
-        return UNKNOWN
-    return HERE if folder_digest(then) == folder_digest(config.parent) else CHANGED
+    now = config.parent
+    before, after = (
+        {file.name for file in folder.iterdir() if file.suffix in LOADED and file.is_file()} for folder in (then, now)
+    )
+    both = before & after
+    if not all((then / name).samefile(now / name) or _same_bytes(then / name, now / name) for name in both):
+        return CHANGED
+    weights = {name for name in before | after if name.endswith(WEIGHTS)} | {*indexed(then), *indexed(now)}
+    return HERE if weights and weights <= both else UNKNOWN
+
+
+def _snapshot(source: ModelSource, digest: str) -> Path | None:
+    """The folder in the hub's cache of the revision of `source`, a hub id, that has this digest."""
+    config = hub_file_at_hand(source.location, "config.json", source.revision)
+    folders = config.parent.parent.iterdir() if config else ()
+    return next((f for f in folders if sha256_text(f"{source.location}@{f.name}") == digest), None)
+
+
+def _same_bytes(first: Path, second: Path) -> bool:
+    return first.stat().st_size == second.stat().st_size and sha256_file(first) == sha256_file(second)
 
 
 def _needs_base(artifact: Release | Run) -> bool:

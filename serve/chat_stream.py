@@ -3,9 +3,11 @@
 Whatever an endpoint sends that is not such an answer is an EndpointError, never an answer and never a crash.
 """
 
+import json
 import re
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from tunegate.core.errors import InfrastructureError
 from tunegate.core.fast_json import decode
@@ -15,6 +17,7 @@ LARGEST_ANSWER = 256_000_000
 BOM = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _NOT_YET = object()
+SHORTEST_KEY = 6  # characters: a shorter one stands in ordinary words
 
 
 class EndpointError(InfrastructureError):
@@ -62,17 +65,28 @@ class Completion:
     kept_tokens: int = 0
 
 
+def without_key(text: str, key: str | None) -> str:
+    """What an endpoint said, with `***` for our key, as it is, in a URL or in JSON: its errors go to terminals, reports and logs of
+    CI. A key of fewer than 6 characters stays."""
+    if not key or len(key) < SHORTEST_KEY:
+        return text
+    forms = {key, quote(key), quote(key, safe=""), json.dumps(key)[1:-1], json.dumps(key, ensure_ascii=False)[1:-1]}
+    longest_first = sorted(forms, key=len, reverse=True)
+    return re.sub("|".join(map(re.escape, longest_first)), "***", text, flags=re.IGNORECASE)  # %2F is %2f
+
+
 class ChatStream:
     """Collects one answer: `feed` pieces of an event stream (WHATWG HTML, section 9.2.6) and `end` it, or `take` one whole
     object.
 
-    done: `[DONE]` came. ttft_s: seconds from the request to the first content, or the first of a model's reasoning.
+    key: ours, which no error repeats. done: `[DONE]` came. ttft_s: seconds from the request to the first content, or the first
+    of a model's reasoning.
     """
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, key: str | None = None) -> None:
         self.done = False
         self.ttft_s: float | None = None
-        self._where = where
+        self._where, self._key = where, key
         self._pending: list[bytes] = []
         self._data: list[bytes] = []
         self._at_start, self._after_cr = True, False
@@ -145,7 +159,8 @@ class ChatStream:
         chunk = self._typed(chunk, dict, "a chunk")
         if error := chunk.get("error") or (chunk if chunk.get("object") == "error" else None):  # vLLM's old form
             text = (error.get("message") or error) if isinstance(error, dict) else error
-            raise EndpointError(f"the engine failed in mid-stream: {text}", cause="engine", where=self._where)
+            said = without_key(str(text), self._key)
+            raise EndpointError(f"the engine failed in mid-stream: {said}", cause="engine", where=self._where)
         self._usage = self._typed(chunk.get("usage"), dict, "usage") or self._usage
         for choice in self._typed(chunk.get("choices"), list, "choices"):
             choice = self._typed(choice, dict, "a choice")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.fast_json import decode, encode
 from tunegate.core.rows import Message
-from tunegate.serve.chat_stream import LARGEST_ANSWER, ChatStream, Completion, EndpointError
+from tunegate.serve.chat_stream import LARGEST_ANSWER, ChatStream, Completion, EndpointError, without_key
 from tunegate.serve.endpoint_url import certificate_problem, checked_url
 from tunegate.serve.prompting.middleware import USED_HEADER
 
@@ -202,12 +202,12 @@ class ChatClient:
 
         assert self._session is not None, "use ChatClient as `async with`"
         start = time.perf_counter()
-        stream = ChatStream(self.base_url)
+        stream = ChatStream(self.base_url, self._key)
         try:
             url = f"{self.base_url}/chat/completions"
             async with self._session.post(url, data=body, headers=JSON_BODY, allow_redirects=False) as response:
                 if response.status != 200:
-                    raise await _refusal(response, self.base_url)
+                    raise await _refusal(response, self.base_url, self._key)
                 context = _context(response.headers.get(USED_HEADER))
                 if "event-stream" not in response.headers.get("Content-Type", "").lower():
                     await self._take_whole(response, stream)
@@ -224,15 +224,19 @@ class ChatClient:
 
         if isinstance(error, aiohttp.ClientConnectorCertificateError):
             return _not_trusted(error, self.base_url)
-        message, cause, hint = f"the connection broke: {_words(error)}", "connection", None
+        message, cause, hint = f"the connection broke: {self._words(error)}", "connection", None
         if isinstance(error, OSError) and error.errno in NO_FILES:  # first: it says nothing about the endpoint
-            message, cause, hint = f"this client may open no more files: {_words(error)}", CLIENT, "ulimit -n"
+            message, cause, hint = f"this client may open no more files: {self._words(error)}", CLIENT, "ulimit -n"
         elif isinstance(error, aiohttp.ClientConnectorError):
             message, cause = f"nothing answers: {error.os_error.strerror or error}", "unreachable"
             hint = "is the server running? ft serve status"
         elif isinstance(error, TimeoutError):
             message, cause = f"no answer within {self._timeout_s:.0f} s", "timeout"
         return EndpointError(message, cause=cause, where=self.base_url, hint=hint)
+
+    def _words(self, error: BaseException) -> str:
+        """An exception's text, or its type's name where it has none; aiohttp's may hold a line of the answer."""
+        return without_key(str(error), self._key) or type(error).__name__
 
     async def _take_whole(self, response: "aiohttp.ClientResponse", stream: ChatStream) -> None:
         """An endpoint that ignores `stream: true` and answers in one piece."""
@@ -256,13 +260,13 @@ class ChatClient:
             headers = JSON_BODY if raw else None
             async with self._session.request(method, url, data=raw, headers=headers, allow_redirects=False) as response:
                 if response.status != 200:
-                    raise await _refusal(response, url)
+                    raise await _refusal(response, url, self._key)
                 return decode(await _body(response, LARGEST_ANSWER))
         except aiohttp.ClientConnectorCertificateError as error:
             raise _not_trusted(error, url) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise EndpointError(
-                f"nothing answers: {_words(error)}",
+                f"nothing answers: {self._words(error)}",
                 cause="unreachable",
                 where=url,
                 fatal=True,
@@ -315,16 +319,18 @@ def _no_json(where: str) -> EndpointError:
 
 
 def _not_trusted(error: "aiohttp.ClientConnectorCertificateError", where: str) -> EndpointError:
-    message, hint = certificate_problem(error.certificate_error) or (_words(error), None)
+    message, hint = certificate_problem(error.certificate_error) or (str(error), None)
     return EndpointError(message, cause="unreachable", where=where, fatal=True, hint=hint)
 
 
-async def _refusal(response: "aiohttp.ClientResponse", where: str) -> EndpointError:
-    """The error that an HTTP status other than 200 means. A redirect is one: prompts and key go to the address given only."""
+async def _refusal(response: "aiohttp.ClientResponse", where: str, key: str | None) -> EndpointError:
+    """The error that an HTTP status other than 200 means. A redirect is one: prompts and key go to the address given only.
+    key: ours, which the endpoint may repeat and the error does not."""
     raw = await _body(response, LARGEST_REFUSAL)
-    elsewhere = response.headers.get("Location", "")[:500] if 300 <= response.status < 400 else ""
+    sent_on = response.headers.get("Location", "") if 300 <= response.status < 400 else ""
+    elsewhere = without_key(sent_on, key)[:500]
     hint = "set TUNEGATE_API_KEY or --api-key-file" if response.status in (401, 403) else None
-    text = _said(raw) or response.reason or ""
+    text = without_key(_said(raw) or response.reason or "", key)[:500]
     no_parser = response.status == 400 and "--tool-call-parser" in text  # vLLM's word on a request with tools
     if no_parser:
         hint = (
@@ -355,7 +361,7 @@ def _said(raw: bytes) -> str:
     error = (document.get("error") or document) if isinstance(document, dict) else None
     message = error.get("message") if isinstance(error, dict) else error
     lines = [str(message)] if message else raw.decode("utf-8", "replace").split("\n")
-    return next((line.strip()[:500] for line in lines if line.strip()), "")
+    return next((line.strip() for line in lines if line.strip()), "")
 
 
 def _context(header: str | None) -> dict[str, Any] | None:
@@ -365,8 +371,3 @@ def _context(header: str | None) -> dict[str, Any] | None:
     except ValueError:
         return None
     return found if isinstance(found, dict) else None
-
-
-def _words(error: BaseException) -> str:
-    """An exception's text, or its type's name where it has none."""
-    return str(error) or type(error).__name__

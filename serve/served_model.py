@@ -7,7 +7,7 @@ from typing import Any
 
 from tunegate.core import weight_files
 from tunegate.core.artifacts import Release, Run
-from tunegate.core.chat_template import is_dated
+from tunegate.core.chat_template import default_template, is_dated
 from tunegate.core.errors import UserError
 from tunegate.core.files import read_json, sha256_text
 from tunegate.core.methods import WEIGHTLESS
@@ -87,19 +87,21 @@ def _base_file(target: Target, name: str) -> Path | None:
     return hub_file_at_hand(base.location, name, base.revision)
 
 
-def template_of(target: Target) -> tuple[Path, str] | None:
-    """(file, text) of the chat template the server will use; None when there is none."""
+def template_of(target: Target, *, tools: bool = False) -> tuple[Path, str] | None:
+    """(file, text) of the chat template the server will use, for requests with `tools` or without; None when there is none."""
     found = None
     if isinstance(target, Release | Run):
-        found = _template_in(target.path / TEMPLATE, target.path / SETTINGS)
-    return found or _template_in(_base_file(target, TEMPLATE), _base_file(target, SETTINGS))
+        found = _template_in(target.path / TEMPLATE, target.path / SETTINGS, tools=tools)
+    return found or _template_in(_base_file(target, TEMPLATE), _base_file(target, SETTINGS), tools=tools)
 
 
-def _template_in(file: Path | None, settings: Path | None) -> tuple[Path, str] | None:
+def _template_in(file: Path | None, settings: Path | None, *, tools: bool) -> tuple[Path, str] | None:
     if file and file.is_file():
         return file, file.read_text(encoding="utf-8")
-    template = read_json(settings).get("chat_template") if settings and settings.is_file() else None
-    return (settings, template) if settings and isinstance(template, str) else None
+    if settings is None or not settings.is_file():
+        return None
+    template = default_template(read_json(settings).get("chat_template"), tools=tools)
+    return None if template is None else (settings, template)
 
 
 def template_digest(target: Target) -> str | None:

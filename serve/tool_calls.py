@@ -72,5 +72,5 @@ def _template(target: Target, extra: tuple[str, ...]) -> str | None:
     own = flag(extra, "--chat-template")
     if own and Path(own).is_file():
         return Path(own).read_text(encoding="utf-8")
-    found = template_of(target)
+    found = template_of(target, tools=True)
     return found[1] if found else None

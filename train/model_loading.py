@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from tunegate.core.chat_template import default_template
 from tunegate.core.console import say
 from tunegate.core.errors import InfrastructureError, UserError, first_line, nearest
 from tunegate.core.files import home_path
 from tunegate.core.machine import bf16_flags
-from tunegate.core.model_source import ModelSource, quiet_transformers
+from tunegate.core.model_source import ModelSource, hint_of, quiet_transformers
 from tunegate.train import adapters
 from tunegate.train.config import TrainConfig
 from tunegate.train.lora_targets import targets_of, towers_of
@@ -37,15 +38,16 @@ def load_tokenizer(source: ModelSource) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.location, revision=source.revision)
+        tokenizer = AutoTokenizer.from_pretrained(source.location, revision=source.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"no tokenizer can be loaded: {first_line(error)}", where=source.spec) from error
+        problem = f"no tokenizer can be loaded: {first_line(error)}"
+        raise UserError(problem, where=source.spec, hint=hint_of(error)) from error
     if not tokenizer.is_fast:
         raise UserError("the tokenizer has no fast version, which masking needs", where=source.spec)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or _stop_token(source, tokenizer)
-    if isinstance(tokenizer.chat_template, str):
-        tokenizer.chat_template = without_generation_tags(tokenizer.chat_template)
+    template = default_template(tokenizer.chat_template)
+    tokenizer.chat_template = without_generation_tags(template) if template else None
     return tokenizer
 
 
@@ -126,12 +128,17 @@ def load_base(source: ModelSource, config: TrainConfig, device: str, attention: 
         )
         options["device_map"] = {"": device if device == "cpu" else int(os.environ.get("LOCAL_RANK", "0"))}
     try:
-        found = attention or attention_of(AutoConfig.from_pretrained(source.location, revision=source.revision))
+        shape = AutoConfig.from_pretrained(source.location, revision=source.revision, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            source.location, revision=source.revision, attn_implementation=found, **options
+            source.location,
+            revision=source.revision,
+            attn_implementation=attention or attention_of(shape),
+            trust_remote_code=False,
+            **options,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"the model cannot be loaded: {first_line(error)}", where=source.spec) from error
+        problem = f"the model cannot be loaded: {first_line(error)}"
+        raise UserError(problem, where=source.spec, hint=hint_of(error)) from error
     model.config.use_cache = False
     return model
 

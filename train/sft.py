@@ -13,9 +13,9 @@ from tunegate.core.artifacts import Dataset, Run
 from tunegate.core.chat_template import clock, template_text, with_defaults, writes_date
 from tunegate.core.console import progress as progress_view
 from tunegate.core.console import say, warn
-from tunegate.core.errors import UserError
+from tunegate.core.errors import UserError, first_line
 from tunegate.core.files import home_path, new_folder
-from tunegate.core.model_source import ModelSource
+from tunegate.core.model_source import ModelSource, hint_of
 from tunegate.core.rows import Row, read_rows
 from tunegate.serve.prompting.prompting import Prompting
 from tunegate.train import (
@@ -354,9 +354,12 @@ def _attention(source: ModelSource, config: TrainConfig, device: str) -> tuple[b
 
     if device == "cpu" and config.fast_cpu:
         try:
-            architecture = AutoConfig.from_pretrained(source.location, revision=source.revision)
+            architecture = AutoConfig.from_pretrained(
+                source.location, revision=source.revision, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
-            raise UserError(f"the model's config cannot be read: {error}", where=source.spec) from None
+            problem = f"the model's config cannot be read: {first_line(error)}"
+            raise UserError(problem, where=source.spec, hint=hint_of(error)) from None
         if cpu_attention.supported(architecture):
             cpu_attention.register()
             return True, cpu_attention.NAME

@@ -90,3 +90,15 @@ def test_nobody_calls_a_shell_or_unpickles():
                 assert not any(k.arg == "shell" for k in node.keywords), f"{name_of(path)}:{node.lineno}"
             if isinstance(node, ast.Import):
                 assert not {a.name for a in node.names} & {"pickle", "marshal", "shelve"}, name_of(path)
+
+
+def test_no_model_is_loaded_with_code_of_its_folder():
+    """transformers asks on standard input where nothing is said, and AutoAWQ runs it: each call says no."""
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            owner = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
+            if node.func.attr in ("from_pretrained", "from_config") and owner not in ("GenerationConfig", "PeftModel"):
+                said = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                assert said.get("trust_remote_code") == "False", f"{name_of(path)}:{node.lineno}"

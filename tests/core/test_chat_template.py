@@ -8,11 +8,13 @@ from tunegate.core.chat_template import (
     PROBE,
     MaskError,
     RewrittenError,
+    default_template,
     mask,
     probe_digest,
     render,
     render_ids,
     template_digest,
+    template_text,
 )
 from tunegate.core.errors import UserError
 
@@ -372,3 +374,31 @@ def test_a_call_without_a_name_is_no_crash(makers, call):
     tokenizer = makers.tokenizer()
     messages = [{"role": "user", "content": "two"}, {"role": "assistant", "content": "four", "tool_calls": [call]}]
     assert mask(tokenizer, messages, [tokenizer.eos_token_id]).stopped
+
+
+NAMED = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+
+
+@pytest.mark.parametrize(
+    ("value", "plain", "tools"),
+    [
+        ("{{ x }}", "{{ x }}", "{{ x }}"),
+        (NAMED, *NAMED.values()),
+        ([{"name": name, "template": text} for name, text in NAMED.items()], *NAMED.values()),
+        ({"default": "d"}, "d", "d"),
+        ({"tool_use": "t"}, None, "t"),
+        ([{"name": "default"}, "default", {"template": "x"}], None, None),
+        *((nothing, None, None) for nothing in (None, "", [], {}, 7, {"default": 7})),
+    ],
+)
+def test_one_reading_of_several_templates(value, plain, tools):
+    assert default_template(value) == plain
+    assert default_template(value, tools=True) == tools
+
+
+def test_a_tokenizer_with_several_templates_has_one(makers):
+    tokenizer = makers.tokenizer()
+    digest, text = template_digest(tokenizer), tokenizer.chat_template
+    tokenizer.chat_template = {"default": text, "tool_use": "x"}
+    assert template_digest(tokenizer) == digest
+    assert template_text(tokenizer) == text

@@ -244,3 +244,30 @@ def test_hidden_files_and_links_are_seen_and_links_not_followed(tmp_path):
     assert relative_files(tmp_path) == ["a/.hidden", "f", "z"]
     assert folder_bytes(tmp_path) == 4
     assert sha256_file(tmp_path / "a" / ".hidden") == sha256_text("four")
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077], ids=oct)
+def test_weights_are_as_readable_as_every_other_file(tmp_path, umask):
+    """A server under another user loads them; what is for its owner alone stays so."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    secret = tmp_path / "secret.safetensors"
+    secret.touch(mode=0o600)
+    before = os.umask(umask)
+    try:
+        with new_folder(tmp_path / "out") as folder:
+            (folder / "deep").mkdir()
+            for name in ("model.safetensors", "deep/adapter_model.safetensors"):
+                save_file({"w": np.zeros(2)}, folder / name)
+            (folder / "config.json").write_text("{}")
+            (folder / "tool").touch()
+            (folder / "tool").chmod(0o755)
+            (folder / "api-key").touch(mode=0o600)
+            (folder / "link.safetensors").symlink_to(secret)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    usual = 0o666 & ~umask
+    assert modes == {"model.safetensors": usual, "adapter_model.safetensors": usual, "config.json": usual, "tool": 0o755,
+                     "api-key": 0o600, "link.safetensors": 0o600}  # fmt: skip

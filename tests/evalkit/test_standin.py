@@ -190,3 +190,16 @@ def test_the_weight_of_a_turn_is_not_sent(echo, standin, ft):
     )
     (body,) = standin.bodies
     assert all("weight" not in turn for turn in body["messages"])
+
+
+def test_a_key_that_an_endpoint_repeats_is_in_no_message_and_no_file(echo, standin, ft, monkeypatch):
+    key = "sk-very/secret"
+    monkeypatch.setenv("TUNEGATE_API_KEY", key)
+    standin.says = f"Incorrect API key provided: Bearer {key} (sk-very%2Fsecret)"
+    standin.answer = lambda q, _: (500 if q != "q1" else 200, q)
+    run = ft("eval", standin.url, "--task", "task.yaml", "--out", "r", "--retries", "0")
+    files = [path for path in echo.rglob("*") if path.is_file()]
+    assert {"results.jsonl", "report.html", "junit.xml", "summary.md"} <= {path.name for path in files}
+    assert "Incorrect API key provided: Bearer *** (***)" in run.err
+    told = [run.out, run.err, *(path.read_text(errors="replace") for path in files)]
+    assert not any("secret" in text for text in told)

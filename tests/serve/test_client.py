@@ -5,6 +5,7 @@ import json
 import random
 import re
 import time
+from urllib.parse import quote, unquote
 
 import pytest
 
@@ -345,3 +346,42 @@ def test_a_stream_that_stays_open_after_its_answer_is_not_waited_for(ask):
     ports, took = ports_of(ask, open_end, 2, timeout_s=20.0)
     assert len(set(ports)) == 2
     assert took < 4.0
+
+
+SECRET = "sk-a/b+c=Zürich"
+
+
+@pytest.mark.parametrize(
+    "form", [SECRET, f"Bearer {SECRET}", quote(SECRET), quote(SECRET, safe=""), quote(SECRET, safe="").lower()]
+)
+@pytest.mark.parametrize("filler", ["", "x" * 490])
+def test_a_key_that_an_endpoint_repeats_is_in_no_message(ask, form, filler):
+    said = f"{filler} wrong key {form}, sorry"
+    for handler in (
+        answer({"error": {"message": said}}, status=401),
+        answer({"message": said}, status=500),
+        answer(said, status=502, content_type="text/plain"),
+        answer(json.dumps({"message": None, "echo": said}), status=400),
+        answer({}, status=307, Location=f"/login?{filler}key={quote(SECRET, safe='')}"),
+        stream(sse({"error": {"message": said}})),
+        stream(sse({"error": {"echo": said}})),
+    ):
+        with pytest.raises(EndpointError) as caught:
+            ask(handler, key=SECRET, retries=0)
+        shown = unquote(caught.value.line()).lower()
+        assert "sk-a" not in shown
+        assert "***" in shown or len(filler) > 480
+        with pytest.raises(EndpointError) as caught:
+            ask(handler, key=SECRET, retries=0, call=lambda client: client.models())
+        assert "sk-a" not in unquote(caught.value.line()).lower()
+
+
+def test_a_header_that_is_none_repeats_no_key_either():
+    client = ChatClient("http://127.0.0.1:9/v1", "m", key=SECRET)
+    error = client._failure(OSError(f"bad line: {SECRET}"))
+    assert error.message == "the connection broke: bad line: ***"
+
+
+def test_a_short_key_does_not_garble_messages(ask):
+    with pytest.raises(EndpointError, match="HTTP 500: a bad day"):
+        ask(answer({"message": "a bad day"}, status=500), key="a", retries=0)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -208,6 +209,22 @@ def test_without_prompts_a_run_is_asked_what_its_dataset_held_out(tmp_path, caps
         assert "held out of the target's own data" in capsys.readouterr().err
     (tmp_path / "data" / "eval.jsonl").unlink()
     assert unnamed_prompts(str(tmp_path / "release"))[1] == "builtin:generic"
+
+
+def test_rows_of_other_data_are_not_sent_as_the_targets_own(makers, tmp_path, capsys):
+    """Data that calibrated it, and a folder that was made anew under the old name."""
+    own, other = (makers.dataset(tmp_path / name, [], makers.rows(2, at)) for name, at in (("own", 0), ("other", 100)))
+    (tmp_path / "release").mkdir()
+    inputs = [other.as_input("calibration"), own.as_input("dataset")]
+    manifest.write(tmp_path / "release", "release", inputs=inputs, config={})
+    assert unnamed_prompts(str(tmp_path / "release"))[1] == str(own.eval_path)
+    shutil.rmtree(own.path)
+    makers.dataset(own.path, [], makers.rows(2, 200))
+    capsys.readouterr()
+    assert unnamed_prompts(str(tmp_path / "release"))[1] == "builtin:generic"
+    told = " ".join(capsys.readouterr().err.split())
+    assert "was made from has changed: its held-out rows are not sent" in told
+    assert "held out of the target's own data" not in told
 
 
 def test_ctrl_c_keeps_what_was_measured(standin, tmp_path):

@@ -8,7 +8,9 @@ from importlib.resources import files
 import pytest
 
 from tunegate.core.errors import UserError
+from tunegate.core.files import sha256_text
 from tunegate.core.model_source import of_folder
+from tunegate.serve.served_model import has_dated_template, template_digest
 from tunegate.serve.tool_calls import FORMS, check_takes_tools, parser_of, tool_flags
 from tunegate.serve.vllm_flags import ServeOptions, build
 
@@ -154,3 +156,20 @@ def test_llama_cpps_server_hands_turns_over_likewise():
     assert [
         {"tool_calls": None, **_turn(turn)} | {"tool_calls": _turn(turn).get("tool_calls") or None} for turn in turns
     ] == [{"tool_calls": None, **turn} for turn in ours]
+
+
+@pytest.mark.parametrize("names", [("default",), ("tool_use", "default")])
+def test_one_of_several_templates_tells_the_parser_and_the_date(makers, tmp_path, names):
+    """vLLM renders requests with tools by `tool_use`, where there is one."""
+    folder = makers.model(tmp_path / "m")
+    plain = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    texts = {"default": "{{ strftime_now('%d') }}" + plain, names[0]: "{{ strftime_now('%d') }}" + text_of("qwen2_5")}
+    named = [{"name": name, "template": texts[name]} for name in ("default", *names[:-1])]
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": named}))
+    source = of_folder(folder)
+    assert tool_flags(source, ()) == [ENABLE, PARSER, "hermes"]
+    check_takes_tools(source)
+    assert has_dated_template(source)
+    assert template_digest(source) == sha256_text(texts["default"])

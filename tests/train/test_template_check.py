@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 
+from tunegate.core.chat_template import template_digest
 from tunegate.core.commands import run
 from tunegate.core.errors import UserError
-from tunegate.core.model_source import resolve
+from tunegate.core.model_source import of_folder, resolve
 from tunegate.train import sft, template_check
 from tunegate.train.cli import app
 from tunegate.train.config import TrainConfig
+from tunegate.train.model_loading import load_tokenizer
 
 
 @pytest.fixture
@@ -54,3 +57,19 @@ def test_an_answer_that_ends_with_no_stop_token_is_refused(ready, tiny_model):
     cut = dataclasses.replace(first, labels=[*first.labels[:-2], -100, -100])
     with pytest.raises(UserError, match="stops no generation"):
         template_check.check(dataclasses.replace(ready, training=[cut, *ready.kept[1:]]), resolve(str(tiny_model)))
+
+
+def test_a_base_with_several_templates_is_trained_on_its_default(tiny_model, tiny_dataset, tmp_path, capsys):
+    """transformers makes a dict of them, which was refused as no template."""
+    model = shutil.copytree(tiny_model, tmp_path / "m")
+    text = (model / "chat_template.jinja").read_text()
+    (model / "chat_template.jinja").unlink()
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    named = [{"name": "tool_use", "template": "{{ tools }}"}, {"name": "default", "template": text}]
+    (model / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": named}))
+    tokenizer = load_tokenizer(of_folder(model))
+    assert tokenizer.chat_template == text
+    assert template_digest(tokenizer) == template_digest(load_tokenizer(of_folder(tiny_model)))
+    words = [tiny_dataset.path, "--model", model, "--out", tmp_path / "run", "--dry-run", "--json"]
+    assert run(app, prog="ft train", argv=[str(word) for word in words]) == 0
+    assert json.loads(capsys.readouterr().out)["mask"]["rows"] == 23

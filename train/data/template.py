@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from tunegate.core import template_input
+from tunegate.core.chat_template import default_template
 from tunegate.core.errors import UserError, first_line
 from tunegate.core.files import read_json
 from tunegate.core.rows import Message, Row
@@ -74,10 +75,10 @@ def chat_template(find: Callable[[str], Path | None]) -> ChatTemplate | None:
 
     settings_file, template_file = find("tokenizer_config.json"), find("chat_template.jinja")
     settings = read_json(settings_file) if settings_file else {}
-    text = template_file.read_text(encoding="utf-8") if template_file else settings.get("chat_template")
-    if isinstance(text, list):
-        text = next((item["template"] for item in text if item.get("name") == "default"), None)
-    if not text:
+    text = default_template(
+        template_file.read_text(encoding="utf-8") if template_file else settings.get("chat_template")
+    )
+    if text is None:
         return None
     found = {name: settings.get(name) for name in SPECIAL}
     tokens = {name: str(v["content"] if isinstance(v, dict) else v) for name, v in found.items() if v is not None}

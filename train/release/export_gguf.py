@@ -9,7 +9,7 @@ from typing import Any
 
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import GgufExport, Release
-from tunegate.core.chat_template import probe_of, render, render_ids, template_digest
+from tunegate.core.chat_template import probe_of, render, render_ids, template_digest, writes_date
 from tunegate.core.console import progress, say, warn
 from tunegate.core.errors import InfrastructureError, TunegateError, UserError, nearest
 from tunegate.core.files import need_disk, new_folder, read_json, sha256_text
@@ -238,8 +238,10 @@ def _reference(release: Release, prompts: list[list[int]], stops: list[int], lim
         not bf16_flags() and 3 * weights_bytes(release) / 1e9 < memory_gb()
     )  # bf16 in software takes several times as long
     kind = torch.float32 if wide else torch.bfloat16
-    attention = attention_of(AutoConfig.from_pretrained(release.path))
-    model = AutoModelForCausalLM.from_pretrained(release.path, dtype=kind, attn_implementation=attention).eval()
+    attention = attention_of(AutoConfig.from_pretrained(release.path, trust_remote_code=False))
+    model = AutoModelForCausalLM.from_pretrained(
+        release.path, dtype=kind, attn_implementation=attention, trust_remote_code=False
+    ).eval()
     answers = []
     with torch.inference_mode(), progress("answers of the release", len(prompts)) as tick:
         for ids in prompts:
@@ -298,7 +300,7 @@ def _modelfile(folder: Path, file: str, tokenizer: Any, stops: list[int], *, add
 
     shape, reason = None, ""
     try:
-        if "strftime_now" in tokenizer.chat_template:
+        if writes_date(tokenizer):
             raise UserError("it puts today's date into every prompt")
         learned = ollama.learn(ours)
         if ollama.differences(learned, ours):

@@ -8,7 +8,6 @@ import sys
 import tarfile
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from tunegate.core.errors import InfrastructureError
 from tunegate.core.files import new_folder, sha256_file, sha256_text
 from tunegate.core.machine import cores
 from tunegate.core.model_source import cache_folder
+from tunegate.serve.plain_http import call
 from tunegate.serve.vllm_process import free_port
 from tunegate.train.release import environments, worker
 
@@ -88,10 +88,11 @@ def serving(artifact: GgufExport, *, context: int = 2048, start_timeout_s: float
 def _wait(process: "subprocess.Popen[bytes]", port: int, deadline: float, log: IO[bytes]) -> None:
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+            if call(f"http://127.0.0.1:{port}/health").status == 200:
                 return
         except OSError:
-            time.sleep(0.2)
+            pass
+        time.sleep(0.2)
     log.seek(0)
     lines = log.read().decode("utf-8", "replace").strip().splitlines() or ["no message"]
     raise InfrastructureError(f"llama.cpp does not serve the file: {lines[-1][:300]}")

@@ -39,13 +39,15 @@ def given(
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    shape = AutoConfig.from_pretrained(config)
+    shape = AutoConfig.from_pretrained(config, trust_remote_code=False)
     if vocabulary is not None:
         shape.vocab_size = vocabulary
     if hasattr(shape, "quantization_config"):
         del shape.quantization_config
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(shape, attn_implementation=attention_of(shape))
+        model = AutoModelForCausalLM.from_config(
+            shape, attn_implementation=attention_of(shape), trust_remote_code=False
+        )
     names = {id(module): name for name, module in model.named_modules()}
     for module in model.modules():
         _without_memory(module)

@@ -142,7 +142,12 @@ def test_plain_sentences_are_not_flagged() -> None:
 def test_the_rule_of_20_tokens_knows_labels_and_json() -> None:
     assert short_outputs_matter([answered("card_lost")] * 10)[0] is False
     assert short_outputs_matter([answered('{"a": ' + '"x"' * 1 + "}")] * 10)[1] == "answers in JSON are short by nature"
-    assert short_outputs_matter([answered("A long answer in whole sentences. " * 5)] * 10)[0] is True
+    sentences = answered("A long answer in whole sentences. " * 5)
+    assert short_outputs_matter([sentences] * 10)[0] is True
+    made = call(name="lookup_the_order", arguments='{"order": 17, "of": "today"}')
+    called = row(USER, {"role": "assistant", "content": "", "tool_calls": [made]})
+    assert short_outputs_matter([called] * 10) == (False, "tool calls are short by nature")
+    assert short_outputs_matter([called] * 6 + [sentences] * 4) == (True, ""), "a call is no empty answer"
     assert claims_json([answered("{}")] * 8 + [answered("x")] * 2)
     assert not claims_json([answered("{}")] * 7 + [answered("x")] * 3)
     assert not claims_json([])
@@ -363,8 +368,7 @@ def test_a_template_in_the_settings_and_one_that_is_not_valid(tmp_path: Path) ->
             counter(str(folder))
     (folder / "chat_template.jinja").unlink()
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": 7}))
-    with pytest.raises(UserError, match="not a valid chat template"):
-        counter(str(folder))
+    assert counter(str(folder)).template is None, "as training and a server say"
 
 
 def test_a_template_cannot_reach_out_of_its_sandbox(tmp_path: Path) -> None:

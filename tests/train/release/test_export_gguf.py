@@ -2,19 +2,25 @@
 
 import json
 import shutil
+import subprocess
 import sys
+import tempfile
+import threading
+import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tunegate.core import manifest
 from tunegate.core.artifacts import GgufExport, Release
-from tunegate.core.chat_template import probe_digest, render_ids, template_digest
+from tunegate.core.chat_template import probe_digest, render_ids, template_digest, with_defaults
 from tunegate.core.commands import run
 from tunegate.core.errors import InfrastructureError, TunegateError, UserError
 from tunegate.core.manifest import Input
 from tunegate.core.model_source import ModelSource, resolve
+from tunegate.serve.vllm_process import free_port
 from tunegate.train.model_loading import load_tokenizer
 from tunegate.train.release import environments, export_cli, export_gguf, llama_cpp, verify_cli
 
@@ -202,3 +208,44 @@ def test_a_build_that_fails_says_why_and_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(InfrastructureError, match="not the one that is known"):
         llama_cpp._wheel(Path("python"))
     assert list((tmp_path / "wheels").iterdir()) == []
+
+
+def test_a_fixed_date_is_no_reason_to_leave_the_template_out(makers, tmp_path):
+    """`--template-defaults date_string=...` fixes it; the word for today's date is still in the text."""
+    dated = "{% if date is not defined %}{% set date = strftime_now('%d %b') %}{% endif %}<|im_start|>system\nIt is {{ date }}.<|im_end|>\n"
+    told = {}
+    for name, text in (("today", dated), ("fixed", with_defaults(dated, {"date": "1 Jan"}))):
+        tokenizer = makers.tokenizer()
+        tokenizer.chat_template = text + tokenizer.chat_template
+        (tmp_path / name).mkdir()
+        told[name] = export_gguf._modelfile(tmp_path / name, "m.gguf", tokenizer, [1], adds_bos=False)
+    assert "today's date" in told["today"]["reason"]
+    assert told["fixed"]["reason"] is None
+    assert "It is 1 Jan." in (tmp_path / "fixed" / "Modelfile").read_text()
+
+
+def test_a_proxy_does_not_hide_our_own_server(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port('127.0.0.1')}")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    statuses = [503, 200]
+
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert self.path == "/health"
+            self.send_response(statuses.pop(0))
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Health) as server, tempfile.TemporaryFile() as log:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        alive = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        try:
+            llama_cpp._wait(alive, server.server_address[1], time.monotonic() + 20, log)
+        finally:
+            alive.communicate()
+            server.shutdown()
+    assert statuses == [], "one that is not ready is asked again"

@@ -82,9 +82,14 @@ def main(job_path: str) -> None:
     copy = Path(job_path).with_name("readable")
     readable(Path(job["model"]), copy)
     with contextlib.redirect_stdout(sys.stderr):
-        tokenizer = AutoTokenizer.from_pretrained(copy)
+        tokenizer = AutoTokenizer.from_pretrained(copy, trust_remote_code=False)
         model = AutoAWQForCausalLM.from_pretrained(
-            str(copy), device_map="cpu", torch_dtype=torch.bfloat16, safetensors=True, use_cache=False
+            str(copy),
+            device_map="cpu",
+            torch_dtype=torch.bfloat16,
+            safetensors=True,
+            use_cache=False,
+            trust_remote_code=False,  # AutoAWQ's own default is True
         )
         loaded, loaded_cpu = time.monotonic() - started, time.process_time()
         settings = {"zero_point": True, "q_group_size": job["group_size"], "w_bit": 4, "version": "GEMM"}

@@ -316,8 +316,8 @@ def main(job_path: str) -> None:
     faster_rounding()
     if job["software_bf16"]:
         products_in_float32()
-    tokenizer = AutoTokenizer.from_pretrained(job["model"])
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.bfloat16)
+    tokenizer = AutoTokenizer.from_pretrained(job["model"], trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.bfloat16, trust_remote_code=False)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     data = batches(job["calibration"], job["batch_size"], pad)
     scheme = scheme_of(job)

@@ -29,7 +29,7 @@ def main(path):
 
 
 def histories(client, job):
-    """{alias: its promotions}, each as its tag says."""
+    """{alias: its promotions}, each as (tag, its text)."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -41,7 +41,7 @@ def histories(client, job):
     found = {}
     for tag, value in sorted(tags.items(), key=lambda item: item[0].rpartition("/")[2]):
         if tag.startswith(TAG + "/"):
-            found.setdefault(tag.split("/")[1], []).append(json.loads(value))
+            found.setdefault(tag.split("/")[1], []).append((tag, value))
     return {"histories": found}
 
 
