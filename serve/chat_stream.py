@@ -15,6 +15,7 @@ from tunegate.core.fast_json import decode
 # An answer larger than this is no answer: the endpoint repeats itself, or is something else. Bytes.
 LARGEST_ANSWER = 256_000_000
 BOM = b"\xef\xbb\xbf"
+GIVEN_UP = ("abort", "error")  # finish reasons of engines for an answer that has no end (vLLM, SGLang, OpenRouter)
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 _NOT_YET = object()
 SHORTEST_KEY = 6  # characters: a shorter one stands in ordinary words
@@ -164,7 +165,9 @@ class ChatStream:
         self._usage = self._typed(chunk.get("usage"), dict, "usage") or self._usage
         for choice in self._typed(chunk.get("choices"), list, "choices"):
             choice = self._typed(choice, dict, "a choice")
-            delta = self._typed(choice.get("delta") or choice.get("message"), dict, "a delta")
+            delta = self._typed(
+                choice.get("message") if choice.get("delta") is None else choice["delta"], dict, "a delta"
+            )
             content = self._content(delta.get("content"))
             refusal = self._typed(delta.get("refusal"), str, "refusal")
             calls = self._typed(delta.get("tool_calls"), list, "tool_calls")
@@ -215,11 +218,17 @@ class ChatStream:
         return EndpointError(f"the answer holds {what}", cause="malformed", where=self._where)
 
     def completion(self, latency_ms: float, attempt: int, context: dict[str, Any] | None) -> Completion:
-        """The finished answer. Raises EndpointError when it ended without a finish reason."""
+        """The finished answer. Raises EndpointError when it ended without a finish reason, or the engine gave it up."""
         if self._finish_reason is None:
             raise EndpointError(
                 "the stream ended without a finish reason: the engine died or a proxy cut it",
                 cause="cut_off",
+                where=self._where,
+            )
+        if self._finish_reason in GIVEN_UP:
+            raise EndpointError(
+                f"the engine gave the answer up ({self._finish_reason}): it stops, sleeps or failed",
+                cause="engine",
                 where=self._where,
             )
         for call in self._calls.values():

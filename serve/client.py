@@ -6,14 +6,15 @@ reason it is an infrastructure error, never an answer.
 
 import asyncio
 import contextlib
+import email.utils
 import errno
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.fast_json import decode, encode
@@ -40,8 +41,10 @@ IDLE_S = 4.0
 SETTLE_S = 0.25
 LARGEST_REFUSAL = 64_000  # bytes read of an error's body
 JSON_BODY = {"Content-Type": "application/json"}
-RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504})
+RETRIED = frozenset({408, 409, 425, 429})  # and what a server or proxy says of itself, from 500 on
+NOT_RETRIED = frozenset({501, 505})
 NO_FILES = (errno.EMFILE, errno.ENFILE)
+Answer = TypeVar("Answer")
 CLIENT = "client"  # the cause of a request that this process could not send
 
 
@@ -109,7 +112,7 @@ class ChatClient:
 
     async def models(self) -> list[str]:
         """Names of the models served. Raises EndpointError."""
-        answer = await self._json("GET", f"{self.base_url}/models", None)
+        answer = await self._until_it_passes(lambda _: self._json("GET", f"{self.base_url}/models", None))
         if not isinstance(answer, dict) or not isinstance(answer.get("data"), list):
             raise EndpointError(
                 "not an OpenAI-compatible endpoint: /models has no data",
@@ -123,9 +126,15 @@ class ChatClient:
     async def choose_model(self) -> str:
         """The model asked for, which the endpoint must serve; the only one it serves when none is named.
 
-        `model` is that one from now on. Raises UserError, with the models there are, and EndpointError.
+        `model` is that one from now on; one that is named is taken where the endpoint has no list. Raises UserError, with the
+        models there are, and EndpointError.
         """
-        served = await self.models()
+        try:
+            served = await self.models()
+        except EndpointError as error:
+            if not self.model or error.status not in (404, 405):
+                raise
+            served = []
         if self.model and served and self.model not in served:
             raise UserError(
                 f"the endpoint does not serve {self.model!r}", where=self.base_url, hint=nearest(self.model, served)
@@ -184,16 +193,18 @@ class ChatClient:
         if response_format:
             body["response_format"] = response_format
         raw = encode(body)
+        return await self._until_it_passes(lambda attempt: self._attempt(raw, attempt))
+
+    async def _until_it_passes(self, ask: Callable[[int], Awaitable[Answer]]) -> Answer:
+        """What `ask` (given the number of the attempt, from 1) answers, asked again after a passing fault. Raises the last
+        EndpointError."""
         for attempt in range(1, self._retries + 2):
             try:
-                return await self._attempt(raw, attempt)
+                return await ask(attempt)
             except EndpointError as error:
-                retryable = error.status is None or error.status in RETRIED
-                if error.fatal or not retryable or attempt > self._retries:
+                if error.fatal or not _passes(error.status) or attempt > self._retries:
                     raise
-                asked = error.retry_after_s
-                wait = 0.5 * 2 ** (attempt - 1) if asked is None else asked
-                wait = min(LONGEST_WAIT_S, wait)
+                wait = min(LONGEST_WAIT_S, error.retry_after_s or 0.5 * 2 ** (attempt - 1))
                 await asyncio.sleep(wait * (1 + 0.25 * random.random()))
         raise AssertionError("unreachable")
 
@@ -243,11 +254,9 @@ class ChatClient:
         try:
             answer = decode(await _body(response, LARGEST_ANSWER))
         except ValueError:
-            raise _no_json(str(response.url)) from None
+            raise _no_json(str(response.url), fatal=False) from None
         if not isinstance(answer, dict):
-            raise EndpointError(
-                "the endpoint's answer is not an object", cause="malformed", where=str(response.url), fatal=True
-            )
+            raise EndpointError("the endpoint's answer is not an object", cause="malformed", where=str(response.url))
         stream.take(answer, 0.0)
         stream.ttft_s = None
 
@@ -308,12 +317,18 @@ async def _body(response: "aiohttp.ClientResponse", limit: int) -> bytes:
     return b"".join(pieces)[:limit]
 
 
-def _no_json(where: str) -> EndpointError:
+def _passes(status: int | None) -> bool:
+    """Whether an HTTP status (None: there was no answer) may be another one the next time."""
+    return status is None or status in RETRIED or (status >= 500 and status not in NOT_RETRIED)
+
+
+def _no_json(where: str, *, fatal: bool = True) -> EndpointError:
+    """fatal: not where it may be one proxy's page among many answers."""
     return EndpointError(
         "the endpoint answered something that is not JSON (a web page?)",
         cause="malformed",
         where=where,
-        fatal=True,
+        fatal=fatal,
         hint="give the URL up to /v1",
     )
 
@@ -347,9 +362,19 @@ async def _refusal(response: "aiohttp.ClientResponse", where: str, key: str | No
         hint=hint,
         where=where,
     )
-    after = response.headers.get("Retry-After", "")
-    failure.retry_after_s = float(after) if after.isascii() and after.isdigit() else None
+    failure.retry_after_s = _seconds(response.headers.get("Retry-After", ""))
     return failure
+
+
+def _seconds(retry_after: str) -> float | None:
+    """The wait that `Retry-After` asks for, in seconds or until a date (RFC 9110, section 10.2.3); None where it asks for none."""
+    if retry_after.isascii() and retry_after.isdigit():
+        return float(retry_after)
+    try:
+        at = email.utils.parsedate_to_datetime(retry_after)
+    except ValueError:
+        return None
+    return max(0.0, at.timestamp() - time.time())
 
 
 def _said(raw: bytes) -> str:

@@ -5,13 +5,15 @@ import json
 import random
 import re
 import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from urllib.parse import quote, unquote
 
 import pytest
 
-from tunegate.core.errors import InfrastructureError, UserError
+from tunegate.core.errors import InfrastructureError
 from tunegate.serve import client as clients
-from tunegate.serve.client import ChatClient, EndpointError, api_key
+from tunegate.serve.client import ChatClient, EndpointError
 
 MESSAGES = [{"role": "user", "content": "x"}]
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2}
@@ -181,16 +183,40 @@ def test_half_an_answer_is_an_infrastructure_error_after_the_last_attempt(ask, w
     assert waits == [0.5, 1.0]
 
 
-@pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504, 520, 524, 529])
 def test_a_passing_fault_is_tried_again(ask, waits, status):
     found = ask(answer({"error": {"message": "busy"}}, status), stream(WHOLE))
     assert (found.text, found.attempts, len(ask.seen)) == ("naïve 東京", 2, 2)
     assert waits == [0.5]
 
 
-def test_retry_after_is_kept(ask, waits):
-    assert ask(answer("{}", 429, **{"Retry-After": "7"}), stream(WHOLE)).attempts == 2
-    assert waits == [7.0]
+@pytest.mark.parametrize(
+    ("asked", "waited"),
+    [("7", 7.0), ("0", 0.5), ("soon", 0.5), (format_datetime(datetime.now(UTC) + timedelta(seconds=20)), 18.0)],
+)
+def test_retry_after_is_kept(ask, waits, asked, waited):
+    assert ask(answer("{}", 429, **{"Retry-After": asked}), stream(WHOLE)).attempts == 2
+    assert waits == [pytest.approx(waited, abs=0.01 if waited < 10 else 17)]
+
+
+def test_a_list_of_models_that_is_not_there_yet_or_never(ask, waits):
+    served = {"data": [{"id": "m"}]}
+    assert ask(answer("{}", 503), answer(served), call=lambda client: client.choose_model()) == "m"
+    assert ask(answer("{}", 404), call=lambda client: client.choose_model()) == "m", "the named one"
+
+
+@pytest.mark.parametrize("reason", ["abort", "error"])
+def test_an_answer_the_engine_gave_up_is_no_answer(ask, waits, reason):
+    given_up = stream(sse(chunk("half"), chunk(finish=reason)))
+    assert ask(given_up, stream(WHOLE)).attempts == 2
+    with pytest.raises(EndpointError, match="gave the answer up") as caught:
+        ask(given_up, retries=0)
+    assert caught.value.cause == "engine"
+
+
+def test_a_message_beside_an_empty_delta_is_not_added(ask):
+    last = {"choices": [{"index": 0, "delta": {}, "message": {"content": "yes"}, "finish_reason": "stop"}]}
+    assert ask(stream(sse(chunk("yes"), last))).text == "yes"
 
 
 @pytest.mark.parametrize(("status", "fatal"), [(400, False), (401, True), (403, True), (404, True), (422, False)])
@@ -221,8 +247,12 @@ def test_odd_error_bodies_are_read(ask, waits, body):
 def test_a_web_page_is_no_endpoint(ask, waits):
     with pytest.raises(EndpointError, match="not JSON \\(a web page") as caught:
         ask(answer("<html>hello</html>", content_type="text/html"))
-    assert (caught.value.fatal, caught.value.cause) == (True, "malformed")
+    assert (caught.value.fatal, caught.value.cause, len(ask.seen)) == (False, "malformed", 5)
     assert caught.value.hint == "give the URL up to /v1"
+    assert ask(answer("<html>", content_type="text/html"), stream(WHOLE)).attempts == 2, "a proxy's page among answers"
+    with pytest.raises(EndpointError, match="web page") as caught:
+        ask(answer("<html>hello</html>", content_type="text/html"), call=lambda client: client.choose_model())
+    assert caught.value.fatal
     with pytest.raises(EndpointError, match="not an object") as caught:
         ask(answer([1]))
     assert caught.value.cause == "malformed"
@@ -280,19 +310,6 @@ def test_models_and_tokenize(ask):
         assert caught.value.fatal
     with pytest.raises(EndpointError, match="HTTP 401"):
         ask(answer("{}", 401), call=lambda c: c.models())
-
-
-def test_the_key_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
-    assert api_key() is None
-    monkeypatch.setenv("TUNEGATE_API_KEY", "from-environment")
-    assert api_key() == "from-environment"
-    (tmp_path / "key").write_text("from-file\n")
-    assert api_key(tmp_path / "key") == "from-file"
-    (tmp_path / "key").write_text(" \n")
-    with pytest.raises(UserError, match="no key in this file"):
-        api_key(tmp_path / "key")
-    with pytest.raises(UserError, match="no such key file"):
-        api_key(tmp_path / "none")
 
 
 def test_a_retry_after_of_an_hour_does_not_silence_the_run(waits):
@@ -374,12 +391,6 @@ def test_a_key_that_an_endpoint_repeats_is_in_no_message(ask, form, filler):
         with pytest.raises(EndpointError) as caught:
             ask(handler, key=SECRET, retries=0, call=lambda client: client.models())
         assert "sk-a" not in unquote(caught.value.line()).lower()
-
-
-def test_a_header_that_is_none_repeats_no_key_either():
-    client = ChatClient("http://127.0.0.1:9/v1", "m", key=SECRET)
-    error = client._failure(OSError(f"bad line: {SECRET}"))
-    assert error.message == "the connection broke: bad line: ***"
 
 
 def test_a_short_key_does_not_garble_messages(ask):
