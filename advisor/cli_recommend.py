@@ -74,7 +74,7 @@ def recommend(
 
     task = _task(answer, out, launch)
     document = render.as_json(answer, why=why and json_)  # what can fail has been done before a file is written
-    _write(answer, out, task)
+    _write(answer, out, task, data)
     if json_:
         emit_json(document)
         return
@@ -141,13 +141,16 @@ def _task(answer: "Recommendation", out: Path | None, launch: str | None) -> dic
     return prepare(answer, launch, out)
 
 
-def _write(answer: "Recommendation", out: Path | None, task: dict[str, Any] | None) -> None:
+def _write(answer: "Recommendation", out: Path | None, task: dict[str, Any] | None, data: Path | None) -> None:
     if out is None:
         return
-    from tunegate.advisor.render import spread_words, write_yaml
+    from tunegate.advisor.render import spread_words, train_section, write_yaml
 
     write_yaml(answer, out)
-    say(f"wrote {out}; run it with: ft train DATASET --from {shlex.quote(str(out))} --out RUN{spread_words(answer)}")
+    rows = shlex.quote(str(data)) if data is not None and data.is_dir() else "DATASET"
+    say(f"wrote {out}; run it with: ft train {rows} --from {shlex.quote(str(out))} --out RUN{spread_words(answer)}")
+    for note in train_section(answer)[1]:
+        say(f"  {note}")
     if task is not None:
         from tunegate.advisor.launch import write_task
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunegate.core.artifacts import Dataset
-from tunegate.core.console import say
+from tunegate.core.console import say, warn
 from tunegate.core.errors import UserError
 from tunegate.core.files import refuse_input, write_json, write_text
 from tunegate.core.rows import Row, read_unique_rows
@@ -20,6 +20,8 @@ from tunegate.evalkit.validators.tool_call import call_of
 MIXED = "native_call_or_text"
 LABELS = 200  # distinct texts up to which short outputs are labels
 MAX_SLICES = 30  # values of a tag that make a slice
+SQL_SHARE = 0.8  # of answers that look like SQL, from which the set is taken for one of queries
+_READS = re.compile(r"\bselect\b[^;]*\bfrom\b")
 # What may stand beside a number that is the whole answer: a currency, percent, degrees, a short unit.
 _MONEY = r"[$€£¥₹]|[A-Z]{3}"
 _UNIT = rf"{_MONEY}|[%‰°]|°?[A-Za-zµΩ]{{1,3}}[²³]?(?:/[a-z]{{1,3}}[²³]?)?"
@@ -53,6 +55,8 @@ def init_task(data: Path, out: Path, *, force: bool) -> dict[str, Any]:
         say(
             f"{calling} of {len(rows)} expected answers call tools: the others pass when nothing is called, whatever the text says"
         )
+    if kind == "text" and not all(row.accept for row in rows):
+        _warn_of_text(rows)
     text = "\n".join(
         [
             f"name: {_quoted(name)}",
@@ -95,6 +99,23 @@ def _kind(rows: list[Row]) -> str:
         return "number"
     distinct = len(set(texts))
     return "label" if distinct <= min(LABELS, max(2, len(rows) // 2)) and max(map(len, texts)) <= 80 else "text"
+
+
+def _warn_of_text(rows: list[Row]) -> None:
+    """Say that equal texts alone pass, and what judges free text better."""
+    sql = sum(map(_is_query, rows)) >= SQL_SHARE * len(rows)
+    better = ["kind sql, which runs both queries on a SQLite file and compares the rows"] if sql else []
+    better += ["accept in the rows: every answer that is right", "kind judge: a model decides"]
+    warn(
+        "the answers are free text and only an equal text passes (exact_match): a paraphrase counts as wrong. Better: "
+        + "; ".join(better)
+    )
+
+
+def _is_query(row: Row) -> bool:
+    """Whether an answer looks like SQL that reads."""
+    text = row.expected.strip().lower()
+    return text.startswith(("select ", "select\n", "with ", "with\n")) and bool(_READS.search(text))
 
 
 def _calls(row: Row) -> bool:

@@ -8,6 +8,7 @@ from tunegate.train.config import Setting, TrainConfig
 from tunegate.train.preflight import Forecast
 
 if TYPE_CHECKING:
+    from tunegate.train.examples import MaskCertificate
     from tunegate.train.sft import Prepared
     from tunegate.train.template_check import TemplateCheck
 
@@ -40,9 +41,27 @@ def show(
         }
         emit_json(document)
         return
+    console = out()
+    plain = console.color_system is None or console.no_color
     for example, parts in shown:
-        out().rule(f"row {example.id}: dim is not learnt")
-        out().print(examples.preview(parts), markup=True)
-    rows = [*mask.items(), ("template", template.digest[:16]), ("stop tokens", " ".join(template.stops))]
-    rows.append(("same tokens at the server", f"{template.rows} rows"))
-    table("what the loss sees", ["", ""], [[k, str(v)] for k, v in rows])
+        console.rule(f"row {example.id}: {'[[ ]] is learnt' if plain else 'dim is not learnt'}".replace("[", "\\["))
+        if plain:
+            console.print("".join(f"[[{p.text}]]" if p.learnt else p.text for p in parts), markup=False)
+        else:
+            console.print(examples.preview(parts), markup=True)
+    table("what the loss sees", ["", ""], [[name, value] for name, value in _counted(ready.certificate, template)])
+
+
+def _counted(mask: "MaskCertificate", template: "TemplateCheck") -> list[tuple[str, str]]:
+    """The lines of the table: counts that are 0 for most sets only where they are not."""
+    rows = [("rows", mask.rows), ("tokens", mask.tokens), ("tokens that are learnt", mask.label_tokens)]
+    rows += [("tokens of the longest row", mask.longest)]
+    rows += [("rows of several examples, one an answer", mask.by_answer)] if mask.by_answer else []
+    rows += [("rows left out, over --max-length", mask.too_long)] if mask.too_long else []
+    return [
+        *((name, f"{count:,}") for name, count in rows),
+        *([("the first of them", " ".join(mask.examples))] if mask.examples else []),
+        ("template", template.digest[:16]),
+        ("stop tokens", " ".join(template.stops)),
+        ("same tokens at the server", f"{template.rows} rows"),
+    ]

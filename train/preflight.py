@@ -124,17 +124,14 @@ def forecast(
         fits=fits,
         proposals=() if fits else _proposals(model, gpu, config, load, launch),
         notes=tuple(notes),
-        calibrate=_calibrate(source, gpu, config, load) + (" --strategy fsdp2" if _shared(launch) else ""),
+        calibrate=_calibrate(source, gpu) + (" --strategy fsdp2" if _shared(launch) else ""),
     )
 
 
-def _calibrate(source: ModelSource, gpu: Gpu, config: TrainConfig, load: Load) -> str:
-    """The command line with the shape that is trained; a GGUF is known by the folder it was unpacked to."""
-    model = source.location if source.kind == "gguf" else source.spec
-    return (
-        f"ftadvise calibrate RUN --model {shlex.quote(model)} --gpu {gpu.name} --method {config.method} "
-        f"--batch {config.per_device_train_batch_size} --seq {max(1, round(load.mean))}"
-    )
+def _calibrate(source: ModelSource, gpu: Gpu) -> str:
+    """The command line; the rest comes from the Run, but for a GGUF, which is known by the folder it was unpacked to."""
+    model = f" --model {shlex.quote(source.location)}" if source.kind == "gguf" else ""
+    return f"ftadvise calibrate RUN{model} --gpu {gpu.name}"
 
 
 def check_data(config: TrainConfig, rows: int, validation: int) -> list[str]:

@@ -57,10 +57,12 @@ def init(
     out().print(f"project: {made.path}", markup=False)
     for name in made.written:
         out().print(f"  {name}", markup=False)
+    questions = facts["eval"] - facts["eval_duplicates"]
+    asked = f", {questions} distinct questions," if facts["eval_duplicates"] else ""
     ours = "" if shutil.which("ft") else f" FT={Path(sys.argv[0]).absolute()}"
     out().print(
         f"answers are {made.outputs}; {made.primary} decides; {facts['train']} rows to train on, {facts['eval']} held out\n"
-        f"margin of the gate: {made.margin:g}, the least that {facts['eval']} held-out rows can show; for a margin of "
+        f"margin of the gate: {made.margin:g}, the least that {facts['eval']} held-out rows{asked} can show; for a margin of "
         f"{MARGIN:g} hold out about {made.need_n:,} (ft eval power)\n"
         f"next: cd {shlex.quote(str(made.path))} && make advice{ours}",
         markup=False,

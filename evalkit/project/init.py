@@ -6,10 +6,12 @@ import re
 import shlex
 import shutil
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from tunegate.advisor.models import find
 from tunegate.core.artifacts import Dataset
 from tunegate.core.errors import UserError
 from tunegate.core.files import home_path, new_folder, refuse_existing, relative_files, write_jsonl, write_text
@@ -27,6 +29,7 @@ from tunegate.train.data.tokens import counter, sizes
 
 ALPHA = 0.05
 MARGIN = 0.02  # of the default gate, where there are items enough
+FLOOR = 0.1  # for free text: below any use, above what answers without meaning reach
 DISCORDANCE = 0.1  # share of items on which two models differ: what `ft eval power` takes too
 TEMPLATES = {
     "Makefile": "Makefile",
@@ -83,17 +86,19 @@ def init_project(folder: Path, data: Path | None, *, reading: Reading, model: st
         config = PrepareConfig(reading=reading)
         dataset, report = _prepared(str(data or source), temporary / "dataset", config)
         task = init_task(dataset.eval_path, temporary / "task.yaml", force=False)
-        margin = _margin(report.eval)
-        write_text(temporary / "gate.yaml", _gate(task, report.eval, margin))
+        margin = _margin(report.questions)
+        write_text(temporary / "gate.yaml", _gate(task, report.questions, margin))
         base = _seen_from(folder, model)
         write_text(temporary / "train.yaml", commented_yaml(method, {"model": base}))
-        words = {"SOURCE": source.name, "PRIMARY": task["primary"], "METHOD": method, "OPTIONS": ""}
+        words = {"SOURCE": source.name, "PRIMARY": task["primary"], "METHOD": method, "VERSION": version("tunegate")}
+        words["PATH"] = source.name.replace("+", r"\\+")  # in a double-quoted pattern of GitHub's, where + repeats
         words |= {"SHIPPED": "run", "MERGE": ""} if method in WEIGHTLESS else {"SHIPPED": "release", "MERGE": MERGE}
         for name, target in TEMPLATES.items():
             text = (files("tunegate.evalkit.project") / "templates" / name).read_text(encoding="utf-8")
             in_make = name == "Makefile"
             words["OPTIONS"] = _options(reading, in_make=in_make)
             words["MODEL"] = shlex.quote(base).replace("$", "$$") if in_make else base
+            words["FIXED"] = f" --model {words['MODEL']}" if _is_known(model) else ""
             for word, value in words.items():
                 text = text.replace(f"@{word}@", value)
             (temporary / target).parent.mkdir(parents=True, exist_ok=True)
@@ -129,6 +134,15 @@ def _refuse_no_model(model: str) -> None:
     hub_id = has_hub_form(model) and path.suffix != ".gguf"
     if not (builtin or path.exists() or "://" in model or hub_id):
         resolve(model)
+
+
+def _is_known(model: str) -> bool:
+    """Whether the advisor knows the model's shape; of another it is asked which one to take."""
+    try:
+        find(model)
+    except UserError:
+        return False
+    return True
 
 
 def _seen_from(folder: Path, model: str) -> str:
@@ -181,10 +195,10 @@ def _margin(n: int) -> float:
 
 
 def _gate(task: dict[str, Any], n: int, margin: float) -> str:
-    """The text of gate.yaml. What n items cannot show is not asked of them: one slip among them must still pass."""
+    """The text of gate.yaml. What n different questions cannot show is not asked of them: one slip among them must still pass."""
     slip = math.ceil(100 * (clopper_pearson(1, n, level=1 - 2 * ALPHA).high or 1.0)) / 100
     lines = [
-        f"# For {n} held-out items: less than these numbers they cannot show. With more of them, ask for more (ft eval power).",
+        f"# For {n} different held-out questions: less than these numbers they cannot show. With more of them, ask for more (ft eval power).",
         f"alpha: {ALPHA}",
         "conditions:",
         f"  - {{metric: {task['primary']}, rule: non_inferior, margin: {margin:g}}}  # paired with the baseline, item by item",
@@ -195,4 +209,9 @@ def _gate(task: dict[str, Any], n: int, margin: float) -> str:
         lines.append(
             f"  - {{metric: json_valid, rule: at_least, value: {min(0.95, round(1 - slip, 2)):g}}}  # its lower end"
         )
+    if task["outputs"] == "text":
+        lines += [
+            "  # Without a floor a model that is never right passes beside a baseline that is never right. Raise it to what you need.",
+            f"  - {{metric: {task['primary']}, rule: at_least, value: {FLOOR:g}}}",
+        ]
     return "\n".join([*lines, ""])

@@ -30,6 +30,27 @@ INIT = {
 }
 
 
+def test_init_says_of_free_text_that_a_paraphrase_counts_as_wrong(tmp_path, ft):
+    """And names what judges it better; of answers that are queries, the kind that runs them."""
+    queries = [{"content": f"SELECT name FROM people\nWHERE age > {i} AND note = '{'x' * i}'"} for i in range(40)]
+    told = {}
+    for name, answers in {"text": INIT["text"][0], "sql": queries, "label": INIT["label"][0]}.items():
+        rows = [{"id": f"i{i}", "messages": turns(answer, f"q{i}")} for i, answer in enumerate(answers)]
+        write(tmp_path / f"{name}.jsonl", rows)
+        done = ft("eval", "init", tmp_path / f"{name}.jsonl", "--out", tmp_path / f"{name}.yaml")
+        assert done.code == 0
+        told[name] = done.err
+    for name in ("text", "sql"):
+        assert "a paraphrase counts as wrong" in told[name]
+        assert "accept in the rows" in told[name]
+        assert "kind judge" in told[name]
+    assert ["kind sql" in told[name] for name in ("text", "sql")] == [False, True]
+    assert "paraphrase" not in told["label"]
+    rows = [{"messages": turns(answer, f"q{i}"), "accept": [f"so {i}"]} for i, answer in enumerate(INIT["text"][0])]
+    write(tmp_path / "a.jsonl", rows)
+    assert "paraphrase" not in ft("eval", "init", tmp_path / "a.jsonl", "--out", tmp_path / "a.yaml").err
+
+
 @pytest.mark.parametrize("kind", INIT)
 def test_init_writes_a_task_that_its_own_answers_pass(tmp_path, ft, kind, monkeypatch):
     answers, validator = INIT[kind]

@@ -1,8 +1,11 @@
 """`ft init` writes a project that runs, or nothing."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ from tunegate.core.commands import run
 from tunegate.core.files import write_jsonl
 from tunegate.evalkit.policy import load_policy
 from tunegate.evalkit.project.cli import app
+from tunegate.evalkit.project.init import _gate, _margin
+from tunegate.evalkit.project.sample import sample_rows
 from tunegate.evalkit.task import load_task
 from tunegate.train.config import from_file, resolve
 
@@ -54,7 +59,9 @@ def test_the_sample_project_is_read_by_every_stage_and_its_first_steps_run(tmp_p
         ["make", "advice"], cwd=tmp_path / "p", capture_output=True, text=True, env=env, check=False
     )
     assert advice.returncode == 0, advice.stderr
-    assert (tmp_path / "p/recommendation.yaml").is_file()
+    found = yaml.safe_load((tmp_path / "p/recommendation.yaml").read_text())
+    assert found["train"]["model"] == found["recommendation"]["model"] == "builtin:smollm2-135m", "the project's own"
+    assert ".tunegate/" in (tmp_path / "p/.gitignore").read_text().splitlines(), "where --save-as keeps reports"
 
 
 def test_ones_own_rows_in_another_format_decide_the_task(tmp_path, capsys):
@@ -97,12 +104,95 @@ def test_two_columns_of_any_name_are_read_again_by_make(tmp_path, capsys):
     )
 
 
+def make(project, *words):
+    """Run make in a project, with this checkout's commands first on the path."""
+    env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
+    return subprocess.run(["make", *words], cwd=project, capture_output=True, text=True, env=env, check=False)
+
+
+def test_the_advisor_is_told_the_model_where_it_knows_it(tmp_path, capsys, tiny_model):
+    for model, told in ((tiny_model, True), ("someone/unheard-of", False)):
+        project = tmp_path / Path(model).name
+        assert init(capsys, project, "--model", model, "--method", "few_shot")[0] == 0
+        plan = make(project, "-n", "advice").stdout
+        assert (f"recommend dataset --model {model} --out" in plan) == told
+        assert ("recommend dataset --out" in plan) != told
+
+
+def test_make_runs_again_after_an_edit(tmp_path, capsys, tiny_model):
+    """The settings edited, the run is made anew; an unfinished one is resumed, over a finished one too."""
+    project = tmp_path / "p"
+    assert init(capsys, project, "--model", tiny_model, "--method", "prompt")[0] == 0
+    first = make(project, "run/manifest.json")
+    assert first.returncode == 0, first.stderr
+    assert "is up to date" in make(project, "run/manifest.json").stdout
+    before = (project / "run/manifest.json").stat().st_ino
+    (project / "train.yaml").touch()
+    again = make(project, "run/manifest.json")
+    assert again.returncode == 0, again.stderr
+    assert (project / "run/manifest.json").stat().st_ino != before
+    (project / ".run.training").mkdir()
+    (project / "train.yaml").touch()
+    plan = make(project, "-n", "run/manifest.json").stdout
+    assert plan.split("--out run")[1].split() == ["--force", "--resume"]
+
+
+def test_workflow_paths_name_every_file_it_reads(tmp_path, capsys):
+    """Its steps run in a folder that holds nothing but the files whose change starts it, by the version that wrote them."""
+    project, checkout = tmp_path / "p", tmp_path / "checkout"
+    write_jsonl(tmp_path / "my+rows.jsonl", sample_rows())
+    assert init(capsys, project, "--data", tmp_path / "my+rows.jsonl")[0] == 0
+    answers = [{"id": row.id, "output": row.expected} for row in load_task(project / "task.yaml").rows]
+    (project / "eval").mkdir()
+    for name in ("candidate", "baseline"):
+        write_jsonl(project / f"eval/{name}.jsonl", answers)
+    workflow = yaml.safe_load((project / ".github/workflows/model-gate.yml").read_text())
+    paths = workflow[True]["pull_request"]["paths"]  # YAML 1.1 reads `on` as true
+    assert r"my\+rows.jsonl" in paths, "a plus repeats what stands before it"
+    started = [
+        "eval/candidate.jsonl",
+        "eval/baseline.jsonl",
+        *(path.replace("\\", "") for path in paths if "*" not in path),
+    ]
+    for name in started:
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(project / name, checkout / name)
+    assert "eval/**" in paths
+    install, *steps = [step["run"] for step in workflow["jobs"]["gate"]["steps"] if "run" in step][:-1]
+    assert install.endswith(f" tunegate=={version('tunegate')}")
+    for step in steps:
+        env = {"PATH": f"{BIN}:/usr/bin:/bin", "HOME": str(tmp_path)}
+        words = ["bash", "-e", "-c", step]
+        done = subprocess.run(words, cwd=checkout, capture_output=True, text=True, env=env, check=False)
+        assert done.returncode == 0, done.stderr
+    assert json.loads((checkout / "report/report.json").read_text())["decision"]["decision"] == "PASS"
+
+
+def test_free_text_has_a_floor_and_copies_of_a_question_count_once(tmp_path, capsys):
+    """Beside a baseline that is never right, a model that is never right would be no worse."""
+    rows = [
+        {"id": str(i), "messages": [{"role": "user", "content": f"What of {i % 30}?"},
+                                    {"role": "assistant", "content": f"It is, all in all, {'very ' * i}good."}]}
+        for i in range(120)
+    ]  # fmt: skip
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    code, out, err = init(capsys, tmp_path / "p", "--data", tmp_path / "rows.jsonl")
+    assert code == 0, err
+    assert "a paraphrase counts as wrong" in err
+    assert "answers are text; exact decides; 80 rows to train on, 40 held out" in out
+    assert "the least that 40 held-out rows, 10 distinct questions, can show" in out
+    assert "# For 10 different held-out questions" in (tmp_path / "p/gate.yaml").read_text()
+    first, *_, floor = load_policy(tmp_path / "p/gate.yaml").conditions
+    assert first.margin == _margin(10)
+    assert (floor.metric, floor.rule, floor.value) == ("exact", "at_least", 0.1)
+    assert "at_least" not in _gate({"primary": "exact", "outputs": "label"}, 40, 0.1)
+
+
 @pytest.mark.parametrize("n", [10, 30, 53, 100, 400, 2000])
 def test_the_gate_of_a_project_can_be_passed_by_an_equal_model(n):
     """Answers that are the baseline's, one of them cut off and no JSON, must get through: else nothing ever would."""
     from tunegate.core.statistics import clopper_pearson, non_inferior_p
     from tunegate.evalkit.policy import make_policy
-    from tunegate.evalkit.project.init import _gate, _margin
 
     text = _gate({"primary": "exact", "outputs": "json"}, n, _margin(n))
     conditions = {c.metric: c for c in make_policy(yaml.safe_load(text), "gate.yaml").conditions}

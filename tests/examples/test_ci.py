@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,10 @@ def test_the_gitlab_job_names_files_that_a_report_has():
     job = yaml.safe_load((ROOT / "examples/ci/gitlab-gate.yml").read_text())["model-gate"]
     assert job["artifacts"]["reports"]["junit"] == "report/junit.xml"
     assert job["allow_failure"] == {"exit_codes": [3]}
+
+
+def test_the_examples_name_this_version():
+    """A later one may judge otherwise: what a gate lets through changes when its owner says so."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"pip install --quiet tunegate=={version}\n" in (ROOT / "examples/ci/gitlab-gate.yml").read_text()
+    assert f"uses: tunegate/tunegate@v{version}\n" in (ROOT / "examples/ci/github-gate.yml").read_text()

@@ -52,6 +52,26 @@ def test_a_dry_run_shows_everything_and_trains_nothing(ft_train, tiny_model, tin
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.yaml"]
 
 
+def test_without_colour_what_is_learnt_is_marked(ft_train, tiny_model, tiny_dataset, monkeypatch):
+    """Dimming alone is nothing in a pipe or a CI log. Internals that are 0 for this set are no lines of the table."""
+    command = (tiny_dataset.path, "--out", "run", "--model", tiny_model, "--dry-run")
+    code, out, _ = ft_train(*command)
+    assert code == 0
+    assert out.count(": [[ ]] is learnt ") == 3
+    learnt = re.findall(r"assistant\n\[\[(.*?)\]\]", out, re.DOTALL)
+    assert len(learnt) == 3
+    assert all(text.endswith("<|im_end|>") for text in learnt)
+    assert not [word for word in ("by_answer", "examples", "too_long", "label_tokens", "left out") if word in out]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured = ft_train(*command)[1]
+    assert "dim is not learnt" in coloured
+    assert "\x1b[2m" in coloured
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert ": [[ ]] is learnt " in ft_train(*command)[1]
+
+
 def test_a_dry_run_says_where_the_run_itself_would_be_refused(ft_train, tiny_model, tiny_dataset, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/mine").write_text("x")

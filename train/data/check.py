@@ -9,7 +9,7 @@ from typing import Any
 from tunegate.core.chat_template import MaskError, is_learnt
 from tunegate.core.errors import UserError
 from tunegate.core.json_schema import SchemaFaultError, checker
-from tunegate.core.profile import is_json, strict_json
+from tunegate.core.profile import answer_text, is_json, strict_json
 from tunegate.core.rows import Row
 from tunegate.train.data.labels import LABEL_CHARACTERS
 from tunegate.train.data.secrets import secrets_in
@@ -109,12 +109,15 @@ def claims_json(rows: Iterable[Row]) -> bool:
 
 
 def short_outputs_matter(rows: Iterable[Row]) -> tuple[bool, str]:
-    """(whether the rule of 20 tokens fits this set, why not): labels and short JSON are short by nature."""
-    texts = [row.expected for _, row in zip(range(1000), rows, strict=False)]
+    """(whether the rule of 20 tokens fits this set, why not): labels, short JSON and tool calls are short by nature. A call
+    is as long as its JSON."""
+    sample = [row for _, row in zip(range(1000), rows, strict=False)]
+    texts = [answer_text(row) for row in sample]
     if not texts:
         return True, ""
     if sum(map(is_json, texts)) >= CLAIMS_JSON * len(texts):
-        return False, "answers in JSON are short by nature"
+        calls = any(row.messages[-1].get("tool_calls") for row in sample)
+        return False, f"{'tool calls' if calls else 'answers in JSON'} are short by nature"
     if sorted(map(len, texts))[len(texts) // 2] <= LABEL_CHARACTERS:
         return False, "the answers are labels or a few words each"
     return True, ""

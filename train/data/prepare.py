@@ -35,7 +35,7 @@ from tunegate.train.data.engine import Mapped, rows_of
 from tunegate.train.data.labels import labels, no_row_has, of_key, reader
 from tunegate.train.data.language import language
 from tunegate.train.data.lines import Fault
-from tunegate.train.data.normalize import normalized, user_text
+from tunegate.train.data.normalize import asked_key, normalized, user_text
 from tunegate.train.data.read import Reading, sources
 from tunegate.train.data.rejected import Reason, Rejected, tally
 from tunegate.train.data.sides import equal_asked, near_in_eval, without_leaks
@@ -90,6 +90,8 @@ class Report:
     """train rows that ask, or begin with, an eval row's whole prompt, such as those --keep-leaks keeps: listed, kept"""
     same_user_text: int
     """train rows with an eval row's user text under another prompt: listed, kept"""
+    eval_duplicates: int
+    """eval rows whose whole prompt, normalised, an earlier one has: they tell nothing new of a model"""
     near_in_eval: int | None
     """eval rows near a train row, as `ft data leakage` counts them; None: not looked for (--no-near)"""
     near_skipped: int
@@ -97,6 +99,11 @@ class Report:
     """why the rule of 20 output tokens is off; empty: it is on"""
     notes: list[str]
     profile: DatasetProfile
+
+    @property
+    def questions(self) -> int:
+        """Different prompts among the eval rows: what an evaluation can show hangs on them, not on the rows."""
+        return self.eval - self.eval_duplicates
 
 
 def prepare(
@@ -148,6 +155,7 @@ def prepare(
         eval_conflicts=len(pairs["conflict_eval"]),
         same_input=len(pairs["same_input"]),
         same_user_text=len(pairs["same_user_text"]),
+        eval_duplicates=len(held_out) - len({asked_key(row) for row in held_out}),
         near_in_eval=done.near_in_eval,
         near_skipped=done.skipped,
         short_rule=short_outputs_matter(train)[1],

@@ -6,6 +6,7 @@ from typing import Any
 
 from tunegate.core.artifacts import Dataset
 from tunegate.core.console import emit_json, out, table
+from tunegate.core.power import detectable_difference
 from tunegate.core.profile import DatasetProfile, Lengths
 from tunegate.core.rows import Row
 from tunegate.train.data.check import CODES
@@ -15,13 +16,13 @@ from tunegate.train.data.leakage import NGRAM, Leakage
 from tunegate.train.data.normalize import RULE_NAMES
 from tunegate.train.data.prepare import PrepareConfig, Report
 from tunegate.train.data.rejected import Reason, tally
-from tunegate.train.data.split import detectable_drop
 from tunegate.train.data.steps import Checked
 from tunegate.train.data.tokens import warn_if_estimated
 from tunegate.train.data.twins import Pair
 
 # Shares of items whose verdict differs between two systems: close releases of one model, and unlike models.
 DISCORDANCES = (0.05, 0.2)
+ALPHA = 0.05  # as `ft eval power` takes it
 # Findings that are counted, not listed row by row.
 MEASURED = ("short_output", "too_long", "untrainable", "template")
 # Lines of each kind shown when not all are asked for.
@@ -197,7 +198,6 @@ def leaked(result: Leakage, clean: Path | None, *, as_json: bool) -> None:
 
 
 def _prepared_json(dataset: Dataset, report: Report) -> dict[str, Any]:
-    drops = {f"discordance_{d}": round(detectable_drop(report.eval, d), 4) for d in DISCORDANCES if report.eval}
     return {
         "rows_in": report.rows_in,
         "train": report.train,
@@ -207,6 +207,7 @@ def _prepared_json(dataset: Dataset, report: Report) -> dict[str, Any]:
         "conflicts": report.conflicts,
         "contrast_pairs": report.contrast_pairs,
         "eval_conflicts": report.eval_conflicts,
+        "eval_duplicates": report.eval_duplicates,
         "same_input": report.same_input,
         "same_user_text": report.same_user_text,
         "near_in_eval": report.near_in_eval,
@@ -214,7 +215,7 @@ def _prepared_json(dataset: Dataset, report: Report) -> dict[str, Any]:
         "eval_fraction_used": report.split.threshold,
         "pinned_groups": len(report.split.pinned),
         "kept_eval": report.split.kept,
-        "detectable_drop": drops,
+        "detectable_drop": {f"discordance_{d}": round(drop, 4) for d, drop in _drops(report).items()},
         "label_source": report.label_source,
         "tokens": {"source": report.profile.token_source, "output": asdict(report.profile.output_tokens)},
         "notes": report.notes,
@@ -223,28 +224,28 @@ def _prepared_json(dataset: Dataset, report: Report) -> dict[str, Any]:
     }
 
 
+def _drops(report: Report) -> dict[float, float]:
+    """By the share of answers on which two models differ: the least drop that the eval set shows, as `ft eval power` gives it."""
+    return {d: detectable_difference(report.questions, d, alpha=ALPHA) for d in DISCORDANCES if report.eval}
+
+
 def _split_lines(report: Report, config: PrepareConfig) -> list[str]:
-    share = report.eval / max(1, report.train + report.eval)
-    texts = [f"{_rows(report.eval)} held out for evaluation before any cleaning ({share:.1%} of the rows that stay)."]
+    share = report.eval / max(1, report.rows_in)
+    texts = [f"{_rows(report.eval)} held out for evaluation before any cleaning ({share:.1%} of the rows read)."]
     if report.split.threshold > config.split.eval_fraction:
         least = config.split.min_eval
-        texts.append(
-            f"The share held out was raised from {config.split.eval_fraction:.1%} to {report.split.threshold:.1%} "
-            + (
-                f"to reach {least} rows (--min-eval)."
-                if report.eval >= least
-                else f"(--min-eval {least} is over a third)."
-            )
-        )
+        why = f"to reach {least} rows (--min-eval)" if report.eval >= least else f"(--min-eval {least} is over a third)"
+        texts.append(f"That is more than --eval-fraction asks for {why}.")
     if report.split.pinned:
         n = len(report.split.pinned)
         texts.append(f"{n} more groups were held out so that each label ({report.label_source}) can be evaluated.")
     if report.split.kept:
         texts.append(f"{_rows(report.split.kept)} stay held out because an earlier evaluation set has them.")
     if report.eval:
-        small, large = (f"{100 * detectable_drop(report.eval, d):.1f}" for d in DISCORDANCES)
+        small, large = (f"{100 * drop:.1f}" for drop in _drops(report).values())
+        asked = f", {report.questions:,} distinct questions," if report.eval_duplicates else ""
         texts.append(
-            f"{_rows(report.eval)} can show a drop of {small} points between models that differ on "
+            f"{_rows(report.eval)}{asked} can show a drop of {small} points between models that differ on "
             f"{DISCORDANCES[0]:.0%} of the answers, of {large} points at {DISCORDANCES[1]:.0%} (in 80 of 100 cases)."
         )
     return texts

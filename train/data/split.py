@@ -19,9 +19,6 @@ LARGEST_SHARE = 1 / 3
 SMALL = 0.01
 # Groups a label needs before one of them is pinned to the hold-out: below that, training on it matters more.
 GROUPS_TO_PIN = 3
-# n of a paired non-inferiority test at alpha 0.05 one-sided and power 0.8: (1.645 + 0.842)^2 = 6.18 (Tango 1998,
-# Stat. Med. 17:891, large-sample form with discordance d and margin M: n = 6.18 d / M^2).
-POWER_CONSTANT = 6.18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,12 +128,6 @@ class _Held:
         if group not in self.groups:
             self.groups.add(group)
             self.rows += len(self.members[group])
-
-
-def detectable_drop(n: int, discordance: float) -> float:
-    """The margin M that n paired items can test: M = sqrt(6.18 d / n), as a fraction; d: share of items whose verdict
-    differs between the two systems. 80 % power, 5 % error."""
-    return math.sqrt(POWER_CONSTANT * discordance / n) if n else math.inf
 
 
 def _pin(

@@ -50,6 +50,29 @@ def test_prepare(capsys: pytest.CaptureFixture[str], source: str, tmp_path: Path
         assert part in again
 
 
+def test_what_the_hold_out_can_show_is_what_ft_eval_power_says(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Of copies of a question one counts, whatever they answer; one share is told, of the rows read."""
+    from tunegate.evalkit.commands import power_of
+
+    source = tmp_path / "s.jsonl"
+    source.write_text("".join(record(f"question {n % 18}", answer=f"answer {n}") for n in range(108)))
+    options = ("prepare", str(source), "--out", str(tmp_path / "d"), "--no-near", "--force")
+    found = asked(capsys, *options)
+    assert (found["eval"], found["eval_duplicates"]) == (36, 30)
+    shown = power_of(6, None, discordance=0.05, margin=0.02, alpha=0.05, power=0.8)["detectable_margin"]
+    assert found["detectable_drop"]["discordance_0.05"] == round(shown, 4)
+    assert json.loads((tmp_path / "d/manifest.json").read_text())["facts"]["eval_duplicates"] == 30
+    text = ft(capsys, *options)
+    assert f"36 rows, 6 distinct questions, can show a drop of {100 * shown:.1f} points" in text
+    assert "36 rows held out for evaluation before any cleaning (33.3% of the rows read)." in text
+    assert "That is more than --eval-fraction asks for (--min-eval 100 is over a third)." in text
+    source.write_text("".join(record(f"question {n}") for n in range(108)))
+    assert asked(capsys, *options)["eval_duplicates"] == 0
+    assert "distinct questions" not in ft(capsys, *options)
+
+
 def test_a_default_on_the_command_line_is_the_default_of_the_settings() -> None:
     settings = configured({})
     known = {**vars(settings.split), **vars(settings.dedup), **vars(settings.clean), **vars(settings)}
