@@ -18,6 +18,7 @@ from tunegate.core.artifacts import LoadReport, Run, open_any
 from tunegate.core.errors import UserError
 from tunegate.core.files import read_json, sha256_file, write_json
 from tunegate.core.measurements import LoadRecord, load_records
+from tunegate.core.methods import WEIGHTLESS
 from tunegate.core.model_source import cache_folder
 from tunegate.core.rows import read_jsonl
 
@@ -27,14 +28,21 @@ CALIBRATED_WIDEN = 2.0  # of a machine's interval once it was calibrated: other 
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What a training run says of itself, None where it does not: the base model's name, method, rows of a micro-batch, mean
-    tokens of a row, processes that trained together (the speed logged is the sum of theirs)."""
+    """What a training run says of itself, None where it does not: the base model's name, method, rows of a micro-batch,
+    micro-batches a step, mean tokens of a row, processes that trained together (the speed logged is the sum of theirs).
+    recomputes: activations, on a CPU and on a GPU."""
 
     model: str | None = None
     method: str | None = None
     batch: int | None = None
+    accumulation: int = 1
     seq: int | None = None
     processes: int | None = None
+    recomputes: tuple[bool, bool] = (False, True)
+
+    def unasked(self, *, on_cpu: bool) -> dict[str, Any]:
+        """Fields of a TrainQuestion that the command has no option for."""
+        return {"accumulation": self.accumulation, "checkpointing": self.recomputes[not on_cpu]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +193,10 @@ def read_log(path: Path) -> Reading:
 
 
 def _trainer_log(path: Path) -> Reading:
+    run = _run_facts(path.parent)
+    if run.method in WEIGHTLESS:
+        told = f"this run is {run.method}: it trained nothing, and its speed is that of reading"
+        raise UserError(told, where=str(path), hint="calibrate with a run of lora, qlora or full")
     speeds, peaks = [], []
     for number, value in read_jsonl(path):
         if not isinstance(value, dict):
@@ -200,7 +212,7 @@ def _trainer_log(path: Path) -> Reading:
         points=len(speeds),
         log=sha256_file(path),
         peak_memory_gb=max(peaks, default=None),
-        run=_run_facts(path.parent),
+        run=run,
     )
 
 
@@ -211,13 +223,17 @@ def _run_facts(folder: Path) -> RunFacts:
     found = manifest.read(folder)
     facts, config = found.facts, found.config
     batch, processes = config.get("per_device_train_batch_size"), facts.get("processes")
-    rows = (batch or 0) * config.get("gradient_accumulation_steps", 1) * facts.get("steps", 0) * (processes or 1)
+    accumulation, recomputes = config.get("gradient_accumulation_steps", 1), config.get("gradient_checkpointing")
+    rows = (batch or 0) * accumulation * facts.get("steps", 0) * (processes or 1)
+    by_itself = (facts.get("method") == "qlora" and not config.get("fast_cpu", True), True)
     return RunFacts(
         model=facts.get("base"),
         method=facts.get("method"),
         batch=batch,
+        accumulation=accumulation,
         seq=max(1, round(facts["tokens"] / rows)) if rows and facts.get("tokens") else None,
         processes=processes,
+        recomputes=by_itself if recomputes is None else (recomputes, recomputes),
     )
 
 

@@ -87,19 +87,19 @@ def calibrate(
         typer.Argument(help="A Run folder, its metrics.jsonl, a LoadReport folder, or the JSON of vllm bench serve."),
     ],
     gpu: Annotated[str, typer.Option(help="Where it ran.")],
-    model: Annotated[str | None, typer.Option(help="The model that ran. [default: the Run's]")] = None,
+    model: Annotated[str | None, typer.Option(help="The model that ran. \\[default: the Run's]")] = None,
     gpus: Annotated[
-        int | None, typer.Option(min=1, help="GPUs that worked together; of a Run folder its processes. [default: 1]")
+        int | None, typer.Option(min=1, help="GPUs that worked together; of a Run folder its processes. \\[default: 1]")
     ] = None,
     strategy: Annotated[str, typer.Option(help="Training on several GPUs: ddp or fsdp2, as ft train had it.")] = "ddp",
     method: Annotated[
-        str | None, typer.Option(help="Training: lora, qlora or full. [default: the Run's, else lora]")
+        str | None, typer.Option(help="Training: lora, qlora or full. \\[default: the Run's, else lora]")
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Training: rows per micro-batch. [default: the Run's, else 4]")
+        int | None, typer.Option(min=1, help="Training: rows per micro-batch. \\[default: the Run's, else 4]")
     ] = None,
     seq: Annotated[
-        int | None, typer.Option(min=1, help="Training: mean tokens of a row. [default: the Run's, else 512]")
+        int | None, typer.Option(min=1, help="Training: mean tokens of a row. \\[default: the Run's, else 512]")
     ] = None,
     quant: Annotated[str, typer.Option(help="Serving: bf16, fp8 or awq.")] = "bf16",
     input_tokens: Annotated[float, typer.Option(min=1, help="Serving: prompt tokens.")] = 512,
@@ -122,7 +122,7 @@ def calibrate(
     memory: float | None = None
     if reading.kind == "train_tps":
         shape: Json = {"method": method or run.method or "lora", "batch": batch or run.batch or 4}
-        shape["seq"] = seq or run.seq or 512
+        shape |= {"seq": seq or run.seq or 512, **run.unasked(on_cpu=card.is_cpu)}
         predicted, memory = _trained(base, card, together, strategy, shape)
         peak = together * card.tflops * 1e12 / (4.0 * base.architecture.active_linear_params)
     else:
@@ -189,7 +189,7 @@ def _alike(one: str, other: str) -> bool:
 
 def _trained(base: "KnownModel", card: "Gpu", gpus: int, strategy: str, shape: Json) -> tuple[float, float]:
     """(tokens/s of all GPUs together, peak memory of one in 1e9 bytes) as computed, without what was learnt before. shape:
-    method, batch and seq of a TrainQuestion."""
+    fields of a TrainQuestion."""
     from tunegate.advisor import calibrate as learning
     from tunegate.advisor import estimates, training_time
     from tunegate.core.methods import ALL_LINEAR

@@ -27,8 +27,8 @@ BASE = "base"  # a bake-off's arm: the model asked as it is
 class Measured:
     """The primary metric of one method's report: value and interval (fractions), the task's name, the report's digest.
 
-    items: digest of what was asked, empty where the report does not say. won: this method won a bake-off, whose paired
-    comparison tells more than intervals apart.
+    items: digest of what was asked, empty where the report does not say. bakeoff: the folder of the bake-off that it is an
+    arm of. won: this method won it, by a paired comparison, which tells more than intervals apart.
     """
 
     metric: str
@@ -38,6 +38,7 @@ class Measured:
     task: str
     digest: str
     items: str = ""
+    bakeoff: str = ""
     won: bool = False
 
 
@@ -77,7 +78,7 @@ def _read_one(text: str) -> dict[str, Measured]:
 def read_bakeoff(folder: Path) -> dict[str, Measured]:
     """The arms of a bake-off: `bakeoff.json` holds `primary`, `task`, `winner` {`arm`} and `arms`, a list of
     {`arm`, `report_digest`, `metrics` {name: {`value`, `low`, `high`}}}. The arm `base` counts as `prompt` where no
-    prompt was tried. Raises UserError for a file of another shape."""
+    prompt was tried. What was asked is told by their reports. Raises UserError for a file of another shape."""
     path = folder / "bakeoff.json"
     document = read_json(path)
     try:
@@ -90,10 +91,10 @@ def read_bakeoff(folder: Path) -> dict[str, Measured]:
         found = {}
         for name, arm in arms.items():
             value, low, high = (float(arm["metrics"][metric][key]) for key in ("value", "low", "high"))
-            digest = str(arm["report_digest"])
             found[name] = Measured(
-                metric=metric, value=value, low=low, high=high, task=task, digest=digest, won=name == winner
-            )
+                metric=metric, value=value, low=low, high=high, task=task, digest=str(arm["report_digest"]),
+                items=_items_of(folder, str(arm["arm"])), bakeoff=str(folder), won=name == winner,
+            )  # fmt: skip
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError("not the result of ft bakeoff", where=str(path)) from None
     if unknown := sorted(set(found) - set(METHODS)):
@@ -101,6 +102,12 @@ def read_bakeoff(folder: Path) -> dict[str, Measured]:
     if not found:
         raise UserError("a bake-off without arms", where=str(path))
     return found
+
+
+def _items_of(folder: Path, arm: str) -> str:
+    """Digest of what an arm of a bake-off was asked; empty where its report is not there."""
+    path = folder / "reports" / arm / "report.json"
+    return str(read_json(path)["data"].get("items_digest") or "") if path.is_file() else ""
 
 
 def _method_of(report: EvalReport) -> str:
@@ -135,13 +142,18 @@ def _measured(report: EvalReport) -> Measured:
 
 
 def winner(measured: Mapping[str, Measured]) -> str:
-    """The bake-off's winner where there is one; else the simplest method whose interval reaches the best value: more
-    work must show that it pays."""
-    won = [name for name, m in measured.items() if m.won]
-    if len(won) == 1:
-        return won[0]
+    """The bake-off's winner where there is one and nothing was measured outside it; else the simplest method whose interval
+    reaches the best value: more work must show that it pays."""
+    if (won := _won(measured)) is not None:
+        return won
     best = max(m.value for m in measured.values())
     return next(method for method in METHODS if method in measured and measured[method].high >= best)
+
+
+def _won(measured: Mapping[str, Measured]) -> str | None:
+    """The winner of the bake-off that measured all of these."""
+    together = len({m.bakeoff for m in measured.values()}) == 1
+    return next((name for name, m in measured.items() if m.won), None) if together else None
 
 
 def against(measured: Mapping[str, Measured], priors: Mapping[str, float]) -> str:
@@ -162,7 +174,7 @@ def rule(measured: Mapping[str, Measured], priors: Mapping[str, float]) -> Rule:
     votes = {winner(measured): DECIDES} if len(measured) > 1 else {}
     how = (
         "The bake-off's winner is taken."
-        if any(m.won for m in measured.values())
+        if _won(measured) is not None
         else "The simplest method whose interval reaches the best is taken."
     )
     return Rule(

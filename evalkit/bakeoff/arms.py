@@ -15,16 +15,15 @@ from tunegate.core.manifest import is_finished
 from tunegate.core.methods import RAG_LORA, WEIGHTLESS
 from tunegate.core.model_source import ModelSource
 from tunegate.core.rows import read_jsonl
-from tunegate.evalkit.bakeoff.plan import BASE, DATA, RETRIEVING, TUNED, Member, Plan, refuse_leaking_passages, subset
+from tunegate.evalkit.bakeoff.plan import BASE, DATA, RETRIEVING, TUNED, Member, Plan, refuse_leaking_documents, subset
 from tunegate.evalkit.evaluate import evaluate
 from tunegate.evalkit.folders import write_report
 from tunegate.evalkit.runner import RunOptions
 from tunegate.evalkit.summary import answered
 from tunegate.evalkit.system import Target, classify
 from tunegate.evalkit.verdict import finish, unanswered
-from tunegate.serve.prompting.index import PASSAGES
 from tunegate.train.arguments import total_steps
-from tunegate.train.config import TrainConfig, resolve
+from tunegate.train.config import TrainConfig, keys_of, resolve
 from tunegate.train.work import METRICS
 
 PROBE_STEPS = 3  # of a training run whose speed is not known yet
@@ -35,7 +34,7 @@ EVAL_S = 90.0
 
 @dataclass(kw_only=True)
 class Clock:
-    """Time left of the budget, and what stages took so far (seconds)."""
+    """Time left of the budget, and what stages took so far (seconds). evaluation_s: of one member."""
 
     budget_s: float | None
     begun: float = field(default_factory=time.monotonic)
@@ -53,13 +52,17 @@ def run_arms(plan: Plan, options: RunOptions) -> dict[str, str]:
     """
     failed: dict[str, str] = {}
     clock = Clock(budget_s=plan.budget_s)
-    light = [Member(arm=arm) for arm in plan.arms if arm not in TUNED]
+    for arm in plan.arms:
+        first, *others = plan.members(arm)
+        _attempt(failed, first, partial(_refuse_leaks, plan, arm))
+        failed |= {m.name: failed[first.name] for m in others if first.name in failed}
+    light = [Member(arm=arm) for arm in plan.arms if arm not in TUNED and arm not in failed]
     for member in light:
         _attempt(failed, member, partial(make_run, plan, member, None))
     _judge_group(plan, [m for m in light if m.name not in failed], options, failed, clock)
     tuned = [arm for arm in plan.arms if arm in TUNED]
     for number, arm in enumerate(tuned):
-        members = plan.members(arm)
+        members = [m for m in plan.members(arm) if m.name not in failed]
         todo = [m for m in members if not is_finished(plan.run_folder(m))]
         steps = _affordable(plan, arm, todo, len(tuned) - number, clock, failed)
         for member in todo:
@@ -67,6 +70,13 @@ def run_arms(plan: Plan, options: RunOptions) -> dict[str, str]:
                 _attempt(failed, member, partial(make_run, plan, member, steps.get(member.name)))
         _judge_group(plan, [m for m in members if m.name not in failed], options, failed, clock)
     return failed
+
+
+def _refuse_leaks(plan: Plan, arm: str) -> None:
+    """Raise UserError where an arm would read documents that answer evaluation rows, or has read them: before it is made, and
+    before it is judged. What is made of training rows was compared row by row, for all arms alike."""
+    if arm != BASE and (config := config_of(plan, arm)).docs and "docs" in keys_of(config.method):
+        refuse_leaking_documents(config.docs, plan.task)
 
 
 def make_run(plan: Plan, member: Member, max_steps: int | None) -> None:
@@ -87,9 +97,6 @@ def make_run(plan: Plan, member: Member, max_steps: int | None) -> None:
 
         begun = work.working_folder(folder).is_dir()
         sft.train(dataset, plan.source, config, folder, resume=begun, force=False)
-    passages = folder / PASSAGES
-    if config.docs and passages.is_file():  # what is made of training rows was compared row by row, for all arms alike
-        refuse_leaking_passages([v["text"] for _, v in read_jsonl(passages)], plan.task, where=str(passages))
     _note(plan, member, {"made_s": round(time.monotonic() - started, 1)})
 
 
@@ -116,7 +123,8 @@ def _affordable(
     left = clock.left()
     if left is None or not todo:
         return given
-    seconds = max(0.0, left / arms_left - clock.evaluation_s)
+    judging = sum(not _is_judged(plan, m) for m in plan.members(arm) if m.name not in failed)
+    seconds = max(0.0, left / arms_left - judging * clock.evaluation_s)
     rate = _seconds_per_step(plan, arm)
     whole = {m.name: _steps(plan, m) for m in todo}
     wanted = sum(whole.values()) * rate

@@ -25,7 +25,7 @@ def bake_off(plan: Plan, options: RunOptions, *, force: bool) -> dict[str, Any]:
     thread_waits.keep_short()
     open_plan(plan, force=force)
     failed = run_arms(plan, options)
-    reports = finished_reports(plan)
+    reports = {name: report for name, report in finished_reports(plan).items() if name not in failed}
     if not reports:
         first = next(iter(failed.items()), ("", "nothing was asked"))
         raise InfrastructureError(

@@ -1,12 +1,11 @@
 """From reports to a decision: paired differences, money, who wins and how sure that is."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunegate.core.artifacts import EvalReport, Run
-from tunegate.core.methods import RAG_LORA
 from tunegate.core.statistics import holm
 from tunegate.evalkit.bakeoff.arms import notes_of
 from tunegate.evalkit.bakeoff.plan import ARMS, BASE, TUNED, Member, Plan
@@ -14,6 +13,10 @@ from tunegate.evalkit.compare import Reading, lock, pair
 from tunegate.evalkit.evaluate import open_reading
 from tunegate.evalkit.gate import need_pairs
 from tunegate.evalkit.summary import clusters, judged, measure, score_of
+
+if TYPE_CHECKING:
+    from tunegate.advisor.gpus import Gpu
+    from tunegate.advisor.models import KnownModel
 
 DRAWS = 4000
 MARGIN = 0.02
@@ -61,7 +64,7 @@ def decide(plan: Plan, reports: Mapping[str, EvalReport], failed: Mapping[str, s
         "winner": winner(rows, readings, primary, p95_ms=plan.business.p95_ms),
         "pareto": pareto(rows, primary),
         "curves": {
-            arm: [_point(plan, m, readings[m.name], primary) for m in plan.members(arm) if m.name in readings]
+            arm: _curve(plan, [m for m in plan.members(arm) if m.name in readings], readings, primary)
             for arm in plan.arms
             if arm in TUNED
         },
@@ -78,7 +81,7 @@ def _arm(plan: Plan, member: Member, reading: Reading) -> dict[str, Any]:
         for side in ("prompt", "completion")
     }
     latency = measure(reading.rows, report, "latency_p95_ms", level=0.95).interval
-    money = money_of(plan, member.arm, tokens, int(facts.get("mask", {}).get("rows", 0)), facts)
+    money = money_of(plan, member.arm, tokens, run)
     return {
         "arm": member.arm,
         "run": None if run is None else str(run.path),
@@ -100,9 +103,12 @@ def _arm(plan: Plan, member: Member, reading: Reading) -> dict[str, Any]:
     }
 
 
-def money_of(plan: Plan, arm: str, tokens: Mapping[str, float | None], rows: int, facts: Mapping[str, Any]) -> Money:
-    """The advisor's figures for this arm's measured tokens on the user's GPU at the user's volume."""
-    from tunegate.advisor import estimates, serving_plan
+def money_of(plan: Plan, arm: str, tokens: Mapping[str, float | None], run: Run | None) -> Money:
+    """The advisor's figures for this arm's measured tokens on the user's GPU at the user's volume, and for its training as
+    the run had it."""
+    from tunegate.advisor import serving_plan
+    from tunegate.advisor.break_even import DAYS_PER_MONTH
+    from tunegate.advisor.constraints import Constraints
     from tunegate.advisor.gpus import find_gpu
     from tunegate.advisor.models import find
     from tunegate.core.errors import UserError
@@ -116,26 +122,42 @@ def money_of(plan: Plan, arm: str, tokens: Mapping[str, float | None], rows: int
     except UserError as error:
         return Money(why=error.message)
     setup = serving_plan.setup_for(model.architecture, gpu, 1, "bf16", (max(1.0, sent), max(1.0, made)), 0.0)
-    load = serving_plan.load_of(plan.business.calls_per_day, 3.0, plan.business.p95_ms)
+    load = serving_plan.load_of(plan.business.calls_per_day, Constraints.peak_factor, plan.business.p95_ms)
     sized = serving_plan.plan(model.name, setup, load, owned=False)
-    monthly_calls = plan.business.calls_per_day * 365 / 12
-    train_usd = None
-    if arm in TUNED and rows:
-        config = plan.settings
-        question = estimates.TrainQuestion(
-            model=model, method="lora" if arm == RAG_LORA else arm, gpu=gpu, examples=rows, epochs=float(config.get("num_train_epochs", 3.0)),
-            mean_tokens=facts["mask"]["tokens"] / rows, seq=int(facts["mask"]["longest"]),
-        )  # fmt: skip
-        usd = estimates.train(question)["usd"]
-        train_usd = None if usd is None else usd["value"]
+    monthly_calls = plan.business.calls_per_day * DAYS_PER_MONTH
     busy = gpu.price / (sized.max_calls_per_s * 3600) * 1000 if gpu.price and sized.max_calls_per_s else None
     return Money(
         usd_per_1k=sized.monthly_usd / monthly_calls * 1000,
         at_capacity_usd_per_1k=busy,
         p95_ms=sized.p95_ms,
-        train_usd=train_usd,
+        train_usd=_train_usd(model, gpu, run) if run is not None and arm in TUNED else None,
         why="the p95 that is asked for cannot be kept: priced for the least that can" if sized.late_by_ms > 0 else None,
     )
+
+
+def _train_usd(model: "KnownModel", gpu: "Gpu", run: Run) -> float | None:
+    """What this training costs on the GPU: passes as it made them (a budget may have cut it short), shape as configured."""
+    from tunegate.advisor import estimates
+    from tunegate.train.lora_targets import projections_of
+
+    facts, config = run.manifest.facts, run.manifest.config
+    mask = facts["mask"]
+    question = estimates.TrainQuestion(
+        model=model,
+        method=facts["method"],
+        gpu=gpu,
+        batch=config["per_device_train_batch_size"],
+        accumulation=config["gradient_accumulation_steps"],
+        seq=mask["longest"],
+        rank=config["rank"],
+        targets=projections_of(config["targets"], mixture=model.architecture.experts > 1),
+        examples=mask["rows"],
+        epochs=facts["tokens"] / mask["tokens"],
+        mean_tokens=mask["tokens"] / mask["rows"],
+        checkpointing=config["gradient_checkpointing"] is not False,
+    )
+    usd = estimates.train(question)["usd"]
+    return None if usd is None else float(usd["value"])
 
 
 def _compare(rows: list[dict[str, Any]], readings: Mapping[str, Reading], primary: str) -> None:
@@ -239,14 +261,19 @@ def pareto(rows: Sequence[dict[str, Any]], primary: str) -> list[str]:
     return [row["arm"] for row in points if not beaten(row)]
 
 
-def _point(plan: Plan, member: Member, reading: Reading, primary: str) -> dict[str, Any]:
-    facts = Run.open(plan.run_folder(member)).manifest.facts
-    return {
-        "share": member.share,
-        "rows": facts["mask"]["rows"],
-        "steps": facts["steps"],
-        **reading.report["metrics"][primary],
-    }
+def _curve(
+    plan: Plan, members: Sequence[Member], readings: Mapping[str, Reading], primary: str
+) -> list[dict[str, Any]]:
+    """Quality at each share of the rows that came to a report; from the second on with the paired `gain` over the one before."""
+    points: list[dict[str, Any]] = []
+    for at, member in enumerate(members):
+        facts, reading = Run.open(plan.run_folder(member)).manifest.facts, readings[member.name]
+        point = {"share": member.share, "rows": facts["mask"]["rows"], "steps": facts["steps"]}
+        points.append(point | reading.report["metrics"][primary])
+        if at:
+            paired = pair(readings[members[at - 1].name].rows, reading.rows, primary)
+            points[-1]["gain"] = asdict(paired.interval(level=1 - 2 * ALPHA))
+    return points
 
 
 def _mean(values: Sequence[float]) -> float | None:

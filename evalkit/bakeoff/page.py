@@ -72,10 +72,10 @@ def sentences(document: dict[str, Any]) -> list[str]:
 
 def _more_data(arm: str, points: Sequence[dict[str, Any]]) -> str:
     before, last = points[-2], points[-1]
-    gain = last["value"] - before["value"]
-    grows = last["low"] > before["value"] or gain > 0.05
-    words = "more data would probably help" if grows else "the last doubling shows no clear gain"
-    return f"{arm} from {before['rows']} to {last['rows']} rows: {gain:+.1%}; {words}."
+    gain = last["gain"]
+    words = "more data would probably help" if (gain["low"] or 0.0) > 0 else "no clear gain"
+    bounds = f"[{_signed(gain['low'])}, {_signed(gain['high'])}]"
+    return f"{arm} from {before['rows']} to {last['rows']} rows: {gain['value']:+.1%} {bounds}; {words}."
 
 
 def markdown(document: dict[str, Any]) -> str:

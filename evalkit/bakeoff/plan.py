@@ -1,12 +1,14 @@
 """What a bake-off compares, and where each arm is kept."""
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from tunegate.core import manifest as manifests
+from tunegate.core.answers import answer_of
 from tunegate.core.artifacts import Dataset
 from tunegate.core.console import say
 from tunegate.core.errors import UsageError, UserError, nearest
@@ -24,11 +26,13 @@ from tunegate.core.files import (
 )
 from tunegate.core.methods import METHODS, RAG_LORA, TRAINED
 from tunegate.core.model_source import ModelSource
-from tunegate.core.rows import Row, read_rows, read_unique_rows
+from tunegate.core.rows import Row, read_jsonl, read_rows, read_unique_rows
 from tunegate.evalkit.evaluate import identity_of, planned
 from tunegate.evalkit.system import System
 from tunegate.evalkit.task import EvalTask
+from tunegate.serve.prompting.index import PASSAGES
 from tunegate.serve.tool_calls import check_takes_tools
+from tunegate.train.arms.documents import read_documents
 from tunegate.train.config import from_file, resolve
 from tunegate.train.data.normalize import normalized, user_text
 from tunegate.train.work import working_folder
@@ -152,7 +156,9 @@ def open_plan(plan: Plan, *, force: bool) -> None:
     if marker.is_file():
         before = read_json(marker)
         changed = [k for k, v in json.loads(canonical_json(identity)).items() if before.get(k) != v]
-        if changed == ["docs"] and not _retrieved(plan):
+        if changed == ["docs"]:
+            _remove_leaking(plan)
+        if changed == ["docs"] and not _retrieved(plan):  # until an arm has read them they may be mended
             write_json(marker, identity)
         elif changed:
             raise UserError(
@@ -170,9 +176,30 @@ def open_plan(plan: Plan, *, force: bool) -> None:
 
 
 def _retrieved(plan: Plan) -> bool:
-    """Whether an arm that reads the documents was made or begun; until then they may be mended."""
+    """Whether an arm that reads the documents was made or begun."""
     runs = [plan.run_folder(member) for arm in RETRIEVING for member in plan.members(arm)]
     return any(manifests.is_finished(run) or working_folder(run).is_dir() for run in runs)
+
+
+def _remove_leaking(plan: Plan) -> None:
+    """Remove the runs, with their reports, that were made of documents that answer evaluation rows: none was a fair arm."""
+    for member in [member for arm in RETRIEVING for member in plan.members(arm)]:
+        run = plan.run_folder(member)
+        if manifests.is_finished(run) and (found := leaking(_documents_of(run), plan.task)):
+            say(f"{member.name} is made again: {found[0]} answered the evaluation row {found[1]}")
+            for folder in (plan.report_folder(member), run):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _documents_of(run: Path) -> list[tuple[str, str]]:
+    """(name, text) of the documents that a run retrieves from, put together of its passages; none where it reads training
+    rows."""
+    found: dict[str, list[str]] = {}
+    if not manifests.read(run).config.get("docs"):
+        return []
+    for _, passage in read_jsonl(run / PASSAGES):
+        found.setdefault(passage["source"], []).append(passage["text"])
+    return [(name, "\n".join(pieces)) for name, pieces in found.items()]
 
 
 def _files(plan: Plan) -> list[str]:
@@ -244,16 +271,43 @@ def refuse_leaks(rows: Sequence[Row], task: EvalTask, *, where: str) -> None:
         )
 
 
-def refuse_leaking_passages(passages: Sequence[str], task: EvalTask, *, where: str) -> None:
-    """Raise UserError when a passage holds an evaluation question together with its expected answer."""
-    texts = [normalized(text) for text in passages]
+def refuse_leaking_documents(docs: str, task: EvalTask) -> None:
+    """Raise UserError when a document, as a whole, holds an evaluation question together with its expected answer; for
+    documents that cannot be read."""
+    path = home_path(docs)
+    if found := leaking(read_documents(path), task):
+        name, row = found
+        told = f"{name} answers the evaluation row {row} word by word"
+        raise UserError(told, where=str(path), hint="take it out of the documents")
+
+
+def leaking(documents: Sequence[tuple[str, str]], task: EvalTask) -> tuple[str, str] | None:
+    """(name of a document, id of the evaluation row whose question and answer it holds), the first; None where there is none."""
+    texts = [(name, normalized(text)) for name, text in documents]
     for row in task.rows:
-        question, answer = normalized(user_text(row)), normalized(row.expected)
+        question, answer = normalized(user_text(row)), _answer_words(row)
         if len(question) < 20 or not answer:
             continue
-        if any(question in text and answer in text for text in texts):
-            raise UserError(f"a passage answers the evaluation row {row.id} word by word", where=where,
-                            hint="take it out of the documents")  # fmt: skip
+        for name, text in texts:
+            if question in text and all(words in text for words in answer):
+                return name, row.id
+    return None
+
+
+def _answer_words(row: Row) -> list[str]:
+    """What an answer's text is told by, normalised: the text; of calls the names and all values of the arguments."""
+    _, calls = answer_of(row)
+    words = [str(value) for value in _values(calls)] if calls else [row.expected]
+    return [text for text in map(normalized, words) if text]
+
+
+def _values(value: Any) -> Iterator[Any]:
+    """The values that a JSON value is made of; no keys."""
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _values(part)
+    elif value is not None:
+        yield json.dumps(value) if isinstance(value, bool) else value
 
 
 def subset(plan: Plan, share: float) -> Dataset:

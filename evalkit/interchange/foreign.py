@@ -19,13 +19,15 @@ SNIFFED = 4096  # bytes
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """One answer of another evaluator. ids: what may be the item's id, likeliest first; questions: texts that hold the
-    item's question; expected: what it was compared with; system: which model, where a file holds several."""
+    """One answer of another evaluator. ids: what may be the item's id, likeliest first; questions: texts of which one may be
+    the item's question; prompts: texts as they were sent, which may end with it; expected: what it was compared with; system:
+    which model, where a file holds several."""
 
     place: str
     ids: tuple[str, ...]
-    questions: tuple[str, ...]
     answer: Answer
+    questions: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
     expected: str | None = None
     system: str = ""
 
@@ -42,6 +44,31 @@ class Format:
 def mapping(value: Any) -> dict[str, Any]:
     """`value` where it is an object, else an empty one: foreign files leave out what they please."""
     return value if isinstance(value, dict) else {}
+
+
+def asked_in(prompt: Any) -> tuple[str, ...]:
+    """The text of a prompt; of a chat, as messages or as their JSON (lm-eval puts that in a list of one), of its last user
+    turn. None where there is no text."""
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
+        prompt = prompt[0]
+    text = prompt if isinstance(prompt, str) else ""
+    if text.lstrip().startswith("["):
+        try:
+            prompt = json.loads(text)
+        except (ValueError, RecursionError):
+            return (text,)
+    if isinstance(prompt, list) and any(mapping(turn).get("role") for turn in prompt):
+        asked = [turn.get("content") for turn in map(mapping, prompt) if turn.get("role") == "user"]
+        text = text_of(asked[-1]) if asked else ""
+    return (text,) if text else ()
+
+
+def text_of(content: Any) -> str:
+    """A message's text; of several parts those that are text (not the reasoning)."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    return "".join(str(part.get("text") or "") for part in parts if mapping(part).get("type") == "text")
 
 
 def format_of(path: Path) -> Format | None:
@@ -92,7 +119,8 @@ def read_foreign(
     lost = [record for record, identity in mapped if identity is None]
     if lost:
         names = "; ".join(
-            f"{r.place} (id {r.ids[0] if r.ids else 'none'!r}, {_cut(r.questions)})" for r in lost[:SHOWN]
+            f"{r.place} (id {r.ids[0] if r.ids else 'none'!r}, {_cut((*r.questions, *r.prompts))})"
+            for r in lost[:SHOWN]
         )
         raise UserError(
             f"{len(lost)} of {len(records)} {found.name} records fit no item by id or question: {names}",
@@ -172,11 +200,12 @@ def _by_question(data: Sequence[Row]) -> dict[str, list[str]]:
 
 
 def _item(record: Record, known: dict[str, Row], by_question: dict[str, list[str]]) -> str | None:
-    """The one item that a record answers: by an id that is known, else by its question, as a whole or as its last part.
+    """The one item that a record answers: by its question, else by an id that is known, else by the end of its prompt.
 
-    A number that is only a position counts as an id where the question agrees with it.
+    A number that is only a position counts as an id where the question agrees with it. What is but a part of the record's
+    own question is another question.
     """
-    for question in record.questions:
+    for question in (*record.questions, *record.prompts):
         whole = by_question.get(question.strip(), [])
         if whole:
             named = [i for i in record.ids if i in whole]
@@ -184,18 +213,22 @@ def _item(record: Record, known: dict[str, Row], by_question: dict[str, list[str
     named = [i for i in record.ids if i in known and not _position_only(i, record)]
     if named:
         return named[0]
-    inside = [ids[0] for text, ids in by_question.items() if text and len(ids) == 1 and _holds(record.questions, text)]
+    inside = [
+        ids[0]
+        for text, ids in by_question.items()
+        if text and len(ids) == 1 and _holds(record.prompts, text) and not any(text in q for q in record.questions)
+    ]
     longest = sorted(inside, key=lambda i: len(question_of(known[i])), reverse=True)
     return longest[0] if longest else None
 
 
 def _position_only(identity: str, record: Record) -> bool:
-    return identity.isdigit() and bool(record.questions)
+    return identity.isdigit() and bool(record.questions or record.prompts)
 
 
-def _holds(questions: Sequence[str], text: str) -> bool:
+def _holds(prompts: Sequence[str], text: str) -> bool:
     """Whether a prompt ends with this question, but for a short cue such as `Answer:` behind it."""
-    return any((at := q.rfind(text)) >= 0 and len(q) - at - len(text) <= 32 for q in questions)
+    return any((at := q.rfind(text)) >= 0 and len(q) - at - len(text) <= 32 for q in prompts)
 
 
 def _contradicts(record: Record, row: Row) -> bool:

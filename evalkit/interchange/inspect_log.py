@@ -9,11 +9,12 @@ from typing import Any
 
 from tunegate.core.errors import UserError
 from tunegate.core.files import read_json
-from tunegate.evalkit.interchange.foreign import Format, Record, mapping
+from tunegate.evalkit.interchange.foreign import Format, Record, asked_in, mapping, text_of
 from tunegate.evalkit.outcomes import Answer
 
 ZSTANDARD = 93  # method of a zip entry, APPNOTE 6.3.8 section 4.4.5; Python before 3.14 cannot read it
 MAX_ENTRY = 1 << 30  # bytes of one unpacked sample
+OURS = "tunegate/"  # opens the name of the model in a log that `inspect_write` made
 STOPS = {"max_tokens": "length", "model_length": "length", "content_filter": "content_filter"}
 
 
@@ -67,23 +68,23 @@ def _entry(archive: zipfile.ZipFile, path: Path, info: zipfile.ZipInfo) -> bytes
 
 def _record(sample: dict[str, Any], model: str) -> Record:
     output = mapping(sample.get("output"))
-    asked = sample.get("input")
-    if isinstance(asked, list):
-        asked = next((_text(m.get("content")) for m in reversed(asked) if mapping(m).get("role") == "user"), "")
-    metadata = mapping(sample.get("metadata"))
+    metadata, ours = mapping(sample.get("metadata")), model.startswith(OURS)
     target = sample.get("target")
     ids = [i for i in (metadata.get("id"), sample.get("id")) if isinstance(i, str | int)]
+    if ours:  # a tag may be called id
+        ids.reverse()
     return Record(
         place=f"sample {sample.get('id')} epoch {sample.get('epoch', 1)}",
         ids=tuple(str(i) for i in ids),
-        questions=(asked,) if isinstance(asked, str) and asked else (),
-        answer=_answer(sample, output),
+        prompts=asked_in(sample.get("input")),
+        answer=_answer(sample, output, metadata if ours else {}),
         expected=target if isinstance(target, str) else None,
         system=model,
     )
 
 
-def _answer(sample: dict[str, Any], output: dict[str, Any]) -> Answer:
+def _answer(sample: dict[str, Any], output: dict[str, Any], kept: dict[str, Any]) -> Answer:
+    """kept: what of an answer has no place in a sample, where we wrote it (`inspect_write`)."""
     choice = mapping(next(iter(output.get("choices") or []), None))
     message = mapping(choice.get("message"))
     usage, stop = mapping(output.get("usage")), choice.get("stop_reason")
@@ -92,26 +93,20 @@ def _answer(sample: dict[str, Any], output: dict[str, Any]) -> Answer:
         error = "Inspect recorded no output"
     seconds = output.get("time")
     return Answer(
-        text=_text(message.get("content")),
+        text=text_of(message.get("content")),
         finish_reason=STOPS.get(stop, stop) if isinstance(stop, str) else None,
         tool_calls=[
             {"function": {"name": call.get("function"), "arguments": call.get("arguments")}}
             for call in message.get("tool_calls") or []
         ],
+        refusal=str(kept["refusal"]) if kept.get("refusal") else None,
+        rejected=str(kept["rejected"]) if kept.get("rejected") else None,
         error=None if not error else str(error),
         latency_ms=float(seconds) * 1000.0 if isinstance(seconds, int | float) else None,
         prompt_tokens=usage.get("input_tokens"),
         completion_tokens=usage.get("output_tokens"),
         cost_usd=usage.get("total_cost"),
     )
-
-
-def _text(content: Any) -> str:
-    """A message's text; of several parts those that are text (not the reasoning)."""
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else []
-    return "".join(str(part.get("text") or "") for part in parts if mapping(part).get("type") == "text")
 
 
 FORMAT = Format(name="Inspect", read=read, lacks="time to first token")

@@ -12,6 +12,7 @@ from tunegate.core.files import canonical_json, sha256_text, write_bytes
 from tunegate.evalkit.scoring import EACH
 
 REPEATS = {**EACH, "latency_ms": "latencies_ms", "ttft_ms": "ttfts_ms"}
+REFUSED = "refused: "  # opens the reason of a refusal
 STATES = {"length": "max_tokens", "stop": "stop", "content_filter": "content_filter", "tool_calls": "tool_calls"}
 
 
@@ -93,10 +94,12 @@ def _samples(row: dict[str, Any], report: dict[str, Any]) -> list[dict[str, Any]
 
 
 def _repeat(row: dict[str, Any], at: int) -> dict[str, Any]:
-    """The row of one repeat. Reports written before each repeat's own were kept know the rest of one only: the first with the
-    item's outcome."""
+    """The row of one repeat. Why a request was rejected is known of one only, the first with the item's outcome; so is the
+    rest, in reports written before each repeat's own were kept."""
     named, outcomes = row["outcomes"].index(row["outcome"]), row["outcomes"]
     found = {**row, "output": row["outputs"][at], "outcome": outcomes[at]}
+    if at != named:
+        found.pop("rejected", None)
     for one, many in REPEATS.items():
         found[one] = row[many][at] if row.get(many) else row.get(one) if at == named else None
     return found
@@ -104,7 +107,7 @@ def _repeat(row: dict[str, Any], at: int) -> dict[str, Any]:
 
 def _sample(row: dict[str, Any], report: dict[str, Any], epoch: int) -> dict[str, Any]:
     output, outcome = row["output"], row["outcome"]
-    asked = [{"role": m["role"], "content": _text(m)} for m in row["messages"] if m["role"] in ("system", "user")]
+    asked = [_turn(message) for message in row["messages"]]
     answer: dict[str, Any] = {"role": "assistant", "content": output, "source": "generate"}
     calls = [_call(call, index) for index, call in enumerate(row.get("tool_calls") or [])]
     if calls:
@@ -125,7 +128,14 @@ def _sample(row: dict[str, Any], report: dict[str, Any], epoch: int) -> dict[str
             **({"time": row["latency_ms"] / 1000.0} if row.get("latency_ms") is not None else {}),
         },
         "scores": {name: _sample_score(row, name, value, output) for name, value in row["scores"].items()},
-        "metadata": {**row["tags"], "outcome": outcome, "cause": row["cause"], "group": row.get("group")},
+        "metadata": {
+            **row["tags"],
+            "outcome": outcome,
+            "cause": row["cause"],
+            "group": row.get("group"),
+            "refusal": _refusal(row),
+            "rejected": row.get("rejected"),
+        },
         "store": {},
         "events": [],
         "attachments": {},
@@ -137,6 +147,23 @@ def _sample(row: dict[str, Any], report: dict[str, Any], epoch: int) -> dict[str
         }
         sample["output"] = {"model": sample["output"]["model"], "choices": []}
     return sample
+
+
+def _turn(message: dict[str, Any]) -> dict[str, Any]:
+    """A turn of the prompt as a message of Inspect's."""
+    turn = {"role": "system" if message["role"] == "developer" else message["role"], "content": _text(message)}
+    if calls := message.get("tool_calls"):
+        turn["tool_calls"] = [_call(call, index) for index, call in enumerate(calls)]
+    if turn["role"] == "tool":
+        turn |= {"tool_call_id": message.get("tool_call_id"), "function": message.get("name")}
+    return turn
+
+
+def _refusal(row: dict[str, Any]) -> str | None:
+    """What the model refused with; None where it did not."""
+    if row["outcome"] != "refused":
+        return None
+    return row["reason"].removeprefix(REFUSED) if row["reason"].startswith(REFUSED) else "refused"
 
 
 def _sample_score(row: dict[str, Any], name: str, value: float, output: str) -> dict[str, Any]:

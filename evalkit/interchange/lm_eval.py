@@ -6,7 +6,7 @@ from typing import Any
 from tunegate.core.errors import UserError
 from tunegate.core.files import read_json
 from tunegate.core.rows import read_jsonl
-from tunegate.evalkit.interchange.foreign import Format, Record, mapping
+from tunegate.evalkit.interchange.foreign import Format, Record, asked_in, mapping
 from tunegate.evalkit.outcomes import Answer
 
 QUESTIONS = ("question", "query", "input", "prompt", "text", "problem")
@@ -38,7 +38,8 @@ def _records(sample: dict[str, Any], place: str, where: str) -> list[Record]:
         Record(
             place=place,
             ids=(*ids, str(sample["doc_id"])),
-            questions=(*questions, *_prompt(sample)),
+            questions=tuple(questions),
+            prompts=_prompt(sample),
             answer=Answer(text=text),
             expected=target if isinstance(target, str) else None,
         )
@@ -70,14 +71,12 @@ def lm_eval_samples(folder: Path) -> Path | None:
 
 
 def _prompt(sample: dict[str, Any]) -> tuple[str, ...]:
-    """The rendered prompt, where the sample holds one."""
+    """The rendered prompt, where the sample holds one; of a chat the last user turn."""
     arguments = sample.get("arguments")
     first = arguments.get("gen_args_0", {}).get("arg_0") if isinstance(arguments, dict) else None
     if isinstance(arguments, list) and arguments and isinstance(arguments[0], list) and arguments[0]:
         first = arguments[0][0]
-    if isinstance(first, list) and first:  # a chat, as JSON or as messages
-        first = first[-1].get("content") if isinstance(first[-1], dict) else first[0]
-    return (first,) if isinstance(first, str) else ()
+    return asked_in(first)
 
 
 def _texts(responses: list[Any], where: str) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tunegate.core.errors import UserError
 from tunegate.core.files import read_json
-from tunegate.evalkit.interchange.foreign import Format, Record, mapping
+from tunegate.evalkit.interchange.foreign import Format, Record, asked_in, mapping
 from tunegate.evalkit.outcomes import Answer
 
 ERROR = 2  # failureReason: the provider failed, rather than an assertion
@@ -30,14 +30,14 @@ def _record(row: dict[str, Any], place: str, *, several: bool) -> Record:
     metadata = mapping(case.get("metadata"))
     ids = [source[key] for source in (metadata, variables) for key in IDS if isinstance(source.get(key), str | int)]
     ids += [case["description"]] if isinstance(case.get("description"), str) else []
-    raw = mapping(row.get("prompt")).get("raw")
     provider = row.get("provider")
     name = str(provider.get("label") or provider.get("id")) if isinstance(provider, dict) else str(provider or "")
     questions = [value for value in variables.values() if isinstance(value, str)]
     return Record(
         place=place,
         ids=tuple(str(i) for i in ids),
-        questions=tuple(questions) + ((raw,) if isinstance(raw, str) else ()),
+        questions=tuple(questions),
+        prompts=asked_in(mapping(row.get("prompt")).get("raw")),
         answer=_answer(row, response),
         system=f"{name}#{row.get('promptIdx')}" if several else name,
     )

@@ -117,6 +117,21 @@ def test_a_bake_off_is_read_with_its_winner(tmp_path):
     assert recommend(QUESTION, measured=read([str(only_base)])).chosen.method == "prompt"
 
 
+def test_a_method_measured_beside_a_bake_off_is_weighed_against_its_winner(tmp_path):
+    """The winner of the arms was taken although a better method was measured, and whatever that one was asked."""
+    bake = write_bakeoff(tmp_path / "bo", "lora", prompt=(0.1, 0.05, 0.2), lora=(0.5, 0.4, 0.6))
+    for arm in ("prompt", "lora"):
+        write_report(bake / "reports" / arm, 0.5, 0.4, 0.6)
+    full = write_report(tmp_path / "full", 0.9, 0.85, 0.95)
+    found = read([str(bake), f"full={full}"])
+    answer = recommend(QUESTION, measured=found)
+    (rule,) = [r for r in answer.fired if r.id == "measured-here"]
+    assert (list(rule.votes), "The simplest method" in rule.says, "bake-off" in rule.says) == (["full"], True, False)
+    others = write_report(tmp_path / "others", 0.9, 0.85, 0.95, items="others")
+    with pytest.raises(UserError, match="reports of different items"):
+        read([str(bake), f"full={others}"])
+
+
 def test_the_real_bake_offs_file_has_the_keys_that_are_read():
     """What `ft bakeoff` writes, so that a change there is seen here."""
     source = pytest.importorskip("tunegate.evalkit.bakeoff.judge").__file__

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -12,6 +13,9 @@ from tunegate.advisor.models import find
 from tunegate.advisor.recommend import recommend
 from tunegate.advisor.render import train_section
 from tunegate.core import manifest
+from tunegate.core.model_source import resolve
+from tunegate.train import preflight
+from tunegate.train.config import TrainConfig
 
 
 def machines(name, *counts):
@@ -116,6 +120,37 @@ def test_calibrate_refuses_what_the_run_denies(advise, tmp_path, typed, where, w
     run = run_of(tmp_path / "run", 3000.0, config=CONFIG, **FACTS)
     code, d, _ = advise("calibrate", run, "--gpu", "H100", *typed, "--json")
     assert (code, d["error"]["where"], d["error"]["message"]) == (2, where, words)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"gradient_checkpointing": True}, {"method": "full"}, {"method": "qlora", "fast_cpu": False}]
+)
+def test_calibrate_predicts_what_the_run_forecast(advise, tmp_path, settings):
+    """It took activations for computed again on the CPU, and each micro-batch for a step of its own."""
+    config = TrainConfig(
+        device="cpu", per_device_train_batch_size=2, gradient_accumulation_steps=8, **{"method": "lora", **settings}
+    )
+    told = preflight.forecast(
+        resolve("builtin:smollm2-135m"), config, preflight.Load(rows=480, longest=150, mean=100, label_share=0.5), "cpu"
+    )
+    facts = {
+        "method": config.method,
+        "base": "builtin:smollm2-135m",
+        "steps": 30,
+        "tokens": 30 * 16 * 100,
+        "processes": 1,
+    }
+    run = run_of(tmp_path / "run", 700.0, config=asdict(config), **facts)
+    code, found, _ = advise("calibrate", run, "--gpu", "cpu", "--json")
+    assert (code, found["predicted"]) == (0, pytest.approx(told.tokens_per_s["value"], rel=1e-6))
+
+
+def test_calibrate_refuses_a_run_that_trained_nothing(advise, tmp_path):
+    """The speed of scoring examples is that of a forward pass."""
+    run = run_of(tmp_path / "run", 9000.0, config=CONFIG, **{**FACTS, "method": "few_shot"})
+    code, found, _ = advise("calibrate", run, "--gpu", "H100", "--json")
+    assert (code, found["error"]["message"].startswith("this run is few_shot: it trained nothing")) == (2, True)
+    assert not (tmp_path / "cache" / "calibration.json").exists()
 
 
 def test_a_bare_log_needs_its_model_named(advise, tmp_path):

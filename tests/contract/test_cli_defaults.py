@@ -22,8 +22,6 @@ for name, app in (("ft", reference.ft), ("ftadvise", reference.ftadvise)):
         except SystemExit:
             pass
 """
-# Their defaults are words in the help's text, whose brackets the terminal takes for markup.
-WORDS_LOST = {"ftadvise calibrate"}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +41,7 @@ def test_every_default_in_help_stands_in_cli_md_and_back(shown):
     page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^#+ (ft(?:advise)?[a-z -]*)\n(.*?)(?=^#+ ft|\Z)", page, re.MULTILINE | re.DOTALL))
     assert set(sections) == set(shown)
-    for path in set(shown) - WORDS_LOST:
+    for path in set(shown):
         assert defaults(shown[path]) == defaults(sections[path]), path
     assert sum(len(defaults(text)) for text in shown.values()) > 150
 

@@ -143,6 +143,8 @@ def test_an_adapter_with_retrieval_is_an_arm_that_is_served_with_its_passages(ki
     found = evidence.read([str(kitchen.path / "bo")])
     assert {"lora", "rag_lora"} <= set(found)
     assert list(evidence.read([str(kitchen.path / "bo/reports/rag_lora")])) == ["rag_lora"]
+    (alone,) = evidence.read([str(kitchen.path / "bo/reports/rag_lora")]).values()
+    assert {measured.items for measured in found.values()} == {alone.items}
 
 
 def test_other_settings_or_a_foreign_folder_are_refused(kitchen, makers):
@@ -168,11 +170,42 @@ def test_an_arm_that_would_see_an_evaluation_row_is_refused(kitchen, makers):
     code, _, err = kitchen.bake("--arms", "prompt", "--train", "leaky")
     assert code == 2
     assert "1 evaluation rows are among the training rows; the first: r103 is r3" in err
-    docs = kitchen.path / "docs"
-    docs.mkdir()
-    (docs / "a.txt").write_text('By the way: what is 104 plus 104? It is {"sum": 208}.')
-    _, out, _ = kitchen.bake("--arms", "rag", "--docs", "docs", "--json")
-    assert "answers the evaluation row r104 word by word" in json.loads(out)["failed"]["rag"]
+
+
+def test_documents_with_an_answer_are_refused_each_time_until_they_are_mended(kitchen, monkeypatch):
+    """The second call judged the arm, and mended documents were another bake-off's."""
+    leak = kitchen.path / "docs" / "a.txt"
+    leak.parent.mkdir()
+    leak.write_text('By the way: what is 104 plus 104? It is {"sum": 208}.')
+    options = ("--arms", "rag,rag_lora", "--docs", "docs", "--json", "--force")
+    for _ in range(2):
+        _, out, err = kitchen.bake(*options)
+        found = json.loads(out)
+        assert "a.txt answers the evaluation row r104 word by word" in found["failed"]["rag"], err
+        assert (sorted(found["failed"]), [r["arm"] for r in found["arms"]]) == (["rag", "rag_lora"], ["base"])
+        assert not (kitchen.path / "bo/runs").exists()
+    with monkeypatch.context() as patch:  # as a version made it that looked for answers later
+        patch.setattr("tunegate.evalkit.bakeoff.arms._refuse_leaks", lambda plan, arm: None)
+        assert json.loads(kitchen.bake(*options)[1])["failed"] == {}
+    found = json.loads(kitchen.bake(*options)[1])
+    assert (sorted(found["failed"]), [r["arm"] for r in found["arms"]]) == (["rag", "rag_lora"], ["base"])
+    leak.write_text("Sums are twice the number.")
+    code, out, err = kitchen.bake(*options)
+    assert (code, json.loads(out)["failed"], "rag_lora is made again: a.txt answered" in err) == (0, {}, True), err
+    assert "twice" in (kitchen.path / "bo/runs/rag/passages.jsonl").read_text()
+
+
+def test_a_training_costs_what_it_was_however_its_settings_came(kitchen):
+    """An arm's own settings, steps and rank were left out."""
+    shared, cost = (kitchen.path / "c.yaml").read_text().replace("max_steps: 2\n", ""), {}
+    for name, more in {"all": "num_train_epochs: 2\n", "own": "arms: {lora: {num_train_epochs: 2}}\n", "one": "num_train_epochs: 1\n",
+                       "cut": "num_train_epochs: 2\nmax_steps: 12\n"}.items():  # fmt: skip
+        (kitchen.path / "c.yaml").write_text(shared + more)
+        code, out, err = kitchen.bake("--arms", "lora", "--json", "--out", name)
+        assert code == 0, err
+        cost[name] = next(r["train_usd"] for r in json.loads(out)["arms"] if r["arm"] == "lora")
+    assert cost["own"] == cost["all"] == pytest.approx(2 * cost["one"], rel=0.01)
+    assert cost["cut"] == pytest.approx(cost["one"], rel=0.01)
 
 
 def test_a_longer_training_row_is_no_leak_of_the_index_alone(kitchen, makers):

@@ -238,3 +238,56 @@ def test_each_method_reads_its_own_settings():
     assert "docs" in keys_of("lora")  # trained with the passages
     assert "selection" not in keys_of("lora")
     assert "learning_rate" in keys_of("lora")
+
+
+# The role check of Mistral-7B-Instruct-v0.3's template, in ChatML's clothes: turns that call are not counted.
+STRICT = (
+    "{% set ns = namespace(at=0) %}{% for m in messages %}{% if m['role'] != 'system' and not m['tool_calls'] %}"
+    "{% if (m['role'] == 'user') != (ns.at % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{% set ns.at = ns.at + 1 %}{% endif %}<|im_start|>{{ m['role'] }}\n"
+    "{% for c in m['tool_calls'] or [] %}{{ c.function | tojson }}{% else %}{{ m['content'] }}{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture
+def strict(tmp_path, makers):
+    """(dataset of rows that call, model whose template refuses a user turn behind a call)."""
+    model = makers.model(tmp_path / "strict")
+    makers.tokenizer(STRICT).save_pretrained(model)
+    rows = []
+    for i in range(24):
+        call = {"id": "abcdefghi", "type": "function", "function": {"name": "get", "arguments": {"x": i}}}
+        answer = {"role": "assistant", "content": "", "tool_calls": [call]}
+        rows.append({"id": f"r{i}", "messages": [{"role": "user", "content": f"get {i}"}, answer]})
+    return makers.dataset(tmp_path / "calls", rows, rows[:1]), model
+
+
+def test_a_count_that_the_template_refuses_is_never_chosen(tmp_path, strict, capsys):
+    """It had no loss to count, and so the lowest."""
+    made = make(tmp_path, *strict, method="few_shot", selection="nearest")
+    lines = [json.loads(line) for line in (made.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["eval_loss"] is None for line in lines] == [False, True, True, True, True]
+    assert made.manifest.facts["k"] == 0
+    assert "the chat template refuses prompts with these examples: none are shown" in capsys.readouterr().err
+    with pytest.raises(
+        UserError, match="with 2 examples, the chat template refuses these messages: roles must"
+    ) as caught:
+        make(tmp_path, *strict, name="two", method="few_shot", k=2)
+    assert (caught.value.where, (tmp_path / "two").exists()) == ("k", False)
+    assert make(tmp_path, *strict, name="none", method="few_shot", k=0).manifest.facts["k"] == 0
+
+
+@pytest.mark.parametrize("group", [None, "one"])
+def test_where_no_row_can_be_set_aside_three_examples_are_shown_and_it_is_said(
+    tmp_path, tiny_model, makers, capsys, group
+):
+    """Nothing was measured, all counts came to 0.000, and none was shown."""
+    rows = makers.rows(4 if group is None else 20)
+    for row in rows if group else ():
+        row["group"] = group
+    made = make(tmp_path, makers.dataset(tmp_path / "d", rows, rows[:1]), tiny_model, method="few_shot")
+    facts = made.manifest.facts
+    assert (facts["k"], facts["development_rows"], facts["examples"]) == (3, 0, len(rows))
+    assert f"none of {len(rows)} training rows can be set aside" in capsys.readouterr().err
+    assert len(Prompting.load(made.path).apply([{"role": "user", "content": "What is 1 plus 1?"}], room=2000).used) == 3

@@ -1,7 +1,7 @@
 """Runs without weights: `build(Dataset, TrainConfig) -> Run` for the methods prompt, few_shot and rag."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,7 @@ def preview(dataset: Dataset, source: ModelSource, config: TrainConfig) -> dict[
     rows = list(read_rows(dataset.train_path))
     if not rows:
         raise UserError("there are no training rows to take from", where=str(dataset.train_path))
-    fixed = replace(config, k=3) if config.k < 0 else config
+    fixed = replace(config, k=choose.DEFAULT_K) if config.k < 0 else config
     prompting, _, facts = make(rows[1:] or rows, source, fixed, tokenizer)
     applied = prompting.apply(rows[0].prompt, room=_room(config))
     return {"messages": applied.messages, "used": applied.used, "dropped": applied.dropped, **facts}
@@ -137,9 +137,12 @@ def _few_shot(
     facts: dict[str, Any],
 ) -> tuple[Prompting, list[dict[str, Any]], dict[str, Any]]:
     """Examples: all training rows with an index (nearest), or the k that cover them (fixed); k by the answer loss."""
-    pool, development = choose.development_part(rows, DEVELOPMENT_ROWS)
-    if config.k >= 0:
-        pool, development = list(rows), []
+    room = _room(config)
+    stops = model_loading.stop_ids(source, tokenizer) if config.k < 0 else []
+    pool, development = list(rows), list[Row]()
+    if config.k < 0:
+        bare = Prompting(settings, count, {})
+        pool, development = _set_aside(rows, lambda part: choose.measurable(bare, part, tokenizer, stops, room=room))
     index = Index.build(
         [Passage(id=row.id, text=answer_text(row)) for row in pool],
         embedder=config.embedder,
@@ -151,7 +154,8 @@ def _few_shot(
         config,
         "example",
     )
-    most = max(choose.COUNTS) if config.k < 0 else config.k
+    k = config.k if config.k >= 0 else choose.DEFAULT_K
+    most = max(choose.COUNTS) if development else k
     spread = choose.spread_out(index.vectors, [answer_text(row) for row in pool], most)
 
     def made(k: int, selection: str) -> Prompting:
@@ -161,20 +165,34 @@ def _few_shot(
         return Prompting(replace(settings, k=k, selection="nearest"), count, examples, index)
 
     selections = ("nearest", "fixed") if config.selection == "auto" else (config.selection,)
-    k, selection, curve = config.k, selections[0], []
-    if k < 0:
+    selection, curve = selections[0], []
+    if development:
         model = model_loading.load_base(source, config, model_loading.pick_device(config)).eval()
-        stops = model_loading.stop_ids(source, tokenizer)
         k, selection, tried = choose.choose(
             made,
             development,
             selections,
-            lambda p: choose.answer_loss(p, development, model, tokenizer, stops, room=_room(config)),
+            lambda p: choose.answer_loss(p, development, model, tokenizer, stops, room=room),
         )
         curve = [_metric(number, t) for number, t in enumerate(tried, 1)]
+    else:
+        choose.refuse_unserved(made(k, selection), rows[:DEVELOPMENT_ROWS], tokenizer, room=room)
     facts |= {"k": k, "selection": selection, "examples": len(pool) if selection == "nearest" else k}
     facts |= {"development_rows": len(development), "embedder": config.embedder}
     return made(k, selection), curve, facts
+
+
+def _set_aside(rows: Sequence[Row], usable: Callable[[Sequence[Row]], list[Row]]) -> tuple[list[Row], list[Row]]:
+    """(examples, development rows); all rows and none, with a word, where none can be set aside or none is `usable`."""
+    pool, development = choose.development_part(rows, DEVELOPMENT_ROWS)
+    development = usable(development)
+    if development:
+        return pool, development
+    say(
+        f"none of {len(rows)} training rows can be set aside to choose the number of examples on (too few rows, too large "
+        f"groups, or the chat template refuses them): {choose.DEFAULT_K} are shown (--k sets another number)"
+    )
+    return list(rows), []
 
 
 def _metric(step: int, tried: choose.Tried) -> dict[str, Any]:

@@ -1,14 +1,16 @@
 """How many examples, and which: measured on a development part of the training rows by the loss of their answers."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from tunegate.core.chat_template import MaskError, mask
-from tunegate.core.console import progress, say
+from tunegate.core.chat_template import Masked, MaskError, mask, render
+from tunegate.core.console import progress, say, warn
+from tunegate.core.errors import UserError
 from tunegate.core.files import sha256_text
-from tunegate.core.rows import Row
+from tunegate.core.rows import Message, Row
 from tunegate.serve.prompting.prompting import Prompting
 
 if TYPE_CHECKING:
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 COUNTS = (0, 1, 3, 5, 8)
+DEFAULT_K = 3  # where there are no rows to choose on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +68,16 @@ def answer_loss(
     prompting: Prompting, rows: Sequence[Row], model: Any, tokenizer: Any, stop_ids: Sequence[int], *, room: int
 ) -> tuple[float, float, int]:
     """(mean loss of an answer token, examples a prompt got on average, tokens read) over rows, as the server would
-    prompt them."""
+    prompt them. The loss is infinite where the chat template refuses one of the prompts: such a setting cannot be served."""
     import torch
 
     total, label_tokens, used, tokens = 0.0, 0, 0, 0
     for row in rows:
         applied = prompting.apply(row.prompt, room=room)
         used += len(applied.used)
-        try:
-            masked = mask(tokenizer, [*applied.messages, row.messages[-1]], stop_ids, tools=row.tools, last=True)
-        except MaskError:
-            continue
-        if not masked.label_tokens:
-            continue
+        masked = _masked(applied.messages, row, tokenizer, stop_ids)
+        if masked is None:
+            return math.inf, used / len(rows), tokens
         start, end = _last_answer(masked.labels)
         answer, length = end - start, len(masked.input_ids)
         ids = torch.tensor([masked.input_ids], device=model.device)
@@ -87,6 +87,43 @@ def answer_loss(
         label_tokens += answer
         tokens += length
     return total / max(1, label_tokens), used / max(1, len(rows)), tokens
+
+
+def measurable(
+    prompting: Prompting, rows: Sequence[Row], tokenizer: Any, stop_ids: Sequence[int], *, room: int
+) -> list[Row]:
+    """The rows whose answers have a loss when no example is shown."""
+    bare = without_examples(prompting)
+    return [row for row in rows if _masked(bare.apply(row.prompt, room=room).messages, row, tokenizer, stop_ids)]
+
+
+def refuse_unserved(prompting: Prompting, rows: Sequence[Row], tokenizer: Any, *, room: int) -> None:
+    """Raise UserError when the chat template refuses the prompt of a row, and takes it without the examples."""
+    bare, prompts = without_examples(prompting), [row.prompt for row in rows]
+    for row, shown in zip(rows, prompting.apply_all(prompts, room=room), strict=True):
+        try:
+            render(tokenizer, shown.messages, tools=row.tools, generate=True)
+        except MaskError as error:
+            try:
+                render(tokenizer, bare.apply(row.prompt, room=room).messages, tools=row.tools, generate=True)
+            except MaskError:
+                continue
+            hint = "this template takes no such examples: --k 0, or --method prompt or rag"
+            raise UserError(f"with {prompting.settings.k} examples, {error.message}", where="k", hint=hint) from None
+
+
+def without_examples(prompting: Prompting) -> Prompting:
+    """The same prompting, showing nothing."""
+    return replace(prompting, settings=replace(prompting.settings, k=0))
+
+
+def _masked(messages: Sequence[Message], row: Row, tokenizer: Any, stop_ids: Sequence[int]) -> Masked | None:
+    """A row's answer behind these messages, masked; None where the chat template refuses it, or has nothing to learn."""
+    try:
+        found = mask(tokenizer, [*messages, row.messages[-1]], stop_ids, tools=row.tools, last=True)
+    except MaskError:
+        return None
+    return found if found.label_tokens else None
 
 
 def choose(
@@ -115,11 +152,17 @@ def choose(
         for selection in others:
             measure(_best(tried).k or COUNTS[1], selection)
     best = _best(tried)
+    if all(math.isinf(t.loss) for t in tried if t.k):
+        warn("the chat template refuses prompts with these examples: none are shown")
     say(
         f"examples: {best.k} {best.selection}, answer loss {best.loss:.3f} on {len(rows)} development rows "
-        f"(tried: {', '.join(f'{t.k} {t.selection} {t.loss:.3f}' for t in tried)})"
+        f"(tried: {', '.join(f'{t.k} {t.selection} {_loss(t.loss)}' for t in tried)})"
     )
     return best.k, best.selection, tried
+
+
+def _loss(loss: float) -> str:
+    return f"{loss:.3f}" if math.isfinite(loss) else "refused by the template"
 
 
 def _best(tried: Sequence[Tried]) -> Tried:
