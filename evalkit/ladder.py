@@ -13,6 +13,7 @@ from tunegate.core.artifacts import EvalReport, GgufExport, Release, Run
 from tunegate.core.console import say
 from tunegate.core.errors import InfrastructureError, UserError
 from tunegate.core.files import folder_bytes, write_json, write_text
+from tunegate.core.model_source import ModelSource
 from tunegate.core.power import detectable_difference
 from tunegate.core.statistics import holm
 from tunegate.evalkit.compare import Reading, describe, flips_of, lock, pair
@@ -23,6 +24,7 @@ from tunegate.evalkit.summary import answered
 from tunegate.evalkit.system import System, classify
 from tunegate.evalkit.task import EvalTask
 from tunegate.evalkit.verdict import finish, unanswered
+from tunegate.serve import base_check
 
 KIND = "ladder"
 # What changes between a step and the one it is compared with.
@@ -61,12 +63,8 @@ def steps_of(release: Release, gguf: GgufExport | None) -> list[Step]:
     found: list[Step] = []
     ancestors = manifests.lineage(release.manifest.inputs)
     base = next((row for row in ancestors if row["role"] == "base_model"), None)
-    if base is not None:
-        system = classify(str(base["path"]))
-        if system.digest == base["digest"]:
-            found.append(Step(name="base", system=system))
-        else:
-            say(f"left out: the base model {base['path']} is not the one that was trained on")
+    if base is not None and (system := _base(base)) is not None:
+        found.append(Step(name="base", system=system))
     run = _folder(next((row for row in ancestors if row["kind"] == Run.kind), None), "the run")
     if run is not None:
         name = "trained" if Run.open(run).method == "full" else "adapter"
@@ -95,6 +93,19 @@ def steps_of(release: Release, gguf: GgufExport | None) -> list[Step]:
             hint="keep the run and the merged release where they were made",
         )
     return found
+
+
+def _base(row: dict[str, Any]) -> System | None:
+    """The base model as it was trained on; None, and it is said, where it has changed or that cannot be told."""
+    system = classify(str(row["path"]))
+    if system.digest == row["digest"]:
+        return system
+    source = system.source
+    then = base_check.as_trained_on(source, row["digest"]) if isinstance(source, ModelSource) else None
+    if then is None:
+        say(f"left out: the base model {row['path']} is not the one that was trained on, or nothing here tells")
+        return None
+    return system if then == source else replace(system, source=then, digest=then.as_input().digest)
 
 
 def _last(steps: list[Step]) -> str | None:

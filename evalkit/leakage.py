@@ -6,10 +6,8 @@ Rules are those of `ft data leakage`; the metric `leakage` counts the items whos
 from pathlib import Path
 from typing import Any
 
-from tunegate.core import manifest as manifests
-from tunegate.core.artifacts import Dataset
+from tunegate.core.artifacts import datasets_behind
 from tunegate.core.console import warn
-from tunegate.core.errors import UserError
 from tunegate.core.rows import Row, read_rows
 from tunegate.evalkit.system import System
 from tunegate.evalkit.task import EvalTask
@@ -49,20 +47,9 @@ def leakage_of(system: System, task: EvalTask) -> dict[str, Any] | None:
 
 def _of_lineage(system: System) -> tuple[list[Path], bool]:
     """(train.jsonl of each Dataset that the system was made from and that can be read, whether others cannot)."""
-    files: dict[str, Path] = {}
-    partial = False
-    for entry in manifests.lineage((system.as_input("system"),)):
-        if entry["kind"] != Dataset.kind or entry["role"] == "calibration" or entry["digest"] in files:
-            continue
-        try:
-            dataset = Dataset.open(Path(str(entry["path"])))
-        except UserError:
-            warn(f"the training data {entry['path']} is gone, so leakage from it is not measured")
-            partial = True
-            continue
-        if dataset.digest != entry["digest"]:
-            warn(f"the training data {entry['path']} was changed since, so leakage from it is not measured")
-            partial = True
-            continue
-        files[str(entry["digest"])] = dataset.train_path
-    return list(files.values()), partial
+    behind = datasets_behind((system.as_input("system"),))
+    for path, dataset, why in behind:
+        if dataset is None:
+            warn(f"the training data {path} {why}, so leakage from it is not measured")
+    files = [found.dataset.train_path for found in behind if found.dataset is not None]
+    return files, len(files) < len(behind)

@@ -218,3 +218,29 @@ def test_steps_of_other_prompts_are_judged_again(chain, answers, ft, echo):
     (echo / "shots.jsonl").write_text(json.dumps(shot).replace("two", "three"))  # the same path
     assert ft("release", "--task", "task.yaml", "--out", "ladder", "--force")[0] == 0
     assert answers["served"] == ["base", "run", "release"] * 2
+
+
+def test_a_base_of_the_hub_whose_card_changed_is_still_a_step(chain, echo, monkeypatch, capsys):
+    snapshots = echo / "hub" / "models--team--base" / "snapshots"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(echo / "hub"))
+    for revision in "ab":
+        (snapshots / (revision * 40)).mkdir(parents=True)
+        for name in ("config.json", "model.safetensors"):
+            (snapshots / (revision * 40) / name).write_text('{"model_type": "llama"}')
+    refs = echo / "hub" / "models--team--base" / "refs"
+    refs.mkdir()
+    (refs / "main").write_text("a" * 40)
+    base = resolve("team/base", offline=True).as_input()
+    release = made(Release, echo / "of-the-hub", [base], quantization="none")
+    (refs / "main").write_text("b" * 40)
+
+    def revision():
+        return ladders.steps_of(release, None)[0].system.source.revision[0]
+
+    assert revision() == "b", "the same files"
+    (snapshots / ("b" * 40) / "model.safetensors").unlink()
+    assert revision() == "a", "of those of `main` nothing is known"
+    (snapshots / ("b" * 40) / "config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(UserError, match="no step before this release is left"):
+        ladders.steps_of(release, None)
+    assert "left out: the base model team/base is not the one" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tunegate.core import manifest as manifests
-from tunegate.core.artifacts import GgufExport, Release
+from tunegate.core.artifacts import GgufExport, Release, datasets_behind
 from tunegate.core.chat_template import probe_of, render, render_ids, template_digest, writes_date
 from tunegate.core.console import progress, say, warn
 from tunegate.core.errors import InfrastructureError, TunegateError, UserError, nearest
@@ -218,10 +218,9 @@ def _agreement(config: ExportConfig, answers: list[list[int]], found: dict[str, 
 
 def _questions(release: Release, count: int) -> list[tuple[list[Message], list[Any] | None]]:
     """Questions to compare answers on: held-out rows of the data it was trained on, else the release's own probe prompts."""
-    for row in manifests.lineage(release.manifest.inputs):
-        path = Path(row["path"]) / "eval.jsonl"
-        if row["kind"] == "dataset" and path.is_file() and manifests.digest_at(path.parent) == row["digest"]:
-            return [(list(r.prompt), r.tools) for r, _ in zip(read_rows(path), range(count), strict=False)]
+    for _, dataset, _ in datasets_behind(release.manifest.inputs):
+        if dataset is not None and dataset.eval_path.is_file():
+            return [(list(r.prompt), r.tools) for r, _ in zip(read_rows(dataset.eval_path), range(count), strict=False)]
     prompts = probe_prompts(release.path)[:count]
     say(f"the data it was trained on is not where it was: {len(prompts)} probe prompts are compared")
     return [(p["messages"], p.get("tools")) for p in prompts if "messages" in p]

@@ -16,7 +16,7 @@ from tunegate.core.errors import UsageError, UserError
 from tunegate.core.files import need_disk, new_folder, read_json, write_json
 from tunegate.core.methods import WEIGHTLESS
 from tunegate.core.model_source import ModelSource, of_folder, quiet_transformers
-from tunegate.serve import served_model
+from tunegate.serve import base_check, served_model
 from tunegate.serve.prompting.prompting import copy_prompting
 from tunegate.serve.template_check import FILE as PROBE_FILE
 from tunegate.serve.template_check import probe_prompts
@@ -84,7 +84,7 @@ def merge(
         )
     if config.onto != "auto" and run.method != "qlora":
         raise UsageError(f"--onto {config.onto} is for runs of the method qlora, this one is {run.method}")
-    _same_base(run, base)
+    base = _trained_on(run, base)
     quiet_transformers()
     tokenizer = load_tokenizer(of_folder(run.path))
     if template_digest(tokenizer) != run.manifest.facts["template_digest"]:
@@ -137,14 +137,19 @@ def _release(
         manifests.write(folder, "release", inputs=[run.as_input("run")], config=asdict(config), facts=facts)
 
 
-def _same_base(run: Run, base: ModelSource) -> None:
+def _trained_on(run: Run, base: ModelSource) -> ModelSource:
+    """The base that the run was trained on: `base`, or of a hub id that has moved on the revision of then."""
     trained = next((i for i in run.manifest.inputs if i.role == "base_model"), None)
-    if trained is not None and trained.digest != base.as_input().digest:
+    found = base_check.as_trained_on(base, trained.digest) if trained else base
+    if found is None:
         raise UserError(
             f"the base model {base.spec!r} has changed since the run was trained on it",
             where=base.location,
             hint="restore the base the run was trained on; its digest is in the run's manifest",
         )
+    if found != base:
+        say(f"{base.spec} has moved on; the revision that was trained on is taken: {found.revision}")
+    return found
 
 
 def _keep(run: Run, folder: Path) -> dict[str, Any]:
@@ -257,7 +262,7 @@ def _specs(files: TensorFiles, adapter: Adapter, place: Path) -> tuple[dict[str,
         for name, spec in files.specs.items()
     }
     changes: dict[str, Any] = {"dtype": next(iter(specs.values())).dtype, "use_cache": True}
-    config = AutoConfig.from_pretrained(place).get_text_config()
+    config = AutoConfig.from_pretrained(place, trust_remote_code=False).get_text_config()
     if not config.tie_word_embeddings and HEAD in specs:
         return _resized(specs, config.vocab_size, changes)
     specs.pop(HEAD, None)

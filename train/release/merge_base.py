@@ -75,7 +75,7 @@ def _as_loaded(folder: Path) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     say("this architecture's files hold weights under other names than its model: it is loaded whole for the proof")
-    return dict(AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict())
+    return dict(AutoModelForCausalLM.from_pretrained(folder, dtype="auto", trust_remote_code=False).state_dict())
 
 
 def dequantized(files: TensorFiles, config: Path, dtype: str) -> Source:
@@ -109,7 +109,8 @@ def linear_weights(config: Path) -> set[str]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config))
+        shape = AutoConfig.from_pretrained(config, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_config(shape, trust_remote_code=False)
     head, towers = model.get_output_embeddings(), towers_of(model)
     return {
         f"{name}.weight"

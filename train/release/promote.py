@@ -7,7 +7,7 @@ written; the report is of a folder with this digest; the folder still has it.
 import getpass
 import os
 import socket
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,42 +16,11 @@ from tunegate.core.artifacts import UNCOVERED, EvalReport, GateDecision, GgufExp
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.files import read_json
 from tunegate.core.manifest import Input
+from tunegate.core.registry import Promotion
 from tunegate.serve import base_check
 
 # Facts of a run without weights: what its making chose and counted.
 MADE = ("k", "selection", "examples", "passages", "embedder", "instruction_tokens")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Promotion:
-    """One entry of an alias's history: since `at` the alias means `digest`. action: promote or rollback.
-
-    path: of the bytes, as the registry keeps them. from_path: where they were. evidence: digests of decision, report and
-    baseline, and the conditions. facts: what was made of what (data, base, recipe, quantization), kept so that it can be
-    told when the folders are gone. promoted: of a rollback, when and by whom that was promoted which the alias means again.
-    """
-
-    action: str
-    digest: str
-    kind: str
-    path: str
-    at: str
-    by: str
-    from_path: str
-    reason: str | None = None
-    evidence: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    promoted: str | None = None
-
-    @staticmethod
-    def from_json(value: dict[str, Any]) -> "Promotion":
-        """Rebuild from the registry's JSON; keys of a later version are left out."""
-        known = Promotion.__dataclass_fields__
-        return Promotion(**{name: item for name, item in value.items() if name in known})
-
-    def as_json(self) -> dict[str, Any]:
-        """For the registry."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,13 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from tunegate.core import manifest as manifests
 from tunegate.core import registry as folders
 from tunegate.core.artifacts import EvalReport, Release, Run
-from tunegate.core.errors import InfrastructureError, UserError
+from tunegate.core.errors import InfrastructureError, UserError, first_line
+from tunegate.core.registry import Promotion
 from tunegate.train.paths import given_name
 from tunegate.train.release import environments, worker
-from tunegate.train.release.promote import Evidence, Promotion, Registry, rollback_target, standing, taken_up
+from tunegate.train.release.promote import Evidence, Registry, rollback_target, standing, taken_up
 
 PREFIX = "mlflow:"
 MODEL = "tunegate"
@@ -91,11 +94,7 @@ class FolderRegistry:
 
 
 def _history(entries: folders.Entries, alias: str, place: Path) -> list[Promotion]:
-    found = entries.get(folders.key(KIND, alias), [])
-    try:
-        history = [Promotion.from_json(entry) for entry in found]
-    except TypeError:
-        raise UserError(f"the history of {alias!r} is damaged", where=str(place / "registry.json")) from None
+    history = [Promotion.from_json(entry) for entry in entries.get(folders.key(KIND, alias), [])]
     return [replace(entry, path=str(place / "store" / entry.path)) for entry in history]
 
 
@@ -114,9 +113,16 @@ class MlflowRegistry:
         return f"MLflow at {re.sub(r'//[^/@]*@', '//***@', self.uri)}, model {self.name!r}"
 
     def histories(self) -> dict[str, list[Promotion]]:
-        """By alias, oldest first."""
-        found = self._worker({"action": "histories"})
-        return {alias: [Promotion.from_json(e) for e in entries] for alias, entries in found["histories"].items()}
+        """By alias, oldest first. Raises UserError for a tag that is no promotion."""
+        found = self._worker({"action": "histories"})["histories"]
+        return {alias: [self._told(tag, text) for tag, text in tags] for alias, tags in found.items()}
+
+    def _told(self, tag: str, text: str) -> Promotion:
+        try:
+            return Promotion.from_json(msgspec.json.decode(text))
+        except (msgspec.MsgspecError, RecursionError) as error:
+            hint = f"restore or delete the tag {tag} of that model"
+            raise UserError(f"a promotion is damaged: {first_line(error)}", where=self.where(), hint=hint) from None
 
     def add(self, alias: str, promotion: Promotion, artifact: Release | Run, evidence: Evidence) -> Promotion:
         """Log release, report and decision to an MLflow run, make a version of it, set the alias."""

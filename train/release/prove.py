@@ -3,11 +3,9 @@
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from tunegate.core import manifest as manifests
-from tunegate.core.artifacts import Dataset, Release, Run
+from tunegate.core.artifacts import Behind, Dataset, Release, Run, datasets_behind
 from tunegate.core.chat_template import IGNORE_INDEX, MaskError, mask_answers
 from tunegate.core.console import progress, say
 from tunegate.core.errors import UserError
@@ -47,24 +45,15 @@ class Difference:
 
 def find_dataset(made: Run | Release) -> Dataset:
     """The dataset a run or release was trained on, found through its lineage. Raises UserError when it is gone or changed."""
-    for entry in manifests.lineage(made.manifest.inputs):
-        if entry["kind"] == "dataset":
-            path = Path(entry["path"])
-            if not path.is_dir():
-                break
-            dataset = Dataset.open(path)
-            if dataset.digest != entry["digest"]:
-                raise UserError(
-                    "the dataset has changed since the model was trained on it",
-                    where=str(path),
-                    hint="name one with --calibration",
-                )
-            return dataset
-    raise UserError(
-        "the dataset the model was trained on is not where it was",
-        where=str(made.path),
-        hint="name one with --calibration DATASET",
-    )
+    nearest = next(iter(datasets_behind(made.manifest.inputs)), Behind(made.path, None, "is not where it was"))
+    if nearest.dataset is None:
+        since = " since the model was trained on it" if nearest.why == "has changed" else ""
+        raise UserError(
+            f"the dataset the model was trained on {nearest.why}{since}",
+            where=str(nearest.path),
+            hint="name one with --calibration DATASET",
+        )
+    return nearest.dataset
 
 
 def held_out(dataset: Dataset | None, tokenizer: Any, stops: list[int], count: int) -> list[Example]:

@@ -11,8 +11,9 @@ from tunegate.core.artifacts import Release, Run, open_any
 from tunegate.core.console import JsonOption, emit_json, out, say, table
 from tunegate.core.errors import UsageError, UserError
 from tunegate.core.methods import WEIGHTLESS
+from tunegate.core.registry import Promotion
 from tunegate.train.paths import given_path
-from tunegate.train.release.promote import MADE, Promotion, described, standing, who
+from tunegate.train.release.promote import MADE, described, standing, who
 from tunegate.train.release.promote import promote as do_promote
 from tunegate.train.release.promote_registry import current, open_registry
 

@@ -10,9 +10,9 @@ from tests.train.release.test_promote import make_gate, make_report
 from tunegate.core import manifest
 from tunegate.core.artifacts import EvalReport, Release, Run
 from tunegate.core.commands import run
-from tunegate.core.files import sha256_text
+from tunegate.core.errors import UserError
 from tunegate.core.manifest import Input
-from tunegate.core.model_source import ModelSource, resolve
+from tunegate.core.model_source import HUB_FILES, ModelSource, resolve
 from tunegate.serve import base_check
 from tunegate.serve import cli as serve_cli
 from tunegate.train.release import release_cli, verify_cli
@@ -102,22 +102,82 @@ def test_a_folder_of_another_kind_is_verified_too(tmp_path, capsys):
     assert verified(tmp_path / "bo", capsys) == (0, [], [])
 
 
-def test_a_commit_on_the_hub_that_changes_no_weights_changes_nothing(base, tmp_path, monkeypatch):
-    cache = tmp_path / "hub"
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    snapshots = cache / "models--team--base" / "snapshots"
-    for name in ("a" * 40, "b" * 40):
-        shutil.copytree(base, snapshots / name)
-    (snapshots / ("b" * 40) / "README.md").write_text("a typo less")
-    refs = cache / "models--team--base" / "refs"
-    refs.mkdir()
-    (refs / "main").write_text("b" * 40)
-    now = ModelSource("team/base", "hub", "team/base", "base", revision="b" * 40)
-    then = sha256_text(f"team/base@{'a' * 40}")
-    assert base_check._of_the_hub(now, then) == "here"
-    change(snapshots / ("b" * 40))
-    assert base_check._of_the_hub(now, then) == "changed"
-    assert base_check._of_the_hub(now, "0" * 64) == "not checked"
+WEIGHTS = "model.safetensors"
+THEN, NOW = "a" * 40, "b" * 40
+
+
+@pytest.fixture
+def hub(base, tmp_path, monkeypatch):
+    """team/base in the hub's cache, at the revision of then, whole, and at that of `main`, whose card alone is another."""
+    cache = tmp_path / "hub" / "models--team--base"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache.parent))
+    for name in (THEN, NOW):
+        shutil.copytree(base, cache / "snapshots" / name)
+    (cache / "snapshots" / NOW / "README.md").write_text("a typo less")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(NOW)
+    return cache / "snapshots"
+
+
+def of_the_hub(adapter, revision=THEN):
+    """The adapter's run as one that was trained on team/base at `revision`."""
+    facts = {**adapter.manifest.facts, "base": "team/base"}
+    base = ModelSource("team/base", "hub", "team/base", "base", revision=revision).as_input()
+    (adapter.path / "manifest.json").unlink()
+    manifest.write(adapter.path, "run", inputs=[base], config={}, facts=facts)
+    return Run.open(adapter.path)
+
+
+def only_looked_at(folder):
+    """Leave what `resolve` fetches of a hub id."""
+    for file in folder.iterdir():
+        if file.name not in HUB_FILES:
+            file.unlink()
+
+
+def test_a_commit_on_the_hub_that_changes_no_weights_changes_nothing(hub, adapter):
+    made = of_the_hub(adapter)
+    assert base_check.state(made) == "here"
+    change(hub / NOW)
+    assert base_check.state(made) == "changed"
+    assert base_check.state(of_the_hub(adapter, "0" * 40)) == "not checked"
+
+
+def test_weights_of_the_hub_that_are_not_here_are_not_changed(hub, adapter, tmp_path, monkeypatch, capsys):
+    """Only config and tokenizer are fetched to look at a model: what is not here proves nothing."""
+    monkeypatch.setenv("TUNEGATE_HOME", str(tmp_path / "home"))
+    only_looked_at(hub / NOW)
+    made = of_the_hub(adapter)
+    gate = judged(made, tmp_path / "report")
+    assert base_check.state(made) == "not checked"
+    assert verified(made.path, capsys)[1:] == ([], ["not checked"])
+    assert promote(made, gate) == 0
+    change(hub / NOW)
+    assert base_check.state(made) == "changed"
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_merge_takes_a_base_whose_card_changed(hub, adapter, tmp_path, whole, capsys):
+    if not whole:
+        only_looked_at(hub / NOW)
+    made = of_the_hub(adapter)
+    merged = merge(made, resolve("team/base", offline=True), tmp_path / "merged", force=False)
+    assert merged.manifest.facts["merge"]["kind"].startswith("adapter merged")
+    told = f"the revision that was trained on is taken: {THEN}"
+    assert (told in capsys.readouterr().err) == (not whole)
+    by_folder = merge(made, resolve(str(hub / THEN)), tmp_path / "by-folder", force=False)
+    assert (by_folder.path / WEIGHTS).read_bytes() == (merged.path / WEIGHTS).read_bytes()
+    change(hub / NOW)
+    for revision in (THEN, "0" * 40):
+        with pytest.raises(UserError, match="has changed since the run was trained on it"):
+            merge(of_the_hub(adapter, revision), resolve("team/base"), tmp_path / "out", force=False)
+
+
+def test_merge_takes_a_hub_id_for_its_folder_in_the_cache(hub, adapter, tmp_path):
+    base = resolve(str(hub / NOW)).as_input()
+    (adapter.path / "manifest.json").unlink()
+    manifest.write(adapter.path, "run", inputs=[base], config={}, facts=adapter.manifest.facts)
+    assert merge(Run.open(adapter.path), resolve("team/base"), tmp_path / "merged", force=False).quantization == "none"
 
 
 def test_serving_an_adapter_whose_base_has_changed_says_so(base, adapter, capsys):

@@ -11,9 +11,10 @@ from tunegate.core import manifest, registry
 from tunegate.core.artifacts import EvalReport, Release, Run
 from tunegate.core.commands import run
 from tunegate.core.manifest import Input
+from tunegate.core.registry import Promotion
 from tunegate.evalkit.folders import write_decision
 from tunegate.train.release import promote_registry
-from tunegate.train.release.promote import Promotion, standing
+from tunegate.train.release.promote import standing
 from tunegate.train.release.release_cli import app
 
 
@@ -369,6 +370,13 @@ def test_the_same_on_mlflow(tmp_path, ft, monkeypatch):
     done = subprocess.run([str(python), "-c", code, address.removeprefix("mlflow:").partition("#")[0]],
                           capture_output=True, text=True, check=True)  # fmt: skip
     assert done.stdout.split() == ["1", releases[0].digest, "a"], "MLflow itself sees what we say"
+    damage = (
+        "import mlflow, sys; "
+        "mlflow.MlflowClient(*sys.argv[1:] * 2).set_registered_model_tag('slots', 'tunegate.promotion/champion/9', '{')"
+    )
+    subprocess.run([str(python), "-c", damage, f"sqlite:///{tmp_path}/mlflow.db"], capture_output=True, check=True)
+    code, _, err = ft("list", "--registry", address)
+    assert (code, "delete the tag tunegate.promotion/champion/9" in err) == (2, True), err
     code, _, err = ft("list", "--registry", f"mlflow:sqlite:///{tmp_path}/a/model.safetensors/x.db")
     assert (code, "MLflow" in err) == (4, True)
 

@@ -1,12 +1,15 @@
 """Which registry is asked, and what `ft release show` says of a run's recipe."""
 
+import json
 from dataclasses import asdict
 
 import pytest
 
+from tests.core.test_registry import promotion
 from tunegate.core import manifest
 from tunegate.core.commands import run
 from tunegate.train.config import TrainConfig
+from tunegate.train.release import promote_registry
 from tunegate.train.release.promote_registry import open_registry
 from tunegate.train.release.release_cli import app
 
@@ -50,3 +53,27 @@ def test_an_empty_variable_is_not_set(tmp_path, monkeypatch, home):
 def test_an_empty_option_is_refused(capsys, command):
     assert run(app, prog="ft release", argv=[command, "--registry", ""]) == 2
     assert capsys.readouterr().err == "error: --registry: it is empty (name something, or leave the option out)\n"
+
+
+TOLD = json.dumps(promotion())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[" * 100_000, "4", TOLD.replace('"by"', '"who"'), TOLD.replace('"report"', '"x"'), TOLD.replace('"data": {', '"data": [{}], "x": {')],
+    ids=range(7),
+)  # fmt: skip
+@pytest.mark.parametrize("words", ["list", "show", "rollback"])
+def test_a_damaged_promotion_in_mlflow_is_named(text, words, monkeypatch, capsys):
+    """MLflow's process is left out: what it answers is what the real one does, with two tags of which one was changed."""
+    tags = [["tunegate.promotion/champion/1", TOLD], ["tunegate.promotion/champion/2", text]]
+    monkeypatch.setattr(promote_registry.environments, "ensure", lambda _: "python")
+    monkeypatch.setattr(promote_registry.worker, "answer", lambda *_: (0, [], {"histories": {"champion": tags}}))
+    registry = ["--registry", "mlflow:http://me:secret@there#slots"]
+    assert run(app, prog="ft release", argv=[words, *registry]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: MLflow at http://***@there, model 'slots': a promotion is damaged: ")
+    assert "restore or delete the tag tunegate.promotion/champion/2 of that model" in told
+    assert "Traceback" not in told
+    tags.pop()
+    assert run(app, prog="ft release", argv=["list", *registry]) == 0
