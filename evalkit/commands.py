@@ -23,7 +23,6 @@ from tunegate.evalkit.evaluate import (
     open_reading,
     open_unchanged,
     planned,
-    task_inputs,
 )
 from tunegate.evalkit.folders import write_decision, write_report
 from tunegate.evalkit.gate import EXIT, check_metrics
@@ -34,7 +33,9 @@ from tunegate.evalkit.system import System, classify
 from tunegate.evalkit.task import load_task
 from tunegate.evalkit.validators.judge import share_key_with
 from tunegate.evalkit.verdict import (
+    Beside,
     baseline_reading,
+    beside,
     check_sides,
     finish,
     judge_against,
@@ -62,10 +63,10 @@ class Shown:
 
     @property
     def exit_code(self) -> int:
-        """The gate's exit code; without a gate 0, or 4 where infrastructure errors left nothing to score."""
-        if decision := self.report.get("decision"):
-            return int(EXIT[decision["decision"]])
-        return int(ExitCode.OK if answered(self.report) else ExitCode.INFRASTRUCTURE)
+        """The gate's exit code, without a gate 0; 4 where infrastructure errors left nothing to score, of the baseline either."""
+        decision = self.report.get("decision") or {"decision": "PASS", "infra_error_rate": 0.0}
+        lost = not answered(self.report) or decision["infra_error_rate"] >= 1.0  # of either side
+        return int(ExitCode.INFRASTRUCTURE if lost else EXIT[decision["decision"]])
 
     def annotate(self) -> None:
         """In a GitHub job: annotations, on standard error, so that --json stays alone on standard output."""
@@ -122,6 +123,7 @@ def run_eval(
     out: Path,
     *,
     against: str | None,
+    against_model: str | None = None,
     policy_path: Path | None,
     load_path: Path | None = None,
     save_as: str | None,
@@ -142,34 +144,33 @@ def run_eval(
     if system.kind == "endpoint":
         share_key_with(system.spec)
     task = load_task(task_path, limit=limit, allow_python=allow_python)
-    read = (target, against or "", *(item.path for item in task_inputs(task)))
+    read = (target, against or "", *(item.path for item in task.inputs))
     refuse_input(out, *read)
     policy = policy_for(policy_path, task.file.gate, task.primary)
     load = None if load_path is None else LoadReport.open(load_path)
-    other = None if against is None else classify(against, baseline=True)
+    other = None if against is None else classify(against, model=against_model, baseline=True)
     key = api_key(key_file)
-    beside = out.with_name(f"{out.name}-baseline")
     expected = planned(system, task)
-    baseline = None
+    baseline = together = None
     if other is not None and other.kind == "report":
-        baseline = baseline_reading(other, task, out=beside, options=options, key=key, force=force)
+        baseline = baseline_reading(other, task, out=beside(out), options=options, key=key, force=force)
     elif other is not None:
-        refuse_input(beside, *read)
-        refuse_existing(beside, force=force)
+        together = Beside(candidate=system, baseline=other, task=task, out=out, options=options)
+        together.check(read, force=force)
         baseline = expected  # judged by this task it will be of the same items and metrics
     if baseline is not None or policy_path is not None:
         where = str(policy_path or f"{task_path} gate")
         check_metrics(policy, metric_names_of(task), task.file.slices, baseline, load, task.file.repeats, where=where)
     check_sides(expected, baseline, allowed=allowed, load=load)
-    if other is not None and other.kind != "report":
-        baseline = baseline_reading(other, task, out=beside, options=options, key=key, force=force)
+    if together is not None:
+        baseline = together.reading(key, force=force)
     evaluation = evaluate(system, task, out=out, options=options, key=key)
     if baseline is not None or policy_path is not None:
         judged = judge_against(evaluation.reading, baseline, policy, allowed=allowed, load=load)
         _say_lock(judged.report)
         evaluation = replace(evaluation, reading=judged)
     report = write_report(out, evaluation, baseline=baseline, force=force)
-    _finish(evaluation)
+    _finish(evaluation, together)
     paths = {"report": out, "page": out / "report.html"}
     if evaluation.reading.report["decision"]:
         paths["gate"] = _written(evaluation.reading, out / GATE_FOLDER, report, baseline, load, force=False)
@@ -185,15 +186,24 @@ def _refuse_report(out: Path, options: RunOptions, *, force: bool) -> None:
         raise UserError("no answers are kept beside this report", where=str(out), hint="--force asks everything again")
 
 
-def _finish(evaluation: Evaluation) -> None:
+def _finish(evaluation: Evaluation, together: Beside | None) -> None:
+    if together is not None:
+        together.done()
     if finish(evaluation):
         console.say("the answers that came are kept: with --retry-errors only the lost ones are asked for again")
 
 
 def _save(name: str, report: EvalReport) -> None:
-    """Keep a report as the baseline `name`, unless nothing could be compared with it."""
-    if not answered(report.report()):
+    """Keep a report as the baseline `name`, unless nothing could be compared with it, or a gate did not pass it."""
+    document = report.report()
+    if not answered(document):
         console.warn(f"not saved as {name!r}: no item was answered, so nothing could be compared with it")
+        return
+    decision = (document["decision"] or {}).get("decision", "PASS")
+    if decision != "PASS":
+        console.warn(
+            f"not saved as {name!r}: the gate says {decision}, and the next run would be compared with this one"
+        )
         return
     registry.save(name, report)
     console.say(f"saved as {name!r} in {registry.home()}")
@@ -203,6 +213,7 @@ def run_gate(
     report_path: Path,
     *,
     against: str | None,
+    against_model: str | None = None,
     policy_path: Path | None,
     out: Path | None,
     allowed: Sequence[str],
@@ -233,7 +244,7 @@ def run_gate(
     policy = policy_for(policy_path, own, candidate.report["task"]["primary"])
     baseline = None
     if against is not None:
-        system = classify(against, baseline=True)
+        system = classify(against, model=against_model, baseline=True)
         baseline = _baseline_of(report, system, allow_python=allow_python, force=force)
     load = None if load_path is None else LoadReport.open(load_path)
     where = str(policy_path or f"{report_path} gate")
@@ -269,12 +280,12 @@ def _baseline_of(report: EvalReport, system: System, *, allow_python: bool, forc
     if system.kind == "endpoint":
         share_key_with(system.spec)
     task = task_of(report, allow_python=allow_python)
-    beside = report.path.with_name(f"{report.path.name}-baseline")
-    if not force and (before := judged_before(beside, system, task)) is not None:
+    folder = beside(report.path)
+    if not force and (before := judged_before(folder, system, task)) is not None:
         return open_reading(before, name=system.spec)
-    refuse_input(beside, system.spec, *(item.path for item in task_inputs(task)))
-    refuse_existing(beside, force=force)
-    return baseline_reading(system, task, out=beside, options=RunOptions(), key=api_key(None), force=force)
+    refuse_input(folder, system.spec, *(item.path for item in task.inputs))
+    refuse_existing(folder, force=force)
+    return baseline_reading(system, task, out=folder, options=RunOptions(), key=api_key(None), force=force)
 
 
 def _same_baseline(path: str | None, earlier: dict[str, Any]) -> None:

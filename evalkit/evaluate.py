@@ -92,7 +92,7 @@ def evaluate(
     _say_faults(report, rows, task.file.extract)
     return Evaluation(
         reading=Reading(name=str(report["name"]), report=report, rows=rows),
-        inputs=[*task_inputs(task), system.as_input("system")],
+        inputs=[*task.inputs, system.as_input("system")],
         config={"task": canonical_task(task), "target": system.spec, "options": asdict(options)},
         seeds={} if task.file.generation.seed is None else {"generation": task.file.generation.seed},
         log=log_path(out) if target else None,
@@ -200,7 +200,6 @@ def _report(
     system: System, task: EvalTask, rows: list[dict[str, Any]], asked: Asked, facts: dict[str, Any], name: str
 ) -> dict[str, Any]:
     names = _scored(task)
-    counted = [(r["prompt_tokens"], r["completion_tokens"]) for r in rows]
     known = planned(system, task).report
     report: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -216,15 +215,12 @@ def _report(
         "metrics": figures(rows, names),
         "slices": slices(rows, task.file.slices, names),
         "latency": latency(rows),
-        "tokens": {
-            "prompt": _total([p for p, _ in counted]),
-            "completion": _total([c for _, c in counted]),
-        },
+        "tokens": _tokens(rows),
         "size_bytes": system.size_bytes,
         "leakage": leakage_of(system, task),
         "comparison": None,
         "decision": None,
-        "lineage": manifests.lineage((*task_inputs(task), system.as_input("system"))),
+        "lineage": manifests.lineage((*task.inputs, system.as_input("system"))),
     }
     return {**report, "operations": operations(rows, report)}
 
@@ -238,9 +234,29 @@ def metric_names_of(task: EvalTask) -> list[str]:
     return [*_scored(task), *(REPEATED if task.file.repeats > 1 else ())]
 
 
+def _tokens(rows: list[dict[str, Any]]) -> dict[str, int | None]:
+    """Tokens of all answers that came, repeats included: null where one of them does not say. answers: how many came; counted:
+    how many say both."""
+    kept = [
+        (prompt, completion)
+        for row in judged(rows)
+        if row["cause"] != REJECTED
+        for outcome, prompt, completion in zip(
+            row.get("outcomes") or [row["outcome"]],
+            row.get("each_prompt_tokens") or [row["prompt_tokens"]],
+            row.get("each_completion_tokens") or [row["completion_tokens"]],
+            strict=True,
+        )
+        if outcome != "infra_error"
+    ]
+    prompts, completions = [p for p, _ in kept], [c for _, c in kept]
+    both = sum(p is not None and c is not None for p, c in kept)
+    return {"prompt": _total(prompts), "completion": _total(completions), "answers": len(kept), "counted": both}
+
+
 def _total(values: list[int | None]) -> int | None:
     known = [value for value in values if value is not None]
-    return sum(known) if known else None
+    return sum(known) if known and len(known) == len(values) else None
 
 
 def items_digest(rows: tuple[Row, ...]) -> str:
@@ -261,20 +277,6 @@ def prompts_digest(prompts: Iterable[tuple[str, str]]) -> str:
 
 def _by_id(items: Iterable[list[Any]]) -> str:
     return sha256_text(canonical_json(sorted(items, key=itemgetter(0))))
-
-
-def task_inputs(task: EvalTask) -> list[Input]:
-    """The files that a task reads, its own first."""
-    files = [Input.of_file(task.path, "task"), Input.of_file(task.file.data, "data")]
-    if task.file.few_shot:
-        files.append(Input.of_file(task.file.few_shot.file, "few_shot"))
-    for validator in task.validators:
-        files += [
-            Input.of_file(v, f"validator {validator.name}")
-            for v in vars(validator).values()
-            if isinstance(v, Path) and v.is_file()
-        ]
-    return files
 
 
 def _say_faults(report: dict[str, Any], rows: list[dict[str, Any]], extract: tuple[str, ...]) -> None:

@@ -12,9 +12,26 @@ _REFUSAL = re.compile(
     re.IGNORECASE,
 )
 
+# What an endpoint whose account is empty or closed says, with HTTP 400 or 422 too.
+_SPENT = re.compile(
+    r"credit balance|out of credits?\b|(insufficient|not enough|no)[ _](funds|balance|credits?|quota)\b|\bbilling\b|payment required"
+    r"|(exceeded|exhausted)[^.]{0,40}\bquota\b|\bquota\b[^.]{0,40}(exceeded|exhausted)"
+    r"|\baccount\b[^.]{0,40}(not active|inactive|suspended|disabled|deactivated|overdue)",
+    re.IGNORECASE,
+)
+REJECTIONS = frozenset({400, 413, 422})  # HTTP: this request is wrong for this endpoint, whenever it is sent
 
-NUMBERS = ("latency_ms", "ttft_ms", "prompt_tokens", "completion_tokens", "cost_usd")  # of an answer, where known
+# of an answer, where known
+NUMBERS = ("latency_ms", "ttft_ms", "timed_out_ms", "prompt_tokens", "completion_tokens", "cost_usd")
 COUNTS = ("prompt_tokens", "completion_tokens")  # those of them that are whole
+ENDED = {
+    "stop",
+    "stop_sequence",
+    "end_turn",
+    "eos",
+    "eos_token",
+    "complete",
+}  # finish reasons of an answer that ended by itself
 LARGEST = 1e15  # beyond any latency, count or price: sums of them stay numbers
 
 
@@ -34,6 +51,16 @@ def amount(name: str, value: Any) -> Any:
     return int(value)
 
 
+def counted(value: int | None) -> int | None:
+    """A token count as an endpoint reported it; None for one beyond any, which is none."""
+    return None if value is None or value > LARGEST else value
+
+
+def is_spent(status: int | None, text: str) -> bool:
+    """Whether an HTTP status and the text beside it say that the account pays for no more requests: nothing about the one made."""
+    return status == 402 or (status in REJECTIONS and _SPENT.search(text) is not None)
+
+
 class Outcome(StrEnum):
     """What came of one item. Only `infra_error` says nothing about the model; it is left out of every score."""
 
@@ -47,9 +74,10 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One answer as it came. error: why there is none. Latencies in ms. cost_usd: where the record says so. context: ids
-    of the examples or passages that a prompted run was shown. rejected: why the endpoint takes no such request (HTTP 400, 413,
-    422); without an error beside it that is the system's own failure, not infrastructure's."""
+    """One answer as it came. error: why there is none. Latencies in ms; timed_out_ms: how long one that never came was waited
+    for. cost_usd: where the record says so. context: ids of the examples or passages that a prompted run was shown. rejected: why
+    the endpoint takes no such request (HTTP 400, 413, 422); without an error beside it that is the system's own failure, not
+    infrastructure's."""
 
     text: str = ""
     finish_reason: str | None = None
@@ -64,6 +92,21 @@ class Answer:
     cost_usd: float | None = None
     context: dict[str, Any] | None = None
     rejected: str | None = None
+    timed_out_ms: float | None = None
+
+    @property
+    def end(self) -> str | None:
+        """The finish reason in lower case; None where nothing tells it (Inspect writes `unknown` then)."""
+        told = (self.finish_reason or "unknown").lower()
+        return None if told == "unknown" else told
+
+    @property
+    def unfinished(self) -> str | None:
+        """Why it is not the whole of what the model had to say: refused, filtered, cut or broken off; None where it ended by
+        itself, and where nothing tells how it ended."""
+        if self.refusal:
+            return "refused"
+        return None if self.end is None or self.end in ENDED else f"it ended with {self.finish_reason!r}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,14 +4,14 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tunegate.core.console import Ticker, progress
 from tunegate.core.errors import InfrastructureError
 from tunegate.core.files import canonical_json, sha256_text
 from tunegate.core.rows import Row
 from tunegate.core.statistics import wilson
-from tunegate.evalkit.outcomes import Answer
+from tunegate.evalkit.outcomes import REJECTIONS, Answer, counted, is_spent
 from tunegate.evalkit.pace import Pace
 from tunegate.evalkit.result_log import ResultLog, key_of
 from tunegate.evalkit.system import Target
@@ -19,8 +19,9 @@ from tunegate.evalkit.task import EvalTask
 from tunegate.serve.client import ChatClient, Completion, EndpointError
 
 DEAD_AFTER = 20  # requests in a row that nothing answered: the endpoint is gone, and asking on would only waste time
+DEAD_S = 60.0  # as many that were told to wait, or of an error: for so long, because an overload passes
+DEAD_AT_LATEST_S = 600.0  # where each waits long, fewer
 ESTIMATE_EVERY_S, ESTIMATE_COST_S = 0.25, 0.02  # the running estimate: how often, and how long it may judge each time
-REJECTIONS = frozenset({400, 413, 422})  # HTTP: this request is wrong for this endpoint, whenever it is sent
 PROBED = 8  # prompts whose token ids are recorded, where the endpoint tells them
 
 
@@ -102,7 +103,7 @@ async def _ask(
         with progress("asking", len(requests)) as tick:
             tick(len(requests) - len(todo))
             estimate = _Estimate(tick, judge)
-            await _Run(task, client, log, failed, Pace(options.concurrency), estimate, options.retries + 1).all(todo)
+            await _Run(task, client, log, failed, estimate, options, requests).all(todo)
             estimate.show()
         wall_s = time.perf_counter() - start
         ids = await _prompt_ids(task, client)
@@ -185,16 +186,24 @@ class _Run:
         client: ChatClient,
         log: ResultLog,
         failed: dict[str, Answer],
-        pace: Pace,
         estimate: _Estimate,
-        attempts: int,
+        options: RunOptions,
+        requests: list[_Request],
     ) -> None:
         self._task, self._client, self._log, self._failed = task, client, log, failed
-        self._pace, self._estimate, self._silent = pace, estimate, 0
-        self._settings, self._attempts = task.file.generation.request(), attempts
+        self._pace, self._estimate, self._options, self._requests = (
+            Pace(options.concurrency),
+            estimate,
+            options,
+            requests,
+        )
+        self._settings, self._probing = task.file.generation.request(), asyncio.Lock()
+        self._silent = self._failing = 0
+        self._failing_since = 0.0
 
     async def all(self, todo: list[_Request]) -> None:
-        """Ask them all; the first error that ends the run cancels the others."""
+        """Ask them all; the first error that ends the run cancels the others. Requests that were rejected stay mere errors where
+        one that was answered before is rejected by now too: that is not theirs."""
         pending = iter(todo)
         workers = [asyncio.create_task(self._work(pending)) for _ in range(min(self._pace.largest, len(todo)))]
         try:
@@ -203,43 +212,97 @@ class _Run:
             for worker in workers:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
+        rejected = {key: answer for key, answer in self._failed.items() if answer.rejected}
+        if (
+            rejected
+            and (known := self._answered())
+            and (error := await self._fault(known))
+            and error.status in REJECTIONS
+        ):
+            self._failed |= {key: replace(answer, rejected=None) for key, answer in rejected.items()}
 
     async def _work(self, pending: Iterator[_Request]) -> None:
         for request in pending:
             async with self._pace.slot() as number:
                 await self._one(request, number)
 
-    async def _one(self, request: _Request, number: int) -> None:
+    async def _complete(self, request: _Request) -> Completion:
         settings = self._settings
         if request.repeat and "seed" in settings:
             settings = {**settings, "seed": settings["seed"] + request.repeat}
+        row = request.row
+        return await self._client.complete(self._task.messages(row), generation=settings, tools=self._task.tools(row))
+
+    async def _one(self, request: _Request, number: int) -> None:
         try:
-            completion = await self._client.complete(
-                self._task.messages(request.row), generation=settings, tools=self._task.tools(request.row)
-            )
+            completion = await self._complete(request)
         except EndpointError as error:
             self._pace.bad(number)
-            self._count_silence(error)
-            rejected = error.message if error.status in REJECTIONS else None
-            answer = Answer(error=error.line(), attempts=self._attempts, rejected=rejected)
+            await self._look_at(error)
+            answer = Answer(
+                error=error.line(),
+                attempts=self._options.retries + 1,
+                rejected=error.message if error.status in REJECTIONS else None,
+                timed_out_ms=1000.0 * self._options.timeout_s if error.cause == "timeout" else None,
+            )
             self._failed[request.key] = answer
         else:
-            self._silent = 0
+            self._silent = self._failing = 0
             self._pace.good() if completion.attempts == 1 else self._pace.bad(number)
             answer = answer_of(completion)
             self._log.add(request.key, answer)
         self._estimate.add(request.row, answer)
 
-    def _count_silence(self, error: EndpointError) -> None:
+    async def _look_at(self, error: EndpointError) -> None:
+        """Raise where an error says that no later request would fare better."""
         if error.fatal:
             raise error
+        if is_spent(error.status, error.message) and await self._fails_by_now():
+            raise self._end(f"the account pays for no more requests: {error.message}", "see to it")
         self._silent = self._silent + 1 if error.status is None else 0
-        if self._silent >= DEAD_AFTER:
-            raise InfrastructureError(
-                f"the endpoint is gone: {self._silent} requests in a row failed, the last with: {error.message}",
-                where=self._client.base_url,
-                hint=f"start it and run the command again; the {len(self._log)} answers so far are kept",
-            )
+        if error.status in REJECTIONS:
+            self._failing = 0
+            return
+        if not self._failing:
+            self._failing_since = time.monotonic()
+        self._failing += 1
+        if self._seems_gone() and await self._is_gone():
+            said = f"{self._failing} requests in a row failed, the last with: {error.message}"
+            raise self._end(f"the endpoint is gone: {said}", "start it")
+
+    def _seems_gone(self) -> bool:
+        lasted_s = time.monotonic() - self._failing_since if self._failing else 0.0
+        failing = self._failing >= DEAD_AFTER and lasted_s >= DEAD_S
+        return self._silent >= DEAD_AFTER or failing or lasted_s >= DEAD_AT_LATEST_S
+
+    async def _is_gone(self) -> bool:
+        """Whether an item that was answered before is not answered any more; where it is, the others' errors are their own."""
+        async with self._probing:
+            if not self._seems_gone():  # another request has found an answer in the meantime
+                return False
+            if self._silent < DEAD_AFTER and not await self._fails_by_now():
+                self._silent = self._failing = 0
+                return False
+            return self._seems_gone()
+
+    def _answered(self) -> _Request | None:
+        return next((request for request in self._requests if self._log.get(request.key) is not None), None)
+
+    async def _fails_by_now(self) -> bool:
+        known = self._answered()
+        return known is None or await self._fault(known) is not None
+
+    async def _fault(self, request: _Request) -> EndpointError | None:
+        """The error with which an item fails that was answered before; None where it is answered again."""
+        try:
+            await self._complete(request)
+        except EndpointError as error:
+            return error
+        return None
+
+    def _end(self, message: str, mend: str) -> InfrastructureError:
+        hint = f"{mend} and run the command again; the {len(self._log)} answers so far are kept"
+        return InfrastructureError(message, where=self._client.base_url, hint=hint)
 
 
 def answer_of(completion: Completion) -> Answer:
@@ -251,8 +314,8 @@ def answer_of(completion: Completion) -> Answer:
         tool_calls=completion.tool_calls,
         latency_ms=round(completion.latency_ms, 3),
         ttft_ms=None if completion.ttft_ms is None else round(completion.ttft_ms, 3),
-        prompt_tokens=completion.prompt_tokens,
-        completion_tokens=completion.completion_tokens,
+        prompt_tokens=counted(completion.prompt_tokens),
+        completion_tokens=counted(completion.completion_tokens),
         attempts=completion.attempts,
         context=completion.context,
     )

@@ -19,6 +19,7 @@ EACH = {  # what of an answer is kept for each repeat, and under which name
     "prompt_tokens": "each_prompt_tokens",
     "completion_tokens": "each_completion_tokens",
     "error": "errors",
+    "timed_out_ms": "each_timed_out_ms",
 }
 
 
@@ -141,6 +142,7 @@ def result_row(task: EvalTask, row: Row, result: ItemResult) -> dict[str, Any]:
         **({"judged": result.judged} if result.judged else {}),
         **({"context": answer.context} if answer.context else {}),
         **({"rejected": answer.rejected} if answer.rejected else {}),
+        **({} if answer.timed_out_ms is None else {"timed_out_ms": answer.timed_out_ms}),
         **({"unjudged": True} if answer.error and answer.text else {}),
         **repeats,
     }
@@ -176,7 +178,8 @@ def check_gold(task: EvalTask) -> int:
     kinds: Counter[str] = Counter()
     plain = replace_extract(task)
     for row in task.rows:
-        gold = Answer(text=row.expected, tool_calls=list(row.messages[-1].get("tool_calls") or []))
+        calls = list(row.messages[-1].get("tool_calls") or [])
+        gold = Answer(text=row.expected, tool_calls=calls, finish_reason="stop")
         bad = [name for name, verdict in verdicts(plain, row, gold).items() if not verdict.passed]
         failing += [row.id] if bad else []
         kinds.update(bad)

@@ -4,7 +4,7 @@ import bisect
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tunegate.core.bootstrap import bootstrap_mean
@@ -59,8 +59,15 @@ def judged(rows: Rows) -> list[dict[str, Any]]:
 
 
 def timings(rows: Rows, field: str) -> list[float]:
-    """latency_ms or ttft_ms of every answer that arrived, repeats included."""
-    return [ms for row in judged(rows) for ms in _timings_of(row, field)]
+    """latency_ms or ttft_ms of every answer that arrived, repeats included; of requests that timed out the latency is what they
+    were waited for, and more."""
+    return [ms for row in rows for ms in _timings_of(row, field) + _waited(row, field)]
+
+
+def _waited(row: dict[str, Any], field: str) -> list[float]:
+    """What the requests of an item that timed out were waited for, in ms: at least that they would have taken."""
+    each = row.get("each_timed_out_ms") or [row.get("timed_out_ms")]
+    return [ms for ms in each if ms is not None] if field == "latency_ms" else []
 
 
 def _timings_of(row: dict[str, Any], field: str) -> list[float]:
@@ -129,8 +136,9 @@ def measure(rows: Rows, report: dict[str, Any], metric: str, *, level: float, ex
 def _percentile(rows: Rows, field: str, probability: float, *, level: float) -> Measured:
     """A percentile of the answers' times. Those of one item, or of items of one group, are not independent: they count as n / design
     effect, with Student's t, as a rate's do: the effect on the share that is at most the percentile, or where that is larger on
-    the answers' ranks (a percentile that falls amid one item's answers hides half of it)."""
-    timed = [(row, _timings_of(row, field)) for row in judged(rows)]
+    the answers' ranks (a percentile that falls amid one item's answers hides half of it). Where the upper end is the time of a
+    request that timed out there is none: nobody knows how long it would have taken (censored on the right)."""
+    timed = [(row, _timings_of(row, field) + _waited(row, field)) for row in rows]
     values = [ms for _, each in timed for ms in each]
     if not values:
         return Measured(kind="percentile", interval=None)
@@ -141,6 +149,9 @@ def _percentile(rows: Rows, field: str, probability: float, *, level: float) -> 
     effect, df = max(design_effect(each, groups) for each in seen)
     effective = _effective_n(len(values), effect, df, level)
     interval = percentile(values, probability, level=level, effective_n=effective)
+    waited = min((ms for row in rows for ms in _waited(row, field)), default=math.inf)
+    if interval.high is not None and interval.high >= waited:
+        interval = replace(interval, high=None)
     items = sum(bool(each) for _, each in timed)
     return Measured(kind="percentile", interval=interval, effective_n=effective, items=items)
 

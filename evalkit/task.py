@@ -6,6 +6,7 @@ from typing import Any
 
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.files import canonical_json, sha256_file, sha256_text
+from tunegate.core.manifest import Input
 from tunegate.core.rows import Message, Row, read_unique_rows
 from tunegate.core.strict_yaml import read_yaml
 from tunegate.evalkit import extract as extraction
@@ -16,7 +17,7 @@ from tunegate.evalkit.validators.base import Validator
 from tunegate.evalkit.validators.kinds import make
 from tunegate.train.data.normalize import input_key, said_key
 
-SCORER_VERSION = 5  # raised whenever a validator's verdict on some answer changes
+SCORER_VERSION = 6  # raised whenever a validator's verdict on some answer changes
 RESERVED = {"weighted", *REPEATED, *LEAKAGE}  # and every name with the unit of another metric: see `_primary`
 
 
@@ -103,7 +104,8 @@ class TaskFile:
 class EvalTask:
     """A task, checked, with its rows. digest: of what decides a score given the answers (validators, extraction).
 
-    ids: of all rows of the data; `rows` may be the first of them only.
+    ids: of all rows of the data; `rows` may be the first of them only. inputs: the files it reads, its own first, as they were
+    when they were read.
     """
 
     path: Path
@@ -115,6 +117,7 @@ class EvalTask:
     digest: str
     data_sha256: str
     ids: frozenset[str]
+    inputs: tuple[Input, ...]
 
     def messages(self, row: Row) -> list[Message]:
         """The prompt of one row: leading system turns, examples, the rest as it stands."""
@@ -189,7 +192,10 @@ def load_task(path: Path, *, limit: int | None = None, allow_python: bool = Fals
         file.gate.check(f"{where} gate")
     if file.train is not None and not file.train.is_file():
         raise UserError("no such file", where=f"{where} train: {file.train}")
-    rows = _rows(file, validators, where)
+    rows = read_unique_rows(file.data)
+    examples = _examples(file.few_shot, rows, where)
+    inputs = _inputs(path, file, validators)  # before a judge is measured, which takes a while
+    _check_rows(rows, file, validators, where)
     rules = [repr_of(v) for v in validators]
     digest = sha256_text(
         canonical_json({"v": SCORER_VERSION, "validators": rules, "extract": file.extract, "primary": primary})
@@ -200,11 +206,21 @@ def load_task(path: Path, *, limit: int | None = None, allow_python: bool = Fals
         rows=tuple(rows if limit is None else rows[:limit]),
         validators=validators,
         primary=primary,
-        examples=_examples(file.few_shot, rows, where),
+        examples=examples,
         digest=digest,
-        data_sha256=sha256_file(file.data),
+        data_sha256=next(given.digest for given in inputs if given.role == "data"),
         ids=frozenset(row.id for row in rows),
+        inputs=inputs,
     )
+
+
+def _inputs(path: Path, file: TaskFile, validators: tuple[Validator, ...]) -> tuple[Input, ...]:
+    """The files that a task reads, its own first."""
+    read = [(path, "task"), (file.data, "data"), *([(file.few_shot.file, "few_shot")] if file.few_shot else [])]
+    for validator in validators:
+        own = (v for v in vars(validator).values() if isinstance(v, Path) and v.is_file())
+        read += [(v, f"validator {validator.name}") for v in own]
+    return tuple(Input.of_file(*each) for each in read)
 
 
 def repr_of(validator: Validator) -> str:
@@ -246,8 +262,7 @@ def _primary(file: TaskFile, validators: tuple[Validator, ...], where: str) -> s
     return file.primary or names[-1]
 
 
-def _rows(file: TaskFile, validators: tuple[Validator, ...], where: str) -> list[Row]:
-    rows = read_unique_rows(file.data)
+def _check_rows(rows: list[Row], file: TaskFile, validators: tuple[Validator, ...], where: str) -> None:
     try:
         for row in rows:
             for validator in validators:
@@ -267,7 +282,6 @@ def _rows(file: TaskFile, validators: tuple[Validator, ...], where: str) -> list
             raise UserError(
                 f"no row has {key!r}", where=f"{where} slices/group", hint=nearest(key, known) if known else None
             )
-    return rows
 
 
 def _examples(wanted: FewShot | None, rows: list[Row], where: str) -> tuple[Row, ...]:

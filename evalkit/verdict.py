@@ -1,14 +1,14 @@
 """From a reading and a baseline to a comparison and a decision; shared by `ft eval --against` and `ft gate`."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tunegate.core.artifacts import EvalReport, LoadReport
-from tunegate.core.console import warn
+from tunegate.core.console import say, warn
 from tunegate.core.errors import UserError
-from tunegate.core.files import sha256_file
+from tunegate.core.files import refuse_existing, refuse_input, sha256_file, write_text
 from tunegate.core.manifest import is_finished
 from tunegate.evalkit.compare import Reading, compare, lock
 from tunegate.evalkit.evaluate import Evaluation, evaluate, identity_of, log_path, open_reading, open_unchanged, planned
@@ -37,10 +37,67 @@ def baseline_reading(
         before = EvalReport.open(out)
         if _is_of(before.report(), system, task):
             return open_unchanged(before, name=system.spec)
-    evaluation = evaluate(system, task, out=out, options=options, key=key)
+    try:
+        evaluation = evaluate(system, task, out=out, options=options, key=key)
+    except UserError as error:
+        hint = error.hint and error.hint.replace("--model", "--against-model")
+        raise UserError(error.message, where=error.where, hint=hint) from None
     report = write_report(out, evaluation, force=force)
     finish(evaluation)
     return open_reading(report, name=system.spec)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """A baseline that is judged beside the report of its candidate, into the folder OUT-baseline. `candidate` and `baseline` are
+    the systems, `out` is the candidate's folder. A note says which report it came to, so that a run that was cut short while the
+    candidate was asked goes on with it."""
+
+    candidate: System
+    baseline: System
+    task: EvalTask
+    out: Path
+    options: RunOptions
+
+    @property
+    def folder(self) -> Path:
+        """Where the baseline's report is written."""
+        return beside(self.out)
+
+    @property
+    def _note(self) -> Path:
+        return self.out.with_name(f".{self.out.name}.baseline")
+
+    def check(self, read: Sequence[str | Path], *, force: bool) -> None:
+        """Raise UserError for a folder that is read, and for one that is neither of this run nor to be replaced."""
+        refuse_input(self.folder, *read)
+        if self._begun() is None:
+            refuse_existing(self.folder, force=force)
+
+    def reading(self, key: str | None, *, force: bool) -> Reading:
+        """The baseline's reading: the one that this run came to before, else judged now."""
+        if (before := self._begun()) is not None:
+            say(f"resuming: the baseline was judged before, in {self.folder}")
+            return open_unchanged(before, name=self.baseline.spec)
+        found = baseline_reading(self.baseline, self.task, out=self.folder, options=self.options, key=key, force=force)
+        write_text(self._note, f"{found.digest} {self.candidate.digest}\n")
+        return found
+
+    def done(self) -> None:
+        """The candidate's report stands."""
+        self._note.unlink(missing_ok=True)
+
+    def _begun(self) -> EvalReport | None:
+        if self.options.retry_errors or not self._note.is_file() or not is_finished(self.folder):
+            return None
+        report = EvalReport.open(self.folder)
+        same = self._note.read_text(encoding="utf-8").split() == [report.digest, self.candidate.digest]
+        return report if same and _is_of(report.report(), self.baseline, self.task) else None
+
+
+def beside(out: Path) -> Path:
+    """The folder of a baseline that is judged together with the report `out`."""
+    return out.with_name(f"{out.name}-baseline")
 
 
 def task_of(report: EvalReport, *, allow_python: bool) -> EvalTask:
@@ -91,9 +148,15 @@ def check_sides(
     candidate: Reading, baseline: Reading | None, *, allowed: Sequence[str], load: LoadReport | None
 ) -> None:
     """Raise UserError for what no answer can mend: a load test of something else, a baseline of other items, prompts,
-    settings or scorer. candidate: also one that was not asked yet."""
+    settings or scorer, or that is the candidate itself. candidate: also one that was not asked yet."""
     if load is not None:
         _same_system(load, candidate)
+    if baseline is not None and baseline.digest is not None and baseline.digest == candidate.digest:
+        raise UserError(
+            f"the baseline {baseline.name!r} is this report itself, which is no worse than it whatever it holds",
+            where=candidate.path,
+            hint="name the report of what is in use today",
+        )
     if baseline is not None:
         lock(baseline, candidate, allowed=allowed)
 

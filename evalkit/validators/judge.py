@@ -5,6 +5,7 @@ import contextlib
 import functools
 import json
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,12 +19,14 @@ from tunegate.core.files import canonical_json, sha256_text
 from tunegate.core.rows import Row, read_jsonl
 from tunegate.core.statistics import Interval, wilson
 from tunegate.evalkit.extract import thinking
-from tunegate.evalkit.outcomes import Answer, Verdict
+from tunegate.evalkit.outcomes import REJECTIONS, Answer, Verdict, is_spent
 from tunegate.evalkit.validators.base import Validator, refuse_calls
 from tunegate.serve.endpoint_url import is_url
 
 AT_ONCE = 16  # requests to the judge
 KEY = "TUNEGATE_JUDGE_API_KEY"
+DEAD_AFTER = 20  # requests in a row that got no answer: the judge is gone
+_failing: Counter[str] = Counter()  # requests in a row that failed, by endpoint
 _key_hosts: set[str] = set()  # hosts that TUNEGATE_API_KEY was given for: those of the endpoints that are judged
 ASKED = ("question", "expected", "answer")
 LABELS = {"right": True, "wrong": False}
@@ -75,10 +78,20 @@ class Judge(Validator):
                 )
 
     def judge(self, answer: Answer, row: Row) -> Verdict:
-        """What the judge says. An endpoint that fails is an InfrastructureError, and words that hold no verdict are none: neither
-        says anything of the answer."""
+        """What the judge says. A request that it rejects or fails on, and words that hold no verdict, are none, and say nothing
+        of the answer. Raises EndpointError where the judge itself is gone or set up wrong."""
+        from tunegate.serve.client import EndpointError
+
         question = "\n".join(str(m.get("content") or "") for m in row.prompt if m["role"] == "user")
-        right, reason = asyncio.run(_ask(self, question, row.expected, answer.text))
+        try:
+            right, reason = asyncio.run(_ask(self, question, row.expected, answer.text))
+        except EndpointError as error:
+            _failing[self.endpoint] = 0 if error.status in REJECTIONS else _failing[self.endpoint] + 1
+            gone = error.fatal or error.cause == "unreachable" or _failing[self.endpoint] >= DEAD_AFTER
+            if gone or is_spent(error.status, error.message):
+                raise
+            return Verdict.none(f"the judge gave no verdict: {error.line()}")
+        _failing[self.endpoint] = 0
         if right is None:
             return Verdict.none(f"the judge gave no verdict (more max_tokens may help): {reason}")
         return Verdict.yes(reason) if right else Verdict.no(reason or "the judge says it is wrong", "judged_wrong")

@@ -52,7 +52,7 @@ class SetMatch(Admitting):
             expected = self._counted(self._of_list(value) if isinstance(value, list) else self._of_text(str(value)))
             lacking, extra = Counter(expected) - Counter(got), Counter(got) - Counter(expected)
             if not lacking and not extra and (got == expected or not self.ordered):
-                return Verdict.yes()
+                return Verdict.yes() if expected else _empty(answer)
             reason = f"missing {_shown(lacking)}, too many {_shown(extra)}" if lacking or extra else "in another order"
             best = max(best, (self._f1(expected, got), reason))
         if not answer.text.strip():
@@ -78,6 +78,17 @@ class SetMatch(Admitting):
 
     def _of_list(self, values: list[Any]) -> list[Member]:
         return [canonical(normalised(v, self.normalize) if isinstance(v, str) else v) for v in values]
+
+
+def _empty(answer: Answer) -> Verdict:
+    """Pass for an answer that says that there is nothing: whole, and where nothing tells how it ended not a mere lack of text."""
+    if answer.unfinished:
+        return Verdict.unparsable(f"no members, but the answer is no whole one: {answer.unfinished}")
+    if answer.end is None and not answer.text.strip():
+        return Verdict.unparsable(
+            "the answer is empty, and nothing says that it ended by itself: [] would be no members"
+        )
+    return Verdict.yes()
 
 
 def common_in_order(expected: list[Member], got: list[Member]) -> int:

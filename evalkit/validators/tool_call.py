@@ -50,7 +50,7 @@ class ToolCall(Admitting):
         """Pass when the calls are admissible; else the reason of the nearest admissible ones."""
         admissible = self._calls(row)
         if admissible == [[]]:
-            return _calls_nothing(answer)
+            return _calls_nothing(answer, row)
         try:
             got = calls_of(answer.tool_calls, answer.text)
         except NotJsonError as error:
@@ -124,8 +124,13 @@ def _holds_calls(text: str) -> bool:
     return isinstance(value, dict) or (isinstance(value, list) and bool(value))
 
 
-def _calls_nothing(answer: Answer) -> Verdict:
-    """Pass for an answer without calls, those that stand in its text included."""
+def _calls_nothing(answer: Answer, row: Row) -> Verdict:
+    """Pass for a whole answer without calls, those that stand in its text included. One that is empty where something is to be
+    said, that was cut or refused calls nothing either, and shows nothing."""
+    if not answer.tool_calls and answer.unfinished:
+        return Verdict.unparsable(f"no call expected, but the answer is no whole one: {answer.unfinished}")
+    if not answer.tool_calls and not answer.text.strip() and (row.expected.strip() or answer.end is None):
+        return Verdict.unparsable("no call expected, but the answer is empty")
     try:
         got = calls_of(answer.tool_calls, calls_in_text(answer.text))
     except NotJsonError:

@@ -11,10 +11,12 @@ import pytest
 
 @pytest.fixture
 def standin():
-    """`answer(question, times asked)` gives (status, text); by default the question itself. `asked` counts requests."""
+    """`answer(question, times asked)` gives (status, text); by default the question itself. `asked` counts requests. `says` is
+    the message of an error, `models` are those served, `usage` is what each answer reports."""
     from aiohttp import web
 
     state = SimpleNamespace(asked=Counter(), answer=lambda question, _: (200, question), delay_s=0.0, bodies=[])
+    state.says, state.models, state.usage = "broken", ["m"], {"prompt_tokens": 10, "completion_tokens": 5}
 
     async def complete(request):
         body = await request.json()
@@ -26,13 +28,12 @@ def standin():
         if status == "html":
             return web.Response(text="<html>login</html>", content_type="text/html")
         if status != 200:
-            return web.json_response({"error": {"message": "broken"}}, status=status, headers={"Retry-After": "0"})
-        usage = {"prompt_tokens": 10, "completion_tokens": 5}
+            return web.json_response({"error": {"message": state.says}}, status=status, headers={"Retry-After": "0"})
         choice = {"message": {"content": text}, "finish_reason": "stop"}
-        return web.json_response({"choices": [choice], "usage": usage})
+        return web.json_response({"choices": [choice], "usage": state.usage})
 
     async def models(_):
-        return web.json_response({"data": [{"id": "m"}]})
+        return web.json_response({"data": [{"id": name} for name in state.models]})
 
     app = web.Application()
     app.add_routes([web.post("/v1/chat/completions", complete), web.get("/v1/models", models)])

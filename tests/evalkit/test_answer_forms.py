@@ -146,3 +146,46 @@ def test_a_field_to_ignore_is_named_by_a_pointer(pointer):
     with pytest.raises(UserError, match="no JSON pointer") as found:
         judge("json_equal", "{}", "{}", ignore=["/ok", pointer])
     assert found.value.where == "v ignore[1]"
+
+
+NOTHING = {"tool_call": ("No tool is of use here.", {"no_call": True}), "set": ("[]", {})}
+CUT = [{"finish_reason": end} for end in ("length", "content_filter", "abort", "SAFETY", "max_tokens", "tool_calls")]
+
+
+def nothing(kind, **answer):
+    """What is said of an answer to a row that expects no call, or no members."""
+    expected, options = NOTHING[kind]
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": expected}]
+    row = parse_row({"messages": messages}, "d.jsonl", 1)
+    verdict = make({"name": "v", "kind": kind, **options}, where="t", base=Path()).judge(Answer(**answer), row)
+    return verdict.passed, outcome_of(Answer(**answer), verdict)
+
+
+@pytest.mark.parametrize("kind", NOTHING)
+@pytest.mark.parametrize("end", [*CUT, {"finish_reason": "stop", "refusal": "I cannot help."}, {"refusal": "no"}])
+def test_an_answer_that_was_cut_or_refused_does_not_say_that_there_is_nothing(kind, end):
+    for text in ("", "[]", "<think>hmm f("):
+        passed, outcome = nothing(kind, text=text, **end)
+        named = {"length": Outcome.TRUNCATED, "content_filter": Outcome.REFUSED}.get(end.get("finish_reason"))
+        named = Outcome.REFUSED if "refusal" in end else named or outcome
+        assert (passed, outcome) == (False, named)
+
+
+def test_nothing_is_said_by_a_whole_answer():
+    for end in (None, "stop", "STOP", "end_turn", "unknown"):
+        assert nothing("set", text="[]", finish_reason=end)[0]
+        assert nothing("set", text=" , ", finish_reason=end)[0]
+        assert nothing("set", text="", finish_reason=end)[0] is (end not in (None, "unknown"))
+        assert nothing("tool_call", text="It is sunny.", finish_reason=end)[0]
+        assert not nothing("tool_call", text=" ", finish_reason=end)[0]  # says nothing at all
+    call = {"function": {"name": "f", "arguments": "{}"}}
+    assert nothing("tool_call", tool_calls=[call], finish_reason="tool_calls") == (False, Outcome.FAIL)
+
+
+def test_where_an_empty_text_is_expected_one_that_ended_is_right():
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": ""}]
+    row = parse_row({"messages": messages}, "d.jsonl", 1)
+    for kind, (_, options) in NOTHING.items():
+        asked = make({"name": "v", "kind": kind, **options}, where="t", base=Path())
+        ends = {end: asked.judge(Answer(finish_reason=end), row).passed for end in ("stop", "length", None)}
+        assert ends == {"stop": True, "length": False, None: False}

@@ -12,7 +12,6 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from tunegate.core.errors import UserError
-from tunegate.core.rows import read_unique_rows
 from tunegate.evalkit.policy import load_policy, make_policy
 from tunegate.evalkit.task import load_task
 from tunegate.evalkit.task_schema import schemas
@@ -70,7 +69,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "shots.jsonl").write_text(json.dumps({"id": "b", "messages": turns("other")}) + "\n")
     (tmp_path / "l.jsonl").write_text("{}\n")
     sqlite3.connect(tmp_path / "d.sqlite").close()
-    monkeypatch.setattr("tunegate.evalkit.task._rows", lambda file, validators, where: read_unique_rows(file.data))
+    monkeypatch.setattr("tunegate.evalkit.task._check_rows", lambda *_: None)
     return tmp_path
 
 

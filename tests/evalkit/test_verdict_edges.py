@@ -142,7 +142,7 @@ def test_an_empty_set_is_met_by_an_empty_answer(echo):
     task = load_task(echo / "task.yaml")
     nothing = Row(id="a", messages=[{"role": "user", "content": "?"}, {"role": "assistant", "content": ""}], line=1)
     judge = SetMatch(name="s")
-    assert judge.judge(Answer(text=""), nothing).passed
+    assert judge.judge(Answer(text="", finish_reason="stop"), nothing).passed
     assert judge.judge(Answer(text="[]"), nothing).passed
     assert not judge.judge(Answer(text=""), task.rows[0]).parsable
 
