@@ -41,6 +41,7 @@ from tunegate.evalkit.verdict import (
     judge_against,
     judged_before,
     policy_for,
+    say_other_policy,
     task_of,
 )
 from tunegate.serve.client import api_key
@@ -63,10 +64,10 @@ class Shown:
 
     @property
     def exit_code(self) -> int:
-        """The gate's exit code, without a gate 0; 4 where infrastructure errors left nothing to score, of the baseline either."""
-        decision = self.report.get("decision") or {"decision": "PASS", "infra_error_rate": 0.0}
-        lost = not answered(self.report) or decision["infra_error_rate"] >= 1.0  # of either side
-        return int(ExitCode.INFRASTRUCTURE if lost else EXIT[decision["decision"]])
+        """The gate's exit code; without a gate 0, or 4 where infrastructure errors left nothing to score."""
+        if decision := self.report.get("decision"):
+            return int(EXIT[decision["decision"]])
+        return int(ExitCode.OK if answered(self.report) else ExitCode.INFRASTRUCTURE)
 
     def annotate(self) -> None:
         """In a GitHub job: annotations, on standard error, so that --json stays alone on standard output."""
@@ -242,6 +243,8 @@ def run_gate(
     gate = task.get("gate")
     own = None if gate is None else make_policy(gate, f"{report_path} gate")
     policy = policy_for(policy_path, own, candidate.report["task"]["primary"])
+    if policy_path is None:
+        say_other_policy(candidate.report, policy)
     baseline = None
     if against is not None:
         system = classify(against, model=against_model, baseline=True)

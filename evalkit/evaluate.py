@@ -289,6 +289,11 @@ def _say_faults(report: dict[str, Any], rows: list[dict[str, Any]], extract: tup
             f"{counts['infra_error']} of {report['n']} items got no answer{or_verdict} (infrastructure errors); they are in no score"
             + "".join(f"; {times} times: {text}" for text, times in said)
         )
+    different = len({(row["prompt_digest"], row["expected"]) for row in rows})
+    if 1 < different < len(rows):
+        warn(
+            f"{len(rows)} items are {different} different questions: copies are no evidence of their own, and count together"
+        )
     rejected = sum(row["cause"] == REJECTED for row in rows)
     if rejected:
         warn(f"the endpoint takes the requests of {rejected} of {report['n']} items not at all: they count as failed")

@@ -136,6 +136,7 @@ class _Result(msgspec.Struct):
     finish_reason: str | None = None
     latency_ms: float | None = None
     ttft_ms: float | None = None
+    timed_out_ms: float | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cost_usd: float | None = None
@@ -143,6 +144,7 @@ class _Result(msgspec.Struct):
     outputs: list[str] | None = None
     latencies_ms: list[float | None] | None = None
     ttfts_ms: list[float | None] | None = None
+    each_timed_out_ms: list[float | None] | None = None
     each_tool_calls: list[list[Any]] | None = None
     finish_reasons: list[str | None] | None = None
     each_prompt_tokens: list[int | None] | None = None

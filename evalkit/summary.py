@@ -78,8 +78,14 @@ def _timings_of(row: dict[str, Any], field: str) -> list[float]:
 
 
 def clusters(rows: Rows) -> list[str]:
-    """What each row is grouped by; its own id where it has no group."""
-    return [f"\0{row['id']}" if row.get("group") is None else str(row["group"]) for row in rows]
+    """What each row is grouped by; where it has no group, the question with what is expected: copies of one are no independent
+    evidence. Rows that are all of one question are samples of its answers, and independent."""
+    asked = [(row.get("prompt_digest") or row["id"], row.get("expected")) for row in rows]
+    one = len(set(asked)) == 1
+    return [
+        str(row["group"]) if row.get("group") is not None else f"\0{row['id'] if one else question}"
+        for row, question in zip(rows, asked, strict=True)
+    ]
 
 
 def score_interval(values: Sequence[float], groups: Sequence[str], *, level: float, exact: bool = False) -> Measured:

@@ -101,13 +101,16 @@ def beside(out: Path) -> Path:
 
 
 def task_of(report: EvalReport, *, allow_python: bool) -> EvalTask:
-    """The task that a report was judged by, with as many rows. Raises UserError where its file is gone or was changed."""
+    """The task that a report was judged by, with as many rows; its path is from here, or from a folder above the report, where
+    `ft eval` may have been run. Raises UserError where its file is gone or was changed."""
     named = next((i for i in report.manifest.inputs if i.role == "task"), None)
-    path = Path("task.yaml" if named is None else named.path)
-    if named is None or not path.is_file() or sha256_file(path) != named.digest:
+    told = Path("task.yaml" if named is None else named.path)
+    places = [path for path in (told, *(above / told for above in report.path.resolve().parents)) if path.is_file()]
+    path = next((path for path in places if named is not None and sha256_file(path) == named.digest), None)
+    if path is None:
         raise UserError(
-            f"the task that {report.path} was judged by {'was changed' if path.is_file() else 'is not there'}",
-            where=str(path),
+            f"the task that {report.path} was judged by {'was changed' if places else 'is not there'}",
+            where=str(places[0] if places else told),
             hint="judge the baseline by it first: ft eval TARGET --task task.yaml --out DIR, then --against DIR",
         )
     return load_task(path, limit=int(report.report()["data"]["n"]), allow_python=allow_python)
@@ -148,15 +151,11 @@ def check_sides(
     candidate: Reading, baseline: Reading | None, *, allowed: Sequence[str], load: LoadReport | None
 ) -> None:
     """Raise UserError for what no answer can mend: a load test of something else, a baseline of other items, prompts,
-    settings or scorer, or that is the candidate itself. candidate: also one that was not asked yet."""
+    settings or scorer; say it where it is the candidate itself. candidate: also one that was not asked yet."""
     if load is not None:
         _same_system(load, candidate)
     if baseline is not None and baseline.digest is not None and baseline.digest == candidate.digest:
-        raise UserError(
-            f"the baseline {baseline.name!r} is this report itself, which is no worse than it whatever it holds",
-            where=candidate.path,
-            hint="name the report of what is in use today",
-        )
+        warn(f"the baseline {baseline.name!r} is this report itself, which is never worse than itself")
     if baseline is not None:
         lock(baseline, candidate, allowed=allowed)
 
@@ -179,8 +178,26 @@ def judge_against(
     comparison = None
     if baseline is not None:
         comparison = compare(baseline, candidate, alpha=policy.alpha, margins=margins, allowed=allowed)
+        _say_nothing_right(candidate.report, comparison)
     decision = decide(policy, candidate, baseline, load)
     return replace(candidate, report={**candidate.report, "comparison": comparison, "decision": decision})
+
+
+def say_other_policy(report: dict[str, Any], policy: Policy) -> None:
+    """Say that a report which is decided by `policy` was decided by another one before."""
+    before = report.get("decision")
+    if before is not None and before["policy"] != policy.to_json():
+        said = f"{before['decision']} by another policy"
+        warn(
+            f"the report itself says {said}; this is by the task's own or the default one (--policy FILE takes another)"
+        )
+
+
+def _say_nothing_right(report: dict[str, Any], comparison: dict[str, Any]) -> None:
+    primary = report["task"]["primary"]
+    found, value = comparison["metrics"].get(primary), report["metrics"].get(primary, {}).get("value")
+    if found is not None and value == 0 and found["fixed"] == found["broken"] == 0:
+        warn(f"no answer of either side has any {primary}: that nothing differs shows nothing about these answers")
 
 
 def _same_system(load: LoadReport, candidate: Reading) -> None:

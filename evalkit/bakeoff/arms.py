@@ -60,9 +60,9 @@ def run_arms(plan: Plan, options: RunOptions) -> dict[str, str]:
     for member in light:
         _attempt(failed, member, partial(make_run, plan, member, None))
     _judge_group(plan, [m for m in light if m.name not in failed], options, failed, clock)
-    tuned = [arm for arm in plan.arms if arm in TUNED]
+    tuned = [arm for arm in plan.arms if arm in TUNED and arm not in failed]  # the others share the budget
     for number, arm in enumerate(tuned):
-        members = [m for m in plan.members(arm) if m.name not in failed]
+        members = plan.members(arm)
         todo = [m for m in members if not is_finished(plan.run_folder(m))]
         steps = _affordable(plan, arm, todo, len(tuned) - number, clock, failed)
         for member in todo:

@@ -1,6 +1,7 @@
 """What a bake-off compares, and where each arm is kept."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -42,6 +43,8 @@ ARMS = (BASE, *METHODS, RAG_LORA)
 TUNED = (*TRAINED, RAG_LORA)  # arms with weights of their own
 RETRIEVING = ("rag", RAG_LORA)
 FRACTIONS = (0.25, 0.5, 1.0)
+SHORTEST = 20  # characters of a question that is looked for in documents
+NEAR = 1000  # characters around a question in which a document answers it: about a passage
 IDENTITY = "bakeoff-plan.json"
 FILES = ("system_file", "docs", "adapter", "embedder")  # settings that name a file or folder
 DATA = "data"  # training rows that the bake-off itself wrote
@@ -272,8 +275,8 @@ def refuse_leaks(rows: Sequence[Row], task: EvalTask, *, where: str) -> None:
 
 
 def refuse_leaking_documents(docs: str, task: EvalTask) -> None:
-    """Raise UserError when a document, as a whole, holds an evaluation question together with its expected answer; for
-    documents that cannot be read."""
+    """Raise UserError when a document holds an evaluation question and, near it, its expected answer; for documents that cannot
+    be read."""
     path = home_path(docs)
     if found := leaking(read_documents(path), task):
         name, row = found
@@ -282,23 +285,35 @@ def refuse_leaking_documents(docs: str, task: EvalTask) -> None:
 
 
 def leaking(documents: Sequence[tuple[str, str]], task: EvalTask) -> tuple[str, str] | None:
-    """(name of a document, id of the evaluation row whose question and answer it holds), the first; None where there is none."""
+    """(name of a document, id of the evaluation row whose question it holds and within NEAR characters the words of its
+    answer), the first; None where there is none. Passages do not cut a document here."""
     texts = [(name, normalized(text)) for name, text in documents]
+    together = "\n".join(text for _, text in texts)  # most questions stand in no document: one search tells
     for row in task.rows:
         question, answer = normalized(user_text(row)), _answer_words(row)
-        if len(question) < 20 or not answer:
+        if len(question) < SHORTEST or not answer or question not in together:
             continue
         for name, text in texts:
-            if question in text and all(words in text for words in answer):
+            if any(all(words.search(near) for words in answer) for near in _around(question, text)):
                 return name, row.id
     return None
 
 
-def _answer_words(row: Row) -> list[str]:
-    """What an answer's text is told by, normalised: the text; of calls the names and all values of the arguments."""
+def _around(question: str, text: str) -> Iterator[str]:
+    """What stands before and behind a question, wherever the text holds it."""
+    at = text.find(question)
+    while at >= 0:
+        end = at + len(question)
+        yield text[max(0, at - NEAR) : at] + "\n" + text[end : end + NEAR]
+        at = text.find(question, end)
+
+
+def _answer_words(row: Row) -> list[re.Pattern[str]]:
+    """What an answer's text is told by, normalised, as whole words: the text; of calls the names and all values of the
+    arguments."""
     _, calls = answer_of(row)
     words = [str(value) for value in _values(calls)] if calls else [row.expected]
-    return [text for text in map(normalized, words) if text]
+    return [re.compile(rf"(?<![a-z0-9]){re.escape(text)}(?![a-z0-9])") for text in map(normalized, words) if text]
 
 
 def _values(value: Any) -> Iterator[Any]:

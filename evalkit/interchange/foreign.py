@@ -48,7 +48,7 @@ def mapping(value: Any) -> dict[str, Any]:
 
 def asked_in(prompt: Any) -> tuple[str, ...]:
     """The text of a prompt; of a chat, as messages or as their JSON (lm-eval puts that in a list of one), of its last user
-    turn. None where there is no text."""
+    turn (of the last turn where no user speaks). None where there is no text."""
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
         prompt = prompt[0]
     text = prompt if isinstance(prompt, str) else ""
@@ -58,8 +58,9 @@ def asked_in(prompt: Any) -> tuple[str, ...]:
         except (ValueError, RecursionError):
             return (text,)
     if isinstance(prompt, list) and any(mapping(turn).get("role") for turn in prompt):
-        asked = [turn.get("content") for turn in map(mapping, prompt) if turn.get("role") == "user"]
-        text = text_of(asked[-1]) if asked else ""
+        turns = [mapping(turn) for turn in prompt]
+        asked = [turn for turn in turns if turn.get("role") == "user"] or turns
+        text = text_of(asked[-1].get("content"))
     return (text,) if text else ()
 
 
@@ -200,10 +201,11 @@ def _by_question(data: Sequence[Row]) -> dict[str, list[str]]:
 
 
 def _item(record: Record, known: dict[str, Row], by_question: dict[str, list[str]]) -> str | None:
-    """The one item that a record answers: by its question, else by an id that is known, else by the end of its prompt.
+    """The one item that a record answers: by its question, else by an id that is known, else by the end of its prompt or of a
+    question that opens with a cue.
 
-    A number that is only a position counts as an id where the question agrees with it. What is but a part of the record's
-    own question is another question.
+    A number that is only a position counts as an id where the question agrees with it. What is but a part of a sentence of the
+    record's own question is another question.
     """
     for question in (*record.questions, *record.prompts):
         whole = by_question.get(question.strip(), [])
@@ -216,7 +218,8 @@ def _item(record: Record, known: dict[str, Row], by_question: dict[str, list[str
     inside = [
         ids[0]
         for text, ids in by_question.items()
-        if text and len(ids) == 1 and _holds(record.prompts, text) and not any(text in q for q in record.questions)
+        if text and len(ids) == 1 and _holds((*record.prompts, *record.questions), text)
+        if all(_opens(question, text) for question in record.questions if text in question)
     ]
     longest = sorted(inside, key=lambda i: len(question_of(known[i])), reverse=True)
     return longest[0] if longest else None
@@ -229,6 +232,12 @@ def _position_only(identity: str, record: Record) -> bool:
 def _holds(prompts: Sequence[str], text: str) -> bool:
     """Whether a prompt ends with this question, but for a short cue such as `Answer:` behind it."""
     return any((at := q.rfind(text)) >= 0 and len(q) - at - len(text) <= 32 for q in prompts)
+
+
+def _opens(question: str, text: str) -> bool:
+    """Whether a text stands in a question at the start of a line, or behind a cue such as `Question:`."""
+    before = question[: question.rfind(text)].rstrip(" \t")
+    return not before or before.endswith(("\n", ":"))
 
 
 def _contradicts(record: Record, row: Row) -> bool:

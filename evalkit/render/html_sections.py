@@ -55,7 +55,8 @@ def key_figures(report: dict[str, Any], flips: list[dict[str, Any]]) -> str:
             ("Latency, p95", number(latency["p95"], metric="_ms"), f"p50 {number(latency.get('p50'), metric='_ms')}")
         )
     tokens = finite(obj(report.get("tokens")).get("completion"))
-    answered = (finite(report.get("n")) or 0) - (finite(obj(report.get("outcomes")).get("infra_error")) or 0)
+    items = (finite(report.get("n")) or 0) - (finite(obj(report.get("outcomes")).get("infra_error")) or 0)
+    answered = finite(obj(report.get("tokens")).get("answers")) or items  # older reports: one an item
     if tokens is not None and answered > 0:
         facts.append(("Answer length", f"{tokens / answered:,.0f} tokens", "mean"))
     if finite(report.get("size_bytes")) is not None:

@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -32,6 +33,11 @@ def call(**arguments):
         (f'{LONG} {{"name": "find_flight", "arguments": {{"to": "Oslo", "seats": 17}}}}', call(seats=17, to="Oslo"), True),
         (f"{LONG} find_flight(...)", call(seats=17, to="Oslo"), False),
         ("Which team?\n\nbilling", {"content": "billing"}, False),
+        (f"{LONG} We do not know yet.", {"content": "no"}, False),  # a part of words
+        (f"{LONG} No.", {"content": "no"}, True),
+        (f"{LONG} Anybody.", {"content": "detail7"}, False),  # a part of the question
+        (f"{LONG} {'See below. ' * 200} billing", {"content": "billing"}, False),  # of another question
+        (f"{LONG} Ask. {'See below. ' * 200} {LONG} billing", {"content": "billing"}, True),
     ],
 )  # fmt: skip
 def test_a_document_is_compared_whole_and_with_calls_too(text, answer, leaks):
@@ -82,3 +88,16 @@ def test_more_data_is_spoken_of_only_where_the_last_step_is_shown_to_gain(monkey
     assert clear.startswith("lora from 100 to 100 rows: +15.0% [+10.")
     assert clear.endswith("more data would probably help.")
     assert words(monkeypatch, [True] * 5, [True] * 5).endswith("no clear gain.")
+
+
+def test_documents_of_thousands_of_passages_are_looked_through_in_seconds():
+    """Each question was sought in each document by itself."""
+    draw = random.Random(0)
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=6)) for _ in range(2000)]
+    documents = [(f"d{i}", " ".join(draw.choices(words, k=150))) for i in range(5000)]
+    task = SimpleNamespace(rows=[
+        task_of(" ".join(draw.choices(words, k=12)), {"content": "yes"}).rows[0] for _ in range(300)
+    ])  # fmt: skip
+    begun = time.process_time()
+    assert plan.leaking(documents, task) is None
+    assert time.process_time() - begun < 3.0

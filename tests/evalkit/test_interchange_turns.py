@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tunegate.evalkit.interchange import inspect_write
+from tunegate.evalkit.interchange.foreign import asked_in
 
 
 def question(i):
@@ -66,6 +67,28 @@ def test_a_longer_question_is_another_one(echo, ft, arguments):
     ])  # fmt: skip
     done = ft("eval", "samples_t.jsonl", "--task", "task.yaml", "--out", "r")
     assert (done.code, "1 of 2 lm-eval records fit no item" in done.err) == (2, True), done.err
+
+
+@pytest.mark.parametrize("prompted", [True, False])
+def test_a_question_behind_a_cue_is_that_question(echo, ft, prompted):
+    """It fitted no item: `query` of many tasks of lm-eval's is the question between cues."""
+    asked = ["is it legal to park here?", "may I smoke?"]
+    items(echo, *[[user(text)] for text in asked])
+    forms = [f"Question: {asked[0]}\nAnswer:", f"Answer briefly.\n\n{asked[1]}"]
+    write_lines(echo / "samples_t.jsonl", [
+        {"doc_id": i, "doc": {"query": text}, "resps": [[f"a{i}"]], "arguments": [[text, {}]] if prompted else []}
+        for i, text in enumerate(forms)
+    ])  # fmt: skip
+    done = ft("eval", "samples_t.jsonl", "--task", "task.yaml", "--out", "r", "--json")
+    assert done.code == 0, done.err
+    assert done.json["outcomes"]["pass"] == 2
+
+
+def test_a_chat_in_which_no_user_speaks_is_its_last_turn():
+    assert asked_in('[{"role": "system", "content": "Say: hello"}]') == ("Say: hello",)
+    assert asked_in('[{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]') == ("q",)
+    assert asked_in("[1, 2] sorted?") == ("[1, 2] sorted?",)
+    assert asked_in([]) == asked_in(None) == ()
 
 
 def logged(echo, ft, lines):

@@ -66,8 +66,8 @@ def test_unknown_metric_names_the_nearest(echo, ft):
     assert done.err.splitlines()[-1].startswith(("error:", "  "))
 
 
-def test_nothing_answered_is_infrastructure_and_the_decision_is_written(echo, ft):
+def test_nothing_answered_is_inconclusive_not_lost(echo, ft):
     (echo / "out.jsonl").write_text("".join(json.dumps({"id": f"i{i}", "output": f"q{i}"}) + "\n" for i in range(60)))
     (echo / "none.jsonl").write_text("".join(json.dumps({"id": f"i{i}", "error": "503"}) + "\n" for i in range(60)))
     done = ft("eval", "none.jsonl", "--task", "task.yaml", "--out", "r", "--against", "out.jsonl", "--json")
-    assert (done.code, done.json["decision"]) == (4, "INCONCLUSIVE"), done.err
+    assert (done.code, done.json["decision"]) == (3, "INCONCLUSIVE"), done.err

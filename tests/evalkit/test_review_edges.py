@@ -2,12 +2,13 @@
 
 import json
 import os
+import random
 
 import pytest
 
 from tunegate.core.errors import UserError
 from tunegate.core.files import write_jsonl
-from tunegate.evalkit.compare import Reading
+from tunegate.evalkit.compare import Reading, pair
 from tunegate.evalkit.gate import decide
 from tunegate.evalkit.outcomes import Answer
 from tunegate.evalkit.policy import make_policy
@@ -78,3 +79,58 @@ def test_a_judge_that_says_nothing_of_half_the_items_decides_nothing(lost, decis
 def test_what_a_recorded_line_says(record, error, rejected):
     _, answer = parse({"id": "a", **record}, "f:1")
     assert (answer.error, answer.rejected) == (error, rejected)
+
+
+def copies(passed, times):
+    """Rows of as many questions as `passed` has answers, each asked so often under ids of its own."""
+    return [
+        {"id": f"{i}-{k}", "outcome": "pass" if p else "fail", "scores": {"exact": float(p)}, "group": None,
+         "prompt_digest": str(i), "expected": "yes"}
+        for i, p in enumerate(passed) for k in range(times)
+    ]  # fmt: skip
+
+
+def test_copies_of_a_question_are_no_evidence_of_their_own():
+    """At a true drop of the margin 60 questions, five times each, passed in .28 of the cases where .05 is promised."""
+    generator, passed = random.Random(7), 0
+    for _ in range(200):
+        after = [generator.random() >= 0.02 for _ in range(60)]
+        passed += pair(copies([True] * 60, 5), copies(after, 5), "exact").not_worse(0.02, alpha=0.05).holds
+    assert passed / 200 <= 0.09
+
+
+def test_one_question_asked_often_is_a_sample_of_its_answers():
+    rows = copies([True], 300)
+    assert pair(rows, rows, "exact").groups == tuple(f"\0{row['id']}" for row in rows)
+
+
+def test_eval_says_how_many_questions_there_are(echo, ft):
+    rows = [json.loads(line) for line in (echo / "eval.jsonl").read_text().splitlines()]
+    write_jsonl(echo / "eval.jsonl", [*rows, *({**row, "id": f"{row['id']}b"} for row in rows[:20])])
+    write_jsonl(
+        echo / "out.jsonl", [{"id": f"i{i}{b}", "output": f"q{i}"} for b, n in (("", 60), ("b", 20)) for i in range(n)]
+    )
+    done = ft("eval", "out.jsonl", "--task", "task.yaml", "--out", "r")
+    assert "80 items are 60 different questions" in " ".join(done.err.split())
+
+
+def test_a_report_is_gated_from_another_folder(echo, ft, monkeypatch):
+    write_jsonl(echo / "out.jsonl", [{"id": f"i{i}", "output": f"q{i}"} for i in range(60)])
+    assert ft("eval", "out.jsonl", "--task", "task.yaml", "--out", "sub/r").code == 0
+    (echo / "elsewhere").mkdir()
+    (echo / "elsewhere/task.yaml").write_text("name: another\n")
+    monkeypatch.chdir(echo / "elsewhere")
+    done = ft("gate", "../sub/r", "--against", "../out.jsonl")
+    assert (done.code, "was changed" in done.err) == (3, False), done.err
+
+
+def test_what_a_gate_does_not_show_is_said(echo, ft):
+    write_jsonl(echo / "out.jsonl", [{"id": f"i{i}", "output": "no idea"} for i in range(60)])
+    (echo / "gate.yaml").write_text("conditions: [{metric: exact, rule: at_least, value: 0.5}]")
+    done = ft(
+        "eval", "out.jsonl", "--task", "task.yaml", "--out", "r", "--against", "out.jsonl", "--policy", "gate.yaml"
+    )
+    assert (done.code, "no answer of either side has any exact" in " ".join(done.err.split())) == (1, True)
+    done = ft("gate", "r")
+    assert "the report itself says FAIL by another policy" in " ".join(done.err.split())
+    assert "another policy" not in ft("gate", "r", "--policy", "gate.yaml").err
