@@ -110,7 +110,7 @@ def test_an_endpoint_that_only_fails_is_gone(echo, standin, ft, monkeypatch, sta
     standin.asked.clear()
     standin.answer = lambda q, _: (200, q)
     assert ft("eval", standin.url, *EVAL, "--out", "r").code == 0
-    assert len(standin.asked) == 50
+    assert len(standin.asked) in (50, 51)  # whether it is gone may have been asked once more, and arrive only now
 
 
 def test_few_answers_that_each_fail_long_end_the_run(echo, standin, ft, monkeypatch):
