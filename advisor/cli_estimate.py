@@ -1,12 +1,15 @@
 """`ftadvise estimate train` and `ftadvise estimate serve`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tunegate.core.console import JsonOption, emit_json, say, table, warn
 from tunegate.core.errors import UsageError, one_of
+
+if TYPE_CHECKING:
+    from tunegate.advisor.gpus import Gpu
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,7 +41,9 @@ def train(
     targets: Annotated[str, typer.Option(help="LoRA modules, comma-separated, or all-linear.")] = "all-linear",
     examples: Annotated[int, typer.Option(min=1, help="Rows.")] = 1000,
     epochs: Annotated[float, typer.Option(min=0.0001, max=10_000, help="Passes over the rows.")] = 3.0,
-    checkpointing: Annotated[bool, typer.Option(help="Recompute activations.")] = True,
+    checkpointing: Annotated[
+        bool | None, typer.Option(help="Recompute activations. \\[default: as ft train: on a GPU, not on the CPU]")
+    ] = None,
     state: Annotated[
         str, typer.Option(help="Full tuning's state: amp, pure_bf16, adamw_8bit, paged_in_backward.")
     ] = "amp",
@@ -62,14 +67,18 @@ def train(
     one_of("--software", software, list(SOFTWARE))
     shared: dict[str, Any] = {
         "model": find(model), "gpus": gpus, "batch": batch, "seq": seq, "rank": rank, "targets": lora_targets(targets),
-        "examples": examples, "epochs": epochs, "mean_tokens": mean_tokens, "checkpointing": checkpointing, "state": state,
-        "software": software,
+        "examples": examples, "epochs": epochs, "mean_tokens": mean_tokens, "state": state, "software": software,
     }  # fmt: skip
+
+    def trained(how: str, card: "Gpu") -> dict[str, Any]:
+        again = not card.is_cpu if checkpointing is None else checkpointing
+        return estimates.train(estimates.TrainQuestion(method=how, gpu=card, checkpointing=again, **shared))
+
     if not sweep:
-        _show(estimates.train(estimates.TrainQuestion(method=method, gpu=find_gpu(gpu, gpu_file), **shared)), json_)
+        _show(trained(method, find_gpu(gpu, gpu_file)), json_)
         return
     rows = [
-        (f"{how} on {name}:{gpus}", estimates.train(estimates.TrainQuestion(method=how, gpu=card, **shared)))
+        (f"{how} on {name}:{gpus}", trained(how, card))
         for how in ("qlora", "lora", "full")
         for name, card in known_gpus(gpu_file).items()
     ]

@@ -92,6 +92,7 @@ def plan(
 ) -> TrainingPlan:
     """Memory, time and cost of one run on one machine. Several GPUs shard the model (FSDP), but for QLoRA (DDP)."""
     full = recipe.method == "full"
+    recomputes = recipe.checkpointing and not gpu.is_cpu  # as `ft train` does of itself
     shards = memory.shards(recipe.method, gpus)
     trainable = architecture.params if full else architecture.lora_params(recipe.rank, recipe.targets)
     quantization = "nf4-dq" if recipe.method == "qlora" else "bf16"
@@ -100,7 +101,7 @@ def plan(
         method=recipe.method,
         micro_batch=recipe.micro_batch,
         seq_len=recipe.max_length,
-        checkpointing=recipe.checkpointing,
+        checkpointing=recomputes,
         trainable=0 if full else trainable,
         quantization="bf16" if full else quantization,
         state="amp" if full else "pure_bf16",
@@ -113,7 +114,7 @@ def plan(
         method=recipe.method,
         tokens=recipe.micro_batch * mean_tokens,
         seq_len=mean_tokens,
-        checkpointing=recipe.checkpointing,
+        checkpointing=recomputes,
         quantization="bf16" if full else quantization,
         software="cpu" if gpu.is_cpu else "hf",
         accumulation=recipe.accumulation,

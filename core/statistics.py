@@ -59,8 +59,9 @@ def clopper_pearson(passed: float, n: float, *, level: float) -> Interval:
 
 
 def mcnemar_better_p(b: float, c: float) -> float:
-    """One-sided p of the exact McNemar test that the candidate is better (under equality b ~ Bin(b + c, 1/2)), also for counts that are no whole numbers: clustered rows count as so many
-    independent ones, their binomial tail read off the beta distribution (Korn & Graubard 1998, for a rate)."""
+    """One-sided p of the exact McNemar test that the candidate is better (under equality b ~ Bin(b + c, 1/2)), also for counts
+    that are no whole numbers: clustered rows count as so many independent ones, their binomial tail read off the beta
+    distribution (Korn & Graubard 1998, for a rate)."""
     return 1.0 if b <= 0.0 else beta_cdf(0.5, b, c + 1.0)
 
 

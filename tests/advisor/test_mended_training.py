@@ -122,17 +122,21 @@ def test_calibrate_refuses_what_the_run_denies(advise, tmp_path, typed, where, w
     assert (code, d["error"]["where"], d["error"]["message"]) == (2, where, words)
 
 
+@pytest.fixture(scope="module")
+def smollm():
+    """Looked up once, before a test has a cache of its own: it is unpacked there."""
+    return resolve("builtin:smollm2-135m")
+
+
 @pytest.mark.parametrize(
     "settings", [{}, {"gradient_checkpointing": True}, {"method": "full"}, {"method": "qlora", "fast_cpu": False}]
 )
-def test_calibrate_predicts_what_the_run_forecast(advise, tmp_path, settings):
+def test_calibrate_predicts_what_the_run_forecast(smollm, advise, tmp_path, settings):
     """It took activations for computed again on the CPU, and each micro-batch for a step of its own."""
     config = TrainConfig(
         device="cpu", per_device_train_batch_size=2, gradient_accumulation_steps=8, **{"method": "lora", **settings}
     )
-    told = preflight.forecast(
-        resolve("builtin:smollm2-135m"), config, preflight.Load(rows=480, longest=150, mean=100, label_share=0.5), "cpu"
-    )
+    told = preflight.forecast(smollm, config, preflight.Load(rows=480, longest=150, mean=100, label_share=0.5), "cpu")
     facts = {
         "method": config.method,
         "base": "builtin:smollm2-135m",
@@ -143,6 +147,22 @@ def test_calibrate_predicts_what_the_run_forecast(advise, tmp_path, settings):
     run = run_of(tmp_path / "run", 700.0, config=asdict(config), **facts)
     code, found, _ = advise("calibrate", run, "--gpu", "cpu", "--json")
     assert (code, found["predicted"]) == (0, pytest.approx(told.tokens_per_s["value"], rel=1e-6))
+
+
+def test_what_a_cpu_was_calibrated_with_is_estimated_for_it(advise, tmp_path):
+    """The estimate computed activations again, which neither ft train nor the calibration does on a CPU."""
+    facts = {"method": "lora", "base": "builtin:smollm2-135m", "tokens": 4000, "steps": 20, "processes": 1}
+    run = run_of(
+        tmp_path / "run", 700.0, config={"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}, **facts
+    )
+    assert advise("calibrate", run, "--gpu", "cpu")[0] == 0
+    shape = ("--method", "lora", "--model", "builtin:smollm2-135m", "--gpu", "cpu", "--batch", "2", "--seq", "100")
+    speed = {}
+    for words in ((), ("--no-checkpointing",), ("--checkpointing",)):
+        _, found, _ = advise("estimate", "train", *shape, *words, "--json")
+        speed[words] = found["tokens_per_s"]["value"]
+    assert speed[()] == speed[("--no-checkpointing",)] == pytest.approx(700, rel=0.05)
+    assert speed[("--checkpointing",)] < 0.9 * speed[()]
 
 
 def test_calibrate_refuses_a_run_that_trained_nothing(advise, tmp_path):

@@ -13,7 +13,7 @@ from tunegate.core.model_source import resolve as resolve_model
 from tunegate.core.rows import parse_row, read_rows
 from tunegate.serve.prompting.prompting import Prompting
 from tunegate.train.arms import choose
-from tunegate.train.arms.build import build
+from tunegate.train.arms.build import build, preview
 from tunegate.train.arms.documents import read_documents, solved_examples, split_documents
 from tunegate.train.arms.instructions import write_instructions
 from tunegate.train.cli import app
@@ -276,6 +276,26 @@ def test_a_count_that_the_template_refuses_is_never_chosen(tmp_path, strict, cap
         make(tmp_path, *strict, name="two", method="few_shot", k=2)
     assert (caught.value.where, (tmp_path / "two").exists()) == ("k", False)
     assert make(tmp_path, *strict, name="none", method="few_shot", k=0).manifest.facts["k"] == 0
+
+
+def test_no_example_is_shown_where_none_was_asked_for_and_the_template_refuses_them(tmp_path, strict, makers, capsys):
+    """Too few rows to choose on, and a dry run, ended with an error about a number that nobody had named."""
+    dataset, model = strict
+    rows = [json.loads(line) for line in dataset.train_path.read_text().splitlines()]
+    few = makers.dataset(tmp_path / "few", rows[:4], rows[:1])
+    assert make(tmp_path, few, model, method="few_shot").manifest.facts["k"] == 0
+    assert "the chat template refuses prompts with these examples: none are shown" in capsys.readouterr().err
+    shown = preview(dataset, resolve_model(str(model)), settings(model, method="few_shot"))
+    assert (shown["k"], shown["used"]) == (0, [])
+
+
+def test_two_rows_are_two_examples_not_three(tmp_path, tiny_model, makers, capsys):
+    rows = makers.rows(2)
+    for name, selection in (("near", "nearest"), ("fixed", "fixed")):
+        made = make(tmp_path, makers.dataset(tmp_path / f"d-{name}", rows, rows[:1]), tiny_model, name=name,
+                    method="few_shot", selection=selection)  # fmt: skip
+        assert (made.manifest.facts["k"], made.manifest.facts["examples"]) == (2, 2)
+        assert "): 2 are shown" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("group", [None, "one"])

@@ -11,7 +11,7 @@ from msgspec import structs
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import Dataset, Run
 from tunegate.core.chat_template import probe_digest, render, template_digest
-from tunegate.core.console import progress, say
+from tunegate.core.console import progress, say, warn
 from tunegate.core.errors import UserError
 from tunegate.core.files import home_path, new_folder, write_jsonl, write_text
 from tunegate.core.model_source import ModelSource
@@ -64,21 +64,22 @@ def build(dataset: Dataset, source: ModelSource, config: TrainConfig, out: Path,
 
 
 def preview(dataset: Dataset, source: ModelSource, config: TrainConfig) -> dict[str, Any]:
-    """What the first training row's request would become: `messages`, `used` ids, `dropped`; k as configured, else 3."""
+    """What the first training row's request would become: `messages`, `used` ids, `dropped`; k as configured, else 3 (none
+    where the chat template refuses them)."""
     tokenizer = model_loading.load_tokenizer(source)
     rows = list(read_rows(dataset.train_path))
     if not rows:
         raise UserError("there are no training rows to take from", where=str(dataset.train_path))
-    fixed = replace(config, k=choose.DEFAULT_K) if config.k < 0 else config
-    prompting, _, facts = make(rows[1:] or rows, source, fixed, tokenizer)
+    prompting, _, facts = make(rows[1:] or rows, source, config, tokenizer, measure=False)
     applied = prompting.apply(rows[0].prompt, room=_room(config))
     return {"messages": applied.messages, "used": applied.used, "dropped": applied.dropped, **facts}
 
 
 def make(
-    rows: Sequence[Row], source: ModelSource, config: TrainConfig, tokenizer: Any
+    rows: Sequence[Row], source: ModelSource, config: TrainConfig, tokenizer: Any, *, measure: bool = True
 ) -> tuple[Prompting, list[dict[str, Any]], dict[str, Any]]:
-    """(prompting, lines of metrics.jsonl, facts for the manifest) for a method without weights."""
+    """(prompting, lines of metrics.jsonl, facts for the manifest) for a method without weights. measure: choose the number of
+    examples by the answers' loss, where it is not configured."""
     count = counter(tokenizer.backend_tokenizer)
     system, about = _system(rows, config)
     settings = Settings(
@@ -91,7 +92,7 @@ def make(
     if config.method == "rag":
         prompting, about_passages = _retrieving(rows, config, settings, count)
         return prompting, [], facts | about_passages
-    return _few_shot(rows, source, config, tokenizer, settings, count, facts)
+    return _few_shot(rows, source, config, tokenizer, settings, count, facts, measure)
 
 
 def retrieval(rows: Sequence[Row], config: TrainConfig, tokenizer: Any) -> tuple[Prompting, dict[str, Any]]:
@@ -135,12 +136,13 @@ def _few_shot(
     settings: Settings,
     count: Any,
     facts: dict[str, Any],
+    measure: bool,
 ) -> tuple[Prompting, list[dict[str, Any]], dict[str, Any]]:
     """Examples: all training rows with an index (nearest), or the k that cover them (fixed); k by the answer loss."""
-    room = _room(config)
-    stops = model_loading.stop_ids(source, tokenizer) if config.k < 0 else []
+    room, measure = _room(config), measure and config.k < 0
+    stops = model_loading.stop_ids(source, tokenizer) if measure else []
     pool, development = list(rows), list[Row]()
-    if config.k < 0:
+    if measure:
         bare = Prompting(settings, count, {})
         pool, development = _set_aside(rows, lambda part: choose.measurable(bare, part, tokenizer, stops, room=room))
     index = Index.build(
@@ -154,7 +156,7 @@ def _few_shot(
         config,
         "example",
     )
-    k = config.k if config.k >= 0 else choose.DEFAULT_K
+    k = config.k if config.k >= 0 else min(choose.DEFAULT_K, len(pool))
     most = max(choose.COUNTS) if development else k
     spread = choose.spread_out(index.vectors, [answer_text(row) for row in pool], most)
 
@@ -175,11 +177,20 @@ def _few_shot(
             lambda p: choose.answer_loss(p, development, model, tokenizer, stops, room=room),
         )
         curve = [_metric(number, t) for number, t in enumerate(tried, 1)]
-    else:
-        choose.refuse_unserved(made(k, selection), rows[:DEVELOPMENT_ROWS], tokenizer, room=room)
+    elif refused := choose.unserved(made(k, selection), rows[:DEVELOPMENT_ROWS], tokenizer, room=room):
+        k = _none_of(config, refused)
     facts |= {"k": k, "selection": selection, "examples": len(pool) if selection == "nearest" else k}
     facts |= {"development_rows": len(development), "embedder": config.embedder}
     return made(k, selection), curve, facts
+
+
+def _none_of(config: TrainConfig, refused: str) -> int:
+    """0, with a word: no example where the chat template refuses them. Raises UserError where a number was asked for."""
+    if config.k >= 0:
+        hint = "this template takes no such examples: --k 0, or --method prompt or rag"
+        raise UserError(f"with {config.k} examples, {refused}", where="k", hint=hint)
+    warn(choose.NONE_SHOWN)
+    return 0
 
 
 def _set_aside(rows: Sequence[Row], usable: Callable[[Sequence[Row]], list[Row]]) -> tuple[list[Row], list[Row]]:
@@ -190,7 +201,7 @@ def _set_aside(rows: Sequence[Row], usable: Callable[[Sequence[Row]], list[Row]]
         return pool, development
     say(
         f"none of {len(rows)} training rows can be set aside to choose the number of examples on (too few rows, too large "
-        f"groups, or the chat template refuses them): {choose.DEFAULT_K} are shown (--k sets another number)"
+        f"groups, or the chat template refuses them): {min(choose.DEFAULT_K, len(rows))} are shown (--k sets another number)"
     )
     return list(rows), []
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from tunegate.core.chat_template import Masked, MaskError, mask, render
 from tunegate.core.console import progress, say, warn
-from tunegate.core.errors import UserError
 from tunegate.core.files import sha256_text
 from tunegate.core.rows import Message, Row
 from tunegate.serve.prompting.prompting import Prompting
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 
 COUNTS = (0, 1, 3, 5, 8)
 DEFAULT_K = 3  # where there are no rows to choose on
+NONE_SHOWN = "the chat template refuses prompts with these examples: none are shown"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +97,8 @@ def measurable(
     return [row for row in rows if _masked(bare.apply(row.prompt, room=room).messages, row, tokenizer, stop_ids)]
 
 
-def refuse_unserved(prompting: Prompting, rows: Sequence[Row], tokenizer: Any, *, room: int) -> None:
-    """Raise UserError when the chat template refuses the prompt of a row, and takes it without the examples."""
+def unserved(prompting: Prompting, rows: Sequence[Row], tokenizer: Any, *, room: int) -> str | None:
+    """Why the chat template refuses the prompt of a row that it takes without the examples; None where it does not."""
     bare, prompts = without_examples(prompting), [row.prompt for row in rows]
     for row, shown in zip(rows, prompting.apply_all(prompts, room=room), strict=True):
         try:
@@ -108,8 +108,8 @@ def refuse_unserved(prompting: Prompting, rows: Sequence[Row], tokenizer: Any, *
                 render(tokenizer, bare.apply(row.prompt, room=room).messages, tools=row.tools, generate=True)
             except MaskError:
                 continue
-            hint = "this template takes no such examples: --k 0, or --method prompt or rag"
-            raise UserError(f"with {prompting.settings.k} examples, {error.message}", where="k", hint=hint) from None
+            return error.message
+    return None
 
 
 def without_examples(prompting: Prompting) -> Prompting:
@@ -153,7 +153,7 @@ def choose(
             measure(_best(tried).k or COUNTS[1], selection)
     best = _best(tried)
     if all(math.isinf(t.loss) for t in tried if t.k):
-        warn("the chat template refuses prompts with these examples: none are shown")
+        warn(NONE_SHOWN)
     say(
         f"examples: {best.k} {best.selection}, answer loss {best.loss:.3f} on {len(rows)} development rows "
         f"(tried: {', '.join(f'{t.k} {t.selection} {_loss(t.loss)}' for t in tried)})"
