@@ -12,6 +12,7 @@ import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -372,8 +373,9 @@ def _seconds(retry_after: str) -> float | None:
         return float(retry_after)
     try:
         at = email.utils.parsedate_to_datetime(retry_after)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)  # HTTP knows no local time
     return max(0.0, at.timestamp() - time.time())
 
 

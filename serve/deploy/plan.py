@@ -130,7 +130,7 @@ def make_plan(target: Target, options: DeployOptions) -> DeployPlan:
     name = dns_label(model)
     hub = isinstance(target, ModelSource) and target.kind == "hub"
     source = str(target.location) if isinstance(target, ModelSource) and hub else f"{MODELS}/{name}"
-    check_passed_on(options.extra, f"{MODELS}/{name}")
+    check_passed_on(options.extra, None if hub else source)
     length = length_of(target, options.max_model_len, options.extra)
     need = need_of(target, length, options.max_num_seqs)
     sized = _sized(need, options)

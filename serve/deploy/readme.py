@@ -12,7 +12,11 @@ def readme(plan: DeployPlan, to: str, file: str) -> str:
     lines = [f"# {plan.model} on {to}", "", f"{plan.gpus} x {plan.gpu.name} a copy ({plan.gpu_says}), "
              f"{plan.options.replicas} to {plan.options.max_replicas} copies, {plan.memory_gb} GB of memory each.", ""]  # fmt: skip
     lines += [f"{number}. {step}" for number, step in enumerate(steps, 1)]
-    lines += ["", "No file here holds a secret. Every flag was read by vLLM's own parser unless the manifest's checks say", "otherwise.", ""]  # fmt: skip
+    lines += [
+        "",
+        "No file here holds a secret. What was checked, and by what, is in `manifest.json` under `checks`; where that is empty, nothing was.",
+        "",
+    ]
     return "\n".join(lines)
 
 

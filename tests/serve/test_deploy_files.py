@@ -14,6 +14,7 @@ from tunegate.core.errors import UsageError, UserError
 from tunegate.core.model_source import resolve
 from tunegate.serve.cli import app
 from tunegate.serve.deploy import checks, kubernetes
+from tunegate.serve.deploy.passed_on import check_passed_on
 from tunegate.serve.deploy.plan import DeployOptions, engine_kwargs, make_plan
 from tunegate.serve.deploy.ray import RAY_NAMES, serve_config
 from tunegate.serve.deploy.readme import readme
@@ -178,6 +179,27 @@ def test_words_and_paths_of_the_container_are_passed_on(plan_of, tmp_path, monke
         assert plan_of(*flags).flags[-len(flags) :] == flags
     with pytest.raises(UsageError, match="not passed on"):
         plan_of("--chat-template", "/models/bot/my.jinja", "--host", "::")
+
+
+def test_a_path_in_the_releases_folder_is_the_containers_though_it_is_here_too(tmp_path):
+    """As the hint names it, on a machine that keeps its releases under the same path."""
+    (tmp_path / "my.jinja").write_text("")
+    check_passed_on(("--tool-parser-plugin", f"{tmp_path}/my.jinja", "--tokenizer", str(tmp_path)), str(tmp_path))
+    for words in (("--lora-modules", f"a={tmp_path}"), ("--hf-overrides", json.dumps({"a=b": str(tmp_path)}))):
+        with pytest.raises(UsageError, match="a path of this machine"):
+            check_passed_on(words, "/models/bot")
+
+
+def test_nothing_is_put_beside_a_model_of_the_hub(tmp_path):
+    with pytest.raises(UsageError, match="a path of this machine") as caught:
+        check_passed_on(("--chat-template", str(tmp_path)), None)
+    assert caught.value.hint == "name a file of the container's image, or a hub id"
+
+
+def test_the_readme_claims_no_check_that_was_not_made(plan_of):
+    said = readme(plan_of(), "ray", "f.yaml")
+    assert "read by vLLM's own parser" not in said
+    assert "`manifest.json` under `checks`; where that is empty, nothing was" in said
 
 
 def test_the_command_says_what_the_deployment_is_called(tiny_model, tmp_path, capsys):
