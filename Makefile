@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_DATA := test -f build/demo/data/manifest.json || $(BIN)/ft data prepare builtin:bfcl --out build/demo/data
 BENCHMARKS := $(filter-out benchmarks/peers.py benchmarks/publish.py,$(wildcard benchmarks/*.py))
+# A process for each core; ARGS="-n 0" for one alone (--pdb). tests/conftest.py says which tests stay together.
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 export HF_HUB_DISABLE_TELEMETRY := 1
 # Every command imports torch anew; where compiled modules may not be kept, each pays 4 seconds for compiling it.
 unexport PYTHONDONTWRITEBYTECODE
@@ -26,10 +28,10 @@ demo-bakeoff: setup ## prompt, few-shot, RAG and LoRA measured on the same quest
 	  --config examples/demo/bakeoff.yaml --out build/bakeoff --budget-minutes 27 --force
 
 test: setup      ## fast tests and the core end-to-end ones
-	$(BIN)/pytest -m "not slow" $(ARGS)
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow" $(ARGS)
 
 test-fast: setup ## without the end-to-end ones
-	$(BIN)/pytest -m "not slow and not e2e" $(ARGS)
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow and not e2e" $(ARGS)
 
 test-slow: setup ## real but slow
 	$(BIN)/pytest -m slow $(ARGS)
