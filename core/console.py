@@ -36,13 +36,13 @@ def out() -> Console:
     """Standard output, for results. Plain when it is not a terminal: no colour, lines as long as they are, tables up to
     140 columns."""
     if sys.stdout.isatty():
-        return _Visible(highlight=False)
-    return _Visible(soft_wrap=True, highlight=False, width=140)
+        return _Visible(highlight=False, emoji=False)
+    return _Visible(soft_wrap=True, highlight=False, emoji=False, width=140)
 
 
 def err() -> Console:
     """Standard error, for progress and messages."""
-    return _Visible(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False)
+    return _Visible(stderr=True, soft_wrap=not sys.stderr.isatty(), highlight=False, emoji=False)
 
 
 def say(message: str) -> None:

@@ -97,7 +97,7 @@ def eval_run(
     retry_errors: RetryOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Score TARGET on a task; with --against, decide: PASS (exit 0), FAIL (1) or INCONCLUSIVE (3); 4 where nothing was answered."""
+    """Score TARGET on a task; with --against, decide: PASS (exit 0), FAIL (1) or INCONCLUSIVE (3); without a gate 4 where nothing was answered."""
     from tunegate.evalkit.commands import run_eval
     from tunegate.evalkit.runner import RunOptions
 

@@ -26,7 +26,7 @@ from tunegate.evalkit.report_shape import check_report, checked_result
 from tunegate.evalkit.result_log import ResultLog
 from tunegate.evalkit.runner import Asked, RunOptions, ask, prompt_digest
 from tunegate.evalkit.scoring import REJECTED, SLOW, check_gold, own_failures, result_row, score, verdicts
-from tunegate.evalkit.summary import REPEATED, figures, judged, latency, operations, outcome_counts, slices
+from tunegate.evalkit.summary import REPEATED, clusters, figures, judged, latency, operations, outcome_counts, slices
 from tunegate.evalkit.system import System, Target, served
 from tunegate.evalkit.task import SCORER_VERSION, EvalTask, split_systems
 from tunegate.evalkit.validators.judge import AT_ONCE
@@ -289,10 +289,11 @@ def _say_faults(report: dict[str, Any], rows: list[dict[str, Any]], extract: tup
             f"{counts['infra_error']} of {report['n']} items got no answer{or_verdict} (infrastructure errors); they are in no score"
             + "".join(f"; {times} times: {text}" for text, times in said)
         )
-    different = len({(row["prompt_digest"], row["expected"]) for row in rows})
-    if 1 < different < len(rows):
+    single = [row for row in rows if row["group"] is None]
+    different = len(set(clusters(single)))
+    if different < len(single):
         warn(
-            f"{len(rows)} items are {different} different questions: copies are no evidence of their own, and count together"
+            f"{len(single)} items are {different} different questions: copies are no evidence of their own, and count together"
         )
     rejected = sum(row["cause"] == REJECTED for row in rows)
     if rejected:

@@ -351,6 +351,8 @@ def _need_items(measured: Measured, interval: Interval, condition: Condition, al
     if measured.kind == "percentile" and edge is None:
         share = next(p for name, p in PERCENTILES.items() if f"_{name}_" in condition.metric)
         answers = math.ceil(math.log(alpha) / math.log(1.0 - share if lower else share))
+        if measured.late and not lower:  # its upper end is a request that timed out, until it is shown that fewer do
+            answers = items_for_rate(measured.late, 1.0 - share, alpha=alpha) or LARGEST
         return _possible(max(items + 1, math.ceil(answers * scale)))
     if edge is None or interval.value == bound:
         return None

@@ -107,7 +107,7 @@ def _warn_of_text(rows: list[Row]) -> None:
     better = ["kind sql, which runs both queries on a SQLite file and compares the rows"] if sql else []
     better += ["accept in the rows: every answer that is right", "kind judge: a model decides"]
     warn(
-        "the answers are free text and only an equal text passes (exact_match): a paraphrase counts as wrong. Better: "
+        "the answers are free text and only an equal text passes: a paraphrase counts as wrong. Better: "
         + "; ".join(better)
     )
 

@@ -24,14 +24,21 @@ REJECTIONS = frozenset({400, 413, 422})  # HTTP: this request is wrong for this 
 # of an answer, where known
 NUMBERS = ("latency_ms", "ttft_ms", "timed_out_ms", "prompt_tokens", "completion_tokens", "cost_usd")
 COUNTS = ("prompt_tokens", "completion_tokens")  # those of them that are whole
+# finish reasons in lower case: of an answer that ended by itself, of one that was cut, of one that was held back
 ENDED = {
     "stop",
     "stop_sequence",
     "end_turn",
     "eos",
     "eos_token",
+    "end_of_text",
     "complete",
-}  # finish reasons of an answer that ended by itself
+    "completed",
+    "finished",
+    "done",
+}
+CUT = {"length", "max_tokens", "max_output_tokens", "model_length"}
+HELD_BACK = {"content_filter", "content_filtered", "refusal", "safety"}
 LARGEST = 1e15  # beyond any latency, count or price: sums of them stay numbers
 
 
@@ -96,9 +103,10 @@ class Answer:
 
     @property
     def end(self) -> str | None:
-        """The finish reason in lower case; None where nothing tells it (Inspect writes `unknown` then)."""
-        told = (self.finish_reason or "unknown").lower()
-        return None if told == "unknown" else told
+        """The finish reason in lower case, without the name of its list (`FinishReason.STOP`); None where nothing tells it (Inspect
+        writes `unknown` then)."""
+        told = (self.finish_reason or "unknown").strip().lower().rpartition(".")[2]
+        return None if told in ("", "unknown") else told
 
     @property
     def unfinished(self) -> str | None:
@@ -178,9 +186,9 @@ def outcome_of(answer: Answer, primary: Verdict) -> Outcome:
         return Outcome.INFRA_ERROR
     if primary.passed:
         return Outcome.PASS
-    if answer.refusal or answer.finish_reason == "content_filter":
+    if answer.refusal or answer.end in HELD_BACK:
         return Outcome.REFUSED
-    if answer.finish_reason == "length":
+    if answer.end in CUT:
         return Outcome.TRUNCATED
     if _REFUSAL.match(answer.text[:200]):
         return Outcome.REFUSED

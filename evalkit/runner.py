@@ -213,12 +213,9 @@ class _Run:
                 worker.cancel()
             await asyncio.gather(*workers, return_exceptions=True)
         rejected = {key: answer for key, answer in self._failed.items() if answer.rejected}
-        if (
-            rejected
-            and (known := self._answered())
-            and (error := await self._fault(known))
-            and error.status in REJECTIONS
-        ):
+        known = self._answered() if rejected else None
+        error = await self._fault(known) if known else None
+        if error is not None and error.status in REJECTIONS:
             self._failed |= {key: replace(answer, rejected=None) for key, answer in rejected.items()}
 
     async def _work(self, pending: Iterator[_Request]) -> None:
@@ -238,7 +235,7 @@ class _Run:
             completion = await self._complete(request)
         except EndpointError as error:
             self._pace.bad(number)
-            await self._look_at(error)
+            await self._look_at(error, request)
             answer = Answer(
                 error=error.line(),
                 attempts=self._options.retries + 1,
@@ -253,11 +250,11 @@ class _Run:
             self._log.add(request.key, answer)
         self._estimate.add(request.row, answer)
 
-    async def _look_at(self, error: EndpointError) -> None:
+    async def _look_at(self, error: EndpointError, request: _Request) -> None:
         """Raise where an error says that no later request would fare better."""
         if error.fatal:
             raise error
-        if is_spent(error.status, error.message) and await self._fails_by_now():
+        if is_spent(error.status, error.message) and await self._is_spent(request):
             raise self._end(f"the account pays for no more requests: {error.message}", "see to it")
         self._silent = self._silent + 1 if error.status is None else 0
         if error.status in REJECTIONS:
@@ -291,6 +288,12 @@ class _Run:
     async def _fails_by_now(self) -> bool:
         known = self._answered()
         return known is None or await self._fault(known) is not None
+
+    async def _is_spent(self, request: _Request) -> bool:
+        """Whether another item meets an empty account too: the words may be those of `request` itself, which the error repeats."""
+        other = self._answered() or next((r for r in self._requests if r.row.id != request.row.id), None)
+        error = await self._fault(other) if other else None
+        return other is None or (error is not None and is_spent(error.status, error.message))
 
     async def _fault(self, request: _Request) -> EndpointError | None:
         """The error with which an item fails that was answered before; None where it is answered again."""

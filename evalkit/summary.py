@@ -30,13 +30,15 @@ CENSUS = {"infra_error_rate", "size_bytes", *LEAKAGE}  # facts of this run and t
 @dataclass(frozen=True, kw_only=True)
 class Measured:
     """One metric. interval: None where nothing was measured. kind: how its interval was made. effective_n: as many independent
-    items, of a percentile answers; items: those it is of, where its interval counts something else (answers)."""
+    items, of a percentile answers; items: those it is of, where its interval counts something else (answers). late: the share of
+    answers that timed out, of a percentile."""
 
     kind: str
     interval: Interval | None
     passed: float = 0.0
     effective_n: float = 0.0
     items: int = 0
+    late: float = 0.0
     effect: float = 1.0
     df: float = math.inf
 
@@ -79,9 +81,10 @@ def _timings_of(row: dict[str, Any], field: str) -> list[float]:
 
 def clusters(rows: Rows) -> list[str]:
     """What each row is grouped by; where it has no group, the question with what is expected: copies of one are no independent
-    evidence. Rows that are all of one question are samples of its answers, and independent."""
+    evidence. Rows that all have one prompt are independent: samples of its answers, or, where other answers are expected, questions
+    that the prompt does not tell (outputs recorded elsewhere)."""
     asked = [(row.get("prompt_digest") or row["id"], row.get("expected")) for row in rows]
-    one = len(set(asked)) == 1
+    one = len({prompt for prompt, _ in asked}) == 1
     return [
         str(row["group"]) if row.get("group") is not None else f"\0{row['id'] if one else question}"
         for row, question in zip(rows, asked, strict=True)
@@ -155,11 +158,11 @@ def _percentile(rows: Rows, field: str, probability: float, *, level: float) -> 
     effect, df = max(design_effect(each, groups) for each in seen)
     effective = _effective_n(len(values), effect, df, level)
     interval = percentile(values, probability, level=level, effective_n=effective)
-    waited = min((ms for row in rows for ms in _waited(row, field)), default=math.inf)
-    if interval.high is not None and interval.high >= waited:
+    waited = [ms for row in rows for ms in _waited(row, field)]
+    if interval.high is not None and interval.high >= min(waited, default=math.inf):
         interval = replace(interval, high=None)
-    items = sum(bool(each) for _, each in timed)
-    return Measured(kind="percentile", interval=interval, effective_n=effective, items=items)
+    items, late = sum(bool(each) for _, each in timed), len(waited) / len(values)
+    return Measured(kind="percentile", interval=interval, effective_n=effective, items=items, late=late)
 
 
 def metric_names(report: dict[str, Any]) -> list[str]:

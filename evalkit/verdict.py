@@ -40,8 +40,8 @@ def baseline_reading(
     try:
         evaluation = evaluate(system, task, out=out, options=options, key=key)
     except UserError as error:
-        hint = error.hint and error.hint.replace("--model", "--against-model")
-        raise UserError(error.message, where=error.where, hint=hint) from None
+        error.hint = error.hint and error.hint.replace("--model", "--against-model")
+        raise
     report = write_report(out, evaluation, force=force)
     finish(evaluation)
     return open_reading(report, name=system.spec)
@@ -186,7 +186,7 @@ def judge_against(
 def say_other_policy(report: dict[str, Any], policy: Policy) -> None:
     """Say that a report which is decided by `policy` was decided by another one before."""
     before = report.get("decision")
-    if before is not None and before["policy"] != policy.to_json():
+    if before is not None and before.get("policy") not in (None, policy.to_json()):
         said = f"{before['decision']} by another policy"
         warn(
             f"the report itself says {said}; this is by the task's own or the default one (--policy FILE takes another)"

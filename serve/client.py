@@ -6,13 +6,11 @@ reason it is an infrastructure error, never an answer.
 
 import asyncio
 import contextlib
-import email.utils
 import errno
 import os
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from datetime import UTC
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -22,6 +20,7 @@ from tunegate.core.fast_json import decode, encode
 from tunegate.core.rows import Message
 from tunegate.serve.chat_stream import LARGEST_ANSWER, ChatStream, Completion, EndpointError, without_key
 from tunegate.serve.endpoint_url import certificate_problem, checked_url
+from tunegate.serve.http_errors import said_in, seconds_of
 from tunegate.serve.prompting.middleware import USED_HEADER
 
 if TYPE_CHECKING:
@@ -38,6 +37,7 @@ __all__ = [
 LONGEST_WAIT_S = 60.0
 # An unused connection is closed before the server closes it (uvicorn, and so vLLM: after 5 s), or a request may meet the end.
 IDLE_S = 4.0
+CONNECT_S = 10.0
 # Longest wait for the end of a stream whose answer is whole.
 SETTLE_S = 0.25
 LARGEST_REFUSAL = 64_000  # bytes read of an error's body
@@ -98,7 +98,7 @@ class ChatClient:
         import aiohttp
 
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        timeout = aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=10.0)
+        timeout = aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=CONNECT_S)
         connector = aiohttp.TCPConnector(limit=self._connections, keepalive_timeout=IDLE_S)
         self._session = aiohttp.ClientSession(
             headers=headers, timeout=timeout, connector=connector, cookie_jar=aiohttp.DummyCookieJar()
@@ -242,6 +242,12 @@ class ChatClient:
         elif isinstance(error, aiohttp.ClientConnectorError):
             message, cause = f"nothing answers: {error.os_error.strerror or error}", "unreachable"
             hint = "is the server running? ft serve status"
+        elif isinstance(error, aiohttp.ConnectionTimeoutError):
+            message, cause, hint = (
+                f"no connection within {CONNECT_S:.0f} s",
+                "unreachable",
+                "is the server running? ft serve status",
+            )
         elif isinstance(error, TimeoutError):
             message, cause = f"no answer within {self._timeout_s:.0f} s", "timeout"
         return EndpointError(message, cause=cause, where=self.base_url, hint=hint)
@@ -346,7 +352,7 @@ async def _refusal(response: "aiohttp.ClientResponse", where: str, key: str | No
     sent_on = response.headers.get("Location", "") if 300 <= response.status < 400 else ""
     elsewhere = without_key(sent_on, key)[:500]
     hint = "set TUNEGATE_API_KEY or --api-key-file" if response.status in (401, 403) else None
-    text = without_key(_said(raw) or response.reason or "", key)[:500]
+    text = without_key(said_in(raw) or response.reason or "", key)[:500]
     no_parser = response.status == 400 and "--tool-call-parser" in text  # vLLM's word on a request with tools
     if no_parser:
         hint = (
@@ -363,32 +369,8 @@ async def _refusal(response: "aiohttp.ClientResponse", where: str, key: str | No
         hint=hint,
         where=where,
     )
-    failure.retry_after_s = _seconds(response.headers.get("Retry-After", ""))
+    failure.retry_after_s = seconds_of(response.headers.get("Retry-After", ""))
     return failure
-
-
-def _seconds(retry_after: str) -> float | None:
-    """The wait that `Retry-After` asks for, in seconds or until a date (RFC 9110, section 10.2.3); None where it asks for none."""
-    if retry_after.isascii() and retry_after.isdigit():
-        return float(retry_after)
-    try:
-        at = email.utils.parsedate_to_datetime(retry_after)
-    except (ValueError, OverflowError):
-        return None
-    at = at if at.tzinfo else at.replace(tzinfo=UTC)  # HTTP knows no local time
-    return max(0.0, at.timestamp() - time.time())
-
-
-def _said(raw: bytes) -> str:
-    """What an error's body says: its message (at the top in vLLM's old form, and of gateways), else its first line."""
-    try:
-        document = decode(raw)
-    except ValueError:
-        document = None
-    error = (document.get("error") or document) if isinstance(document, dict) else None
-    message = error.get("message") if isinstance(error, dict) else error
-    lines = [str(message)] if message else raw.decode("utf-8", "replace").split("\n")
-    return next((line.strip() for line in lines if line.strip()), "")
 
 
 def _context(header: str | None) -> dict[str, Any] | None:

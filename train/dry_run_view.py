@@ -3,7 +3,9 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from tunegate.core.console import emit_json, out, table
+from rich.text import Text
+
+from tunegate.core.console import emit_json, out, table, visible
 from tunegate.train.config import Setting, TrainConfig
 from tunegate.train.preflight import Forecast
 
@@ -44,7 +46,7 @@ def show(
     console = out()
     plain = console.color_system is None or console.no_color
     for example, parts in shown:
-        console.rule(f"row {example.id}: {'[[ ]] is learnt' if plain else 'dim is not learnt'}".replace("[", "\\["))
+        console.rule(Text(visible(f"row {example.id}: {'[[ ]] is learnt' if plain else 'dim is not learnt'}")))
         if plain:
             console.print("".join(f"[[{p.text}]]" if p.learnt else p.text for p in parts), markup=False)
         else:

@@ -62,6 +62,16 @@ def test_a_table_shows_cells_as_they_are(capsys):
     assert "[bold]a[/bold]" in capsys.readouterr().out
 
 
+def test_the_name_of_an_emoji_in_a_text_stays_as_it_is(capsys):
+    """Rich makes a picture of `:x:` on its own; rows, file names and ids are shown as they are."""
+    console.out().print("a:x:b", markup=False)
+    console.table(":x:", [":heart:"], [[":100:"]])
+    console.say("a:x:b")
+    found = capsys.readouterr()
+    assert found.err == "a:x:b\n"
+    assert all(name in found.out for name in ("a:x:b", ":heart:", ":100:"))
+
+
 def test_what_a_terminal_would_obey_is_shown_as_a_sign_wherever_text_is_printed(capsys):
     text = "model \x1b]0;x\x07\u202e end"
     shown = "model \u241b]0;x\u2407\ufffd end"

@@ -149,7 +149,9 @@ def test_a_field_to_ignore_is_named_by_a_pointer(pointer):
 
 
 NOTHING = {"tool_call": ("No tool is of use here.", {"no_call": True}), "set": ("[]", {})}
-CUT = [{"finish_reason": end} for end in ("length", "content_filter", "abort", "SAFETY", "max_tokens", "tool_calls")]
+NAMED = dict.fromkeys(("length", "max_tokens", "FinishReason.MAX_TOKENS"), Outcome.TRUNCATED)
+NAMED |= dict.fromkeys(("content_filter", "SAFETY", "refusal"), Outcome.REFUSED)
+CUT = [{"finish_reason": end} for end in (*NAMED, "abort", "tool_calls", "function_call")]
 
 
 def nothing(kind, **answer):
@@ -166,16 +168,16 @@ def nothing(kind, **answer):
 def test_an_answer_that_was_cut_or_refused_does_not_say_that_there_is_nothing(kind, end):
     for text in ("", "[]", "<think>hmm f("):
         passed, outcome = nothing(kind, text=text, **end)
-        named = {"length": Outcome.TRUNCATED, "content_filter": Outcome.REFUSED}.get(end.get("finish_reason"))
+        named = NAMED.get(end.get("finish_reason"))
         named = Outcome.REFUSED if "refusal" in end else named or outcome
         assert (passed, outcome) == (False, named)
 
 
 def test_nothing_is_said_by_a_whole_answer():
-    for end in (None, "stop", "STOP", "end_turn", "unknown"):
+    for end in (None, "stop", "STOP", "FinishReason.STOP", "end_turn", "completed", "", "unknown"):
         assert nothing("set", text="[]", finish_reason=end)[0]
         assert nothing("set", text=" , ", finish_reason=end)[0]
-        assert nothing("set", text="", finish_reason=end)[0] is (end not in (None, "unknown"))
+        assert nothing("set", text="", finish_reason=end)[0] is (end not in (None, "", "unknown"))
         assert nothing("tool_call", text="It is sunny.", finish_reason=end)[0]
         assert not nothing("tool_call", text=" ", finish_reason=end)[0]  # says nothing at all
     call = {"function": {"name": "f", "arguments": "{}"}}

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ import yaml
 
 from tunegate.core.files import sha256_file
 from tunegate.evalkit import runner
+from tunegate.evalkit.compare import Reading
+from tunegate.evalkit.gate import decide
+from tunegate.evalkit.policy import make_policy
 from tunegate.evalkit.summary import latency, measure
 from tunegate.evalkit.validators import judge
 
@@ -154,6 +158,22 @@ def test_money_that_runs_out_is_infrastructure(echo, standin, ft, says):
     assert "the 20 answers so far are kept" in done.json["error"]["hint"]
 
 
+@pytest.mark.parametrize("own", [0, 7])
+def test_an_error_that_repeats_the_items_own_words_is_no_empty_account(echo, standin, ft, own):
+    """Even where nothing was answered before, and where the other item meets an overload."""
+    standin.answer = lambda q, times: (400 if q == f"q{own}" else 503 if q == "q0" and times == 2 else 200, q)
+    standin.says = "Input should be a valid string: 'a question about billing'"
+    run = ft("eval", standin.url, *EVAL, "--out", "r", "--concurrency", "1")
+    assert (run.code, run.json["outcomes"]["fail"], run.json["outcomes"]["pass"]) == (0, 1, 59)
+
+
+def test_an_account_that_was_always_empty_ends_the_run_soon(echo, standin, ft):
+    after(standin, 0, 400)
+    standin.says = "Insufficient credits"
+    assert ft("eval", standin.url, *EVAL, "--out", "r", "--concurrency", "1").code == 4
+    assert sum(standin.asked.values()) == 2
+
+
 def test_an_item_too_long_stays_the_systems_own_failure(echo, standin, ft):
     standin.answer = lambda q, _: (400 if q == "q7" else 200, q)
     standin.says = "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens."
@@ -258,6 +278,12 @@ def test_a_request_that_timed_out_took_at_least_that_long():
         (100.0, 100.0, None, 208),  # the upper end is one of them: no bound
         (1500.0, 1500.0, None, 240),
     ]
+    policy = make_policy({"conditions": [{"metric": "latency_p95_ms", "rule": "at_most", "value": 800}]}, "g")
+    report = {"task": {"slices": []}, "metrics": {"exact": None}}
+    allowed = replace(policy, max_infra_error_rate=0.5)
+    (found,) = decide(allowed, Reading(name="r", report=report, rows=timed(200, 8)), None)["conditions"]
+    assert found["decision"] == "INCONCLUSIVE"
+    assert found["need_n"] > 1000  # 3.8 % are to be told from 5 %: one more would not do
     median = measure(timed(200, 8), {}, "latency_p50_ms", level=0.9, exact=True).interval
     assert (median.value, median.high) == (100.0, 100.0)
     assert latency(timed(200, 40))["latency_ms"]["p95"] == 1500.0

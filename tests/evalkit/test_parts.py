@@ -49,6 +49,11 @@ def test_init_says_of_free_text_that_a_paraphrase_counts_as_wrong(tmp_path, ft):
     rows = [{"messages": turns(answer, f"q{i}"), "accept": [f"so {i}"]} for i, answer in enumerate(INIT["text"][0])]
     write(tmp_path / "a.jsonl", rows)
     assert "paraphrase" not in ft("eval", "init", tmp_path / "a.jsonl", "--out", tmp_path / "a.yaml").err
+    del rows[0]["accept"]
+    write(tmp_path / "b.jsonl", rows)
+    some = ft("eval", "init", tmp_path / "b.jsonl", "--out", tmp_path / "b.yaml").err
+    assert "paraphrase" in some
+    assert "exact_match" not in some, "accept of other rows makes it any_of"
 
 
 @pytest.mark.parametrize("kind", INIT)

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -135,6 +136,23 @@ def test_make_runs_again_after_an_edit(tmp_path, capsys, tiny_model):
     (project / "train.yaml").touch()
     plan = make(project, "-n", "run/manifest.json").stdout
     assert plan.split("--out run")[1].split() == ["--force", "--resume"]
+
+
+def test_a_baseline_is_judged_again_when_its_schema_is_edited(tmp_path, capsys):
+    """With the old one the gate refuses: another scorer. A project without a schema has no such file to wait for."""
+    answers = {"json": '{{"a": {0}}}', "text": "an answer in words, number {0}, and it is a long one"}
+    for kind, answer in answers.items():
+        turns = ({"role": "user", "content": "question {0}"}, {"role": "assistant", "content": answer})
+        rows = [{"messages": [{**t, "content": t["content"].format(n)} for t in turns]} for n in range(30)]
+        (tmp_path / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        project = tmp_path / kind
+        assert init(capsys, project, "--data", tmp_path / f"{kind}.jsonl")[0] == 0
+        (project / "reports/baseline").mkdir(parents=True)
+        (project / "reports/baseline/manifest.json").write_text("{}")
+        assert "Nothing to be done" in make(project, "-n", "baseline").stdout
+        if kind == "json":
+            os.utime(project / "task.schema.json", (time.time() + 60,) * 2)
+            assert "--save-as baseline" in make(project, "-n", "baseline").stdout
 
 
 def test_workflow_paths_name_every_file_it_reads(tmp_path, capsys):

@@ -11,10 +11,11 @@ from tunegate.core.files import write_jsonl
 from tunegate.evalkit.compare import Reading, pair
 from tunegate.evalkit.gate import decide
 from tunegate.evalkit.outcomes import Answer
-from tunegate.evalkit.policy import make_policy
+from tunegate.evalkit.policy import default_policy, make_policy
 from tunegate.evalkit.recorded import _parse as parse
 from tunegate.evalkit.result_log import ResultLog
 from tunegate.evalkit.task import load_task
+from tunegate.evalkit.verdict import say_other_policy
 
 
 def turns(user, answer, system=None):
@@ -104,6 +105,31 @@ def test_one_question_asked_often_is_a_sample_of_its_answers():
     assert pair(rows, rows, "exact").groups == tuple(f"\0{row['id']}" for row in rows)
 
 
+def test_rows_whose_prompts_do_not_tell_the_question_are_no_copies(echo, ft):
+    """Outputs recorded elsewhere, of pictures say: one prompt for all, and a few labels."""
+    rows = [{"role": "user", "content": "What is in the picture?"}]
+    labels = ["cat" if i % 2 else "dog" for i in range(300)]
+    write_jsonl(
+        echo / "eval.jsonl",
+        [
+            {"id": f"i{i}", "messages": [*rows, {"role": "assistant", "content": label}]}
+            for i, label in enumerate(labels)
+        ],
+    )
+    write_jsonl(echo / "out.jsonl", [{"id": f"i{i}", "output": label} for i, label in enumerate(labels)])
+    done = ft("eval", "out.jsonl", "--task", "task.yaml", "--out", "r", "--against", "out.jsonl")
+    assert (done.code, "different questions" in done.err) == (0, False)
+
+
+def test_copies_that_have_groups_of_their_own_are_not_said_to_count_together(echo, ft):
+    rows = [json.loads(line) for line in (echo / "eval.jsonl").read_text().splitlines()]
+    write_jsonl(
+        echo / "eval.jsonl", [{**row, "id": f"{row['id']}{b}", "group": row["id"] + b} for row in rows for b in "ab"]
+    )
+    write_jsonl(echo / "out.jsonl", [{"id": f"i{i}{b}", "output": f"q{i}"} for i in range(60) for b in "ab"])
+    assert "different questions" not in ft("eval", "out.jsonl", "--task", "task.yaml", "--out", "r").err
+
+
 def test_eval_says_how_many_questions_there_are(echo, ft):
     rows = [json.loads(line) for line in (echo / "eval.jsonl").read_text().splitlines()]
     write_jsonl(echo / "eval.jsonl", [*rows, *({**row, "id": f"{row['id']}b"} for row in rows[:20])])
@@ -134,3 +160,8 @@ def test_what_a_gate_does_not_show_is_said(echo, ft):
     done = ft("gate", "r")
     assert "the report itself says FAIL by another policy" in " ".join(done.err.split())
     assert "another policy" not in ft("gate", "r", "--policy", "gate.yaml").err
+
+
+def test_a_decision_that_names_no_policy_is_of_none_that_is_known(capsys):
+    say_other_policy({"decision": {"decision": "FAIL", "conditions": []}}, default_policy("exact"))
+    assert capsys.readouterr().err == ""

@@ -72,6 +72,20 @@ def test_without_colour_what_is_learnt_is_marked(ft_train, tiny_model, tiny_data
     assert ": [[ ]] is learnt " in ft_train(*command)[1]
 
 
+def test_a_dry_run_shows_ids_and_rows_as_they_are(ft_train, tiny_model, makers, tmp_path):
+    """What a terminal would obey in an id is a sign; no markup and no name of an emoji is read."""
+    rows = makers.rows(24)
+    for n, row in enumerate(rows):
+        row["id"] = f"a\x1b[31m:x:[b] {n}"
+        row["messages"][0]["content"] = f"hello :x: [b] {n}"
+    odd = makers.dataset(tmp_path / "odd", rows, makers.rows(8, 100))
+    code, out, err = ft_train(odd.path, "--out", "run", "--model", tiny_model, "--dry-run")
+    assert code == 0, err
+    assert "\x1b" not in out
+    assert "row a\u241b[31m:x:[b] " in out
+    assert "hello :x: [b] " in out
+
+
 def test_a_dry_run_says_where_the_run_itself_would_be_refused(ft_train, tiny_model, tiny_dataset, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/mine").write_text("x")
