@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DEMO_DATA := test -f build/demo/data/manifest.json || $(BIN)/ft data prepare builtin:bfcl --out build/demo/data
 BENCHMARKS := $(filter-out benchmarks/peers.py benchmarks/publish.py,$(wildcard benchmarks/*.py))
 # A process for each core; ARGS="-n 0" for one alone (--pdb). tests/conftest.py says which tests stay together.
-SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+SIDE_BY_SIDE := -n logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder
 export HF_HUB_DISABLE_TELEMETRY := 1
 # Every command imports torch anew; where compiled modules may not be kept, each pays 4 seconds for compiling it.
 unexport PYTHONDONTWRITEBYTECODE

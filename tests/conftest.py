@@ -29,14 +29,24 @@ TEMPLATE = (
 CORPUS = ["What is the capital of France? Paris.", '{"name": "f", "arguments": {"x": 1}}', "system user assistant"]
 
 
-@pytest.hookimpl(tryfirst=True)
+END_TO_END = "tests/e2e/"
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """In several processes: a file's tests, which share fixtures, stay together, and the end-to-end job is one process's."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return END_TO_END if nodeid.startswith(END_TO_END) else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items):
-    """Where tests run in several processes, the long end-to-end job is one process's and begun first, and a file's tests, which
-    share fixtures, stay together."""
-    for item in items:
-        whole_job = item.path.is_relative_to(Path(__file__).parent / "e2e")
-        item.add_marker(pytest.mark.xdist_group("e2e" if whole_job else str(item.path)))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args != ("e2e",))
+    """There the end-to-end job, which takes longest, is begun first."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: not item.nodeid.startswith(END_TO_END))
 
 
 def pytest_runtest_setup(item):

@@ -146,7 +146,8 @@ def _same(before: dict[str, Any], now: dict[str, Any], work: Path, same_base: Ca
     changed = [k for k, v in now["config"].items() if before["config"].get(k) != v and k not in (*FREE, *NAMES)]
     if changed:
         told = ", ".join(f"{k} (was {before['config'].get(k)!r})" for k in changed)
-        raise UserError(f"the settings differ from those this run began with: {told}", where=str(work))
+        said = f"the settings differ from those this run began with: {told}"
+        raise UserError(said, where=str(work), hint="take those again, or begin anew: --force without --resume")
     if not same_base(before["base"]):
         was = before["config"].get("model")
         what = "the base model has changed since this run began"
