@@ -190,13 +190,16 @@ def test_a_passing_fault_is_tried_again(ask, waits, status):
     assert waits == [0.5]
 
 
-@pytest.mark.parametrize(
-    ("asked", "waited"),
-    [("7", 7.0), ("0", 0.5), ("soon", 0.5), (format_datetime(datetime.now(UTC) + timedelta(seconds=20)), 18.0)],
-)
+@pytest.mark.parametrize(("asked", "waited"), [("7", 7.0), ("0", 0.5), ("soon", 0.5)])
 def test_retry_after_is_kept(ask, waits, asked, waited):
     assert ask(answer("{}", 429, **{"Retry-After": asked}), stream(WHOLE)).attempts == 2
-    assert waits == [pytest.approx(waited, abs=0.01 if waited < 10 else 17)]
+    assert waits == [waited]
+
+
+def test_retry_after_may_be_a_date(ask, waits):
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=40))
+    assert ask(answer("{}", 429, **{"Retry-After": soon}), stream(WHOLE)).attempts == 2
+    assert waits == [pytest.approx(30.0, abs=10.0)]
 
 
 def test_a_list_of_models_that_is_not_there_yet_or_never(ask, waits):

@@ -17,8 +17,9 @@ from tunegate.core.commands import run
 from tunegate.core.errors import UserError
 from tunegate.serve.chat_stream import ChatStream, EndpointError
 from tunegate.serve.cli import app
-from tunegate.serve.client import ChatClient, _said
+from tunegate.serve.client import ChatClient
 from tunegate.serve.engine_watch import one_token
+from tunegate.serve.http_errors import said_in
 from tunegate.serve.loadtest_cli import app as loadtest
 from tunegate.serve.middleware import INSTANCE_VARIABLE, KEY_VARIABLE, Guard
 from tunegate.serve.prompting.middleware import CONTEXT, FOLDERS, PATH, PromptApp
@@ -472,8 +473,8 @@ def test_vllms_old_errors_are_told_by_their_message(endpoint):
     with pytest.raises(EndpointError, match="failed in mid-stream: the engine is gone") as caught:
         read(b"data: " + json.dumps(old).encode() + b"\n\n")
     assert caught.value.cause == "engine"
-    assert _said(b'{"message": null, "x": 1}') == '{"message": null, "x": 1}'
-    assert _said(b'{"error": {"message": "new"}, "message": "old"}') == "new"
+    assert said_in(b'{"message": null, "x": 1}') == '{"message": null, "x": 1}'
+    assert said_in(b'{"error": {"message": "new"}, "message": "old"}') == "new"
 
 
 # Certificates
