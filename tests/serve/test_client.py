@@ -197,9 +197,9 @@ def test_retry_after_is_kept(ask, waits, asked, waited):
 
 
 def test_retry_after_may_be_a_date(ask, waits):
-    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=40))
-    assert ask(answer("{}", 429, **{"Retry-After": soon}), stream(WHOLE)).attempts == 2
-    assert waits == [pytest.approx(30.0, abs=10.0)]
+    soon = {"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=40))}
+    ask(answer("{}", 429, **soon), stream(WHOLE))
+    assert 20 < waits[0] < 40
 
 
 def test_a_list_of_models_that_is_not_there_yet_or_never(ask, waits):
@@ -211,7 +211,6 @@ def test_a_list_of_models_that_is_not_there_yet_or_never(ask, waits):
 @pytest.mark.parametrize("reason", ["abort", "error"])
 def test_an_answer_the_engine_gave_up_is_no_answer(ask, waits, reason):
     given_up = stream(sse(chunk("half"), chunk(finish=reason)))
-    assert ask(given_up, stream(WHOLE)).attempts == 2
     with pytest.raises(EndpointError, match="gave the answer up") as caught:
         ask(given_up, retries=0)
     assert caught.value.cause == "engine"
