@@ -91,8 +91,9 @@ def load(spec: str = BUILTIN, *, quick: bool = False) -> Embedder:
 
 
 def _digest(spec: str, folder: Path) -> str:
-    """The builtin's is of its weights alone, because its package is of one version; a hub id's is of its name."""
-    if spec == BUILTIN:
+    """The builtin's, by its folder too, is of its weights alone, because its package is of one version; a hub id's is of its name."""
+    own = packaged(PACKAGE, "model")
+    if own is not None and folder.resolve() == own.resolve():
         return sha256_text(sha256_file(folder / "model.safetensors"))
     return folder_digest(folder, also=(".bin", ".txt")) if folder.is_dir() else sha256_text(spec)
 

@@ -108,7 +108,9 @@ def test_two_columns_of_any_name_are_read_again_by_make(tmp_path, capsys):
 def make(project, *words):
     """Run make in a project, with this checkout's commands first on the path."""
     env = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
-    return subprocess.run(["make", *words], cwd=project, capture_output=True, text=True, env=env, check=False)
+    return subprocess.run(
+        ["make", "--no-print-directory", *words], cwd=project, capture_output=True, text=True, env=env, check=False
+    )
 
 
 def test_the_advisor_is_told_the_model_where_it_knows_it(tmp_path, capsys, tiny_model):
