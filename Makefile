@@ -34,7 +34,7 @@ test-fast: setup ## without the end-to-end ones
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m "not slow and not e2e" $(ARGS)
 
 test-slow: setup ## real but slow
-	$(BIN)/pytest -m slow $(ARGS)
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m slow $(ARGS)
 
 lint: setup      ## format, lint, types, layers
 	$(BIN)/ruff format --check .
