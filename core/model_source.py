@@ -132,10 +132,13 @@ def hub_file_at_hand(hub_id: str, name: str, revision: str | None = None) -> Pat
     return Path(found) if isinstance(found, str) else None
 
 
+# Of a model's files, those that say what it answers; not its card.
+DIGESTED = (".safetensors", ".json", ".jinja", ".model")
+
+
 def folder_digest(folder: Path, also: Iterable[str] = ()) -> str:
     """SHA-256 over the config, tokenizer, template and weight files of a model folder, and files with the suffixes `also`."""
-    suffixes = {".safetensors", ".json", ".jinja", ".model", *also}
-    files = sorted(p for p in folder.iterdir() if p.suffix in suffixes and p.name != manifests.NAME)
+    files = sorted(p for p in folder.iterdir() if p.suffix in (*DIGESTED, *also) and p.name != manifests.NAME)
     return sha256_text(canonical_json([[p.name, sha256_file(p)] for p in files]))
 
 

@@ -19,6 +19,7 @@ _SPENT = re.compile(
     r"|\baccount\b[^.]{0,40}(not active|inactive|suspended|disabled|deactivated|overdue)",
     re.IGNORECASE,
 )
+DEAD_AFTER = 20  # requests in a row that nothing answered: the endpoint is gone, and asking on would only waste time
 REJECTIONS = frozenset({400, 413, 422})  # HTTP: this request is wrong for this endpoint, whenever it is sent
 
 # of an answer, where known

@@ -11,15 +11,14 @@ from tunegate.core.errors import InfrastructureError
 from tunegate.core.files import canonical_json, sha256_text
 from tunegate.core.rows import Row
 from tunegate.core.statistics import wilson
-from tunegate.evalkit.outcomes import REJECTIONS, Answer, counted, is_spent
+from tunegate.evalkit.outcomes import DEAD_AFTER, REJECTIONS, Answer, counted, is_spent
 from tunegate.evalkit.pace import Pace
 from tunegate.evalkit.result_log import ResultLog, key_of
 from tunegate.evalkit.system import Target
 from tunegate.evalkit.task import EvalTask
 from tunegate.serve.client import ChatClient, Completion, EndpointError
 
-DEAD_AFTER = 20  # requests in a row that nothing answered: the endpoint is gone, and asking on would only waste time
-DEAD_S = 60.0  # as many that were told to wait, or of an error: for so long, because an overload passes
+DEAD_S = 60.0  # DEAD_AFTER requests that were told to wait, or of an error: for so long, because an overload passes
 DEAD_AT_LATEST_S = 600.0  # where each waits long, fewer
 ESTIMATE_EVERY_S, ESTIMATE_COST_S = 0.25, 0.02  # the running estimate: how often, and how long it may judge each time
 PROBED = 8  # prompts whose token ids are recorded, where the endpoint tells them
@@ -191,12 +190,8 @@ class _Run:
         requests: list[_Request],
     ) -> None:
         self._task, self._client, self._log, self._failed = task, client, log, failed
-        self._pace, self._estimate, self._options, self._requests = (
-            Pace(options.concurrency),
-            estimate,
-            options,
-            requests,
-        )
+        self._estimate, self._options, self._requests = estimate, options, requests
+        self._pace = Pace(options.concurrency)
         self._settings, self._probing = task.file.generation.request(), asyncio.Lock()
         self._silent = self._failing = 0
         self._failing_since = 0.0

@@ -12,6 +12,7 @@ from tunegate.evalkit.runner import prompt_digest
 from tunegate.evalkit.task import EvalTask
 
 REJECTED = "rejected_request"  # the cause of a failure that the endpoint's refusal of the request is
+REFUSED = "refused: "  # opens the reason of a refusal
 SLOW = {"sql", "judge", "python"}
 EACH = {  # what of an answer is kept for each repeat, and under which name
     "tool_calls": "each_tool_calls",
@@ -90,7 +91,7 @@ def _why(outcome: Outcome, answer: Answer, primary: Verdict | None) -> tuple[str
     if outcome is Outcome.TRUNCATED:
         return f"cut off at max_tokens; {primary.reason}", outcome
     if outcome is Outcome.REFUSED:
-        return f"refused: {answer.refusal or answer.text[:200]}", outcome
+        return f"{REFUSED}{answer.refusal or answer.text[:200]}", outcome
     return primary.reason, primary.cause or outcome
 
 

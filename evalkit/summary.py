@@ -63,7 +63,7 @@ def judged(rows: Rows) -> list[dict[str, Any]]:
 def timings(rows: Rows, field: str) -> list[float]:
     """latency_ms or ttft_ms of every answer that arrived, repeats included; of requests that timed out the latency is what they
     were waited for, and more."""
-    return [ms for row in rows for ms in _timings_of(row, field) + _waited(row, field)]
+    return [ms for row in rows for ms in _timings_of(row, field)]
 
 
 def _waited(row: dict[str, Any], field: str) -> list[float]:
@@ -76,7 +76,8 @@ def _timings_of(row: dict[str, Any], field: str) -> list[float]:
     repeats = {"latency_ms": "latencies_ms", "ttft_ms": "ttfts_ms"}[field]
     outcomes = row.get("outcomes") or [row["outcome"]]
     each = zip(outcomes, row.get(repeats) or [row.get(field)], strict=False)
-    return [ms for outcome, ms in each if ms is not None and outcome != "infra_error"]
+    arrived = [ms for outcome, ms in each if ms is not None and outcome != "infra_error"]
+    return arrived + _waited(row, field)
 
 
 def clusters(rows: Rows) -> list[str]:
@@ -147,7 +148,7 @@ def _percentile(rows: Rows, field: str, probability: float, *, level: float) -> 
     effect, with Student's t, as a rate's do: the effect on the share that is at most the percentile, or where that is larger on
     the answers' ranks (a percentile that falls amid one item's answers hides half of it). Where the upper end is the time of a
     request that timed out there is none: nobody knows how long it would have taken (censored on the right)."""
-    timed = [(row, _timings_of(row, field) + _waited(row, field)) for row in rows]
+    timed = [(row, _timings_of(row, field)) for row in rows]
     values = [ms for _, each in timed for ms in each]
     if not values:
         return Measured(kind="percentile", interval=None)

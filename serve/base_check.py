@@ -10,14 +10,13 @@ from tunegate.core.console import warn
 from tunegate.core.errors import TunegateError, UserError
 from tunegate.core.files import home_path, sha256_file, sha256_text
 from tunegate.core.methods import WEIGHTLESS
-from tunegate.core.model_source import ModelSource, file_at_hand, hub_file_at_hand, resolve
+from tunegate.core.model_source import DIGESTED, ModelSource, file_at_hand, hub_file_at_hand, resolve
 from tunegate.core.weight_files import indexed
 from tunegate.serve import served_model
 from tunegate.serve.served_model import Target
 
 HERE, CHANGED, UNKNOWN = "here", "changed", "not checked"
 WEIGHTS = ".safetensors"
-LOADED = (WEIGHTS, ".json", ".jinja", ".model")  # of a model's files, those that say what it answers; not its card
 
 
 def state(artifact: Artifact) -> str | None:
@@ -76,7 +75,7 @@ def _of_the_hub(source: ModelSource, digest: str) -> str:
         return UNKNOWN
     now = config.parent
     before, after = (
-        {file.name for file in folder.iterdir() if file.suffix in LOADED and file.is_file()} for folder in (then, now)
+        {file.name for file in folder.iterdir() if file.suffix in DIGESTED and file.is_file()} for folder in (then, now)
     )
     both = before & after
     if not all((then / name).samefile(now / name) or _same_bytes(then / name, now / name) for name in both):

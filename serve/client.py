@@ -38,6 +38,7 @@ LONGEST_WAIT_S = 60.0
 # An unused connection is closed before the server closes it (uvicorn, and so vLLM: after 5 s), or a request may meet the end.
 IDLE_S = 4.0
 CONNECT_S = 10.0
+NOT_RUNNING = "is the server running? ft serve status"
 # Longest wait for the end of a stream whose answer is whole.
 SETTLE_S = 0.25
 LARGEST_REFUSAL = 64_000  # bytes read of an error's body
@@ -241,13 +242,9 @@ class ChatClient:
             message, cause, hint = f"this client may open no more files: {self._words(error)}", CLIENT, "ulimit -n"
         elif isinstance(error, aiohttp.ClientConnectorError):
             message, cause = f"nothing answers: {error.os_error.strerror or error}", "unreachable"
-            hint = "is the server running? ft serve status"
+            hint = NOT_RUNNING
         elif isinstance(error, aiohttp.ConnectionTimeoutError):
-            message, cause, hint = (
-                f"no connection within {CONNECT_S:.0f} s",
-                "unreachable",
-                "is the server running? ft serve status",
-            )
+            message, cause, hint = f"no connection within {CONNECT_S:.0f} s", "unreachable", NOT_RUNNING
         elif isinstance(error, TimeoutError):
             message, cause = f"no answer within {self._timeout_s:.0f} s", "timeout"
         return EndpointError(message, cause=cause, where=self.base_url, hint=hint)
@@ -286,7 +283,7 @@ class ChatClient:
                 cause="unreachable",
                 where=url,
                 fatal=True,
-                hint="is the server running? ft serve status",
+                hint=NOT_RUNNING,
             ) from None
         except ValueError:
             raise _no_json(url) from None

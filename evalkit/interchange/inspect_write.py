@@ -9,10 +9,10 @@ from typing import Any
 
 from tunegate.core.errors import UserError
 from tunegate.core.files import canonical_json, sha256_text, write_bytes
-from tunegate.evalkit.scoring import EACH
+from tunegate.evalkit.interchange.inspect_log import OURS
+from tunegate.evalkit.scoring import EACH, REFUSED
 
 REPEATS = {**EACH, "latency_ms": "latencies_ms", "ttft_ms": "ttfts_ms"}
-REFUSED = "refused: "  # opens the reason of a refusal
 STATES = {"length": "max_tokens", "stop": "stop", "content_filter": "content_filter", "tool_calls": "tool_calls"}
 
 
@@ -38,7 +38,7 @@ def write(path: Path, report: dict[str, Any], rows: list[dict[str, Any]]) -> Non
 
 def _header(report: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
     task, digest, epochs = report["task"], sha256_text(canonical_json(report["data"]))[:22], _repeats(report)
-    model = f"tunegate/{report['target']['model'] or report['target']['spec']}"
+    model = f"{OURS}{report['target']['model'] or report['target']['spec']}"
     ids = [row["id"] for row in rows]
     when = report["created"]
     return {

@@ -19,13 +19,12 @@ from tunegate.core.files import canonical_json, sha256_text
 from tunegate.core.rows import Row, read_jsonl
 from tunegate.core.statistics import Interval, wilson
 from tunegate.evalkit.extract import thinking
-from tunegate.evalkit.outcomes import REJECTIONS, Answer, Verdict, is_spent
+from tunegate.evalkit.outcomes import DEAD_AFTER, REJECTIONS, Answer, Verdict, is_spent
 from tunegate.evalkit.validators.base import Validator, refuse_calls
 from tunegate.serve.endpoint_url import is_url
 
 AT_ONCE = 16  # requests to the judge
 KEY = "TUNEGATE_JUDGE_API_KEY"
-DEAD_AFTER = 20  # requests in a row that got no answer: the judge is gone
 _failing: Counter[str] = Counter()  # requests in a row that failed, by endpoint
 _key_hosts: set[str] = set()  # hosts that TUNEGATE_API_KEY was given for: those of the endpoints that are judged
 ASKED = ("question", "expected", "answer")
