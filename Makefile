@@ -73,7 +73,7 @@ audit: setup     ## known vulnerabilities of what is installed
 coverage: setup  ## branches that `make test` reaches (ARGS="tests/core" for a part)
 	@trap '$(BIN)/uv pip uninstall --quiet coverage' EXIT; rm -rf build/coverage && mkdir -p build/coverage; \
 	$(BIN)/uv pip install --quiet coverage==7.*; \
-	$(BIN)/coverage run -m pytest -m "not slow" $(ARGS); failed=$$?; \
+	$(BIN)/coverage run -m pytest $(SIDE_BY_SIDE) -m "not slow" $(ARGS); failed=$$?; \
 	$(BIN)/coverage combine --quiet && $(BIN)/coverage report && exit $$failed
 
 clean:           ## remove what was built (the environment stays)

@@ -1,7 +1,6 @@
 """What a file of examples says: lengths, answers' format, labels, duplicates. One streaming pass."""
 
 import json
-import re
 import statistics
 from array import array
 from bisect import bisect_right
@@ -15,14 +14,9 @@ from tunegate.core.errors import UserError
 from tunegate.core.model_source import file_at_hand
 from tunegate.core.profile import is_json, row_texts
 from tunegate.core.rows import Row, read_rows
+from tunegate.core.token_estimate import CHARACTERS_PER_TOKEN, MARKS_PER_TURN, cjk_characters, weight
 
 SAMPLE = 2000  # rows tokenized to learn characters per token
-CHARS_PER_TOKEN = 3.6  # of English chat and JSON when no tokenizer is at hand
-CJK_CHARS_PER_TOKEN = 1.5  # of Chinese, Japanese and Korean: rough, vocabularies differ by a factor of two
-CJK = re.compile(
-    r"[\u1100-\u11ff\u2e80-\ua4cf\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]+"
-)
-TURN_TOKENS = 6  # a chat template's markers for one turn
 MAX_LABELS = 200
 
 
@@ -108,8 +102,8 @@ def summarise(rows: Iterable[Row], counter: Callable[[list[str]], int] | None, c
     tally = _Tally()
     stream = iter(rows)
     texts = [tally.add(row) for row in islice(stream, SAMPLE)]
-    per_token = CHARS_PER_TOKEN
-    if counter is not None and (characters := sum(map(_weight, texts))):
+    per_token = CHARACTERS_PER_TOKEN
+    if counter is not None and (characters := sum(map(weight, texts))):
         per_token = max(0.5, characters / max(1, counter(texts)))
     del texts
     for row in stream:
@@ -128,17 +122,6 @@ def tokenizer_for(model: str | None) -> tuple[Callable[[list[str]], int] | None,
     return (lambda texts: sum(len(e.ids) for e in tokenizer.encode_batch(texts, add_special_tokens=False))), str(model)
 
 
-def _cjk(text: str) -> int:
-    """Chinese, Japanese and Korean characters of a text."""
-    return 0 if text.isascii() else sum(map(len, CJK.findall(text)))
-
-
-def _weight(text: str, cjk: int | None = None) -> float:
-    """Length of a text in characters of English: a CJK character is as many as a token has of the others. cjk: how many it has,
-    where that was counted."""
-    return len(text) + (_cjk(text) if cjk is None else cjk) * (CHARS_PER_TOKEN / CJK_CHARS_PER_TOKEN - 1.0)
-
-
 class _Tally:
     def __init__(self) -> None:
         self.inputs: list[float] = []
@@ -152,9 +135,9 @@ class _Tally:
     def add(self, row: Row) -> str:
         """Count one row and return its text."""
         prompt, answer = row_texts(row)
-        asked, answered = _cjk(prompt), _cjk(answer)
-        self.inputs.append(_weight(prompt, asked))
-        self.outputs.append(_weight(answer, answered))
+        asked, answered = cjk_characters(prompt), cjk_characters(answer)
+        self.inputs.append(weight(prompt, asked))
+        self.outputs.append(weight(answer, answered))
         self.turns.append(len(row.messages))
         self.characters += len(prompt) + len(answer)
         self.cjk += asked + answered
@@ -179,12 +162,13 @@ class _Tally:
     def result(self, per_token: float, counted_with: str) -> DataProfile:
         n = len(self.inputs)
         whole = sorted(
-            (i + o) / per_token + TURN_TOKENS * t for i, o, t in zip(self.inputs, self.outputs, self.turns, strict=True)
+            (i + o) / per_token + MARKS_PER_TURN * t
+            for i, o, t in zip(self.inputs, self.outputs, self.turns, strict=True)
         )
         outputs = sorted(o / per_token for o in self.outputs)
         return DataProfile(
             rows=n,
-            input_tokens=statistics.fmean(self.inputs) / per_token + TURN_TOKENS * statistics.fmean(self.turns),
+            input_tokens=statistics.fmean(self.inputs) / per_token + MARKS_PER_TURN * statistics.fmean(self.turns),
             output_tokens=max(1.0, statistics.fmean(outputs)),
             longest_tokens=whole[-1],
             p95_tokens=whole[int(0.95 * (n - 1))],

@@ -6,7 +6,7 @@ from typing import Any
 
 from tunegate.advisor import calibrate, what_if
 from tunegate.advisor.constraints import Constraints
-from tunegate.advisor.data_profile import CHARS_PER_TOKEN, CJK_CHARS_PER_TOKEN, DataProfile
+from tunegate.advisor.data_profile import DataProfile
 from tunegate.advisor.gpus import Gpu
 from tunegate.advisor.models import find
 from tunegate.advisor.prices import stale_note
@@ -15,6 +15,7 @@ from tunegate.advisor.refusals import prompt_shape
 from tunegate.advisor.rules import METHODS, RULES, TUNED, Rule
 from tunegate.advisor.search import Option, context_of, kept_rows, nearest_miss
 from tunegate.core.errors import UserError
+from tunegate.core.token_estimate import CHARACTERS_PER_TOKEN, CJK_CHARACTERS_PER_TOKEN
 
 Json = dict[str, Any]
 MANY_REPEATED = 0.05  # share of the rows from which on duplicates and conflicts are said
@@ -170,9 +171,9 @@ def _fixed_assumptions(answer: Recommendation) -> list[Json]:
 
 def _token_counts(profile: DataProfile) -> Json:
     """How lengths were estimated where no tokenizer was at hand."""
-    value, off = f"{CHARS_PER_TOKEN:g} characters a token", "lengths off by up to 20 %"
+    value, off = f"{CHARACTERS_PER_TOKEN:g} characters a token", "lengths off by up to 20 %"
     if profile.cjk_share >= SOME_CJK:
-        value += f", {CJK_CHARS_PER_TOKEN:g} of Chinese, Japanese and Korean ({profile.cjk_share:.0%} of the text)"
+        value += f", {CJK_CHARACTERS_PER_TOKEN:g} of Chinese, Japanese and Korean ({profile.cjk_share:.0%} of the text)"
         off = "lengths off by up to 20 %, those of Chinese, Japanese and Korean by up to a factor of two"
     return {"name": "token_counts", "value": value, "matters": f"{off}: no tokenizer was at hand"}
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from tunegate.core import token_estimate
 from tunegate.core.errors import UserError
 from tunegate.core.rows import Row, parse_json
 
@@ -99,7 +100,7 @@ class DatasetProfile:
     ) -> "DatasetProfile":
         """Profile rows as they stream by, in memory that grows with a few numbers a row.
 
-        count_tokens: texts -> token counts, by the tokenizer that `token_source` names; without it characters / 4.
+        count_tokens: texts -> token counts, by the tokenizer that `token_source` names; without it estimated.
         """
         gatherer = _Gatherer(count_tokens, label_of, language_of)
         for row in rows:
@@ -107,7 +108,7 @@ class DatasetProfile:
         gatherer.flush()
         return gatherer.profile(
             exact=count_tokens is not None and token_source is not None,
-            token_source=token_source or "estimate: characters / 4",
+            token_source=token_source or token_estimate.SOURCE,
             label_source=label_source,
         )
 
@@ -127,7 +128,7 @@ class _Gatherer:
         label_of: Callable[[Row], str | None] | None,
         language_of: Callable[[Row], str] | None,
     ) -> None:
-        self._count = count_tokens or (lambda texts: [-(-len(text) // 4) for text in texts])
+        self._count = count_tokens or token_estimate.estimated
         self._label_of = label_of or (lambda row: None)
         self._language_of = language_of
         self._texts: list[str] = []

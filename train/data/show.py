@@ -286,7 +286,7 @@ def _length_lines(report: Report, model: str | None) -> list[str]:
 
     profile = report.profile
     why = "--model counts them" if model is None else f"no tokenizer of {model} here"
-    by = "" if profile.tokens_exact else f", estimated as characters / 4 ({why})"
+    by = "" if profile.tokens_exact else f", estimated from characters ({why})"
     texts = [
         f"Tokens of a train input: {words(profile.input_tokens)}{by}.",
         f"Tokens of a train answer: {words(profile.output_tokens)}{by}.",

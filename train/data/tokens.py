@@ -1,25 +1,21 @@
 """Counting tokens: exactly with a model's own tokenizer and chat template, or an estimate that says so."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 
+from tunegate.core import token_estimate
 from tunegate.core.console import warn
 from tunegate.core.errors import UserError
 from tunegate.core.files import home_path
 from tunegate.core.model_source import file_at_hand
 from tunegate.core.profile import row_texts
 from tunegate.core.rows import Row
+from tunegate.core.token_estimate import CHARACTERS_PER_TOKEN, MARKS_PER_TURN
 from tunegate.train.data.template import ChatTemplate, chat_template
 from tunegate.train.paths import given_name
 
-# Characters a token, measured on the 858 BFCL rows with SmolLM2-135M-Instruct's tokenizer (English and JSON).
-CHARACTERS_PER_TOKEN = 4.0
-# What a chat template adds, in tokens a turn, where there is none to render (ChatML: <|im_start|>role newline ...
-# <|im_end|> newline).
-MARKS_PER_TURN = 5
 TOKENIZER = "tokenizer.json"
 BATCH = 1000
 
@@ -70,12 +66,8 @@ class Sizer:
 
 
 def estimate() -> Counter:
-    """Characters divided by four: within a third for English text and JSON, far off for other scripts."""
-    return Counter(
-        count=lambda texts: [math.ceil(len(text) / CHARACTERS_PER_TOKEN) for text in texts],
-        exact=False,
-        source=f"estimate: characters / {CHARACTERS_PER_TOKEN:g}",
-    )
+    """The estimate from characters."""
+    return Counter(count=token_estimate.estimated, exact=False, source=token_estimate.SOURCE)
 
 
 def counter(model: str | None) -> Counter:
@@ -112,7 +104,7 @@ def warn_if_estimated(model: str | None, *, exact: bool) -> None:
     """Say on standard error that tokens of a model that was named are only estimated: its name may be misspelt."""
     if model is not None and not exact:
         warn(
-            f"no tokenizer of {model} lies on this machine: tokens are estimated as characters / {CHARACTERS_PER_TOKEN:g}"
+            f"no tokenizer of {model} lies on this machine: tokens are estimated, {CHARACTERS_PER_TOKEN:g} characters each"
         )
 
 
