@@ -278,3 +278,19 @@ def test_stale_prices_are_flagged():
     assert stale_note("2020-01-01")
     assert stale_note("sometime") == "undated price"
     assert not stale_note("2999-01")
+
+
+def test_without_checkpointing_the_dequantized_weights_stand_beside_the_four_bit_ones():
+    """bitsandbytes keeps its transient copies until the backward pass: TRANSIENT_BYTES a linear parameter."""
+    linear = find("Llama-3.1-8B").architecture.linear_params
+    setups = [memory_of(method="qlora", quantization=q, checkpointing=False) for q in ("nf4", "bf16")]
+    four, sixteen = ([training_memory.peak_gb(s), training_memory.static_gb(s)] for s in setups)
+    assert (four[0] - four[1]) - (sixteen[0] - sixteen[1]) == pytest.approx(0.3 * linear / 1e9)
+
+
+def test_activations_and_gradients_of_full_tuning_do_not_peak_together():
+    short, long = (memory_of("Llama-3.2-3B", method="full", trainable=0, seq_len=n) for n in (64, 65_536))
+    moving = training_memory.activations_gb(long) + training_memory.logits_gb(long)
+    gradients = 2 * long.architecture.params / 1e9
+    assert moving > gradients
+    assert training_memory.peak_gb(long) - training_memory.peak_gb(short) == pytest.approx(moving - gradients)

@@ -251,6 +251,9 @@ def test_the_newest_whole_checkpoint_is_taken(tmp_path, capsys):
     (tmp_path / "checkpoint-100" / "adapter_model.safetensors").write_text("weights of 199")
     assert checkpoints.last_complete(tmp_path).name == "checkpoint-10"
     assert "checkpoint-100 is passed over: adapter_model.safetensors was changed" in capsys.readouterr().err
+    (tmp_path / "checkpoint-100" / "adapter_model.safetensors").unlink()
+    assert checkpoints.last_complete(tmp_path).name == "checkpoint-10"
+    assert "checkpoint-100 is passed over: adapter_model.safetensors is missing" in capsys.readouterr().err
     (tmp_path / "checkpoint-10" / "complete.json").write_text("{")
     assert checkpoints.last_complete(tmp_path) is None
     write_checkpoint(tmp_path, 100)
