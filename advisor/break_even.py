@@ -70,9 +70,7 @@ def break_even(
     per_day = api_monthly_usd(offer, 1.0, input_tokens, output_tokens, cached_share)
     if per_day <= 0 or own.max_calls_per_s <= 0:
         return None
-    tread = own.max_calls_per_s * 86_400 / own.peak_factor  # calls a day that one replica carries
-    fixed = own.upkeep_usd + own.once_usd / own.paid_off_months
-    rent = own.usd_per_hour * HOURS_PER_MONTH * own.busy_share
+    tread, fixed, rent = _staircase(own)
     earned = per_day * tread - rent
     below = math.ceil(1 + (fixed + rent) / earned) if earned > 0 else math.inf
     last = math.inf if own.max_replicas is None else own.max_replicas
@@ -88,6 +86,30 @@ def break_even(
     else:
         return None
     return found if found <= MOST_CALLS else None
+
+
+def cheaper_before(
+    own: SelfHosted, offer: ApiPrice, input_tokens: float, output_tokens: float
+) -> tuple[float, float] | None:
+    """The first loads (from, to) in calls a day at which own is the cheaper until one more replica is needed, where they lie
+    below the break-even; None for none."""
+    per_day = api_monthly_usd(offer, 1.0, input_tokens, output_tokens)
+    tread, fixed, rent = _staircase(own)
+    if per_day <= 0 or tread <= 0 or (earned := per_day * tread - rent) <= 0:
+        return None
+    number = max(1, math.ceil(fixed / earned))  # the first tread whose last call the own machines carry for less
+    lowest = max((fixed + rent * number) / per_day, tread * (number - 1))
+    settled = break_even(own, offer, input_tokens, output_tokens)
+    if number > (own.max_replicas or math.inf) or tread * number >= (MOST_CALLS if settled is None else settled):
+        return None
+    return lowest, tread * number
+
+
+def _staircase(own: SelfHosted) -> tuple[float, float, float]:
+    """(calls a day that one replica carries, USD a month whatever the load, USD a month of one replica's rent)."""
+    tread = own.max_calls_per_s * 86_400 / own.peak_factor
+    rent = own.usd_per_hour * HOURS_PER_MONTH * own.busy_share
+    return tread, own.upkeep_usd + own.once_usd / own.paid_off_months, rent
 
 
 def curve(

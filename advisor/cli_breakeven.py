@@ -166,6 +166,7 @@ def _row(own: Any, offer: Any, calls: float, tokens: tuple[float, float]) -> dic
         "against": offer.name,
         "open_weights": offer.open_weights or None,
         "break_even_calls_per_day": "never" if crossing is None else round(crossing),
+        "cheaper_before_calls_per_day": costs.cheaper_before(own, offer, *tokens),
         "own_monthly_usd": own.monthly_usd(calls),
         "api_monthly_usd": costs.api_monthly_usd(offer, calls, *tokens),
         "price_date": offer.date,
@@ -192,6 +193,12 @@ def _print(rows: list[dict[str, Any]], facts: dict[str, Any], chart: str, agains
         f"one replica carries {facts['capacity_calls_per_day_per_replica']:,.0f} calls a day; {facts['replicas']} needed now"
     )
     out().print(f"o own, x {against}\n{chart}", markup=False)
+    for row in rows:
+        if row["against"] == against and (stretch := row["cheaper_before_calls_per_day"]):
+            say(
+                f"note: own is cheaper than {against} from {stretch[0]:,.0f} to {stretch[1]:,.0f} a day too; one replica "
+                "more takes that back up to the break-even"
+            )
     for note in facts["notes"]:
         say(f"note: {note}")
     for note in sorted({f"{r['against']}: {r['stale']}" for r in rows if r["stale"]}):

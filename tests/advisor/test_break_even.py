@@ -48,6 +48,34 @@ def test_a_crossing_that_the_next_replica_takes_back_is_no_break_even():
         assert mine <= theirs * (1 + 1e-6)
 
 
+def test_a_stretch_that_is_cheaper_before_the_break_even_is_told():
+    """reference: one L4 at $0.805/h breaks even at 71.5k calls a day against gpt-4o-mini, where it carries them."""
+    own = break_even.SelfHosted(
+        usd_per_hour=0.805, max_calls_per_s=125_864 / 86_400, once_usd=0, upkeep_usd=0, peak_factor=1
+    )
+    offer = find_offer("openai/gpt-4o-mini")
+    settled, stretch = (f(own, offer, 1000, 200) for f in (break_even.break_even, break_even.cheaper_before))
+    assert stretch == (pytest.approx(71_556, rel=1e-3), pytest.approx(125_864))
+    assert settled == pytest.approx(2 * stretch[0])
+    assert break_even.cheaper_before(own, find_offer("openai/gpt-5-mini"), 1000, 200) is None
+
+
+@settings(max_examples=300, deadline=None)
+@given(own=SERVICES, offer=OFFERS, part=st.floats(0.001, 0.999))
+def test_own_is_cheaper_in_the_stretch_and_not_before_it(own, offer, part):
+    stretch = break_even.cheaper_before(own, offer, 1000, 200)
+    if stretch is None:
+        return
+    low, high = stretch
+    mine, theirs = own_and_api(own, offer, low + (high - low) * part)
+    assert mine <= theirs * (1 + 1e-6)
+    if low > 1:
+        mine, theirs = own_and_api(own, offer, low * (1 - 1e-6))
+        assert mine >= theirs * (1 - 1e-4)
+    mine, theirs = own_and_api(own, offer, high * (1 + 1e-6))
+    assert mine is None or mine >= theirs * (1 - 1e-4)
+
+
 @settings(max_examples=300, deadline=None)
 @given(own=SERVICES, offer=OFFERS, further=st.floats(0, 1))
 def test_from_the_break_even_on_own_is_never_dearer(own, offer, further):
