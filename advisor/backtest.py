@@ -10,6 +10,7 @@ from pathlib import Path
 from tunegate.advisor.errors import class_errors, half_width, interval
 from tunegate.advisor.estimates import widen_of
 from tunegate.advisor.facts import Record, read_csv, table
+from tunegate.advisor.limits import impossible
 from tunegate.advisor.measured import NEEDED, Case, NotPredictedError, normal, parse
 from tunegate.advisor.predict import predict
 from tunegate.core.errors import UserError
@@ -94,8 +95,11 @@ def backtest(rows: Sequence[Record]) -> Backtest:
         try:
             case = parse(row)
             value = predict(case)
+            told = impossible(case, value)
         except NotPredictedError as reason:
-            skipped.append((row["id"], str(reason), row["kind"]))
+            told = str(reason)
+        if told:
+            skipped.append((row["id"], told, row["kind"]))
             continue
         widen = min(2.0, widen_of(case.model, case.gpu, case.kind)[0])
         low, high = interval(value, case.kind, widen=widen)

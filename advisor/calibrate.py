@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tunegate.advisor import limits
 from tunegate.advisor.errors import CPU_WIDEN, class_errors
 from tunegate.advisor.gpus import Gpu
 from tunegate.core import manifest
@@ -129,8 +130,7 @@ def refuse_impossible(measured: float, predicted: float, peak: float, kind: str)
     """Raise UserError when a measurement beats the roofline (`peak`), or is a thousand times off the prediction."""
     if not (math.isfinite(measured) and measured > 0):
         raise UserError(f"not a measurement: {measured}", where=kind)
-    faster = measured > peak if kind == "train_tps" else measured < peak
-    if faster:
+    if limits.beats(kind, measured, peak):
         raise UserError(
             f"{measured:.4g} is beyond the hardware's limit of {peak:.4g}",
             where=kind,

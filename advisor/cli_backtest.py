@@ -109,6 +109,7 @@ def calibrate(
 ) -> None:
     """Learn this machine's speed; later estimates for the GPU use it (drawn to the prior while points are few)."""
     from tunegate.advisor import calibrate as learning
+    from tunegate.advisor import limits
     from tunegate.advisor.gpus import find_gpu
     from tunegate.advisor.models import find
     from tunegate.advisor.serving_speed import QUANTIZATIONS
@@ -124,12 +125,11 @@ def calibrate(
         shape: Json = {"method": method or run.method or "lora", "batch": batch or run.batch or 4}
         shape |= {"seq": seq or run.seq or 512, **run.unasked(on_cpu=card.is_cpu)}
         predicted, memory = _trained(base, card, together, strategy, shape)
-        peak = together * card.tflops * 1e12 / (4.0 * base.architecture.active_linear_params)
+        peak = limits.train_tokens_per_s(base.architecture, card, together)
     else:
-        load = (input_tokens, output_tokens, concurrency)
-        measured = reading.load.shape() if reading.load is not None else load  # what was measured, not what was typed
-        predicted = _served(base, card, together, quant, measured)
-        peak = 1e3 * base.architecture.active_linear_params * 0.5 / (together * card.bandwidth_gbps * 1e9)
+        typed = (input_tokens, output_tokens, concurrency)
+        predicted = _served(base, card, together, quant, reading.load.shape() if reading.load is not None else typed)
+        peak = limits.token_ms(base.architecture, card, together)
     learning.refuse_impossible(reading.value, predicted, peak, reading.kind)
     factor = learning.save(reading.kind, card, reading.value / predicted, reading.log)
     result = {

@@ -31,6 +31,7 @@ def train(
     method: Annotated[str, typer.Option(help="lora, qlora or full.")] = "lora",
     gpus: GpusOption = 1,
     batch: Annotated[int, typer.Option(min=1, max=100_000, help="Rows per micro-batch.")] = 4,
+    accumulation: Annotated[int, typer.Option(min=1, max=100_000, help="Micro-batches per optimizer step.")] = 1,
     seq: Annotated[
         int, typer.Option(min=1, max=10_000_000, help="Tokens of the LONGEST row: it drives memory.")
     ] = 1024,
@@ -66,8 +67,9 @@ def train(
     one_of("--state", state, list(STATE_BYTES))
     one_of("--software", software, list(SOFTWARE))
     shared: dict[str, Any] = {
-        "model": find(model), "gpus": gpus, "batch": batch, "seq": seq, "rank": rank, "targets": lora_targets(targets),
-        "examples": examples, "epochs": epochs, "mean_tokens": mean_tokens, "state": state, "software": software,
+        "model": find(model), "gpus": gpus, "batch": batch, "seq": seq, "rank": rank,
+        "accumulation": accumulation, "targets": lora_targets(targets), "examples": examples, "epochs": epochs,
+        "mean_tokens": mean_tokens, "state": state, "software": software,
     }  # fmt: skip
 
     def trained(how: str, card: "Gpu") -> dict[str, Any]:

@@ -19,6 +19,10 @@ from tunegate.advisor.measured import (
 
 ALPACA_MEAN_TOKENS = 125.0  # Alpaca rows name their longest sample; the data set's mean with template is about this
 SHAREGPT_TOKENS = (220.0, 200.0)  # mean prompt and answer of the ShareGPT sample that serving benchmarks use
+# Full tuning with 16 bytes a parameter, in the words of a row.
+FP32_WEIGHTS = re.compile(
+    r"(?<!no )(?<!without )(?:(?<![a-z])amp(?![a-z])|mixed[ -]precision|\bautocast|master[ -]weights|fp32[ -]weights)"
+)
 UNSTATED_TOKENS = 128.0  # a single stream's length where none is stated: it hardly matters there
 
 
@@ -33,14 +37,6 @@ def memory_setup(case: Case) -> memory.TrainingMemory:
     """The training configuration of a memory row."""
     how = method(case)
     program = software(case)
-    optimizer = case.row["optimizer"].lower()
-    state = "amp" if program in ("deepspeed", "pretraining") else "pure_bf16"
-    in_backward = "bwd" in optimizer or "backward" in optimizer
-    if "8bit" in optimizer or "8-bit" in optimizer:
-        paged = "paged" in optimizer
-        state = "paged_in_backward" if paged and in_backward else "adamw_8bit" + ("_in_backward" if in_backward else "")
-    elif in_backward:
-        state = "in_backward"
     return memory.TrainingMemory(
         architecture=case.arch,
         method=how,
@@ -50,10 +46,31 @@ def memory_setup(case: Case) -> memory.TrainingMemory:
         trainable=0 if how == "full" else trainable_params(case),
         extra_trained=case.arch.embedding_params if "emb" in case.row["method"] else 0,
         quantization="bf16" if how == "full" else quantization(case),
-        state=state,
+        state=_state(case, program) if how == "full" else "amp",
         software=program if program in memory.SOFTWARE else "hf",
         sharded_over=1 if whole_copies(case) else case.n_gpus,
     )
+
+
+def _state(case: Case, program: str) -> str:
+    """What full tuning keeps, a key of STATE_BYTES: by the optimizer, and whether fp32 weights are kept beside bf16 products.
+    Raises NotPredictedError for a saving optimizer of fp32 weights."""
+    optimizer = case.row["optimizer"].lower()
+    in_backward = "bwd" in optimizer or "backward" in optimizer
+    of_8_bits = "8bit" in optimizer or "8-bit" in optimizer
+    stated = " ".join(case.row[name] for name in ("quant", "optimizer", "notes")).lower()
+    if "unspecified" in case.row["quant"].lower():
+        raise NotPredictedError("precision is not stated")
+    fp32 = re.search("fp32|float32|32-?bit", case.row["quant"].lower()) or FP32_WEIGHTS.search(stated)
+    if not (in_backward or of_8_bits):
+        return "amp" if fp32 or program in ("deepspeed", "pretraining") else "pure_bf16"
+    if fp32:
+        raise NotPredictedError("an 8-bit optimizer, or one in the backward pass, with fp32 weights is not modelled")
+    if not of_8_bits:
+        return "in_backward"
+    if in_backward:
+        return "paged_in_backward" if "paged" in optimizer else "adamw_8bit_in_backward"
+    return "adamw_8bit"
 
 
 def _train_memory(case: Case) -> float:
@@ -65,7 +82,8 @@ def _train_static(case: Case) -> float:
     return memory.static_gb(memory_setup(case)) + memory.BETWEEN_STEPS_GB
 
 
-def _step(case: Case) -> timing.TrainingStep:
+def training_step(case: Case) -> timing.TrainingStep:
+    """The micro-step of a row on training time or speed."""
     how = method(case)
     longest = case.tokens("seq_len_or_in_len")
     mean = ALPACA_MEAN_TOKENS if software(case) == "litgpt" else longest
@@ -94,7 +112,7 @@ def _step(case: Case) -> timing.TrainingStep:
 
 
 def _train_time(case: Case) -> float:
-    step = timing.micro_step_s(_step(case))
+    step = timing.micro_step_s(training_step(case))
     if case.row["unit"].startswith("min/1000"):
         return 1000.0 * step / 60.0
     if "8 micro" in case.row["unit"]:
@@ -106,11 +124,11 @@ def _train_wall(case: Case) -> float:
     counted = re.search(r"tokens/(\d+) steps", case.text)
     if counted is None or int(counted[1]) == 0:
         raise NotPredictedError("the number of steps is not stated")
-    return int(counted[1]) * timing.micro_step_s(_step(case)) + timing.EVALUATION_S
+    return int(counted[1]) * timing.micro_step_s(training_step(case)) + timing.EVALUATION_S
 
 
 def _train_throughput(case: Case) -> float:
-    one = timing.tokens_per_s(_step(case))
+    one = timing.tokens_per_s(training_step(case))
     return one if case.per_gpu else one * case.n_gpus
 
 
@@ -158,7 +176,7 @@ def _length(case: Case, column: str) -> float:
 
 def _concurrency(case: Case, setup: serving.ServingSetup) -> float:
     text = case.row["batch_or_concurrency"]
-    if text.startswith("max") or not text:
+    if text.startswith("max") or (not text and "sharegpt" in case.text):  # all queued, or an open loop
         return min(SCHEDULER_LIMIT, max(1.0, serving.max_concurrency(setup)))
     return case.batch()
 

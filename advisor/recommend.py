@@ -33,6 +33,9 @@ BAND_TUNED = (6.0, 15.0)  # 1e9 parameters: where LoRA Land's adapters stand
 LEAST_TUNED_B = 2.0  # of the bases of LoRA Land, the smallest
 BAND_LARGE = (30.0, 1e6)
 CHEAP_BAND = 0.15  # of the quality proxy that may be given up where cost comes first
+# An API's bill over what own machines cost beside it, from which on they are taken: with cost among the needs, and without.
+OWN_PAYS, OWN_PAYS_UNASKED = 2.0, 5.0
+OWN_BAND = 0.11  # of the quality proxy that they may be behind: a decade of parameters
 LATENCY_BUDGET = 2.0  # times the cheapest option's cost that may be spent on being faster
 
 
@@ -176,7 +179,7 @@ def choose(situation: Situation, space: Space, totals: dict[str, float]) -> Opti
     for method in ranked:
         options = [o for o in space.options if o.method == method and o.feasible]
         if options and not too_small(options, situation, space.options):
-            return best_of(options, situation)
+            return _on_own_machines(best_of(options, situation), options, situation)
     near = nearest_miss(space.options)
     raise UserError(
         f"no option meets the constraints; the nearest is {near.label}",
@@ -212,6 +215,19 @@ def best_of(options: list[Option], situation: Situation) -> Option:
         return _cost(option) + work
 
     return min(options, key=lambda o: (whole(o), -o.quality, o.p95_ms))
+
+
+def _on_own_machines(picked: Option, options: list[Option], situation: Situation) -> Option:
+    """In place of an API whose bill is well beyond the break-even of machines that are owned, what these carry: at most
+    OWN_BAND behind it, no later where latency comes first; not where quality does."""
+    c, able = situation.constraints, [o for o in options if o.serving]
+    if not (c.hardware and picked.vendor and able) or c.quality != "normal" or c.priority == "quality":
+        return picked
+    own = best_of(able, situation)
+    if own.quality < picked.quality - OWN_BAND or (c.priority == "latency" and own.p95_ms > picked.p95_ms):
+        return picked
+    times = OWN_PAYS if c.wants("cost") else OWN_PAYS_UNASKED
+    return own if _cost(picked) >= times * (_cost(own) + engineering_usd(tuned=False)) else picked
 
 
 def _in_band(options: list[Option], situation: Situation) -> list[Option]:

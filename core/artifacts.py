@@ -10,13 +10,15 @@ from tunegate.core.files import read_json, sha256_file
 from tunegate.core.manifest import Input, Manifest
 
 UNCOVERED = "an artifact of its own, which its digest does not cover"
+COLLECTIONS = ("bakeoff", "ladder")  # kinds of folders that are made up of artifacts, each verified by itself
 
 
 @dataclass(frozen=True)
 class Artifact:
     """A finished folder: its path and its manifest.
 
-    passed_on: it is copied, served and published whole, so that nothing may lie in it which its digest does not cover.
+    passed_on: it is copied, served and published whole: it is not even opened where something lies in it which its digest does
+    not cover. holds: the kinds of artifacts that a stage puts into it, later.
     """
 
     path: Path
@@ -24,6 +26,7 @@ class Artifact:
     kind: ClassVar[str] = ""
     made_by: ClassVar[str | None] = None
     passed_on: ClassVar[bool] = False
+    holds: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -49,14 +52,14 @@ class Artifact:
                     where=str(path),
                     hint=f"ft verify {path}",
                 )
-        if inner := cls.uncovered(path):
+        if cls.passed_on and (inner := cls.uncovered(path)):
             raise UserError(f"{inner[0]}/ in it is {UNCOVERED}", where=str(path), hint="move it out of that folder")
         return cls(path, manifest)
 
     @classmethod
     def uncovered(cls, path: Path) -> list[str]:
         """Artifacts inside a folder of this kind, relative, that may not lie there."""
-        return manifests.inner_artifacts(path) if cls.passed_on else []
+        return [inner for inner in manifests.inner_artifacts(path) if manifests.kind_at(path / inner) not in cls.holds]
 
     @property
     def digest(self) -> str:
@@ -148,6 +151,7 @@ class EvalReport(Artifact):
     """`results.jsonl`, `report.json`, `report.html`, `junit.xml`, `summary.md`."""
 
     kind = "eval_report"
+    holds = ("gate_decision",)
 
     def report(self) -> dict[str, Any]:
         """The parsed `report.json`."""

@@ -132,12 +132,12 @@ def bootstrap_mean(
     sizes = list(Counter(groups).values())
     df = max(1.0, effective_clusters(sizes) - 1.0) if sizes else 1.0
     studentised: tuple[float, ...] = ()
+    mirrored: tuple[float, ...] = ()
     if se < 1e-12:  # digits that rounding leaves are no spread
         se = 0.0
     elif len(sizes) <= BOOTSTRAP_LIMIT and not math.isinf(se):
-        studentised = _studentised_draws(tuple(values), tuple(groups), draws, seed)
+        studentised, mirrored = _studentised_draws(tuple(values), tuple(groups), draws, seed)
     below = _side(values, groups, sizes, end=lowest, mean=mean, se=se, df=df, draws=studentised)
-    mirrored = tuple(-t for t in reversed(studentised))
     above = _side([-v for v in values], groups, sizes, end=-highest, mean=-mean, se=se, df=df, draws=mirrored)
     tail = (1.0 - level) / 2.0
     low, high = below.bound(tail), above.bound(tail)
@@ -176,8 +176,8 @@ def _side(
 @functools.lru_cache(maxsize=8)  # a gate asks for several levels of the same scores, one after the other
 def _studentised_draws(
     values: tuple[float, ...], groups: tuple[Hashable, ...], draws: int, seed: int
-) -> tuple[float, ...]:
-    """Sorted t* of `draws` resamples of whole clusters.
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Sorted t* of `draws` resamples of whole clusters, and sorted -t*.
 
     A draw is how often it takes each cluster, so that its sums are one product of matrices: with r the clusters' sums of
     deviations from the mean, s their sizes and d the draw's own mean deviation, its residuals are r - d s.
@@ -199,7 +199,8 @@ def _studentised_draws(
         se = np.sqrt(count / (count - 1.0) * residual2) / size
         # A resample without spread says nothing about the tails on its own: it counts as extreme on its side.
         found.append(off / np.maximum(se, 1e-9))
-    return tuple(np.sort(np.clip(np.concatenate(found), -1e6, 1e6)).tolist())
+    ordered = np.sort(np.clip(np.concatenate(found), -1e6, 1e6))
+    return tuple(ordered.tolist()), tuple((-ordered[::-1]).tolist())
 
 
 def _resamples(count: int, draws: int, seed: int) -> Iterator[Any]:

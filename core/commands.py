@@ -4,9 +4,13 @@ import errno
 import importlib
 import io
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -107,19 +111,20 @@ class DefaultCommandGroup(TyperGroup):
 def run(app: Any, *, prog: str, argv: list[str] | None = None) -> int:
     """Run a Typer app or click command and return the exit code; every expected error becomes one line.
 
-    With `--json` among the arguments, an error (Ctrl-C too) is the JSON object of the contract on standard output.
+    With `--json` among the arguments, an error (Ctrl-C too) is the JSON object of the contract on standard output. SIGTERM ends
+    a command as Ctrl-C does.
     """
     argv = sys.argv[1:] if argv is None else argv
     ours = argv[: argv.index("--")] if "--" in argv else argv
     debug = "--debug" in ours
     argv = [a for a in ours if a != "--debug"] + argv[len(ours) :]
-    if sys.stdout is None:  # closed by the caller, who wants the exit code only
-        sys.stdout = io.TextIOWrapper(io.FileIO(os.devnull, "w"))
+    _open_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold bytes that are no text
     command = app if isinstance(app, TyperCommand | TyperGroup) else typer.main.get_command(app)
     try:
-        code = command.main(args=argv, prog_name=prog, standalone_mode=False)
+        with _sigterm_as_ctrl_c():
+            code = command.main(args=argv, prog_name=prog, standalone_mode=False)
         if code == ExitCode.INTERRUPTED:
             raise KeyboardInterrupt
         return code if isinstance(code, int) else ExitCode.OK
@@ -136,6 +141,29 @@ def run(app: Any, *, prog: str, argv: list[str] | None = None) -> int:
         return ExitCode.READER_GONE
     except Exception as error:
         return _fail(_as_ours(error, prog, debug), as_json="--json" in ours)
+
+
+def _open_closed_streams() -> None:
+    """Give a standard stream that the caller closed (`2>&-`), who wants the exit code only, nowhere to lead to; programs that
+    are started have it too."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            nowhere = io.FileIO(os.devnull, mode)
+            os.set_inheritable(nowhere.fileno(), True)
+            setattr(sys, name, io.TextIOWrapper(nowhere))
+
+
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM, where nobody decided on it yet, raise KeyboardInterrupt, so that what is half written is removed."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 # Faults of a path that the user named, and what to do about them.

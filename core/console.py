@@ -8,9 +8,9 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
 
 import typer
 from rich.console import Console
@@ -96,17 +96,32 @@ class Ticker(Protocol):
 
 
 @contextmanager
-def progress(description: str, total: int | None) -> Iterator[Ticker]:
-    """Show progress of `total` units (None: unknown) on standard error: a bar on a terminal, else plain lines."""
+def progress(description: str, total: int | None, *, bar_after_s: float = 0.0) -> Iterator[Ticker]:
+    """Show progress of `total` units (None: unknown) on standard error: a bar on a terminal, else plain lines.
+
+    bar_after_s: the bar of what is done by then is never shown (seconds)."""
     if sys.stderr.isatty():
-        with _bar(description, total) as ticker:
+        with _bar(description, total, bar_after_s) as ticker:
             yield ticker
     else:
         yield _PlainTicker(description, total)
 
 
+A = TypeVar("A")
+
+
+def ticked(items: Iterable[A], description: str, each: int = 1) -> Iterator[A]:
+    """The items as they are, with progress told as they go by; nothing is told of what takes a second or two.
+
+    each: units that one item is. The number of all is not known."""
+    with progress(description, None, bar_after_s=2.0) as tick:
+        for item in items:
+            yield item
+            tick(each)
+
+
 @contextmanager
-def _bar(description: str, total: int | None) -> Iterator[Ticker]:
+def _bar(description: str, total: int | None, after_s: float) -> Iterator[Ticker]:
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -124,15 +139,24 @@ def _bar(description: str, total: int | None) -> Iterator[Ticker]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[text]}"),
     )
-    with Progress(*columns, console=err(), transient=False) as bar:
-        task = bar.add_task(description, total=total, text="")
+    bar = Progress(*columns, console=err(), transient=False)
+    task = bar.add_task(description, total=total, text="")
+    shown_at = time.monotonic() + after_s
 
-        def tick(advance: int = 1, text: str | None = None) -> None:
-            bar.advance(task, advance)
-            if text is not None:
-                bar.update(task, text=text)
+    def tick(advance: int = 1, text: str | None = None) -> None:
+        bar.advance(task, advance)
+        if text is not None:
+            bar.update(task, text=text)
+        if not bar.live.is_started and time.monotonic() >= shown_at:
+            bar.start()
 
+    if not after_s:
+        bar.start()
+    try:
         yield tick
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 class _PlainTicker:

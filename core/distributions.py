@@ -53,6 +53,11 @@ def _away_from_zero(value: float) -> float:
     return value if abs(value) > _TINY else _TINY
 
 
+def log_binomial(n: int, k: int) -> float:
+    """log of n over k."""
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+
 def binomial_sf(k: int, n: int, p: float) -> float:
     """P(X >= k) for X ~ Bin(n, p)."""
     if k <= 0:

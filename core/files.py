@@ -1,11 +1,13 @@
 """Writing files and folders so that a reader never sees half of one, and hashing them."""
 
 import errno
+import fcntl
 import hashlib
 import importlib.util
 import json
 import math
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -48,11 +50,11 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: temporary name beside it, fsync, rename. Of a symlink what it points to is replaced;
     a device or a pipe (/dev/null, a FIFO) is written into."""
-    path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    path = _pointed_to(path)
     if path.exists() and not path.is_file() and not path.is_dir():
         path.write_bytes(content)
         return
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    temporary = _beside(path, "partial")
     try:
         with temporary.open("wb") as stream:
             stream.write(content)
@@ -64,6 +66,16 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
         _say_where(error, path)
         raise
+
+
+def _pointed_to(path: Path) -> Path:
+    """Where a symlink leads, its end there or not; any other path as it is."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _beside(path: Path, what: str) -> Path:
+    """A hidden name beside `path` that nothing has yet."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{what}")
 
 
 def _say_where(error: BaseException, path: Path) -> None:
@@ -198,35 +210,87 @@ def _is_ours(folder: Path) -> bool:
 
 @contextmanager
 def new_folder(path: Path, *, force: bool = False, own: bool = False) -> Iterator[Path]:
-    """Give a temporary folder beside `path` and rename it to `path` when the block ends well.
+    """Give a temporary folder beside `path` and rename it to `path` when the block ends well; beside and to what `path` points
+    to, where it is a symlink.
 
     own: what stands at `path` can only be ours (a cache): it is replaced whatever it holds.
-    On any error, Ctrl-C included, the temporary folder is removed and `path` is as it was.
+    On any error, Ctrl-C included, the temporary folder is removed and `path` is as it was; that of a process that was killed is
+    removed by the next one. Raises UserError for what came to `path` meanwhile and may not be replaced: what was made is kept.
     """
     if not own:
         refuse_existing(path, force=force)
+    path = _pointed_to(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.partial"
-    temporary.mkdir()
+    remove_unfinished(path)
     try:
-        yield temporary
-        _readable_weights(temporary)
-        retired = None
-        if path.exists() or path.is_symlink():
-            retired = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.old"
-            path.rename(retired)
-        try:
-            temporary.rename(path)
-        except BaseException:
-            if retired is not None:
-                retired.rename(path)
-            raise
-        if retired is not None:
-            retired.unlink() if retired.is_symlink() or retired.is_file() else shutil.rmtree(retired)
+        with _unfinished(path) as temporary:
+            yield temporary
+            _readable_weights(temporary)
+            _put(temporary, path, replace=(own and path.is_dir()) or (force and _is_ours(path)))
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         _say_where(error, path)
         raise
+
+
+@contextmanager
+def _unfinished(path: Path) -> Iterator[Path]:
+    """A hidden folder beside `path`, locked while it is written, so that no other process takes it for left behind; what has
+    its name at the end is removed."""
+    unlocked = _beside(path, "partial.new")
+    unlocked.mkdir()
+    lock = os.open(unlocked, os.O_RDONLY)
+    temporary = unlocked.with_suffix("")
+    try:
+        with suppress(OSError):  # a disk without locks, where `remove_unfinished` gets none either
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        unlocked.rename(temporary)
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what processes that were killed while they wrote the folder `path` left beside it, by `new_folder`'s names (those
+    of `run.v2` are not of `run`). A folder that is being written is locked, and stays."""
+    path = _pointed_to(path)
+    name = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.partial")
+    beside: list[Path] = []
+    with suppress(OSError):  # may be written to, but not listed
+        beside = [found for found in path.parent.iterdir() if name.fullmatch(found.name)]
+    for left in beside:
+        with suppress(OSError):  # in use, a file of `write_bytes`, another user's, or gone by now
+            lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(lock)
+
+
+def _put(temporary: Path, path: Path, *, replace: bool) -> None:
+    """Rename a finished folder to its place. replace: whether the folder there goes; it then has the temporary name.
+
+    Raises UserError where something came there that may not go: the finished folder then has a name beside it.
+    """
+    before = _beside(path, "old")
+    if replace:
+        path.rename(before)
+    try:
+        temporary.rename(path)  # in the place of nothing, or of an empty folder
+    except BaseException as error:
+        if not isinstance(error, OSError) or error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            if replace:
+                before.rename(path)
+            raise
+        kept = path.with_name(f"{path.name}.finished-{uuid.uuid4().hex[:8]}")
+        temporary.rename(kept)
+        if replace:
+            before.rename(temporary)
+        said = "something else came there meanwhile, and stays"
+        raise UserError(said, where=str(path), hint=f"what was made is finished, in {kept}") from None
+    if replace:
+        before.rename(temporary)
 
 
 def _readable_weights(folder: Path) -> None:

@@ -141,6 +141,14 @@ def digest_at(folder: Path) -> str | None:
         return None
 
 
+def kind_at(folder: Path) -> str | None:
+    """The kind of artifact that lies there; None where there is none, or its manifest cannot be read."""
+    try:
+        return read(folder).kind
+    except UserError:
+        return None
+
+
 def read(folder: Path) -> Manifest:
     """Read a folder's manifest.
 

@@ -7,7 +7,7 @@ from typing import Any
 from tunegate.core.artifacts import LoadReport
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.rows import read_jsonl
-from tunegate.core.statistics import PERCENTILES, Interval, percentile, wilson
+from tunegate.core.statistics import PERCENTILES, Interval, percentile_with_late, wilson
 
 FIGURES = ("ttft", "tpot", "e2e")
 
@@ -73,19 +73,32 @@ def load_interval(report: LoadReport, metric: str, *, level: float) -> Interval 
     """
     if metric not in load_metrics():
         raise UserError(f"a load test has no {metric!r}", where=str(report.path), hint=nearest(metric, load_metrics()))
-    document = report.report()
-    stages, errors = document["stages"], metric == "load_error_rate"
+    document, errors = report.report(), metric == "load_error_rate"
+    stages = document["stages"]
     usable = ("VALID", "FAILED") if errors else ("VALID",)
     if document["verdict"] not in usable or document.get("interrupted") or not stages:
         return None
     index = _worst(stages) if errors else _heaviest(stages)
-    rows = [row for row in _rows(report.path) if row["stage"] == index and not row["warm_up"]]
+    rows = _rows(report.path, index)
     if errors:
         rows = [row for row in rows if row["error_kind"] != "client"]  # this machine's own limits
         return wilson(sum(row["error_kind"] is not None for row in rows), len(rows), level=level) if rows else None
     _, figure, name, _ = metric.split("_")
     values = [row[f"{figure}_ms"] for row in rows if row[f"{figure}_ms"] is not None]
-    return percentile(values, PERCENTILES[name], level=level) if values else None
+    waited = _waited(rows) if figure == "e2e" else []
+    return percentile_with_late(values, waited, PERCENTILES[name], level=level) if values or waited else None
+
+
+def late_share(report: LoadReport, metric: str) -> float:
+    """Share of the values behind `load_interval` that are of requests which timed out, 0 to 1; 0 for all but E2E."""
+    rows = _rows(report.path, _heaviest(report.report()["stages"])) if "_e2e_" in metric else []
+    waited = len(_waited(rows))
+    return waited / (waited + sum(row["e2e_ms"] is not None for row in rows)) if waited else 0.0
+
+
+def _waited(rows: list[dict[str, Any]]) -> list[float]:
+    """What the requests that timed out were waited for, from when they were due, ms."""
+    return [1000 * (row["ended_s"] - row["due_s"]) for row in rows if row["error_kind"] == "timeout"]
 
 
 def _worst(stages: list[dict[str, Any]]) -> int:
@@ -106,5 +119,7 @@ def _heaviest(stages: list[dict[str, Any]]) -> int:
     return fastest if stages[fastest]["rate"] >= reached else busiest
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
-    return [value for _, value in read_jsonl(folder / "requests.jsonl")]
+def _rows(folder: Path, stage: int) -> list[dict[str, Any]]:
+    """The measured requests of a stage."""
+    rows = (value for _, value in read_jsonl(folder / "requests.jsonl"))
+    return [row for row in rows if row["stage"] == stage and not row["warm_up"]]

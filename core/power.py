@@ -3,16 +3,15 @@
 import functools
 import math
 
-from tunegate.core.distributions import binomial_sf, normal_quantile, normal_sf
+from tunegate.core.distributions import binomial_sf, log_binomial, normal_quantile, normal_sf
+from tunegate.core.statistics import GAMMA, exact_non_inferior_p, non_inferior_p
 
 POWER = 0.8  # the chance to show what is true with the items that are asked for
-GAMMA = (
-    0.001  # what the exact test adds to its p for not searching the whole range of a nuisance rate (Berger & Boos 1994)
-)
 # Of a strict alpha it may take a fiftieth at most: added whole to p, it would leave nothing to be shown.
 SHARE_OF_ALPHA = 0.02
 LARGEST = 10_000_000  # items; where it is reached the answer is "with no set one can make", which a gate tells as None
 FEW = 1.25  # discordance over distance up to which pairs that differ are so few that the spread under the null hypothesis counts
+SUMMED = 15.0  # pairs that differ, as expected, up to which a chance is summed over all tables (under a second)
 
 
 def pairs_for_difference(discordance: float, distance: float, *, alpha: float, power: float = POWER) -> int:
@@ -97,12 +96,37 @@ def _exact_power(rate: float, bound: float, n: int, alpha: float) -> float:
 
 
 def power_of_margin(n: int, discordance: float, margin: float, *, alpha: float) -> float:
-    """Chance that n pairs of equal models show non-inferiority by `margin`: the power with which `pairs_for_difference` gives n
-    (normal approximation)."""
-    if n < _without_any(margin, alpha):
-        return 0.0
+    """Chance that n pairs of equal models show non-inferiority by `margin`.
+
+    From the n on at which pairs that are all alike show it, the power with which `pairs_for_difference` gives n (normal
+    approximation), so that the items which that asks for have the power asked for. Below, where some pairs must be fixed, that is
+    far off where few differ, and the chance is summed over all tables.
+    """
+    if n < _without_any(margin, alpha) and n * discordance <= SUMMED:
+        return _summed_power(n, discordance, margin, alpha)
     z = normal_quantile(1.0 - alpha)
     few = min(discordance, FEW * margin)
     missing = z * math.sqrt(_null_variance(few, margin)) - margin * math.sqrt(n)
     restricted = normal_sf(missing / math.sqrt(few)) if few > 0 else float(missing < 0)
     return min(restricted, normal_sf(z - margin * math.sqrt(n / discordance)) if discordance > 0 else 1.0)
+
+
+def _summed_power(n: int, discordance: float, margin: float, alpha: float) -> float:
+    """The same chance exactly: the trinomial probabilities of all (fixed, broken) that a gate's two tests let pass."""
+    broken_p, total, fixed = discordance / 2.0, 0.0, 0
+    if broken_p == 0.0:
+        return 0.0
+    for broken in range(n + 1):
+        mass = math.exp(log_binomial(n, broken) + broken * math.log(broken_p) + (n - broken) * math.log1p(-broken_p))
+        if mass > 1e-4:
+            while fixed <= n - broken and not _shows(fixed, broken, n, margin, alpha):
+                fixed += 1
+            total += mass * binomial_sf(fixed, n - broken, broken_p / (1.0 - broken_p))
+    return total
+
+
+def _shows(fixed: int, broken: int, n: int, margin: float, alpha: float) -> bool:
+    """Whether n pairs of which so many differ exclude a drop of `margin`, as a gate decides it."""
+    if non_inferior_p(fixed, broken, n, margin) >= alpha:
+        return False
+    return exact_non_inferior_p(fixed, broken, n, margin, gamma=gamma_of(alpha)) < alpha

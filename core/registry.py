@@ -104,6 +104,13 @@ def save(name: str, artifact: Artifact) -> Path:
     return stored
 
 
+def check_save(name: str) -> None:
+    """Raise, before any work, what `save` would raise at its end: for the name, and for a registry that cannot be written."""
+    checked_name(name)
+    with locked(home()):
+        pass
+
+
 def checked_name(name: str) -> str:
     """`name`. Raises UserError for one that could be a path or an URL."""
     if not name or not all(c.isalnum() or c in "-_." for c in name) or name.startswith("."):

@@ -8,20 +8,23 @@ level 1 - 2 alpha leaves alpha on each side, so that a test and its interval agr
 import functools
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tunegate.core.distributions import (
     beta_cdf,
     binomial_cdf,
     binomial_sf,
+    log_binomial,
     normal_quantile,
     solve,
     student_quantile,
     student_sf,
 )
-from tunegate.core.power import GAMMA
 
 PERCENTILES = {"p50": 0.50, "p95": 0.95, "p99": 0.99}  # of latencies, wherever they are told
+GAMMA = (
+    0.001  # what the exact test adds to its p for not searching the whole range of a nuisance rate (Berger & Boos 1994)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,10 +66,6 @@ def mcnemar_better_p(b: float, c: float) -> float:
     that are no whole numbers: clustered rows count as so many independent ones, their binomial tail read off the beta
     distribution (Korn & Graubard 1998, for a rate)."""
     return 1.0 if b <= 0.0 else beta_cdf(0.5, b, c + 1.0)
-
-
-def _log_binomial(n: int, k: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
 
 
 def tango_statistic(b: float, c: float, n: float, difference: float) -> float:
@@ -139,8 +138,9 @@ def _tail_mass(n: int, broken_p: float, fixed_p: float, least: list[int]) -> flo
     total = 0.0
     share = min(1.0, max(0.0, fixed_p / (1.0 - broken_p))) if broken_p < 1.0 else 0.0
     for broken, fixed in enumerate(least if broken_p > 0.0 else least[:1]):
-        log_mass = _log_binomial(n, broken) + (broken * math.log(broken_p) if broken else 0.0)
-        log_mass += (n - broken) * math.log1p(-broken_p) if broken_p < 1.0 else -math.inf
+        log_mass = log_binomial(n, broken) + (broken * math.log(broken_p) if broken else 0.0)
+        if broken < n:
+            log_mass += (n - broken) * math.log1p(-broken_p) if broken_p < 1.0 else -math.inf
         if log_mass > -32.0:
             total += math.exp(log_mass) * binomial_sf(fixed, n - broken, share)
     return total
@@ -243,6 +243,16 @@ def percentile(
         high=None if high is None else ordered[math.ceil(high * each - 1e-9) - 1],
         n=n,
     )
+
+
+def percentile_with_late(
+    values: Sequence[float], waited: Sequence[float], probability: float, *, level: float
+) -> Interval:
+    """The same of values and of late ones, of which only what they were `waited` for is known: at least that they would have been
+    (censored on the right). Where such a one would be the upper bound there is none."""
+    found = percentile([*values, *waited], probability, level=level)
+    known = found.high is None or found.high < min(waited, default=math.inf)
+    return found if known else replace(found, high=None)
 
 
 @functools.lru_cache(maxsize=4096)

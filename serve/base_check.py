@@ -1,4 +1,4 @@
-"""Whether the base model that an adapter, or a prompt, is loaded with is still the one it was made on."""
+"""Whether what is to be served is still what was judged: its own bytes, and the base model of an adapter or a prompt."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +48,14 @@ def refuse_changed(artifact: Artifact) -> None:
             where=str(artifact.path),
             hint="restore that base, whose digest is in the manifest's lineage, or train and judge again",
         )
+
+
+def refuse_other_bytes(*served: Target) -> None:
+    """Raise UserError for a run or release that is not, byte for byte, as it was written: a verdict is on its manifest's digest.
+    Every file is hashed, a second for 300 MB to 1 GB; a plain model folder, which has no manifest, is not."""
+    for target in served:
+        if not isinstance(target, ModelSource):
+            manifests.refuse_changed(target.path, f"the {target.kind}")
 
 
 def warn_changed(*served: Target) -> None:

@@ -124,7 +124,7 @@ def run(
         certificate=tls_cert, private_key=tls_key, guard=guard, extra=tuple(context.args),
         adapters=tuple(_adapter(text) for text in adapter or ()), name=checked_name(name),
     )  # fmt: skip
-    options = _with_start(opened := open_target(target), options, start, service=detach or restart > 0)
+    options = _with_start(opened := open_target(target), options, start, detach=detach, service=detach or restart > 0)
     if dry_run:
         _print_command(build(opened, options), as_json=as_json)
     elif detach:
@@ -153,9 +153,13 @@ def _adapter(text: str) -> Adapter:
     return Adapter(name=name, artifact=opened)
 
 
-def _with_start(target: Target, options: ServeOptions, start: Start, *, service: bool) -> ServeOptions:
-    """The options with the way to start, told; and whether what is served was judged on the base that it gets."""
-    base_check.warn_changed(target, *(a.artifact for a in options.adapters))
+def _with_start(target: Target, options: ServeOptions, start: Start, *, detach: bool, service: bool) -> ServeOptions:
+    """The options with the way to start, told; and whether what is served was judged on the base that it gets. Raises UserError
+    where its own bytes are others than were judged; with `detach` that is left to the same command in the background."""
+    served = (target, *(a.artifact for a in options.adapters))
+    if not detach:
+        base_check.refuse_other_bytes(*served)
+    base_check.warn_changed(*served)
     adapters = bool(options.adapters) or has_adapter(target)
     compiled, words = choose_start(start, service=service, on_gpu=bool(gpus()), adapters=adapters)
     say(words)

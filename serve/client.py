@@ -48,6 +48,7 @@ NOT_RETRIED = frozenset({501, 505})
 NO_FILES = (errno.EMFILE, errno.ENFILE)
 Answer = TypeVar("Answer")
 CLIENT = "client"  # the cause of a request that this process could not send
+TIMEOUT = "timeout"  # the cause of one that got no answer, or not all of it, within its time
 
 
 def api_key(key_file: Path | None = None) -> str | None:
@@ -246,7 +247,7 @@ class ChatClient:
         elif isinstance(error, aiohttp.ConnectionTimeoutError):
             message, cause, hint = f"no connection within {CONNECT_S:.0f} s", "unreachable", NOT_RUNNING
         elif isinstance(error, TimeoutError):
-            message, cause = f"no answer within {self._timeout_s:.0f} s", "timeout"
+            message, cause = f"no answer within {self._timeout_s:.0f} s", TIMEOUT
         return EndpointError(message, cause=cause, where=self.base_url, hint=hint)
 
     def _words(self, error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """From records to figures: percentiles with intervals, throughput, goodput, the knee, and whether the run may be believed.
 
-Latencies are those of answers; a request that failed is counted as an error and as a miss of the SLO, never left out.
+Latencies are those of answers, and E2E of requests that timed out too, by what they were waited for: they would have taken
+more. A request that failed is counted as an error and as a miss of the SLO, never left out.
 """
 
 import statistics
@@ -9,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from tunegate.core.statistics import PERCENTILES, Interval, percentile, wilson
-from tunegate.serve.client import CLIENT
+from tunegate.core.statistics import PERCENTILES, Interval, percentile, percentile_with_late, wilson
+from tunegate.serve.client import CLIENT, TIMEOUT
 from tunegate.serve.load_test import Record, StageRun
 
 LEVEL = 0.95  # of the intervals
@@ -39,7 +40,7 @@ def figures(run: StageRun, slo: dict[str, float]) -> dict[str, Any]:
         "unfinished": run.unfinished,
         "stopped": run.stopped,
         "truncated": sum(r.finish_reason == "length" for r in answers),
-        **{name: summary([v for r in answers if (v := getattr(r, name)) is not None]) for name in FIGURES},
+        **{name: summary(*_times(measured, name)) for name in FIGURES},
         "throughput": throughput(run.records),
         "goodput": goodput(sent, slo),
         "prompt_tokens": _median([r.prompt_tokens for r in answers]),
@@ -54,13 +55,23 @@ def figures(run: StageRun, slo: dict[str, float]) -> dict[str, Any]:
     return found
 
 
-def summary(values: Sequence[float]) -> dict[str, Any] | None:
+def _times(records: Sequence[Record], name: str) -> tuple[list[float], list[float]]:
+    """(a figure of every answer that has it, what the requests that timed out were waited for: in E2E alone), ms."""
+    waited = [r.waited_ms for r in records if r.error_kind == TIMEOUT] if name == "e2e_ms" else []
+    return [v for r in records if (v := getattr(r, name)) is not None], waited
+
+
+def summary(values: Sequence[float], waited: Sequence[float] = ()) -> dict[str, Any] | None:
     """{n, mean, p50, p95, p99}, each percentile as {value, low, high} of level 0.95; a bound is None where n is too
-    small for one. None for no values."""
-    if not values:
+    small for one. None for no values.
+
+    waited: what requests that timed out were waited for, counted like values (as in `ft eval`).
+    """
+    both = [*values, *waited]
+    if not both:
         return None
-    named = {name: bounds(percentile(values, p, level=LEVEL)) for name, p in PERCENTILES.items()}
-    return {"n": len(values), "mean": statistics.fmean(values), **named}
+    named = {name: bounds(percentile_with_late(values, waited, p, level=LEVEL)) for name, p in PERCENTILES.items()}
+    return {"n": len(both), "mean": statistics.fmean(both), **named}
 
 
 def bounds(interval: Interval) -> dict[str, float | None]:

@@ -53,6 +53,11 @@ class Record:
         """How long after it was due it was sent: the client's own delay."""
         return 1000 * (self.started_s - self.due_s)
 
+    @property
+    def waited_ms(self) -> float:
+        """From when it was due until it ended, with an answer or without one."""
+        return 1000 * (self.ended_s - self.due_s)
+
 
 @dataclass(kw_only=True)
 class StageRun:

@@ -14,6 +14,7 @@ from tunegate.core.errors import ExitCode, UsageError
 from tunegate.core.files import refuse_existing
 from tunegate.core.machine import gpus
 from tunegate.core.manifest import Input
+from tunegate.serve.base_check import refuse_other_bytes
 from tunegate.serve.cli import Start, open_target
 from tunegate.serve.client import ChatClient, api_key
 from tunegate.serve.endpoint_url import checked_url, is_url
@@ -125,6 +126,7 @@ def _endpoint(
         yield Endpoint(base_url=url, model=asyncio.run(_model(url, model, key)), key=key), []
         return
     opened = open_target(target)
+    refuse_other_bytes(opened)
     compiled, words = choose_start(serve["start"], service=True, on_gpu=bool(gpus()), adapters=has_adapter(opened))
     say(words)
     options = ServeOptions(eager=not compiled, max_num_seqs=serve["sequences"], extra=serve["extra"])

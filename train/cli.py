@@ -74,13 +74,13 @@ def train(
         spread.check(config)
     opened = Dataset.open(dataset)
     opened.check_train()
-    if resume and (done := _finished(out_folder, opened, config)):
+    other = _other(out_folder, opened, config) if resume else None
+    if other == "":
         say("the run is finished already: there is nothing left to resume")
-        _show_run(done, as_json=as_json)
+        _show_run(Run.open(out_folder), as_json=as_json)
         return
     if not (spread and spread.machine_rank):
-        read = (dataset, config.adapter, config.model, config.docs)
-        _check_out(out_folder, read, force=force, dry_run=dry_run)
+        _check_out(out_folder, opened, config, other, force=force, dry_run=dry_run)
     source = resolve_model(config.model)
     for note in [*notes, *_unread(settings, config), *warnings(config, _size_b(source))]:
         warn(note)
@@ -105,10 +105,15 @@ def _given(flags: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _check_out(out_folder: Path, read: tuple[Path | str, ...], *, force: bool, dry_run: bool) -> None:
-    """Refuse an output folder that the run could not write, or that holds what it reads; a dry run only says so."""
+def _check_out(
+    out_folder: Path, dataset: Dataset, config: TrainConfig, other: str | None, *, force: bool, dry_run: bool
+) -> None:
+    """Refuse an output folder that the run could not write, or that holds what it reads; a dry run only says so. other: how
+    the finished run there, which was to be resumed, differs; where an unfinished one is beside it, that was meant."""
     try:
-        refuse_input(out_folder, *read)
+        refuse_input(out_folder, dataset.path, config.adapter, config.model, config.docs)
+        if other and not force and not working_folder(out_folder).is_dir():
+            raise UserError(f"the run is finished with {other}", where=str(out_folder), hint="choose another --out")
         refuse_existing(out_folder, force=force)
     except UserError as error:
         if not dry_run:
@@ -219,19 +224,27 @@ def _shape(source: ModelSource) -> Architecture | None:
         return None
 
 
-def _finished(out_folder: Path, dataset: Dataset, config: TrainConfig) -> Run | None:
-    """The run that this command would make, where it is there already."""
+def _other(out_folder: Path, dataset: Dataset, config: TrainConfig) -> str | None:
+    """In what the finished run there differs from the one that this command would make: empty where in nothing, None where
+    none is there."""
     if not manifests.is_finished(out_folder):
         return None
     run = Run.open(out_folder)
+    had, has = _weighty(run.manifest.config), _weighty(config_json(_as_trained(config)))
+    changed = [key for key in {**has, **had} if had.get(key) != has.get(key)]
+    if changed:
+        told = (f"{key} {_shown(had.get(key))}, not {_shown(has.get(key))}" for key in changed)
+        return f"other settings: {'; '.join(told)}"
     made_from = {i.role: i.digest for i in run.manifest.inputs}
-    same = _weighty(run.manifest.config) == _weighty(config_json(_as_trained(config)))
-    if not same or made_from.get("dataset") != dataset.digest:
-        return None
+    if made_from.get("dataset") != dataset.digest:
+        return "another dataset"
     if not _same_model(run, config.model, made_from.get("base_model", "")):
-        return None
-    others = [(i.role, i.digest) for i in run.manifest.inputs if i.role not in ("dataset", "base_model")]
-    return run if others == [(i.role, i.digest) for i in inputs.others(config)] else None
+        return "another base model"
+    before = [(i.role, i.digest) for i in run.manifest.inputs if i.role not in ("dataset", "base_model")]
+    now = [(i.role, i.digest) for i in inputs.others(config)]
+    roles = {role for role, _ in [*before, *now]}
+    unlike = sorted(role for role in roles if [i for i in before if i[0] == role] != [i for i in now if i[0] == role])
+    return f"other inputs: {', '.join(unlike)}" if unlike else ""
 
 
 def _same_model(run: Run, spec: str, digest: str) -> bool:
@@ -311,9 +324,13 @@ def _layers(
 def _print_settings(settings: dict[str, Any]) -> None:
     width = max(len(key) for key in settings)
     for key, setting in settings.items():
-        value = ", ".join(setting.value) if isinstance(setting.value, tuple) else setting.value
-        shown = "by device or other settings" if value is None else "none" if value == "" else value
-        say(f"  {key:<{width}}  {shown}  ({setting.origin})")
+        say(f"  {key:<{width}}  {_shown(setting.value)}  ({setting.origin})")
+
+
+def _shown(value: Any) -> str:
+    """A setting's value, for people."""
+    text = ", ".join(value) if isinstance(value, tuple | list) else value
+    return "by device or other settings" if text is None else "none" if text == "" else str(text)
 
 
 def _interruptible(function: Any) -> Any:

@@ -3,7 +3,6 @@
 import fcntl
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import Any
 from tunegate.core.artifacts import Dataset
 from tunegate.core.console import say, warn
 from tunegate.core.errors import UserError
-from tunegate.core.files import read_json, write_json
+from tunegate.core.files import read_json, remove_unfinished, write_json
 from tunegate.core.machine import versions
 from tunegate.core.manifest import Input
 from tunegate.train import checkpoints
@@ -97,17 +96,12 @@ def opened(
             _same(_noted(work), begun, work, same_base)
         else:
             _anew(work, begun, force=force)
-        for stale in [*work.glob(".checkpoint-*"), *_unfinished(out)]:
+        for stale in work.glob(".checkpoint-*"):
             shutil.rmtree(stale, ignore_errors=True)
+        remove_unfinished(out)
         yield work
     finally:
         os.close(lock)
-
-
-def _unfinished(out: Path) -> list[Path]:
-    """What a run that died while it was written left beside `out`, by `new_folder`'s names: those of `run.v2` are not of `run`."""
-    name = re.compile(rf"\.{re.escape(out.name)}\.[0-9a-f]{{8}}\.partial")
-    return [path for path in out.parent.iterdir() if name.fullmatch(path.name)]
 
 
 def _anew(work: Path, begun: dict[str, Any], *, force: bool) -> None:

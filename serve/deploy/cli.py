@@ -54,6 +54,7 @@ def deploy(
 ) -> None:
     """Write the files that serve TARGET on a platform; flags after -- go to vLLM. Nothing is contacted or started."""
     from tunegate.advisor.gpus import parse_hardware
+    from tunegate.serve.base_check import refuse_other_bytes
     from tunegate.serve.cli import open_target
     from tunegate.serve.deploy import write
     from tunegate.serve.deploy.plan import DeployOptions, make_plan
@@ -64,6 +65,7 @@ def deploy(
     if card.is_cpu:
         raise UsageError("these platforms are set up for GPUs", where="--gpu", hint="on a CPU: ft serve TARGET")
     opened = open_target(target)
+    refuse_other_bytes(opened)
     options = DeployOptions(
         gpu=card, gpus=count if gpu.partition(":")[2] else None, replicas=replicas, max_replicas=max_replicas, queue=queue,
         max_model_len=max_model_len, max_num_seqs=max_num_seqs, image=image, volume=volume, secret=secret,

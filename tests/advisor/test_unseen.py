@@ -262,7 +262,7 @@ def test_narrow_experts_are_slow_and_said_to_be_uncertain():
     assert "mixtures" in answer["extrapolates"]
     speed = answer["tokens_per_s"]
     assert speed["high"] / speed["value"] > 1.5
-    pair = testing.backtest([{**ROW, "model": "Mixtral-8x7B", "params_B": "", "value": "120"}]).pairs[0]
+    pair = testing.backtest([{**ROW, "model": "Mixtral-8x7B", "params_B": "", "gpu": "H200", "value": "120"}]).pairs[0]
     assert pair.widen == estimates.MIXTURE_WIDEN
 
 

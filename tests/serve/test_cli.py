@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import time
 import psutil
 import pytest
 
+from tunegate.core import manifest
 from tunegate.core.commands import run
 from tunegate.core.errors import InfrastructureError, UsageError
 from tunegate.serve import cli
@@ -218,6 +220,25 @@ def test_dry_run_prints_a_command_and_starts_nothing(ft_serve, tiny_model, taken
     assert out.count("\n") == 1
     assert "--enforce-eager" not in out
     assert "VLLM_TARGET_DEVICE=cpu" in out
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "tokenizer_config.json"])
+def test_a_release_with_one_other_byte_is_not_served(ft_serve, tiny_model, tmp_path, name):
+    folder = shutil.copytree(tiny_model, tmp_path / "release")
+    facts = {"base": str(tiny_model), "quantization": "none", "template_digest": "0" * 64}
+    manifest.write(folder, "release", inputs=[], config={}, facts=facts)
+    assert ft_serve(folder, "--dry-run", "--port", 1)[0] == 0
+    content = bytearray((folder / name).read_bytes())
+    content[-1] = content[-1] ^ 1 if name == "model.safetensors" else ord(" ")
+    (folder / name).write_bytes(content)
+    code, out, err = ft_serve(folder, "--dry-run", "--port", 1)
+    assert (code, out) == (2, "")
+    said = f"error: {folder}: the release is not as it was written: {name}: content changed (ft verify {folder})"
+    assert err.splitlines()[-1] == said
+    adapter = ft_serve(tiny_model, "--adapter", f"a={folder}", "--dry-run", "--port", 1)
+    assert f"{name}: content changed" in adapter[2]
+    (folder / "manifest.json").unlink()  # a model folder then, which nobody judged
+    assert ft_serve(folder, "--dry-run", "--port", 1)[0] == 0
 
 
 @pytest.mark.parametrize("text", ["x", "=y", "x="])

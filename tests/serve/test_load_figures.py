@@ -80,6 +80,18 @@ def test_percentiles_have_order_statistic_intervals():
     assert summary([]) is None
 
 
+def test_a_request_that_timed_out_counts_in_e2e_by_what_it_was_waited_for():
+    """Ten of a hundred hang for 2 s: p95 is theirs. A refused connection has no latency."""
+    late = [record(i, float(i), 2.0, due=i - 0.1, error="timeout") for i in range(10)]
+    quick = [record(i, float(i), 0.4) for i in range(10, 100)]
+    found = figures(closed(1, [*late, *quick, record(100, 100.0, 9.0, error="unreachable")]), {})
+    assert found["e2e_ms"]["n"] == 100
+    assert found["e2e_ms"]["mean"] == pytest.approx(0.1 * 2100 + 0.9 * 400)
+    assert found["e2e_ms"]["p50"] == {"value": 400.0, "low": 400.0, "high": 400.0}
+    assert found["e2e_ms"]["p95"] == {"value": pytest.approx(2100.0), "low": 400.0, "high": None}
+    assert found["ttft_ms"]["n"] == found["tpot_ms"]["n"] == 90
+
+
 def test_goodput_counts_failures_and_every_limit():
     records = [record(ttft=50.0), record(ttft=500.0), record(seconds=9.0), record(error="http_500")]
     found = goodput(records, {"ttft_ms": 100.0, "e2e_ms": 2000.0})

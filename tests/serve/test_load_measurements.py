@@ -11,7 +11,7 @@ from tunegate.core import manifest
 from tunegate.core.artifacts import LoadReport, open_any
 from tunegate.core.commands import run
 from tunegate.core.errors import UserError
-from tunegate.core.measurements import load_interval, load_metrics, load_records
+from tunegate.core.measurements import late_share, load_interval, load_metrics, load_records
 from tunegate.serve.load_plan import LoadOptions, Stage
 from tunegate.serve.load_report import About, make_report, write_load_report
 from tunegate.serve.load_test import Record, StageRun
@@ -89,6 +89,15 @@ def test_gate_figures_come_from_the_heaviest_stage_at_any_level(written):
     with pytest.raises(UserError, match=r"has no .load_ttft_p59_ms"):
         load_interval(report, "load_ttft_p59_ms", level=0.9)
     assert load_interval(written(stage_run(1, cpu_share=0.95)), "load_ttft_p95_ms", level=0.9) is None
+
+
+def test_a_gate_counts_requests_that_timed_out_as_the_load_test_does(written):
+    report = written(stage_run(8, errors=1, count=100))
+    told = report.report()["stages"][0]["e2e_ms"]["p99"]
+    found = load_interval(report, "load_e2e_p99_ms", level=0.95)
+    assert (found.value, found.low, found.high, found.n) == (told["value"], told["low"], None, 100)
+    assert load_interval(report, "load_ttft_p99_ms", level=0.95).n == 99
+    assert (late_share(report, "load_e2e_p99_ms"), late_share(report, "load_ttft_p99_ms")) == (0.01, 0.0)
 
 
 def test_gate_figures_come_from_no_failed_or_interrupted_test_and_not_from_the_last_stage_listed(written):

@@ -62,7 +62,9 @@ def test_resuming_a_finished_run_says_so(ft, tiny_model, tiny_dataset, tmp_path,
     code, found, err = ft(*command, "--resume", *more)
     assert (code, found["digest"]) == (0, done[1]["digest"])
     assert "nothing left to resume" in err
-    assert ft(*command, "--resume", "--seed", "5")[0] == 2
+    code, refused, _ = ft(*command, "--resume", "--seed", "5")
+    assert (code, refused["error"]["hint"]) == (2, "choose another --out")
+    assert refused["error"]["message"] == "the run is finished with other settings: seed 0, not 5"
 
 
 def test_a_run_that_ends_before_its_first_line_of_metrics_has_one(tiny_model, tiny_dataset, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from tunegate.core import commands, same_model
 from tunegate.core.errors import UserError
-from tunegate.core.model_source import of_folder, resolve
+from tunegate.core.model_source import ModelSource, of_folder, resolve
 from tunegate.train import loss_curve, sft
 from tunegate.train.cli import app
 from tunegate.train.config import resolve as resolve_config
@@ -130,6 +130,20 @@ def test_a_hub_id_and_its_folder_in_the_cache_are_one_model(hub, tiny_model):
     assert same_model.named_so("owner/tiny2", named) is False
     assert same_model.named_so("/elsewhere/hub/models--owner--tiny/snapshots/abc", named)
     assert same_model.named_so("/elsewhere/base", named) is None
+
+
+def test_a_folder_with_a_hub_ids_bytes_is_that_model_whatever_it_is_called(hub, tiny_model, tmp_path):
+    copy = shutil.copytree(tiny_model, tmp_path / "base")
+    assert same_model.named_so("owner/tiny", resolve(str(copy)))
+    (copy / "config.json").write_text((copy / "config.json").read_text() + " ")
+    assert same_model.named_so("owner/tiny", resolve(str(copy))) is False
+
+
+def test_another_owners_model_of_the_same_name_is_another_model(hub, tiny_model):
+    assert same_model.named_so("other/tiny", resolve("owner/tiny", offline=True)) is False
+    builtin = ModelSource("builtin:smollm2-135m", "builtin", str(tiny_model), "HuggingFaceTB/SmolLM2-135M-Instruct")
+    assert same_model.named_so("other/SmolLM2-135M-Instruct", builtin) is False
+    assert same_model.named_so("tiny/", resolve(str(tiny_model))) is None, "a path that is not here"
 
 
 def test_the_builtin_is_known_by_its_name_in_the_world(tiny_model):

@@ -123,6 +123,13 @@ def test_a_row_with_an_example_too_long_is_left_out_whole(build):
     assert (certificate.rows, certificate.too_long, certificate.by_answer) == (2, 1, 0)
 
 
+def test_of_two_answers_in_a_row_the_last_one_alone_is_learnt_where_it_is_asked_for(makers):
+    tokenizer = makers.tokenizer()
+    messages = [*talk("capital of France?", "One moment."), {"role": "assistant", "content": "Paris."}]
+    found = mask(tokenizer, messages, [tokenizer.eos_token_id], last=True)
+    assert learnt(tokenizer, found.labels) == "Paris.<|im_end|>"
+
+
 def test_an_answer_cut_by_the_template_is_refused(makers):
     """Where the last turn loses its thoughts too, nothing would teach them."""
     strips = (

@@ -111,7 +111,7 @@ def test_an_adapter_by_another_spelling_is_the_same(ft, stopped, adapters, tmp_p
     assert (code, "nothing left to resume" in err) == (0, True), err
     shutil.rmtree(place)
     shutil.copytree(adapters[1], place)
-    assert "exists already" in error_of(ft("--adapter", place, "--resume")[2])
+    assert "the run is finished with other inputs: adapter" in error_of(ft("--adapter", place, "--resume")[2])
 
 
 def test_documents_and_their_encoder_by_another_spelling_are_the_same(ft, stopped, tmp_path, monkeypatch):
@@ -131,7 +131,7 @@ def test_documents_and_their_encoder_by_another_spelling_are_the_same(ft, stoppe
     inputs = json.loads((tmp_path / "run" / "manifest.json").read_text())["inputs"]
     assert [i["role"] for i in inputs] == ["dataset", "base_model", "documents", "embedder"]
     (docs / "a.txt").write_text("One plus one is three.")
-    assert "exists already" in error_of(ft(*spelt, "--resume")[2])
+    assert "the run is finished with other inputs: documents" in error_of(ft(*spelt, "--resume")[2])
 
 
 @pytest.mark.parametrize("key", ["--model", "--adapter", "--docs", "--embedder", "--system-file"])

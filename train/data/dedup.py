@@ -172,10 +172,11 @@ class _Removal:
 
 
 def _settled(removed: list[_Removal]) -> list[Rejected]:
-    """Each removed row with a twin that is kept.
+    """Each removed row with the reason it went for first, and a twin that is kept.
 
     A twin under a rule of equality may itself go under a looser rule, for a row nearer the start. The two have the same
-    normalised input and answer, so what holds between the twin and the row kept for it holds for the first row too.
+    normalised input and answer, so what holds between the twin and the row kept for it holds for the first row too: the
+    last rule and its score.
     """
     by_row = {id(removal.row): removal for removal in removed}
     settled = []
@@ -184,8 +185,14 @@ def _settled(removed: list[_Removal]) -> list[Rejected]:
         while (later := by_row.get(id(last.twin))) is not None:
             last = later
         score = round(last.score, 4)
-        settled.append(Rejected.of(first.row, last.reason, kept=last.twin.id, rule=last.rule, score=score))
+        rule = first.rule if last is first else through(first.rule, last.rule)
+        settled.append(Rejected.of(first.row, first.reason, kept=last.twin.id, rule=rule, score=score))
     return settled
+
+
+def through(rule: str, last: str) -> str:
+    """The rule by which a row goes for a twin that goes itself, under the rule `last`."""
+    return f"{rule}, as a row that goes: {last}"
 
 
 def _exact(rows: list[Row], removed: list[_Removal]) -> list[Row]:

@@ -11,7 +11,7 @@ from tunegate.core import embedding
 from tunegate.core.console import warn
 from tunegate.core.errors import UserError
 from tunegate.train.data.engine import Mapped
-from tunegate.train.data.near import jaccard, letter_apart
+from tunegate.train.data.near import BAND_WIDTH, band_width, jaccard, letter_apart
 from tunegate.train.data.words import neighbours
 from tunegate.train.paths import given_name
 
@@ -63,6 +63,11 @@ class Judge:
     scores: Callable[[Sequence[Candidate]], list[float]]
     neighbours: Callable[[Sequence[str], Sequence[str] | None], list[list[int]]] | None = None
     spelling: bool = False
+
+    @property
+    def band_width(self) -> int:
+        """Hashes of one band (`near.band_keys`): letters alone must meet the pairs at the threshold."""
+        return BAND_WIDTH if self.neighbours else band_width(self.threshold)
 
     @property
     def named(self) -> str:

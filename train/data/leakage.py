@@ -129,12 +129,13 @@ def near_twins(
     index = NearIndex()
     train_texts = [rule(user_text(row)) for row in train]
     texts = [rule(user_text(held_out[at])) for at in missed]
-    wanted = {key for keys in band_keys(texts) for key in keys}
-    for text, keys in zip(train_texts, band_keys(train_texts), strict=True):
+    text_keys = list(band_keys(texts, judged.band_width))
+    wanted = {key for keys in text_keys for key in keys}
+    for text, keys in zip(train_texts, band_keys(train_texts, judged.band_width), strict=True):
         index.add(text, tuple(key for key in keys if key in wanted))
     close = judged.neighbours(train_texts, texts) if judged.neighbours and train and missed else [[] for _ in missed]
     candidates = []
-    for at, text, keys, places in zip(missed, texts, band_keys(texts), close, strict=True):
+    for at, text, keys, places in zip(missed, texts, text_keys, close, strict=True):
         known = dict(index.near(text, keys, judged.floor)) if text else {}
         rest = [twin for twin in places if twin not in known and same_numbers(train_texts[twin], text)] if text else []
         marks = exact_marks(user_text(held_out[at]))

@@ -1,8 +1,9 @@
 """Near-duplicate candidates by MinHash, verified exactly: two texts are near when their character 4-grams overlap enough.
 
-Candidates: MinHash signatures (Broder 1997, "On the resemblance and containment of documents") of 128 hashes in 16 bands
-of 8 (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, section 3.4): a pair of Jaccard s is met with probability
-1 - (1 - s^8)^16, which is 0.9999 at 0.9 and 0.95 at 0.8. The exact Jaccard of the sets is computed for each, and pairs with other numbers or
+Candidates: MinHash signatures (Broder 1997, "On the resemblance and containment of documents") of 128 hashes in b bands of
+r (Leskovec, Rajaraman, Ullman, Mining of Massive Datasets, section 3.4): a pair of Jaccard s is met with probability
+1 - (1 - s^r)^b. 16 bands of 8 meet 0.9999 at 0.9 and 0.95 at 0.8; for lower thresholds there are more and narrower ones, 32
+of 4 at 0.7 (0.9998), so that of the pairs at the threshold itself at least 0.99 are met. The exact Jaccard of the sets is computed for each, and pairs with other numbers or
 symbols, in order, are no candidates, so that "table for 2" is never near "table for 3", nor "x > 2" near "x < 2". A text shorter than a 4-gram is one gram of its own.
 """
 
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 GRAM = 4
-BANDS, BAND_WIDTH = 16, 8
+HASHES, BAND_WIDTH = 128, 8
+# The least chance that a pair at the threshold itself is met.
+MET = 0.99
 # Texts hashed at once: bounds the memory of the vectorised step to some 10 MB.
 BATCH = 1024
 # Kept texts of one bucket that a new text is compared with at most; more are counted in `NearIndex.skipped`.
@@ -85,23 +88,29 @@ def _exact(text: str) -> list[str]:
 _numbers = _Memo(_exact)
 
 
-def band_keys(texts: Sequence[str]) -> Iterator[tuple[bytes, ...]]:
-    """The 16 band keys of each text, in order; two texts that share one are candidates."""
+def band_width(threshold: float) -> int:
+    """Hashes of one band, `BAND_WIDTH` at most: as many as leave a pair whose overlap is `threshold` (above 0) the chance `MET`."""
+    widths = range(BAND_WIDTH, 1, -1)
+    return next((r for r in widths if 1 - (1 - threshold**r) ** (HASHES // r) >= MET), 1)
+
+
+def band_keys(texts: Sequence[str], width: int = BAND_WIDTH) -> Iterator[tuple[bytes, ...]]:
+    """The band keys of each text, in order, as many as bands of `width` hashes there are; two texts that share one are
+    candidates."""
     import numpy as np
 
-    mixing = np.random.default_rng(20260000).integers(1, 2**63, size=(2, BANDS * BAND_WIDTH), dtype=np.uint64)
+    mixing = np.random.default_rng(20260000).integers(1, 2**63, size=(2, HASHES), dtype=np.uint64)
     multipliers, offsets = mixing[0] | np.uint64(1), mixing[1]
-    width = BAND_WIDTH * 4
     for start in range(0, len(texts), BATCH):
         hashes, starts = _gram_hashes(texts[start : start + BATCH])
-        signatures = np.empty((len(starts), BANDS * BAND_WIDTH), dtype=np.uint32)
+        signatures = np.empty((len(starts), HASHES), dtype=np.uint32)
         for column, (multiplier, offset) in enumerate(zip(multipliers, offsets, strict=True)):
             mixed = ((hashes * multiplier + offset) >> np.uint64(32)).astype(np.uint32)
             signatures[:, column] = np.minimum.reduceat(mixed, starts)
         raw = signatures.tobytes()
-        for row in range(len(starts)):
-            at = row * width * BANDS
-            yield tuple(bytes([band]) + raw[at + band * width : at + (band + 1) * width] for band in range(BANDS))
+        for at in range(0, len(raw), HASHES * 4):
+            found = (raw[at + band * width * 4 : at + (band + 1) * width * 4] for band in range(HASHES // width))
+            yield tuple(bytes([band]) + key for band, key in enumerate(found))
 
 
 @dataclass

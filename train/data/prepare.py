@@ -14,6 +14,7 @@ from pathlib import Path
 
 from tunegate.core import manifest
 from tunegate.core.artifacts import Dataset
+from tunegate.core.console import ticked
 from tunegate.core.errors import UserError
 from tunegate.core.files import new_folder, refuse_input, write_json, write_jsonl
 from tunegate.core.manifest import Input
@@ -29,6 +30,7 @@ from tunegate.train.data.dedup import (
     deduplicate,
     preferred,
     refuse_mass_removal,
+    through,
     with_accept_of,
 )
 from tunegate.train.data.engine import Mapped, rows_of
@@ -182,7 +184,7 @@ def refuse_nothing_left(kept: Sequence[Row], removed: Sequence[Rejected], names:
 def profile_of(rows: Iterable[Row], tokens: Counter, label_source: str | None) -> DatasetProfile:
     """The profile of rows whose labels come from `label_source`."""
     return DatasetProfile.from_rows(
-        rows,
+        ticked(rows, "rows profiled"),
         count_tokens=tokens.count if tokens.exact else None,
         token_source=tokens.source,
         label_of=reader(label_source),
@@ -199,7 +201,7 @@ def source_inputs(names: Sequence[str]) -> list[Input]:
 def admitted(stream: Iterable[Row | Fault], config: PrepareConfig, rejected: list[Rejected]) -> list[Row]:
     """The rows; a fault stops everything or is rejected, as configured."""
     rows: list[Row] = []
-    for item in stream:
+    for item in ticked(stream, "rows read"):
         if isinstance(item, Row):
             rows.append(item)
         elif config.on_error == "reject":
@@ -245,15 +247,17 @@ def _distinct(
 
 
 def _copied(copies: list[tuple[Row, Row]], removed: list[Rejected]) -> list[Rejected]:
-    """Each copy under one id goes for the row it repeats, or, where that row goes itself, for the same reason."""
+    """Each copy under one id goes for the row it repeats; where a row rule or a leak took that row, for the same reason."""
     gone = {str(item.row["id"]): item for item in removed if item.row is not None}
     settled = []
     for copy, first in copies:
-        if (why := gone.get(first.id)) is not None:
-            settled.append(replace(why, file=copy.file, line=copy.line, row=copy.to_json()))
-        else:
-            rule = "same id, messages and tools"
+        rule = "same id, messages and tools"
+        if (why := gone.get(first.id)) is None:
             settled.append(Rejected.of(copy, Reason.DUPLICATE_EXACT, kept=first.id, rule=rule, score=1.0))
+            continue
+        if why.reason in (Reason.DUPLICATE_NORMALIZED, Reason.DUPLICATE_NEAR):
+            why = replace(why, reason=Reason.DUPLICATE_EXACT, rule=through(rule, str(why.rule)))
+        settled.append(replace(why, file=copy.file, line=copy.line, row=copy.to_json()))
     return settled
 
 
@@ -351,7 +355,7 @@ def _findings(rows: list[Row], mapped: Mapped) -> list[list[Finding]]:
     """The findings of each row."""
     claims = claims_json(rows)
     blocks = [(claims, rows[at : at + CHECKED]) for at in range(0, len(rows), CHECKED)]
-    return [found for block in mapped(_checked, blocks) for found in block]
+    return list(ticked((found for block in mapped(_checked, blocks) for found in block), "rows checked"))
 
 
 def _checked(block: tuple[bool, list[Row]]) -> list[list[Finding]]:

@@ -66,8 +66,11 @@ def sources(names: Iterable[str]) -> list[Path]:
             if not inside:
                 raise UserError("no data file in this folder", where=name, hint="known: " + ", ".join(SUFFIXES))
             files += inside
-        elif path.exists():
+        elif path.is_file():
             files.append(path)
+        elif path.exists():
+            hint = "a file is read more than once: write what it gives to one, and name that"
+            raise UserError("is no file but a pipe or a device", where=name, hint=hint)
         else:
             raise UserError("no such file", where=name)
     seen: set[Path] = set()

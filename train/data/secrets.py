@@ -70,6 +70,11 @@ def _ip(text: str) -> bool:
     return all(part <= 255 for part in parts) and parts[0] not in (0, 10, 127, 255) and parts[:2] != [192, 168]
 
 
+# Where a card number may begin and end: not in a decimal number, nor with a year (20261231235959) or the start or end of a UUID
+# (8-4-4-4-12).
+_CARD = r"\b(?<!\d\.)(?!20[0-4]\d|[\da-fA-F]{8}-[\da-fA-F]{4}-|\d{4}-\d{12}\b)"
+_CARD_END = r"\b(?!\.\d)"
+
 _PATTERNS = (
     # First, for the whole block is masked, whatever else its letters look like; one that is cut off, to the end of the text.
     _Pattern(
@@ -106,13 +111,19 @@ _PATTERNS = (
         personal=True,
         needs=("@",),
     ),
-    _Pattern(kind="card_number", regex=re.compile(r"\b\d(?:[ -]?\d){12,18}\b"), personal=True, holds=_luhn),
+    _Pattern(
+        kind="card_number",
+        regex=re.compile(_CARD + r"[2-6](?:[ -]?\d){12,18}" + _CARD_END),
+        personal=True,
+        holds=_luhn,
+    ),
     # The same among other digits (an expiry date, a CVV): only as networks number and group cards, for any digits would do.
     _Pattern(
         kind="card_number",
         regex=re.compile(
-            r"\b(?:[2-6]\d{12,18}|(?:[456]\d{3}|22[2-9]\d|2[3-6]\d\d|27[012]\d|35\d\d)(?:([ -])\d{4})(?:\1\d{4}){2}"
-            r"|3[0-9]\d\d([ -])\d{6}\2\d{4,5})\b"
+            _CARD
+            + r"(?:[2-6]\d{12,18}|(?:[456]\d{3}|22[2-9]\d|2[3-6]\d\d|27[012]\d|35\d\d)(?:([ -])\d{4})(?:\1\d{4}){2}"
+            r"|3[0-9]\d\d([ -])\d{6}\2\d{4,5})" + _CARD_END
         ),
         personal=True,
         holds=_luhn,

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tunegate.core import manifest
 from tunegate.core.artifacts import Dataset
+from tunegate.core.console import ticked
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.files import (
     new_folder,
@@ -83,7 +84,7 @@ def check(names: Sequence[str], reading: Reading, *, model: str | None, max_leng
     hinted: set[str | None] = set()
     seen: dict[int, tuple[str, int]] = {}
     counted = tokens if max_length is not None or tokens.template else None
-    for item, size in _sized(chain(sample, stream), counted):
+    for item, size in _sized(ticked(chain(sample, stream), "rows checked"), counted):
         if isinstance(item, Fault):
             errors += 1
             error, hint = item.error, item.error.hint
@@ -185,7 +186,7 @@ def leakage(train: str, held_out: str, *, clean: Path | None, near: Judge) -> Le
         refuse_existing_file(clean)
         refuse_input_file(clean, train, held_out, called="--clean")
     sides = [_side(train, "train"), _side(held_out, "eval")]
-    result = compare(*(list(strictly(read([name], Reading()))) for name in sides), near=near)
+    result = compare(*(list(strictly(ticked(read([name], Reading()), "rows read"))) for name in sides), near=near)
     if clean is not None:
         clean.parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(clean, (row.to_json() for row in result.clean))
@@ -201,7 +202,7 @@ def convert(
     if needed := [key for key in drop if key in ("messages", "conversations", "instruction", "output")]:
         raise UserError(f"a row is nothing without {needed[0]!r}", where=f"--drop {needed[0]}")
     found: set[str] = set()
-    lines = list(_converted(names, target, reading, drop, found))
+    lines = list(ticked(_converted(names, target, reading, drop, found), "rows converted"))
     if unknown := [key for key in drop if key not in found and key not in KEYS]:
         raise UserError(f"no row has {unknown[0]!r}", where="--drop", hint=nearest(unknown[0], sorted(found)))
     out.parent.mkdir(parents=True, exist_ok=True)

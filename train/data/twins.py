@@ -7,8 +7,9 @@ blocks change nothing (but for over-full buckets, whose comparisons left out are
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 
-from tunegate.core.console import Ticker, progress
+from tunegate.core.console import Ticker, progress, ticked
 from tunegate.core.files import canonical_json
 from tunegate.core.rows import Row
 from tunegate.train.data.engine import Mapped
@@ -87,7 +88,8 @@ def near_step(rows: Sequence[Row], judge: Judge, mapped: Mapped = map) -> NearSt
     index, kept = NearIndex(), list[_Seen]()
     frames: dict[str, int] = {}
     blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
-    keyed = [keys for found in mapped(_keyed, blocks) for keys in found]
+    hashed = ticked(mapped(partial(_keyed, width=judge.band_width), blocks), "near duplicates: rows hashed", BLOCK)
+    keyed = [keys for found in hashed for keys in found]
     everyone = [_seen(row, keys, frames) for row, keys in zip(rows, keyed, strict=True)]
     close = judge.neighbours([seen.text for seen in everyone], None) if judge.neighbours and len(rows) > 1 else []
     gone: set[int] = set()
@@ -117,12 +119,12 @@ def _shown_when_long(rows: int) -> AbstractContextManager[Ticker]:
 Keys = tuple[str, str, str, tuple[bytes, ...]]
 
 
-def _keyed(rows: Sequence[Row]) -> list[Keys]:
-    """(frame, text, answer, band keys) of each row."""
+def _keyed(rows: Sequence[Row], width: int) -> list[Keys]:
+    """(frame, text, answer, band keys) of each row. width: hashes of one band."""
     texts = [near_text(row) for row in rows]
     return [
         (frame_key(row), text, target_key(row), keys)
-        for row, text, keys in zip(rows, texts, band_keys(texts), strict=True)
+        for row, text, keys in zip(rows, texts, band_keys(texts, width), strict=True)
     ]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tunegate.core import embedding
-from tunegate.core.console import warn
+from tunegate.core.console import ticked, warn
 from tunegate.core.machine import bf16_flags
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def neighbours(texts: Sequence[str], model: str, others: Sequence[str] | None = 
     if len(everyone) > PLAIN_MOST and bf16_flags():
         vectors, product = _in_bfloat16(vectors)
     found: list[list[int]] = []
-    for start in range(first, len(everyone), ROWS):
+    for start in ticked(range(first, len(everyone), ROWS), "near duplicates: rows sought by their words", ROWS):
         found += _block(vectors, product, start, end)
     return found
 

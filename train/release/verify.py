@@ -7,7 +7,7 @@ from typing import Any
 
 from tunegate.core import manifest as manifests
 from tunegate.core import weight_files
-from tunegate.core.artifacts import KINDS, UNCOVERED, Artifact, GgufExport, Release, Run, open_any
+from tunegate.core.artifacts import COLLECTIONS, KINDS, UNCOVERED, Artifact, GgufExport, Release, Run, open_any
 from tunegate.core.errors import UserError
 from tunegate.core.files import sha256_file
 from tunegate.core.manifest import SIGNATURE, Manifest
@@ -63,7 +63,7 @@ def inspect(folder: Path, *, signer: Signer | None = None, distribution: bool = 
     """
     manifest = manifests.read(folder)
     problems = [*manifests.verify(folder), *_empty_folders(folder)]
-    uncovered = KINDS.get(manifest.kind, Artifact).uncovered(folder)
+    uncovered = KINDS.get(manifest.kind, Artifact).uncovered(folder) if manifest.kind not in COLLECTIONS else []
     problems += [{"path": f"{inner}/", "problem": f"is {UNCOVERED}: move it out"} for inner in uncovered]
     signature, broken = _signature(folder, signer)
     if broken:

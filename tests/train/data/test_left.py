@@ -1,12 +1,14 @@
 """What is asked once, and what is refused when nothing is left."""
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tunegate.core import console
 from tunegate.core.commands import run
 from tunegate.core.rows import parse_row
 from tunegate.train.data.cli import app
@@ -69,3 +71,36 @@ def test_a_file_by_two_names_is_given_twice(
     argv = ["check", long_rows, spelt.format(folder=tmp_path)]
     assert run(app, prog="ft data", argv=argv) == 2
     assert "given twice" in capsys.readouterr().err
+
+
+LONG_PHASES = (
+    (["inspect", "IN"], {"rows profiled"}),
+    (["check", "IN"], {"rows checked"}),
+    (["prepare", "IN", "--out", "OUT", "--eval-fraction", "0.2"], {"rows read", "rows checked", "rows profiled"}),
+    (["clean", "IN", "--out", "OUT"], {"rows read"}),
+    (["dedup", "IN", "--out", "OUT"], {"rows read", "near duplicates: rows hashed"}),
+    (["convert", "IN", "--to", "trl", "--out", "OUT"], {"rows converted"}),
+    (["leakage", "--train", "IN", "--eval", "IN"], {"rows read"}),
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "phases"), LONG_PHASES, ids=lambda value: value[0] if isinstance(value, list) else ""
+)
+def test_every_long_phase_says_how_far_it_is(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    phases: set[str],
+) -> None:
+    source = tmp_path / "in.jsonl"
+    rows = [
+        {"messages": [{"role": "user", "content": f"{LONG} {n}"}, {"role": "assistant", "content": "a"}]}
+        for n in range(9)
+    ]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = [{"IN": str(source), "OUT": str(tmp_path / "out")}.get(word, word) for word in words]
+    monkeypatch.setattr(console._PlainTicker.__init__, "__defaults__", (0.0,))
+    assert run(app, prog="ft data", argv=argv) == 0
+    assert phases <= {found[1] for found in re.finditer(r"(?m)^(.*): \d+ after \d+ s$", capsys.readouterr().err)}

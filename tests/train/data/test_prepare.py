@@ -184,6 +184,15 @@ def test_one_id_for_two_rows(tmp_path: Path) -> None:
     assert report.rejected == {"duplicate_exact": 1, "duplicate_id": 1}
 
 
+def test_copies_of_a_row_that_goes_are_exact_duplicates(tmp_path: Path) -> None:
+    """Of three equal rows after a variant of theirs, two, whatever the first goes for; a row rule takes all."""
+    records = [record(text, "a") for text in ("play x now", *["Play x now."] * 3)]
+    dataset, report = run(tmp_path, records, **everything_off())
+    assert report.rejected == {"duplicate_exact": 2, "duplicate_normalized": 1}
+    (kept,) = read_rows(dataset.train_path)
+    assert {r["kept"] for r in lines(dataset.path / "rejected.jsonl")} == {kept.id}
+
+
 def test_losing_half_a_source_needs_a_yes(tmp_path: Path) -> None:
     records = made(10) + [record(f"the same text, whatever{'!' * i}", "a") for i in range(40)]
     with pytest.raises(UserError, match="would remove"):
@@ -261,7 +270,7 @@ def test_every_removed_row_names_a_row_that_stays(tmp_path: Path) -> None:
         (1, "refusal", None),
         (2, "refusal", None),
         (4, "duplicate_near", "r2"),
-        (5, "duplicate_near", "r2"),
+        (5, "duplicate_exact", "r2"),
         (7, "duplicate_exact", "r5"),
     ]
     assert [row.id for row in read_rows(dataset.train_path)] == ["r2", "r5"]

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import zlib
 from pathlib import Path
 from typing import Any
@@ -216,6 +217,9 @@ def test_folders_and_mistakes_in_names(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=says):
             sources(names)
+    os.mkfifo(pipe := tmp_path / "pipe.jsonl")
+    with pytest.raises(UserError, match="is no file but a pipe"):
+        sources([str(pipe)])
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

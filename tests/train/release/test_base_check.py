@@ -11,8 +11,9 @@ from tunegate.core import manifest
 from tunegate.core.artifacts import EvalReport, Release, Run
 from tunegate.core.commands import run
 from tunegate.core.errors import UserError
+from tunegate.core.files import sha256_file
 from tunegate.core.manifest import Input
-from tunegate.core.model_source import HUB_FILES, ModelSource, resolve
+from tunegate.core.model_source import HUB_FILES, ModelSource, resolve, unpacked_folder
 from tunegate.serve import base_check
 from tunegate.serve import cli as serve_cli
 from tunegate.train.release import release_cli, verify_cli
@@ -94,6 +95,22 @@ def test_verify_says_that_the_base_has_changed(base, adapter, tmp_path, capsys):
     assert verified(adapter.path, capsys) == (0, [], ["not checked"])
 
 
+def test_a_base_that_is_a_gguf_file_is_told_by_what_it_is_unpacked_to(base, adapter, tmp_path, monkeypatch):
+    monkeypatch.setenv("TUNEGATE_CACHE", str(tmp_path / "cache"))
+    gguf = tmp_path / "base.gguf"
+    gguf.write_bytes(b"unpacked before")
+    unpacked = shutil.copytree(base, unpacked_folder(gguf.name, sha256_file(gguf)))
+    facts = {**adapter.manifest.facts, "base": str(gguf)}
+    (adapter.path / "manifest.json").unlink()
+    manifest.write(adapter.path, "run", inputs=[resolve(str(gguf)).as_input()], config={}, facts=facts)
+    made = Run.open(adapter.path)
+    assert base_check.state(made) == "here"
+    change(unpacked)
+    assert base_check.state(made) == "changed"
+    gguf.unlink()
+    assert base_check.state(made) == "not checked"
+
+
 def test_a_folder_of_another_kind_is_verified_too(tmp_path, capsys):
     """A bake-off's is no artifact that a stage opens."""
     (tmp_path / "bo").mkdir()
@@ -138,6 +155,8 @@ def only_looked_at(folder):
 def test_a_commit_on_the_hub_that_changes_no_weights_changes_nothing(hub, adapter):
     made = of_the_hub(adapter)
     assert base_check.state(made) == "here"
+    (hub / THEN / "README.md").write_text("a typo more")
+    assert base_check.state(made) == "here"
     change(hub / NOW)
     assert base_check.state(made) == "changed"
     assert base_check.state(of_the_hub(adapter, "0" * 40)) == "not checked"
@@ -154,6 +173,19 @@ def test_weights_of_the_hub_that_are_not_here_are_not_changed(hub, adapter, tmp_
     assert promote(made, gate) == 0
     change(hub / NOW)
     assert base_check.state(made) == "changed"
+
+
+def test_weights_of_one_size_and_other_bytes_are_other_weights(hub, adapter):
+    made, weights = of_the_hub(adapter), hub / NOW / WEIGHTS
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert base_check.state(made) == "changed"
+
+
+def test_weights_of_which_a_part_was_not_fetched_are_not_checked(hub, adapter):
+    made = of_the_hub(adapter)
+    (hub / THEN / "more.safetensors").write_bytes(b"")
+    assert base_check.state(made) == "not checked"
 
 
 @pytest.mark.parametrize("whole", [True, False])

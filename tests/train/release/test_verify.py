@@ -130,6 +130,28 @@ def test_an_artifact_inside_a_folder_that_is_passed_on_is_a_problem(tmp_path, ve
     assert said(document) == ["sub/inner/: is an artifact of its own, which its digest does not cover: move it out"]
 
 
+@pytest.mark.parametrize(
+    ("outer", "inner", "found"),
+    [
+        ("dataset", "eval_report", True),
+        ("run", "eval_report", True),
+        ("eval_report", "dataset", True),
+        ("load_report", "gate_decision", True),
+        ("eval_report", "gate_decision", False),  # `ft gate REPORT` puts it there
+        ("bakeoff", "run", False),
+        ("ladder", "eval_report", False),
+    ],
+)
+def test_an_artifact_that_no_stage_puts_there_is_found_in_a_folder_of_any_kind(verify, tmp_path, outer, inner, found):
+    for folder, kind in ((tmp_path / "outer", outer), (tmp_path / "outer" / "inner", inner)):
+        folder.mkdir()
+        (folder / "f.txt").write_text(kind)
+        facts = {"base": "no/such", "method": "lora"} if kind == "run" else {}
+        manifest.write(folder, kind, inputs=[], config={}, facts=facts)
+    _, document = verify(tmp_path / "outer")
+    assert any(text.startswith("inner/: is an artifact of its own") for text in said(document)) == found
+
+
 def test_a_gate_inside_a_report_is_none(tmp_path, verify):
     for folder, kind in ((tmp_path / "report" / "gate", "gate_decision"), (tmp_path / "report", "eval_report")):
         folder.mkdir(parents=True, exist_ok=True)
