@@ -40,8 +40,9 @@ from tunegate.evalkit.verdict import (
     finish,
     judge_against,
     judged_before,
+    open_load,
     policy_for,
-    say_other_policy,
+    say_other_verdict,
     task_of,
 )
 from tunegate.serve.client import api_key
@@ -139,8 +140,6 @@ def run_eval(
     """Judge, compare, decide, write. Everything that can be wrong with the input is found before anything is asked."""
     force = force or options.retry_errors
     _refuse_report(out, options, force=force)
-    if save_as is not None:
-        registry.checked_name(save_as)
     system = classify(target, model=model)
     if system.kind == "endpoint":
         share_key_with(system.spec)
@@ -148,7 +147,7 @@ def run_eval(
     read = (target, against or "", *(item.path for item in task.inputs))
     refuse_input(out, *read)
     policy = policy_for(policy_path, task.file.gate, task.primary)
-    load = None if load_path is None else LoadReport.open(load_path)
+    load = open_load(load_path)
     other = None if against is None else classify(against, model=against_model, baseline=True)
     key = api_key(key_file)
     expected = planned(system, task)
@@ -163,6 +162,8 @@ def run_eval(
         where = str(policy_path or f"{task_path} gate")
         check_metrics(policy, metric_names_of(task), task.file.slices, baseline, load, task.file.repeats, where=where)
     check_sides(expected, baseline, allowed=allowed, load=load)
+    if save_as is not None:
+        registry.check_save(save_as)
     if together is not None:
         baseline = together.reading(key, force=force)
     evaluation = evaluate(system, task, out=out, options=options, key=key)
@@ -243,19 +244,18 @@ def run_gate(
     gate = task.get("gate")
     own = None if gate is None else make_policy(gate, f"{report_path} gate")
     policy = policy_for(policy_path, own, candidate.report["task"]["primary"])
-    if policy_path is None:
-        say_other_policy(candidate.report, policy)
     baseline = None
     if against is not None:
         system = classify(against, model=against_model, baseline=True)
         baseline = _baseline_of(report, system, allow_python=allow_python, force=force)
-    load = None if load_path is None else LoadReport.open(load_path)
+    load = open_load(load_path)
     where = str(policy_path or f"{report_path} gate")
     metrics, slices = list(candidate.report["metrics"]), candidate.report["task"]["slices"]
     check_metrics(policy, metrics, slices, baseline, load, where=where)
     check_sides(candidate, baseline, allowed=allowed, load=load)
     judged = judge_against(candidate, baseline, policy, allowed=allowed, load=load)
     _say_lock(judged.report)
+    say_other_verdict(candidate.report, judged.report["decision"], own=policy_path is None, folder=folder)
     written = _written(judged, folder, report, baseline, load, force=force or out is None)
     return Shown(reading=judged, paths={"report": report_path, "gate": written})
 

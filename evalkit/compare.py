@@ -93,7 +93,8 @@ class Paired:
         0) where scores are 0/1, which is the variance of equal models; else the variance that was seen."""
         if self.binary:
             return (self.fixed + self.broken + 1.0) / (self.n + 2.0)
-        return sum((d - self.value) ** 2 for d in self.differences) / self.n or 1.0 / self.n
+        mean = self.value
+        return sum((d - mean) ** 2 for d in self.differences) / self.n or 1.0 / self.n
 
     def interval(self, *, level: float) -> Interval:
         """Interval of the mean difference."""

@@ -3,7 +3,7 @@ would choke on must not pass here."""
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tunegate.core.errors import UserError, nearest
@@ -16,6 +16,7 @@ _CALL_TAGS = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
 _MISTRAL_CALL = re.compile(r"\s*(?:\[TOOL_CALLS\])?\s*([\w.-]+)\[ARGS\]\s*")
 _MISTRAL, _LLAMA = "[TOOL_CALLS]", "<|python_tag|>"
 _MARK = re.compile(r'\\.|["{}\[\]]', re.DOTALL)  # an escaped character is one mark, so that \" ends no text
+_BEGIN = re.compile(r'\{\s*["}]|\[\s*["{\[\]tfn\d-]')  # how it begins; of LaTeX's many {x} none is parsed
 
 
 def code_fence(text: str) -> str:
@@ -25,20 +26,36 @@ def code_fence(text: str) -> str:
 
 
 def json_in_prose(text: str) -> str:
-    """The first balanced {...} or [...] in the text; the text as it is when there is none. `null` stays `null`."""
-    start = min((i for i in (text.find("{"), text.find("[")) if i >= 0), default=-1)
-    if start < 0:
-        return text
-    depth, in_string = 0, False
-    for match in _MARK.finditer(text, start):
+    """The first balanced {...} or [...] in the text that is strict JSON; a list of nothing but whole numbers, as the citations [1]
+    and [2, 3] are, only where no other follows. The first balanced one where none is JSON, the text as it is where there is none.
+    What is expected plays no part. `null` stays `null`."""
+    first = numbers = None
+    for block in _balanced(text):
+        first = first or block
+        value = _json(block) if _BEGIN.match(block) else None
+        if isinstance(value, list) and value and all(type(member) is int for member in value):
+            numbers = numbers or block
+        elif value is not None:
+            return block
+    return numbers or first or text
+
+
+def _balanced(text: str) -> Iterator[str]:
+    """The outermost {...} and [...], in order, up to one that never ends. Quotes count inside of them only."""
+    start, depth, in_string = 0, 0, False
+    for match in _MARK.finditer(text):
         mark = match.group()
         if mark == '"':
-            in_string = not in_string
-        elif mark[0] != "\\" and not in_string:
-            depth += 1 if mark in "{[" else -1
+            in_string = depth > 0 and not in_string
+        elif mark[0] == "\\" or in_string:
+            continue
+        elif mark in "{[":
+            start = start if depth else match.start()
+            depth += 1
+        elif depth:
+            depth -= 1
             if depth == 0:
-                return text[start : match.end()]
-    return text
+                yield text[start : match.end()]
 
 
 def thinking(text: str) -> str:

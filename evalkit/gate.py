@@ -12,7 +12,7 @@ from typing import Any, Literal
 from tunegate.core.artifacts import LoadReport
 from tunegate.core.distributions import normal_quantile
 from tunegate.core.errors import ExitCode, UserError, nearest
-from tunegate.core.measurements import load_interval, load_metrics
+from tunegate.core.measurements import late_share, load_interval, load_metrics
 from tunegate.core.power import LARGEST, POWER, items_for_rate, pairs_for_difference, pairs_for_mean
 from tunegate.core.statistics import PERCENTILES, Interval, holm
 from tunegate.evalkit.compare import OneSided, Paired, Reading, by_id, other_repeats, pair, slice_values
@@ -67,7 +67,8 @@ def decide(
     if lost > limit:
         reason = f"{lost:.1%} of the items were lost to infrastructure errors, above {limit:.1%}: nothing is judged"
         findings = [_refused(f, reason) for f in findings]
-    findings = [_with_verdicts(f, candidate, baseline, limit) for f in findings]
+    unjudged = {metric: _without_verdict(metric, candidate, baseline) for metric in {f.metric for f in findings}}
+    findings = [_with_verdicts(f, unjudged[f.metric], limit) for f in findings]
     decisions = {finding.decision for finding in findings}
     decision = "FAIL" if "FAIL" in decisions else "INCONCLUSIVE" if "INCONCLUSIVE" in decisions else "PASS"
     return {
@@ -102,18 +103,20 @@ def _lost(candidate: Reading, baseline: Reading | None) -> float:
     return max((lost_share(side.rows) for side in sides), default=1.0)
 
 
-def _with_verdicts(finding: Finding, candidate: Reading, baseline: Reading | None, limit: float) -> Finding:
-    """Refused where more than `limit` of a side's items have no score of the metric: a judge that gave no verdict."""
-    metric = finding.metric
+def _without_verdict(metric: str, candidate: Reading, baseline: Reading | None) -> float:
+    """The larger side's share of items without a score of a validator's metric: a judge that gave no verdict. 0 of other metrics."""
     if metric not in {validator["name"] for validator in candidate.report["task"].get("validators", ())}:
-        return finding
+        return 0.0
     sides = [judged(s.rows) for s in (candidate, baseline) if s is not None and metric in s.report["metrics"]]
-    none = max((sum(score_of(r, metric) is None for r in rows) / len(rows) for rows in sides if rows), default=0.0)
-    if none <= limit:
+    return max((sum(score_of(r, metric) is None for r in rows) / len(rows) for rows in sides if rows), default=0.0)
+
+
+def _with_verdicts(finding: Finding, share: float, limit: float) -> Finding:
+    """Refused where more than `limit` of a side's items have no verdict of the metric."""
+    if share <= limit:
         return finding
-    return _refused(
-        finding, f"{none:.1%} of the items have no verdict of {metric}, above {limit:.1%}: nothing is judged"
-    )
+    reason = f"{share:.1%} of the items have no verdict of {finding.metric}, above {limit:.1%}: nothing is judged"
+    return _refused(finding, reason)
 
 
 def _refused(finding: Finding, reason: str) -> Finding:
@@ -193,7 +196,8 @@ def _loaded(condition: Condition, alpha: float, load: LoadReport) -> Finding:
     """A condition on the heaviest stage of a load test; nothing is shown by one that was not valid."""
     interval = load_interval(load, condition.metric, level=1.0 - 2.0 * alpha)
     kind = "rate" if condition.metric.endswith("_rate") else "percentile"
-    finding = _bounded(condition, alpha, Measured(kind=kind, interval=interval), None)
+    late = 0.0 if interval is None else late_share(load, condition.metric)
+    finding = _bounded(condition, alpha, Measured(kind=kind, interval=interval, late=late), None)
     return finding if interval is not None else replace(finding, reason=f"{finding.reason}: the load test is not valid")
 
 
@@ -287,16 +291,15 @@ def _paired_reason(condition: Condition, decision: Decision, interval: Interval,
 
 def need_pairs(paired: Paired, bound: float, *, alpha: float) -> int | None:
     """Items for 80 % power: if the two are equal; where there are that many already, if the difference is as observed. None where
-    nothing was paired, or no set one can make would do."""
+    nothing was paired, or no set one can make would do: with a difference that lies on the bound none does."""
     if paired.n == 0:
         return None
     pairs = pairs_for_difference if paired.binary else pairs_for_mean
     distances = [abs(bound)] if bound else []
     for distance in [*distances, abs(paired.value - bound)]:
-        if distance > 0:
-            need = _possible(pairs(paired.spread, distance, alpha=alpha) * paired.effect)
-            if need is None or need > paired.n:
-                return need
+        need = _possible(pairs(paired.spread, distance, alpha=alpha) * paired.effect) if distance > 0 else None
+        if need is None or need > paired.n:
+            return need
     return 2 * paired.n
 
 

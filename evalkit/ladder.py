@@ -3,7 +3,7 @@ drop has a name: training, merge, quantization, or the GGUF file and its engine.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,19 +67,21 @@ def steps_of(release: Release, gguf: GgufExport | None) -> list[Step]:
         found.append(Step(name="base", system=system))
     run = _folder(next((row for row in ancestors if row["kind"] == Run.kind), None), "the run")
     if run is not None:
-        name = "trained" if Run.open(run).method == "full" else "adapter"
-        found.append(Step(name=name, system=classify(str(run)), before=_last(found)))
+        name = "trained" if isinstance(run.source, Run) and run.source.method == "full" else "adapter"
+        found.append(Step(name=name, system=run, before=_last(found)))
+    itself = classify(str(release.path))
     quantized = release.quantization != "none"
     merged = (
         _folder(next((r for r in ancestors if r["kind"] == Release.kind), None), "the merged release")
         if quantized
-        else release.path
+        else itself
     )
     if merged is not None:
-        found.append(Step(name="merged", system=classify(str(merged)), before=_last(found)))
+        found.append(Step(name="merged", system=merged, before=_last(found)))
     if quantized:
-        found.append(Step(name="quantized", system=classify(str(release.path)), before=_last(found)))
+        found.append(Step(name="quantized", system=itself, before=_last(found)))
     if gguf is not None:
+        manifests.refuse_changed(gguf.path, "the export")
         made_from = next((i.digest for i in gguf.manifest.inputs if i.kind == Release.kind), None)
         bf16 = next((s for s in found if s.name == "merged"), None)
         if bf16 is None or made_from != bf16.system.digest:
@@ -112,12 +114,13 @@ def _last(steps: list[Step]) -> str | None:
     return steps[-1].name if steps else None
 
 
-def _folder(row: dict[str, Any] | None, what: str) -> Path | None:
+def _folder(row: dict[str, Any] | None, what: str) -> System | None:
     if row is None:
         return None
     path = Path(row["path"])
-    if manifests.digest_at(path) == row["digest"]:
-        return path
+    with suppress(UserError):  # a file of it was changed
+        if manifests.digest_at(path) == row["digest"]:
+            return classify(str(path))
     say(f"left out: {what} {path} ({row['digest'][:12]}) is not where it was, or has changed")
     return None
 

@@ -108,6 +108,7 @@ def _folder(spec: str, path: Path) -> System:
         return _report(spec, artifact)
     if isinstance(artifact, Release | Run):
         kind: Kind = "release" if isinstance(artifact, Release) else "run"
+        manifests.refuse_changed(path, f"the {kind}")  # the verdict will be on the manifest's digest
         return System(
             spec=spec,
             kind=kind,

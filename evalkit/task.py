@@ -17,7 +17,7 @@ from tunegate.evalkit.validators.base import Validator
 from tunegate.evalkit.validators.kinds import make
 from tunegate.train.data.normalize import input_key, said_key
 
-SCORER_VERSION = 6  # raised whenever a validator's verdict on some answer changes
+SCORER_VERSION = 7  # raised whenever a validator's verdict on some answer changes
 RESERVED = {"weighted", *REPEATED, *LEAKAGE}  # and every name with the unit of another metric: see `_primary`
 
 

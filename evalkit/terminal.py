@@ -48,17 +48,47 @@ def metric_table(report: dict[str, Any]) -> None:
 
 
 def _print(title: str, columns: list[str], rows: list[list[str]]) -> None:
-    """The table; 140 columns where the output is no terminal, so that a CI log is not folded to 80."""
+    """The table, no word of it broken; 140 columns where the output is no terminal, so that a CI log is not folded to 80.
+
+    Where a terminal is too narrow for the longest words the verdicts, which each condition's own line tells, are left out; where
+    it is then too narrow still, each row is a list.
+    """
     from rich.table import Table
     from rich.text import Text
 
     out = console.out()
+    width = out.width if out.is_terminal else 140
+    if columns[-1] == "verdict" and _spare(columns, rows, width) < 0:
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    spare = _spare(columns, rows, width)
+    if spare < 0:
+        out.print(title, markup=False)
+        for row in rows:
+            cells = (f"  {name} {cell}" for name, cell in zip(columns[1:], row[1:], strict=True) if cell)
+            out.print("\n".join([row[0], *cells]), markup=False)
+        return
     grid = Table(title=Text(title), title_justify="left", header_style="bold")
     for index, name in enumerate(columns):
-        grid.add_column(name, justify="left" if index == 0 or name == "verdict" else "right", overflow="fold")
+        least, whole = _widths([name, *(row[index] for row in rows)])
+        given = min(whole, least + spare)
+        spare -= given - least
+        grid.add_column(name, justify="left" if index == 0 or name == "verdict" else "right", width=given)
     for row in rows:
         grid.add_row(*map(Text, row))
-    out.print(grid, width=None if out.is_terminal else 140)
+    out.print(grid, width=width)
+
+
+def _spare(columns: list[str], rows: list[list[str]], width: int) -> int:
+    """What is left of `width` when each column is as wide as its longest word, and 3 for its edge and space."""
+    least = (_widths([name, *(row[i] for row in rows)])[0] for i, name in enumerate(columns))
+    return width - 1 - sum(3 + cells for cells in least)
+
+
+def _widths(cells: list[str]) -> tuple[int, int]:
+    """(terminal cells of the longest word, of the longest cell)."""
+    from rich.cells import cell_len
+
+    return max(cell_len(word) for cell in cells for word in cell.split() or [""]), max(map(cell_len, cells))
 
 
 def _condition(condition: dict[str, Any]) -> None:

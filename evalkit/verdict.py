@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tunegate.core.artifacts import EvalReport, LoadReport
+from tunegate.core import manifest as manifests
+from tunegate.core.artifacts import EvalReport, GateDecision, LoadReport
 from tunegate.core.console import say, warn
 from tunegate.core.errors import UserError
 from tunegate.core.files import refuse_existing, refuse_input, sha256_file, write_text
@@ -183,14 +184,35 @@ def judge_against(
     return replace(candidate, report={**candidate.report, "comparison": comparison, "decision": decision})
 
 
-def say_other_policy(report: dict[str, Any], policy: Policy) -> None:
-    """Say that a report which is decided by `policy` was decided by another one before."""
-    before = report.get("decision")
-    if before is not None and before.get("policy") not in (None, policy.to_json()):
-        said = f"{before['decision']} by another policy"
-        warn(
-            f"the report itself says {said}; this is by the task's own or the default one (--policy FILE takes another)"
-        )
+def say_other_verdict(report: dict[str, Any], decision: dict[str, Any], *, own: bool, folder: Path) -> None:
+    """Say where the report itself, or the decision in `folder` which this one replaces, says otherwise; of the report also that it
+    is by another policy. own: this decision is by the task's own policy, or the default one."""
+    now, before, others = decision["decision"], report.get("decision") or {}, []
+    another = before.get("policy") not in (None, decision["policy"])
+    if before.get("decision") not in (None, now) or (own and another):
+        others.append(f"the report itself says {before['decision']}{' by another policy' if another else ''}")
+    if (stood := _decision_in(folder)) not in (None, now):
+        others.append(f"{folder}, which it replaces, says {stood}")
+    if others:
+        note = "; this is by the task's own or the default one (--policy FILE takes another)" if own and another else ""
+        warn(f"the gate says {now}, but {' and '.join(others)}{note}")
+
+
+def _decision_in(folder: Path) -> str | None:
+    try:
+        manifest = manifests.read(folder)
+    except UserError:
+        return None
+    return manifest.facts.get("decision") if manifest.kind == GateDecision.kind else None
+
+
+def open_load(path: Path | None) -> LoadReport | None:
+    """The load test that a decision is to rest on, where there is one. Raises UserError where it was changed since."""
+    if path is None:
+        return None
+    load = LoadReport.open(path)
+    manifests.refuse_changed(path, "the load test")
+    return load
 
 
 def _say_nothing_right(report: dict[str, Any], comparison: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
 from typing import ClassVar, Literal
 
 from tunegate.core.errors import UserError
@@ -15,10 +15,11 @@ from tunegate.evalkit.validators.base import Admitting, place, shown
 _JOINT = "[,'\u2019/\u2044]"
 # Thai, kana, Han and Hangul are written without blanks: a number may stand at once beside them, but for what multiplies it (`3万`).
 _LETTER = "[^\\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"
+# One that is none is taken whole too, without the empty group at the end: so that a long row of groups is read once, not from each.
 _NUMBER = re.compile(
-    rf"(?<!{_LETTER})(?<!\.)(?:[-+][$€£¥₹]?|[$€£¥₹]|(?<!\d{_JOINT}))"
-    r"(?>(?:\d{1,3}(?:[,\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?>(?:[eE][-+]?\d{1,3})?)"
-    rf"(?!{_LETTER}|[十百千万亿億兆십백천만억조]|\.\d|{_JOINT}\d)"
+    rf"(?<!{_LETTER})(?<!\.)((?:[-+][$€£¥₹]?|[$€£¥₹]|(?<!\d{_JOINT}))"
+    r"(?>(?:\d{1,3}(?:[,\u00a0\u2009\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)(?>(?:[eE][-+]?\d{1,3})?))"
+    rf"(?:(?!{_LETTER}|[十百千万亿億兆십백천만억조]|\.\d|{_JOINT}\d)()|)"
 )
 # As typesetters and many models write it.
 _MINUS = str.maketrans(dict.fromkeys("\N{MINUS SIGN}\N{EN DASH}\N{FULLWIDTH HYPHEN-MINUS}", "-"))
@@ -29,7 +30,8 @@ def numbers(text: str) -> list[Decimal]:
     """The numbers in a text, in order; commas, no-break and thin spaces between groups of three digits are read as
     thousands. A plain space is not: it stands between two numbers too. A sign may stand before a currency's; what letters
     follow at once (`5kg`) is none, nor are digits joined otherwise (`12,50`, `1.000.000`, `1/2`)."""
-    return [Decimal(_NO_PART.sub("", match)) for match in _NUMBER.findall(text[:100_000].translate(_MINUS))]
+    found = _NUMBER.finditer(text.translate(_MINUS))
+    return [Decimal(_NO_PART.sub("", match[1])) for match in found if match[2] is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +70,17 @@ class Number(Admitting):
             return Verdict.unparsable(f"{len(numbers(answer.text))} numbers in {shown(answer.text)}")
         for value in self.admissible(row):
             expected = self._read(str(value))
-            if expected is not None and abs(got - expected) <= max(
-                Decimal(str(self.abs_tolerance)), Decimal(str(self.rel_tolerance)) * abs(expected)
-            ):
+            if expected is not None and self._near(got, expected):
                 return Verdict.yes()
-        return Verdict.no(f"expected {shown(row.expected)}, got {got}", "wrong_value")
+        text = str(got)
+        text = text if len(text) <= 120 else f"{text[:20]}… of {len(text)} characters"
+        return Verdict.no(f"expected {shown(row.expected)}, got {text}", "wrong_value")
+
+    def _near(self, got: Decimal, expected: Decimal) -> bool:
+        """Whether two numbers, of as many digits as may be, lie within a tolerance."""
+        with localcontext(Context(Emax=MAX_EMAX, Emin=MIN_EMIN)):
+            relative = Decimal(str(self.rel_tolerance)) * abs(expected)
+            return abs(got - expected) <= max(Decimal(str(self.abs_tolerance)), relative)
 
     def _read(self, text: str) -> Decimal | None:
         """The number that `which` takes from a text; None where there is none to take."""

@@ -167,3 +167,10 @@ def test_junit_names_are_ids_and_text_is_escaped():
     )
     assert [case.get("name") for case in root.iter("testcase")] == ['x"<1>', "e"]
     assert [len(list(root.iter(kind))) for kind in ("failure", "error")] == [1, 1]
+
+
+def test_a_registry_that_cannot_be_written_is_said_before_anything_is_asked(work, monkeypatch, capsys):
+    monkeypatch.setenv("TUNEGATE_HOME", str(work / "eval.jsonl" / "home"))
+    assert ft_eval("good.jsonl", "--task", "task.yaml", "--out", "base", "--save-as", "base") == 2
+    assert capsys.readouterr().err.startswith(f"error: {work / 'eval.jsonl' / 'home'}: not a directory")
+    assert not (work / "base").exists()

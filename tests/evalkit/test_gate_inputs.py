@@ -81,6 +81,7 @@ def test_a_load_test_that_is_missing_invalid_or_of_something_else(echo, ft):
     ("metric", "rule", "value", "words"),
     [
         ("exact", "at_least", 95, "exact is a share from 0 to 1, found 95 (95 % is 0.95)"),
+        ("exact", "at_least", 1.5, "exact is a share from 0 to 1, found 1.5 (1.5 % is 0.015)"),
         ("exact", "at_least", -1, "exact is a share from 0 to 1, found -1"),
         ("infra_error_rate", "at_most", 5, "infra_error_rate is a share from 0 to 1, found 5 (5 % is 0.05)"),
         ("truncated_rate", "at_most", 101, "truncated_rate is a share from 0 to 1, found 101"),

@@ -1,6 +1,7 @@
 """Defects of the gate that an audit found, each by what it decided wrongly: repeats, clusters, costs, bake-off, planning."""
 
 import random
+from statistics import stdev
 from types import SimpleNamespace
 
 import pytest
@@ -126,6 +127,20 @@ def test_the_cost_of_a_right_answer_is_as_uncertain_as_the_share_of_right_ones()
     assert interval.low < interval.value < interval.high
 
 
+def test_costs_that_differ_widen_the_cost_of_a_right_answer_as_they_widen_a_mean():
+    """1 to 4 cents, all right: a mean of 2.5 with Student's t of three degrees of freedom, 2.353 of its standard errors down."""
+    side = reading([1.0] * 4, cost_usd=[0.01, 0.02, 0.03, 0.04])
+    interval = measure(side.rows, side.report, "cost_per_correct_usd", level=0.9).interval
+    assert interval.value == pytest.approx(0.025)
+    assert interval.low == pytest.approx(0.025 - 2.3534 * stdev([0.01, 0.02, 0.03, 0.04]) / 2, rel=1e-3)
+
+
+def test_the_share_of_lost_answers_is_that_of_all_that_were_asked_for():
+    side = reading([1.0] * 10, outcome=["infra_error"] * 2 + ["pass"] * 8)
+    found = one({"metric": "infra_error_rate", "rule": "at_most", "value": 0.25}, side)
+    assert (found.decision, found.value, found.low, found.high, found.n) == ("PASS", 0.2, 0.2, 0.2, 10)
+
+
 def test_one_pair_of_rows_in_a_group_does_not_undo_the_exact_test():
     """3 fixed of 100 with none broken: McNemar's p is 1/8; the score test's 0.04."""
     old, new = [0.0] * 3 + [1.0] * 97, [1.0] * 100
@@ -151,6 +166,14 @@ def test_counts_of_groups_are_not_rounded_down_for_the_exact_test():
     assert 1 < 4 / found.effect < 2
     assert found.exact_p(0.1) == exact_non_inferior_p(0, 2, n, 0.1)
     assert found.exact_worse_p(0.01) == exact_non_inferior_p(round(4 / found.effect), 0, n, -0.01, gamma=1e-6)
+
+
+def test_counts_of_groups_are_no_more_than_the_items_they_stand_for():
+    """Three rows of two groups stand for one item: it is counted as broken, and not as fixed too."""
+    old, new = (reading(values, groups=["a", "a", "b"]) for values in ([0.0, 0.0, 1.0], [1.0, 1.0, 0.0]))
+    found = pair(old.rows, new.rows, "exact")
+    assert round(3 / found.effect) == round(2 / found.effect) == 1
+    assert found.exact_p(0.02) == 1.0
 
 
 def arms(*values):

@@ -7,7 +7,9 @@ import pytest
 
 from tunegate.core import manifest
 from tunegate.core.power import pairs_for_difference
+from tunegate.core.statistics import wilson
 from tunegate.evalkit.render import markdown
+from tunegate.evalkit.summary import figures
 from tunegate.evalkit.task import load_task
 
 
@@ -201,6 +203,25 @@ def test_repeats_pass_at_k_and_cost(echo, ft):
     run = ft("eval", "c.jsonl", "--task", "task.yaml", "--out", "c")
     assert run.code == 2
     assert "fewer than the task's 2 repeats: 'i59' has 1" in run.err
+
+
+def test_a_report_tells_the_items_of_each_slice_and_the_level_of_each_figure(echo, ft):
+    rows = [json.loads(line) for line in (echo / "eval.jsonl").read_text().splitlines()]
+    tags = [{"lang": "en"}] * 20 + [{"lang": "de"}] * 30 + [{}] * 10
+    write(echo / "eval.jsonl", [row | {"tags": tag} for row, tag in zip(rows, tags, strict=True)])
+    with (echo / "task.yaml").open("a") as task:
+        task.write("slices: [lang]\n")
+    write(echo / "o.jsonl", [{"id": f"i{i}", "output": f"q{i}" if i < 10 else "no"} for i in range(60)])
+    assert ft("eval", "o.jsonl", "--task", "task.yaml", "--out", "r").code == 0
+    found = json.loads((echo / "r" / "report.json").read_text())["slices"]["lang"]
+    assert [(value, part["n"]) for value, part in found.items()] == [("de", 30), ("en", 20)], "ten have no tag"
+    half = wilson(10, 20, level=0.95)
+    assert found["en"]["metrics"]["exact"] == {"value": 0.5, "low": half.low, "high": half.high, "n": 20, "level": 0.95}
+    assert found["de"]["metrics"]["exact"]["value"] == 0.0
+
+
+def test_a_metric_that_nothing_was_measured_of_is_told_as_of_no_items():
+    assert figures([], ["exact"]) == {"exact": {"value": None, "low": None, "high": None, "n": 0, "level": 0.95}}
 
 
 def test_a_record_twice_is_not_a_repeat(echo, ft):

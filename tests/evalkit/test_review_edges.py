@@ -15,7 +15,7 @@ from tunegate.evalkit.policy import default_policy, make_policy
 from tunegate.evalkit.recorded import _parse as parse
 from tunegate.evalkit.result_log import ResultLog
 from tunegate.evalkit.task import load_task
-from tunegate.evalkit.verdict import say_other_policy
+from tunegate.evalkit.verdict import say_other_verdict
 
 
 def turns(user, answer, system=None):
@@ -162,6 +162,10 @@ def test_what_a_gate_does_not_show_is_said(echo, ft):
     assert "another policy" not in ft("gate", "r", "--policy", "gate.yaml").err
 
 
-def test_a_decision_that_names_no_policy_is_of_none_that_is_known(capsys):
-    say_other_policy({"decision": {"decision": "FAIL", "conditions": []}}, default_policy("exact"))
+def test_a_decision_that_names_no_policy_is_of_none_that_is_known(capsys, tmp_path):
+    before, now = (
+        {"decision": "FAIL", "conditions": []},
+        {"decision": "FAIL", "policy": default_policy("exact").to_json()},
+    )
+    say_other_verdict({"decision": before}, now, own=True, folder=tmp_path)
     assert capsys.readouterr().err == ""
