@@ -189,6 +189,12 @@ def refuse_input_file(out: Path, *read: str | Path, called: str = "--out") -> No
             )
 
 
+def no_file(path: Path, what: str, hint: str | None = None) -> UserError:
+    """The error for a path that is to be a file (`what`, in words) and is none."""
+    said = f"is a folder, a {what} is needed here" if path.is_dir() else f"no such {what}"
+    return UserError(said, where=str(path), hint=hint)
+
+
 def refuse_existing_file(path: Path, *, force: bool | None = None) -> None:
     """Refuse an output file that exists already, unless `force` (None: the command has no such option), and a folder in
     its place. Raises UserError, before any work."""

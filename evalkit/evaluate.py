@@ -130,8 +130,6 @@ def _answers(
         )
         return Asked(answers=found, asked=0, wall_s=0.0, model="", prompt_ids_digest=None), {}, False
     with ResultLog(log_path(out), fresh=is_left_over(out) and not options.retry_errors) as log:
-        if len(log):
-            say(f"resuming: {len(log)} answers found in {log.path}")
         log_file = out.with_name(f".{out.name}.server.log")
         with nullcontext(at) if at else served(system, key=key, log=log_file, tools=task.sends_tools) as target:
             asked = ask(task, target, log, model_digest=system.digest, options=options, judge=_judge(task))

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from tunegate.core.console import Ticker, progress
+from tunegate.core.console import Ticker, progress, say
 from tunegate.core.errors import InfrastructureError
 from tunegate.core.files import canonical_json, sha256_text
 from tunegate.core.rows import Row
@@ -98,10 +98,12 @@ async def _ask(
         await client.choose_model()
         requests = _requests(task, model_digest if target.facts else f"{model_digest} {client.model}")
         todo = [request for request in requests if log.get(request.key) is None]
+        kept = [(r.row, answer) for r in requests if (answer := log.get(r.key)) is not None]
+        _say_resumed(log, len(kept))
         failed: dict[str, Answer] = {}
         with progress("asking", len(requests)) as tick:
-            tick(len(requests) - len(todo))
-            estimate = _Estimate(tick, judge)
+            tick(len(kept))
+            estimate = _Estimate(tick, judge, kept)
             await _Run(task, client, log, failed, estimate, options, requests).all(todo)
             estimate.show()
         wall_s = time.perf_counter() - start
@@ -110,6 +112,12 @@ async def _ask(
     for request in requests:
         answers.setdefault(request.row.id, []).append(log.get(request.key) or failed[request.key])
     return Asked(answers=answers, asked=len(todo), wall_s=wall_s, model=client.model, prompt_ids_digest=ids)
+
+
+def _say_resumed(log: ResultLog, kept: int) -> None:
+    if len(log):
+        others = f"; {len(log) - kept} more are of other settings, questions or models" if len(log) > kept else ""
+        say(f"resuming: {kept} answers found in {log.path}{others}")
 
 
 def _requests(task: EvalTask, model_digest: str) -> list[_Request]:
@@ -137,12 +145,14 @@ class _Estimate:
     """Progress, with the share of right answers so far and its interval.
 
     Judging is the estimate's cost: now and then, and never for long, so that the requests do not wait for it. Where
-    answers come faster than they are judged, the share is over those judged.
+    answers come faster than they are judged, the share is over those judged. kept: what was answered before this run.
     """
 
-    def __init__(self, tick: Ticker, judge: Callable[[Row, Answer], bool] | None) -> None:
+    def __init__(
+        self, tick: Ticker, judge: Callable[[Row, Answer], bool] | None, kept: list[tuple[Row, Answer]]
+    ) -> None:
         self._tick, self._judge = tick, judge
-        self._waiting: deque[tuple[Row, Answer]] = deque()
+        self._waiting = deque(kept if judge is not None else ())
         self._n = self._passed = self._errors = self._unseen = 0
         self._last = time.monotonic()
 

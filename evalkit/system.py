@@ -10,7 +10,7 @@ from tunegate.core import manifest as manifests
 from tunegate.core import model_source, registry
 from tunegate.core.artifacts import EvalReport, Release, Run, open_any
 from tunegate.core.errors import UserError
-from tunegate.core.files import folder_bytes, home_path, sha256_file, sha256_text
+from tunegate.core.files import folder_bytes, home_path, no_file, sha256_file, sha256_text
 from tunegate.core.manifest import Input
 from tunegate.core.model_source import ModelSource
 from tunegate.evalkit.interchange.lm_eval import lm_eval_samples
@@ -79,7 +79,7 @@ def classify(spec: str, *, model: str | None = None, baseline: bool = False) -> 
     if path.is_dir() and (samples := lm_eval_samples(path)) is not None:
         return System(spec=str(samples), kind="recorded", digest=sha256_file(samples), model=model)
     if path.suffix in (".jsonl", ".eval") and not registry.has_report(spec):
-        raise UserError("is a folder, a file is needed here" if path.is_dir() else "no such file", where=spec)
+        raise no_file(path, "file")
     bare = "/" not in spec and ":" not in spec and not path.exists()
     if bare and not (baseline and registry.has_report(spec)):
         promoted = _promoted(spec, baseline=baseline)

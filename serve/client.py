@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from tunegate.core.errors import UserError, nearest
 from tunegate.core.fast_json import decode, encode
+from tunegate.core.files import no_file
 from tunegate.core.rows import Message
 from tunegate.serve.chat_stream import LARGEST_ANSWER, ChatStream, Completion, EndpointError, without_key
 from tunegate.serve.endpoint_url import certificate_problem, checked_url
@@ -55,7 +56,7 @@ def api_key(key_file: Path | None = None) -> str | None:
     """The key from `--api-key-file`, else from `TUNEGATE_API_KEY`; never from a command line."""
     if key_file is not None:
         if not key_file.is_file():
-            raise UserError("no such key file", where=str(key_file))
+            raise no_file(key_file, "key file")
         found = _as_header(key_file.read_bytes(), str(key_file))
         if not found:  # a server asked to have a key must not be one without
             raise UserError("there is no key in this file", where=str(key_file), hint="one line: the key")

@@ -50,6 +50,23 @@ def test_a_report_replaced_by_force_asks_everything_and_retry_errors_only_what_w
     assert "resuming: 59 answers" in ft(*target, *EVAL, "--force").err
 
 
+def test_the_share_shown_of_a_resumed_run_is_of_all_its_answers_and_what_does_not_fit_is_told(echo, standin, ft):
+    standin.answer = lambda q, _: (501 if q == "q7" else 200, q if int(q[1:]) < 30 else "wrong")
+    ft("eval", standin.url, *EVAL)
+    kept = (echo / ".r.answers.jsonl").read_bytes()
+    standin.answer = lambda q, _: (200, q)
+    resumed = ft("eval", standin.url, *EVAL, "--retry-errors")
+    assert resumed.json["metrics"]["exact"]["value"] == 0.5
+    assert "asking: 60/60" in resumed.err
+    assert "right 50.0%" in resumed.err
+    (echo / ".r.answers.jsonl").write_bytes(kept)
+    with (echo / "task.yaml").open("a") as file:
+        file.write("generation: {seed: 5}\n")
+    other = ft("eval", standin.url, *EVAL, "--force")
+    assert "resuming: 0 answers found" in other.err
+    assert "; 59 more are of other settings, questions or models" in other.err
+
+
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_requests_that_an_endpoint_rejects_are_the_systems_failures(echo, standin, ft, status):
     assert ft("eval", standin.url, "--task", "task.yaml", "--out", "base").code == 0

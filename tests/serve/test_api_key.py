@@ -17,6 +17,8 @@ def test_the_key_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
         api_key(tmp_path / "key")
     with pytest.raises(UserError, match="no such key file"):
         api_key(tmp_path / "none")
+    with pytest.raises(UserError, match="is a folder, a key file is needed here"):
+        api_key(tmp_path)
 
 
 def test_a_header_that_is_none_repeats_no_key_either():

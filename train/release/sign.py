@@ -12,7 +12,7 @@ from typing import Any
 
 from tunegate.core.artifacts import Artifact
 from tunegate.core.errors import InfrastructureError, UserError, first_line
-from tunegate.core.files import relative_files, sha256_file
+from tunegate.core.files import no_file, relative_files, sha256_file
 from tunegate.core.manifest import SIGNATURE, verify
 
 
@@ -50,7 +50,7 @@ def sign(artifact: Artifact, by: Path | Keyless, *, password: str | None = None)
     signer = signing.Config().set_hashing_config(config)
     target = artifact.path / SIGNATURE
     if isinstance(by, Path) and not by.is_file():
-        raise UserError("no such key file", where=str(by), hint=_HOW)
+        raise no_file(by, "key file", _HOW)
     try:
         if isinstance(by, Keyless):
             signer.use_sigstore_signer(
@@ -85,7 +85,7 @@ def check(
     Raises UserError when the public key cannot be read.
     """
     if key is not None and not key.is_file():
-        raise UserError("no such key file", where=str(key), hint=_HOW)
+        raise no_file(key, "key file", _HOW)
     verifying, config = _library("verifying"), _hashing()
     signature = folder / SIGNATURE
     if not signature.is_file():
