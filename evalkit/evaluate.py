@@ -13,7 +13,7 @@ from typing import Any
 
 from tunegate.core import manifest as manifests
 from tunegate.core.artifacts import EvalReport
-from tunegate.core.console import progress, say, warn
+from tunegate.core.console import progress, warn
 from tunegate.core.errors import UserError
 from tunegate.core.files import canonical_json, home_path, sha256_file, sha256_text
 from tunegate.core.manifest import Input

@@ -139,10 +139,9 @@ def _promoted(alias: str, *, baseline: bool) -> System | None:
         raise UserError(
             f"the release behind {alias!r} is not on this machine", where=entry.path, hint=f"ft release show {alias}"
         )
-    found = _folder(alias, Path(entry.path))
-    if found.digest != entry.digest:
+    if manifests.digest_at(Path(entry.path)) != entry.digest:
         raise UserError(f"the release behind {alias!r} was changed", where=entry.path, hint=f"ft verify {entry.path}")
-    return replace(found, model=alias)
+    return replace(_folder(alias, Path(entry.path)), model=alias)
 
 
 def _report(spec: str, report: EvalReport) -> System:
