@@ -139,7 +139,7 @@ def run(app: Any, *, prog: str, argv: list[str] | None = None) -> int:
         # click answers EPIPE with exit code 1, which is a gate's FAIL.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.READER_GONE
-    except Exception as error:
+    except BaseException as error:  # whatever it is, Python's own exit code for it is 1, which is a gate's FAIL
         return _fail(_as_ours(error, prog, debug), as_json="--json" in ours)
 
 
@@ -180,7 +180,7 @@ OF_THE_PATH = {
 }
 
 
-def _as_ours(error: Exception, prog: str, debug: bool) -> TunegateError:
+def _as_ours(error: BaseException, prog: str, debug: bool) -> TunegateError:
     from typer._click.exceptions import ClickException, NoArgsIsHelpError
 
     if debug:

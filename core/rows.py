@@ -224,6 +224,7 @@ def _is_plain(message: Any) -> bool:
         and message.get("role") in ROLES
         and isinstance(message.get("content"), str)
         and "tool_calls" not in message
+        and "function_call" not in message
     )
 
 
@@ -236,6 +237,11 @@ def _check_message(message: Any, pointer: str) -> None:
         raise UserError(f"unknown role {role!r}", where=pointer, hint=nearest(role, list(ROLES)))
     if not isinstance(message.get("tool_calls"), list | None):
         raise UserError("tool_calls must be a list", where=f"{pointer}/tool_calls")
+    if message.get("function_call") is not None:
+        hint = 'put it under "tool_calls": [{"type": "function", "function": {"name": ..., "arguments": ...}}]'
+        raise UserError(
+            "the former form of a tool call, which is not read", where=f"{pointer}/function_call", hint=hint
+        )
     content = message.get("content")
     if content is None and not message.get("tool_calls"):
         raise UserError("a message without content", where=pointer)

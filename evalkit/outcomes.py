@@ -59,11 +59,6 @@ def amount(name: str, value: Any) -> Any:
     return int(value)
 
 
-def counted(value: int | None) -> int | None:
-    """A token count as an endpoint reported it; None for one beyond any, which is none."""
-    return None if value is None or value > LARGEST else value
-
-
 def is_spent(status: int | None, text: str) -> bool:
     """Whether an HTTP status and the text beside it say that the account pays for no more requests: nothing about the one made."""
     return status == 402 or (status in REJECTIONS and _SPENT.search(text) is not None)

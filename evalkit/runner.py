@@ -11,7 +11,7 @@ from tunegate.core.errors import InfrastructureError
 from tunegate.core.files import canonical_json, sha256_text
 from tunegate.core.rows import Row
 from tunegate.core.statistics import wilson
-from tunegate.evalkit.outcomes import DEAD_AFTER, REJECTIONS, Answer, counted, is_spent
+from tunegate.evalkit.outcomes import DEAD_AFTER, REJECTIONS, Answer, is_spent
 from tunegate.evalkit.pace import Pace
 from tunegate.evalkit.result_log import ResultLog, key_of
 from tunegate.evalkit.system import Target
@@ -322,8 +322,8 @@ def answer_of(completion: Completion) -> Answer:
         tool_calls=completion.tool_calls,
         latency_ms=round(completion.latency_ms, 3),
         ttft_ms=None if completion.ttft_ms is None else round(completion.ttft_ms, 3),
-        prompt_tokens=counted(completion.prompt_tokens),
-        completion_tokens=counted(completion.completion_tokens),
+        prompt_tokens=completion.prompt_tokens,
+        completion_tokens=completion.completion_tokens,
         attempts=completion.attempts,
         context=completion.context,
     )

@@ -13,7 +13,8 @@ from tunegate.core.errors import InfrastructureError
 from tunegate.core.fast_json import decode
 
 # An answer larger than this is no answer: the endpoint repeats itself, or is something else. Bytes.
-LARGEST_ANSWER = 256_000_000
+LARGEST_ANSWER = 64_000_000  # bytes, of which a request holds up to three times as many
+MOST_TOKENS = 10**12  # of one answer: beyond any
 BOM = b"\xef\xbb\xbf"
 GIVEN_UP = ("abort", "error")  # finish reasons of engines for an answer that has no end (vLLM, SGLang, OpenRouter)
 _LINE_END = re.compile(rb"\r\n|\n|\r")
@@ -165,6 +166,8 @@ class ChatStream:
         self._usage = self._typed(chunk.get("usage"), dict, "usage") or self._usage
         for choice in self._typed(chunk.get("choices"), list, "choices"):
             choice = self._typed(choice, dict, "a choice")
+            if choice.get("index") not in (0, None):
+                raise self._odd("several answers to one request")
             delta = self._typed(
                 choice.get("message") if choice.get("delta") is None else choice["delta"], dict, "a delta"
             )
@@ -268,5 +271,5 @@ def whole(text: str) -> str:
 
 
 def _count(value: Any) -> int | None:
-    """A token count; None where the endpoint reports something that is none."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+    """A token count; None where the endpoint reports something that is none, or beyond any."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MOST_TOKENS else None

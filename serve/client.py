@@ -258,7 +258,7 @@ class ChatClient:
     async def _take_whole(self, response: "aiohttp.ClientResponse", stream: ChatStream) -> None:
         """An endpoint that ignores `stream: true` and answers in one piece."""
         try:
-            answer = decode(await _body(response, LARGEST_ANSWER))
+            answer = decode(await _whole_body(response))
         except ValueError:
             raise _no_json(str(response.url), fatal=False) from None
         if not isinstance(answer, dict):
@@ -276,7 +276,7 @@ class ChatClient:
             async with self._session.request(method, url, data=raw, headers=headers, allow_redirects=False) as response:
                 if response.status != 200:
                     raise await _refusal(response, url, self._key)
-                return decode(await _body(response, LARGEST_ANSWER))
+                return decode(await _whole_body(response))
         except aiohttp.ClientConnectorCertificateError as error:
             raise _not_trusted(error, url) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
@@ -321,6 +321,15 @@ async def _body(response: "aiohttp.ClientResponse", limit: int) -> bytes:
         pieces.append(piece)
         size += len(piece)
     return b"".join(pieces)[:limit]
+
+
+async def _whole_body(response: "aiohttp.ClientResponse") -> bytes:
+    """The body of an answer. Raises EndpointError for one of more than `LARGEST_ANSWER` bytes."""
+    body = await _body(response, LARGEST_ANSWER + 1)
+    if len(body) > LARGEST_ANSWER:
+        said = f"the endpoint's answer is of more than {LARGEST_ANSWER:,} bytes"
+        raise EndpointError(said, cause="malformed", where=str(response.url))
+    return body
 
 
 def _passes(status: int | None) -> bool:

@@ -1,7 +1,9 @@
 """`python`: a function of the user's, `module:function`, only with `--allow-python`; it gets the answer and the row."""
 
 import contextlib
+import copy
 import importlib
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,9 +21,27 @@ _ALONE = threading.RLock()  # items are judged in threads where a judge is asked
 
 @contextlib.contextmanager
 def _guest() -> Iterator[None]:
-    """While code of the user's runs: what it prints goes to standard error, for standard output is the command's own."""
+    """While code of the user's runs: what it prints goes to standard error, that of programs which it starts too, for standard
+    output is the command's own; the working directory is afterwards what it was."""
     with _ALONE, contextlib.redirect_stdout(sys.stderr):
-        yield
+        sys.__stdout__.flush() if sys.__stdout__ else None
+        here, out = os.open(".", os.O_RDONLY), os.dup(1)
+        try:
+            os.dup2(2, 1)
+            yield
+        finally:
+            os.dup2(out, 1)
+            os.fchdir(here)
+            os.close(out)
+            os.close(here)
+
+
+def _told(error: BaseException) -> str:
+    """An error of the user's code in words, which may fail too."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +64,11 @@ class Python(Validator):
             if not callable(found):
                 raise TypeError(f"{name} is not a function")
             return found
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             raise UserError(
-                f"cannot import {self.function!r}: {type(error).__name__}: {error}",
+                f"cannot import {self.function!r}: {_told(error)}",
                 where=f"validator {self.name}",
                 hint="function: module:name, the module beside the task file or installed",
             ) from None
@@ -63,15 +85,15 @@ class Python(Validator):
         self.loaded()
 
     def judge(self, answer: Answer, row: Row) -> Verdict:
-        """What the function says. What it raises, SystemExit included, is a UserError: its fault is not the model's."""
+        """What the function says. What it raises, SystemExit included (not Ctrl-C), is a UserError: its fault is not the model's."""
         try:
             function = self.loaded()
             with _guest():
-                said = function(answer.text, row.to_json())
-        except UserError:
+                said = function(answer.text, copy.deepcopy(row.to_json()))
+        except (UserError, KeyboardInterrupt):
             raise
-        except (Exception, SystemExit) as error:
-            raise UserError(f"{self.function} raised {type(error).__name__}: {error}", where=f"item {row.id}") from None
+        except BaseException as error:  # pytest.fail and others are no Exception
+            raise UserError(f"{self.function} raised {_told(error)}", where=f"item {row.id}") from None
         given = said if isinstance(said, dict) else {"score": said}
         score = given.get("score")
         if not isinstance(score, bool | int | float) or not 0 <= score <= 1:

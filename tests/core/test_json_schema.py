@@ -4,6 +4,7 @@ import io
 import json
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -287,10 +288,18 @@ def test_the_budget_of_steps_and_seconds(monkeypatch):
     assert caught.value.where == "a small budget"
     monkeypatch.setattr(json_schema, "MAX_STEPS", 200_000)
     clock = iter(range(1000))
-    monkeypatch.setattr(json_schema.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(json_schema.time, "thread_time", lambda: float(next(clock)))
     assert items.violations([1] * 300) == []  # looked at 4 times: at 1, 2, 3 and 4 s of 5
     with pytest.raises(SchemaBoundsError, match="more than 5 s"):
         items.violations([1] * 400)
+
+
+def test_checks_in_threads_do_not_count_together(monkeypatch):
+    """Items are judged in threads where a judge is asked too, and equal schemas share a checker."""
+    monkeypatch.setattr(json_schema, "MAX_STEPS", 6_500)
+    shared = checker({"items": {"type": "integer"}}, "shared by threads")
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(shared.violations, [[1] * 6_000] * 12)) == [[]] * 12
 
 
 def test_a_schema_that_nests_without_end_is_refused():

@@ -13,6 +13,15 @@ from tunegate.core.rows import Row, content_id, parse_json, parse_row, read_rows
 MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
 
+def test_the_former_form_of_a_tool_call_is_no_empty_answer():
+    """`function_call` beside "content": "" was read as an answer of nothing: learnt as such, and a duplicate of any other."""
+    last = {"role": "assistant", "content": "", "function_call": {"name": "f", "arguments": "{}"}}
+    with pytest.raises(UserError, match="the former form of a tool call") as caught:
+        parse_row({"messages": [MESSAGES[0], last]}, "x.jsonl", 3)
+    assert caught.value.where == "x.jsonl:3 /messages/1/function_call"
+    parse_row({"messages": [MESSAGES[0], {**MESSAGES[1], "function_call": None}]}, "x.jsonl", 3)
+
+
 @pytest.mark.parametrize(
     ("raw", "value"),
     [

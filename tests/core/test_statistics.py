@@ -306,7 +306,9 @@ def test_design_effect_of_whole_clusters():
     assert design_effect([1.0, 0.0, 1.0], "abc") == (1.0, math.inf)
     assert design_effect([1.0, 0.0, 1.0], "aaa") == (3.0, 1.0), "one cluster: the correlation cannot be seen"
     assert design_effect([0.0] * 6, "aaaabb") == ((16 + 4) / 6, 1.0)
-    assert design_effect([1.0, 0.0, 0.0, 1.0], "aabb") == (1.0, 1.0), "less than independent counts as independent"
+    assert design_effect([1.0, 0.0, 0.0, 1.0], "aabb") == (1.5, 1.0), (
+        "less than independent is independent; two tell little of it"
+    )
     values, groups = [1.0, 1.0, 0.0, 1.0, 0.0, 0.0], "aabbcc"
     assert design_effect(values, groups) == (clustered_se(values, groups) ** 2 / (0.25 / 6), 2.0)
     assert clustered_se(values, groups) == pytest.approx(math.sqrt(3 / 2 * (1.0 + 0.0 + 1.0)) / 6)

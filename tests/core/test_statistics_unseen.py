@@ -105,9 +105,10 @@ def test_uneven_groups_count_as_fewer():
 
 
 def test_the_correlation_within_groups_is_that_of_the_analysis_of_variance():
-    """Groups of 4, 2 and 1: mean squares of 13/28 between them and 1/8 within, an effective size of 2, so rho is 19/33."""
+    """Groups of 4, 2 and 1: mean squares of 13/28 between them and 1/8 within, an effective size of 2, so rho is 19/33; two of them
+    deviate, beside which two that share their fate are counted."""
     effect, _ = design_effect([0, 0, 0, 0, 0, 1, 1], "aaaabbc")
-    assert effect == pytest.approx(1 + 19 / 33 * ((16 + 4 + 1) / 7 - 1))
+    assert effect == pytest.approx(1 + (19 / 33 + 14 / 33 * 2 / 4) * ((16 + 4 + 1) / 7 - 1))
 
 
 @pytest.mark.parametrize("sizes", ["geometric", "one of 40"])

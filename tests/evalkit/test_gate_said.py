@@ -25,6 +25,19 @@ def test_a_difference_on_the_bound_is_decided_by_no_number_of_items(condition, b
     assert (found.need_n, found.reason.endswith(BEYOND)) == (None, True)
 
 
+@pytest.mark.parametrize(
+    "condition", [NON_INFERIOR | {"margin": 0.05}, {"metric": "exact", "rule": "at_least", "value": 0.9}]
+)
+def test_a_few_wrong_answers_in_groups_show_no_more_than_none(condition):
+    """200 items in 20 groups of ten: identical sides were INCONCLUSIVE, two answers broken made it a PASS."""
+    right, groups = [1.0] * 200, [i // 10 for i in range(200)]
+    found = []
+    for wrong in (0, 1, 2):
+        after = [0.0 if i % 10 == 0 and i // 10 < wrong else 1.0 for i in range(200)]
+        found.append(one(condition, reading(after, groups=groups), reading(right, groups=groups)))
+    assert [f.decision for f in found] == ["INCONCLUSIVE"] * 3
+
+
 def write(path, least):
     path.write_text(json.dumps({"conditions": [{"metric": "exact", "rule": "at_least", "value": least}]}))
     return path

@@ -214,6 +214,8 @@ def of_mine(folder, monkeypatch, body):
     [
         ("import sys\ndef right(text, row): sys.exit(0)\n", "raised SystemExit: 0"),
         ("import sys\nsys.exit(0)\ndef right(text, row): return True\n", "SystemExit: 0"),
+        ("import pytest\ndef right(text, row): pytest.fail('not equal')\n", "raised Failed: not equal"),
+        ("raise GeneratorExit\n", "cannot import 'mine_edges:right': GeneratorExit"),
     ],
 )
 def test_python_that_exits_ends_in_an_error_not_in_a_pass(tmp_path, monkeypatch, body, words):
@@ -226,6 +228,25 @@ def test_python_prints_to_standard_error(tmp_path, monkeypatch, capsys):
     assert made.judge(Answer(text="x"), row()).passed
     print("own")
     assert capsys.readouterr() == ("own\n", "read\nasked\n")
+
+
+def test_python_gets_a_copy_of_the_row_and_leaves_the_process_as_it_was(tmp_path, monkeypatch, capfd):
+    """A function that tidies the row up in place, judges by a program that prints, and works in a folder of its own."""
+    body = """import os, subprocess, tempfile
+def right(text, row):
+    for message in row["messages"]:
+        message["content"] = message["content"].lower()
+    subprocess.run(["echo", "judged"], check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+    return True
+"""
+    asked, here = row(), Path.cwd()
+    before = asked.to_json()
+    before["messages"] = [dict(message) for message in before["messages"]]
+    assert of_mine(tmp_path, monkeypatch, body).judge(Answer(text="x"), asked).passed
+    assert (asked.to_json(), Path.cwd()) == (before, here)
+    assert capfd.readouterr() == ("", "judged\n")
 
 
 def test_python_in_threads_gives_standard_output_back(tmp_path, monkeypatch, capsys):
