@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 
 from tunegate.core import machine, weight_files
+from tunegate.core import manifest as manifests
 from tunegate.core.console import warn
 from tunegate.core.errors import UsageError, UserError, nearest
 from tunegate.core.machine import memory_gb
@@ -252,7 +253,8 @@ def _check_template(path: Path, text: str | None) -> None:
 
 def _mend(target: Target) -> str:
     path = getattr(target, "path", None)
-    return f"ft verify {path} says what changed; make or fetch it again"
+    says = f"ft verify {path} says what changed; " if path is not None and manifests.is_finished(path) else ""
+    return f"{says}make or fetch it again"
 
 
 def read_quantization(target: Target) -> str:

@@ -51,7 +51,7 @@ def make_callback(
             self.step_began = time.monotonic()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            tick(1, None)
+            tick(int(state.global_step < state.max_steps), None)  # the last one with its own loss: `on_log`
             self.busy += time.monotonic() - self.step_began
             done = state.global_step - self.first
             if done == SLOW_STEPS:
@@ -79,7 +79,8 @@ def make_callback(
                 self.at_log = (self.busy, progress.tokens)
                 _write(metrics, line := _line(state, logs, progress, rate))
                 per_step = (time.monotonic() - self.began) / (state.global_step - self.first)
-                tick(0, _text(line, progress, (state.max_steps - state.global_step) * per_step))
+                left = state.max_steps - state.global_step
+                tick(int(not left), _text(line, progress, left * per_step))
 
         def _rate(self, since: tuple[float, int]) -> float:
             return (progress.tokens - since[1]) / max(1e-9, self.busy - since[0])
@@ -112,8 +113,10 @@ def _line(state: Any, logs: dict[str, Any], progress: Progress, rate: float) -> 
 def _text(line: dict[str, Any], progress: Progress, left_s: float) -> str:
     """What stands beside the progress bar. left_s: seconds to the end."""
     evaluated = "" if progress.eval_loss is None else f", eval loss {progress.eval_loss:.4f}"
-    speed = f"{line['tokens_per_s']:.0f} tok/s, {line['peak_memory_gb']:.1f} GB, {_duration(left_s)} left"
-    return f"loss {line['loss']:.4f}{evaluated}, {speed}"
+    left = f", {_duration(left_s)} left" if left_s else ""
+    return (
+        f"loss {line['loss']:.4f}{evaluated}, {line['tokens_per_s']:.0f} tok/s, {line['peak_memory_gb']:.1f} GB{left}"
+    )
 
 
 def _duration(seconds: float) -> str:

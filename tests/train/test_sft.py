@@ -174,3 +174,10 @@ def test_targets_that_the_model_does_not_have_are_refused(tiny_model, tiny_datas
     with pytest.raises(UserError, match="no module called 'qproj'") as caught:
         train(tiny_model, tiny_dataset, tmp_path / "run", targets=["qproj"])
     assert "q_proj" in caught.value.hint
+
+
+def test_the_last_line_of_progress_tells_the_last_steps_loss(tiny_model, tiny_dataset, tmp_path, capsys):
+    run = train(tiny_model, tiny_dataset, tmp_path / "run")
+    (last,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("training: 3/3")]
+    assert f"loss {metrics(run, 'loss')[-1]:.4f}" in last
+    assert " left" not in last

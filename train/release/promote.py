@@ -153,7 +153,7 @@ def rollback_target(alias: str, history: list[Promotion], to: str | None) -> tup
         return now, _named(alias, history, stack, to)
     if not earlier:
         raise UserError(
-            f"{alias!r} has meant nothing but {now.digest[:12]}", hint="there is no earlier promotion to go back to"
+            f"no promotion of {alias!r} before {now.digest[:12]} stands", hint="ft release promote takes one up again"
         )
     return now, earlier[-1]
 

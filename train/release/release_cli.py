@@ -228,9 +228,10 @@ def _screen(document: dict[str, Any]) -> list[str]:
         return [*lines, "promoted      never, in this registry"]
     promotion = Promotion.from_json(document["promotion"])
     evidence = promotion.evidence
+    against = f", against baseline {baseline[:12]}" if (baseline := evidence.get("baseline")) else ""
     lines.append(
         f"evidence      {evidence.get('decision')} {str(evidence.get('gate'))[:12]}, report {str(evidence.get('report'))[:12]} "
-        f"over {evidence.get('n')} items, against baseline {str(evidence.get('baseline'))[:12]}"
+        f"over {evidence.get('n')} items{against}"
     )
     conditions = evidence.get("conditions", [])
     lines += [f"{'':14}{c['decision']} {c['metric']} {c['rule']}: {c['reason']}" for c in conditions]
