@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from tunegate.core.console import Ticker, progress, say
@@ -149,7 +149,7 @@ class _Estimate:
     """
 
     def __init__(
-        self, tick: Ticker, judge: Callable[[Row, Answer], bool] | None, kept: list[tuple[Row, Answer]]
+        self, tick: Ticker, judge: Callable[[Row, Answer], bool] | None, kept: Sequence[tuple[Row, Answer]] = ()
     ) -> None:
         self._tick, self._judge = tick, judge
         self._waiting = deque(kept if judge is not None else ())
