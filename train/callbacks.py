@@ -78,9 +78,8 @@ def make_callback(
                 rate = self._rate(self.at_log)
                 self.at_log = (self.busy, progress.tokens)
                 _write(metrics, line := _line(state, logs, progress, rate))
-                per_step = (time.monotonic() - self.began) / (state.global_step - self.first)
-                left = state.max_steps - state.global_step
-                tick(int(not left), _text(line, progress, left * per_step))
+                done, left = state.global_step - self.first, state.max_steps - state.global_step
+                tick(int(not left), _text(line, progress, left * (time.monotonic() - self.began) / done))
 
         def _rate(self, since: tuple[float, int]) -> float:
             return (progress.tokens - since[1]) / max(1e-9, self.busy - since[0])
