@@ -256,10 +256,14 @@ def percentile_with_late(
     values: Sequence[float], waited: Sequence[float], probability: float, *, level: float
 ) -> Interval:
     """The same of values and of late ones, of which only what they were `waited` for is known: at least that they would have been
-    (censored on the right). Where such a one would be the upper bound there is none."""
-    found = percentile([*values, *waited], probability, level=level)
-    known = found.high is None or found.high < min(waited, default=math.inf)
-    return found if known else replace(found, high=None)
+    (censored on the right)."""
+    return censored(percentile([*values, *waited], probability, level=level), waited)
+
+
+def censored(interval: Interval, waited: Sequence[float]) -> Interval:
+    """The interval of a percentile without its upper bound, where that would be of one that was only `waited` for."""
+    known = interval.high is None or interval.high < min(waited, default=math.inf)
+    return interval if known else replace(interval, high=None)
 
 
 @functools.lru_cache(maxsize=4096)

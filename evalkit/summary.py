@@ -4,7 +4,7 @@ import bisect
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tunegate.core.bootstrap import bootstrap_mean
@@ -12,6 +12,7 @@ from tunegate.core.distributions import beta_cdf, student_quantile
 from tunegate.core.statistics import (
     PERCENTILES,
     Interval,
+    censored,
     clopper_pearson,
     clustered_se,
     design_effect,
@@ -158,10 +159,8 @@ def _percentile(rows: Rows, field: str, probability: float, *, level: float) -> 
     seen = [float(ms <= value) for ms in values], [float(bisect.bisect_left(ordered, ms)) for ms in values]
     effect, df = max(design_effect(each, groups) for each in seen)
     effective = _effective_n(len(values), effect, df, level)
-    interval = percentile(values, probability, level=level, effective_n=effective)
     waited = [ms for row in rows for ms in _waited(row, field)]
-    if interval.high is not None and interval.high >= min(waited, default=math.inf):
-        interval = replace(interval, high=None)
+    interval = censored(percentile(values, probability, level=level, effective_n=effective), waited)
     items, late = sum(bool(each) for _, each in timed), len(waited) / len(values)
     return Measured(kind="percentile", interval=interval, effective_n=effective, items=items, late=late)
 
